@@ -1,0 +1,49 @@
+"""se3_fast: SE(3)-Transformers for PyTorch."""
+
+from se3_fast.fiber import Fiber
+from se3_fast.graph import Graph, complete_graph, nearest_neighbour_graph, radius_graph
+from se3_fast.layers import (
+    AttentionBlockSE3,
+    AttentionSE3,
+    ConvSE3,
+    ConvSE3FuseLevel,
+    GPooling,
+    LinearSE3,
+    NormSE3,
+)
+from se3_fast.model import (
+    SE3Transformer,
+    SE3TransformerPooled,
+    build_for_state_dict,
+    check_state_dict,
+    fuse_level_of_state_dict,
+)
+from se3_fast.ops.backend import backend
+from se3_fast.ops.basis import get_basis, update_basis_with_fused
+from se3_fast.ops.edge_frames import EdgeGeometry
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionBlockSE3",
+    "AttentionSE3",
+    "ConvSE3",
+    "ConvSE3FuseLevel",
+    "EdgeGeometry",
+    "Fiber",
+    "GPooling",
+    "Graph",
+    "LinearSE3",
+    "NormSE3",
+    "SE3Transformer",
+    "SE3TransformerPooled",
+    "backend",
+    "build_for_state_dict",
+    "check_state_dict",
+    "complete_graph",
+    "fuse_level_of_state_dict",
+    "get_basis",
+    "nearest_neighbour_graph",
+    "radius_graph",
+    "update_basis_with_fused",
+]

@@ -1,0 +1,205 @@
+"""Evaluate a trained model on the test set: `python -m se3_fast.inference --help`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from se3_fast.data import QM9DataModule
+from se3_fast.model import SE3TransformerPooled
+from se3_fast.training.arguments import add_flag, add_model_arguments, add_run_arguments
+from se3_fast.training.checkpoint import check_same, load_weights, read_checkpoint
+from se3_fast.training.distributed import World, open_world
+from se3_fast.training.errors import run_command, user_errors
+from se3_fast.training.evaluation import Evaluation, TargetScale, evaluate
+from se3_fast.training.files import atomic_file
+from se3_fast.training.loggers import JsonLinesLogger
+from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
+from se3_fast.training.plots import plot_parity
+from se3_fast.training.precision import Precision
+from se3_fast.training.report import draw_plot
+
+_BATCH_SIZE = 240
+_PERCENTILES = (50, 90, 95, 99)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What the command works with.
+
+    Attributes:
+        model: The trained model, on the device of `world`.
+        data_module: The data that it is evaluated on.
+        model_scale: What its outputs are standardised with.
+        precision: Precision of the forward pass.
+        world: Where it runs.
+    """
+
+    model: SE3TransformerPooled
+    data_module: QM9DataModule
+    model_scale: TargetScale
+    precision: Precision
+    world: World
+
+    def evaluate(self) -> Evaluation:
+        """One pass over the test set."""
+        loader = self.data_module.test_dataloader()
+        return evaluate(
+            self.model, loader, TargetScale.of(self.data_module), self.world, self.precision, self.model_scale
+        )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of all options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m se3_fast.inference",
+        description="Evaluate a trained SE(3)-Transformer on the test set and write its predictions. Model, task and "
+        "data set are those of the checkpoint; the model options are for published checkpoints, which name none.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--load_ckpt_path", type=Path, required=True, help="checkpoint of the trained model")
+    QM9DataModule.add_argparse_args(parser)
+    parser.set_defaults(task=None, dataset=None)
+    add_run_arguments(parser, batch_size=_BATCH_SIZE)
+    add_model_arguments(parser)
+    results = parser.add_argument_group("results")
+    results.add_argument("--output", type=Path, default=Path("predictions.csv"), help="table of predictions to write")
+    results.add_argument("--log_dir", type=Path, default=Path("./results"), help="folder of the log and the plot")
+    results.add_argument("--dllogger_name", default="dllogger_results.json", help="JSON-lines log in the log folder")
+    add_flag(results, "benchmark", "one pass to warm up before the measured one")
+    add_flag(results, "silent", "print the error alone")
+    return parser
+
+
+def prepare(arguments: argparse.Namespace, world: World) -> Inference:
+    """Model and data that the command line asks for.
+
+    Raises:
+        ValueError: The checkpoint, the data or an option is at fault.
+        OSError: A file cannot be read or written.
+    """
+    path = arguments.load_ckpt_path
+    checkpoint = read_checkpoint(path)
+    data = checkpoint.get("data", {})
+    task, dataset = (_from_checkpoint(arguments, name, checkpoint) for name in ("task", "dataset"))
+    check_same(path, "task", checkpoint.get("data"), {"task": task})
+    precision = Precision.choose(arguments.amp, arguments.amp_dtype, world.device)
+    config = checkpoint.get("model_config")
+    if config is None:
+        config = model_config_from_arguments(arguments, QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
+        config = match_parameterisation(config, checkpoint["state_dict"])
+    model = build_model(config)
+    load_weights(model, checkpoint["state_dict"], path)
+    arguments.log_dir.mkdir(parents=True, exist_ok=True)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    data_module = QM9DataModule(
+        data_dir=arguments.data_dir,
+        task=task,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        num_degrees=config["num_degrees"],
+        precompute_bases=arguments.precompute_bases,
+        dataset=dataset,
+    )
+    scale = TargetScale.of(data_module)
+    model_scale = TargetScale(data.get("mean", scale.mean), data.get("std", scale.std), scale.unit)
+    return Inference(model.to(world.device), data_module, model_scale, precision, world)
+
+
+def performance(evaluation: Evaluation) -> dict[str, float]:
+    """Throughput in molecules per millisecond (loading included) and latencies of a batch in milliseconds."""
+    milliseconds = np.asarray(evaluation.latencies) * 1000
+    return {
+        "throughput_inference": len(evaluation.targets) / (evaluation.seconds * 1000),
+        "total_time_inference": evaluation.seconds,
+        "latency_mean": float(milliseconds.mean()),
+        **{f"latency_p{percent}": float(np.percentile(milliseconds, percent)) for percent in _PERCENTILES},
+    }
+
+
+def write_predictions(path: Path, evaluation: Evaluation, data_module: QM9DataModule) -> None:
+    """Write a CSV table of the test molecules whose target is known, whole or not at all.
+
+    Columns: `molecule` (its number in the data file), `gdb_index` where the file has one, then target and
+    prediction in the task's unit.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    numbers = np.asarray(data_module.ds_test.indices)
+    columns = {"molecule": numbers}
+    with np.load(data_module.path, allow_pickle=False) as archive:
+        if "gdb_index" in archive:
+            columns["gdb_index"] = archive["gdb_index"][numbers]
+    name = f"{data_module.task} ({data_module.unit})"
+    columns[f"target {name}"] = evaluation.targets.round(6)
+    columns[f"prediction {name}"] = evaluation.predictions.round(6)
+    with atomic_file(path) as file:
+        table = csv.writer(text := io.TextIOWrapper(file, encoding="utf-8", newline=""))
+        table.writerow(columns)
+        table.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        text.flush()
+        text.detach()
+
+
+def infer(arguments: argparse.Namespace) -> None:
+    """Run the command with parsed arguments.
+
+    Raises:
+        CommandError: The input is at fault.
+    """
+    logging.basicConfig(level=logging.WARNING if arguments.silent else logging.INFO, format="%(message)s")
+    with user_errors():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("inference runs in one process: expected no torchrun, got WORLD_SIZE above 1")
+    with open_world(arguments.device) as world:
+        with user_errors():
+            inference = prepare(arguments, world)
+        if arguments.benchmark:
+            inference.evaluate()
+        evaluation = inference.evaluate()
+        report_inference(arguments, inference.data_module, evaluation)
+
+
+def report_inference(arguments: argparse.Namespace, data_module: QM9DataModule, evaluation: Evaluation) -> None:
+    """Print and log the figures; write the table and the parity plot."""
+    task, unit = data_module.task, data_module.unit
+    figures = performance(evaluation)
+    print(f"test MAE of {task}: {evaluation.mae:.4g} {unit} ({len(evaluation.targets)} molecules)")
+    if not arguments.silent:
+        print(f"throughput: {figures['throughput_inference']:.4g} molecules/ms")
+        latencies = ", ".join(f"{percent} %: {figures[f'latency_p{percent}']:.4g}" for percent in _PERCENTILES)
+        print(f"latency of a batch in ms, percentiles: {latencies}")
+    with user_errors():
+        write_predictions(arguments.output, evaluation, data_module)
+        plot_path = arguments.log_dir / "parity_inference.png"
+        draw_plot(lambda: plot_parity(evaluation.predictions, evaluation.targets, task, unit, plot_path))
+        logger = JsonLinesLogger(arguments.log_dir / arguments.dllogger_name)
+        logger.log_metrics({"test_mae": evaluation.mae, **figures})
+        logger.close()
+
+
+def _from_checkpoint(arguments: argparse.Namespace, name: str, checkpoint: dict[str, Any]) -> str:
+    """What the command line says, else what the checkpoint says, else the published default."""
+    published = {"task": "homo", "dataset": "qm9"}
+    return getattr(arguments, name) or checkpoint.get("data", {}).get(name, published[name])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, evaluate, and return the exit status."""
+    parsed = build_parser().parse_args(arguments)
+    return run_command(lambda: infer(parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""AttentionSE3 and AttentionBlockSE3: equivariant graph attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from se3_fast.fiber import Features, Fiber
+from se3_fast.graph import Graph, as_graph
+from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel
+from se3_fast.layers.linear import LinearSE3
+from se3_fast.layers.low_memory import recompute_in_backward
+from se3_fast.ops.edge_attention import edge_attention
+from se3_fast.ops.edge_frames import EdgeGeometry
+
+
+class AttentionSE3(nn.Module):
+    """Multi-head attention over the incoming edges of each node. Formula: :mod:`se3_fast.reference.edge_attention`.
+
+    The score is an inner product over all degrees, hence invariant; heads split the channels of each degree in contiguous groups.
+
+    Args:
+        num_heads: number of heads; must divide every channel count.
+        key_fiber: structure of keys and queries.
+        value_fiber: structure of the values.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide a channel count.
+    """
+
+    def __init__(self, num_heads: int, key_fiber: Fiber, value_fiber: Fiber) -> None:
+        super().__init__()
+        for name, fiber in (("key_fiber", key_fiber), ("value_fiber", value_fiber)):
+            for degree, channels in fiber:
+                if channels % num_heads:
+                    raise ValueError(
+                        f"num_heads: expected a divisor of the {channels} channels of degree {degree} in {name}, got {num_heads}"
+                    )
+        self.num_heads = num_heads
+        self.key_fiber = key_fiber
+        self.value_fiber = value_fiber
+
+    def forward(
+        self, value: Features | Tensor, key: Features | Tensor, query: Features | Tensor, graph: Any
+    ) -> Features:
+        """Attend.
+
+        Args:
+            value: ``{d: [E, C, 2d+1]}`` with ``value_fiber``, or one tensor [E, C, sum of 2d+1], degrees ascending.
+            key: the same with ``key_fiber``.
+            query: ``{d: [N, C, 2d+1]}`` with ``key_fiber``, or one tensor.
+            graph: Graph, DGLGraph or PyTorch Geometric data.
+
+        Returns:
+            ``{d: [N, C, 2d+1]}`` with ``value_fiber``; 0 for nodes without incoming edges.
+        """
+        graph = as_graph(graph)
+        attended = edge_attention(
+            self._heads(value, self.value_fiber),
+            self._heads(key, self.key_fiber),
+            self._heads(query, self.key_fiber),
+            graph.dst,
+        )  # [N, H, value features / H]
+        widths = [self.value_fiber[degree] // self.num_heads * (2 * degree + 1) for degree in self.value_fiber.degrees]
+        parts = attended.split(widths, -1)
+        return {
+            str(degree): part.reshape(len(part), self.value_fiber[degree], 2 * degree + 1)
+            for degree, part in zip(self.value_fiber.degrees, parts, strict=True)
+        }
+
+    def _heads(self, features: Features | Tensor, fiber: Fiber) -> Tensor:
+        if isinstance(features, Tensor):
+            widths = [2 * degree + 1 for degree in fiber.degrees]
+            features = dict(zip(map(str, fiber.degrees), features.split(widths, -1), strict=True))
+        return fiber.to_attention_heads(features, self.num_heads)
+
+
+class AttentionBlockSE3(nn.Module):
+    """Keys and values by one convolution, queries by a linear map, attention, and a projection of the result beside the input.
+
+    Fuchs et al., SE(3)-Transformers (arXiv:2006.10503), equations 10 and 11.
+
+    Args:
+        fiber_in: structure of the input.
+        fiber_out: structure of the output.
+        fiber_edge: structure of the edge features, without the edge length.
+        num_heads: number of attention heads.
+        channels_div: keys and values have this many times fewer channels than ``fiber_out``.
+        use_layer_norm: layer normalisation in the radial profiles.
+        max_degree: largest degree of the model.
+        fuse_level: see :class:`ConvSE3FuseLevel`.
+        low_memory: keep only the inputs of the block for the backward pass; keys and values are computed again there.
+
+    Raises:
+        ValueError: if ``channels_div`` does not divide a channel count of ``fiber_out``.
+    """
+
+    def __init__(
+        self,
+        fiber_in: Fiber,
+        fiber_out: Fiber,
+        fiber_edge: Fiber | None = None,
+        num_heads: int = 4,
+        channels_div: int = 2,
+        use_layer_norm: bool = False,
+        max_degree: int = 4,
+        fuse_level: ConvSE3FuseLevel = ConvSE3FuseLevel.FULL,
+        low_memory: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        for degree, channels in fiber_out:
+            if channels % channels_div:
+                raise ValueError(
+                    f"channels_div: expected a divisor of the {channels} channels of degree {degree} in fiber_out, "
+                    f"got {channels_div}"
+                )
+        self.fiber_in = fiber_in
+        self.low_memory = low_memory
+        self.value_fiber = Fiber([(degree, channels // channels_div) for degree, channels in fiber_out])
+        self.key_fiber = Fiber([(degree, channels) for degree, channels in self.value_fiber if fiber_in[degree] > 0])
+        self.to_key_value = ConvSE3(
+            fiber_in,
+            self.value_fiber + self.key_fiber,
+            fiber_edge if fiber_edge is not None else Fiber({}),
+            pool=False,
+            use_layer_norm=use_layer_norm,
+            max_degree=max_degree,
+            fuse_level=fuse_level,
+        )
+        self.to_query = LinearSE3(fiber_in, self.key_fiber)
+        self.attention = AttentionSE3(num_heads, self.key_fiber, self.value_fiber)
+        self.project = LinearSE3(self.value_fiber + fiber_in, fiber_out)
+
+    def forward(
+        self,
+        node_features: Features,
+        edge_features: Features,
+        graph: Any,
+        basis: EdgeGeometry | dict[str, Tensor],
+    ) -> Features:
+        """Apply the block: ``{d: [N, C, 2d+1]}`` with ``fiber_in`` to the same with ``fiber_out``.
+
+        Args:
+            node_features: ``{d: [N, C, 2d+1]}``.
+            edge_features: ``{d: [E, C, 2d+1]}``, the edge length appended as last degree-0 channel.
+            graph: Graph, DGLGraph or PyTorch Geometric data.
+            basis: the geometry of the edges, or a published basis dict.
+
+        Raises:
+            ValueError: if features do not fit the fibers or the graph.
+        """
+        graph = as_graph(graph)
+        query = self.to_query(node_features)
+        geometry = self.to_key_value.prepare_geometry(basis)
+        if self.low_memory:
+            attended = recompute_in_backward(self._attend, query, node_features, edge_features, graph, geometry)
+        else:
+            attended = self._attend(query, node_features, edge_features, graph, geometry)
+        beside_input = {
+            degree: torch.cat([feature, node_features[degree].to(feature.dtype)], 1) if degree in node_features else feature
+            for degree, feature in attended.items()
+        }
+        return self.project(beside_input)
+
+    def _attend(
+        self,
+        query: Features,
+        node_features: Features,
+        edge_features: Features,
+        graph: Graph,
+        geometry: EdgeGeometry,
+    ) -> Features:
+        key_value = self.to_key_value(node_features, edge_features, graph, geometry)
+        value = {str(degree): key_value[str(degree)][:, :channels] for degree, channels in self.value_fiber}
+        key = {str(degree): key_value[str(degree)][:, self.value_fiber[degree] :] for degree, _ in self.key_fiber}
+        return self.attention(value, key, query, graph)

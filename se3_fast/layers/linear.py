@@ -1,0 +1,40 @@
+"""LinearSE3: a linear map of the channels of each degree."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from se3_fast.fiber import Features, Fiber
+
+
+class LinearSE3(nn.Module):
+    """``out_d = W_d x_d`` for every degree that both fibers have; no bias, so that it commutes with rotations.
+
+    Args:
+        fiber_in: structure of the input.
+        fiber_out: structure of the output; its degrees must be in ``fiber_in``.
+
+    Raises:
+        ValueError: if ``fiber_out`` has a degree that ``fiber_in`` lacks.
+    """
+
+    def __init__(self, fiber_in: Fiber, fiber_out: Fiber) -> None:
+        super().__init__()
+        missing = sorted(set(fiber_out.degrees) - set(fiber_in.degrees))
+        if missing:
+            raise ValueError(f"fiber_out: expected degrees among those of fiber_in {fiber_in.degrees}, got {missing} too")
+        self.fiber_in = fiber_in
+        self.weights = nn.ParameterDict(
+            [
+                (str(degree), nn.Parameter(torch.randn(fiber_out[degree], fiber_in[degree]) / math.sqrt(fiber_in[degree])))
+                for degree in fiber_out.degrees
+            ]
+        )
+
+    def forward(self, features: Features, *args: Any, **kwargs: Any) -> Features:
+        """Apply the map: ``{d: [N, C_in, 2d+1]}`` to ``{d: [N, C_out, 2d+1]}``; further arguments are ignored."""
+        return {degree: weight @ features[degree] for degree, weight in self.weights.items()}

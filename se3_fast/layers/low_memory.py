@@ -1,0 +1,33 @@
+"""Recomputation in the backward pass, for the layers' ``low_memory``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from se3_fast.ops.backend import backend, selected_backend
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def recompute_in_backward(
+    function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
+) -> Result:
+    """Call ``function`` keeping only its arguments; what it computed is computed again in the backward pass.
+
+    The recomputation runs on the backend of the first call, wherever the backward pass is started from. Without grad mode this is a
+    plain call.
+    """
+    if not torch.is_grad_enabled():
+        return function(*args, **kwargs)
+    name = selected_backend()
+
+    def on_same_backend(*inner: Any) -> Result:
+        with backend(name):
+            return function(*inner, **kwargs)
+
+    return checkpoint(on_same_backend, *args, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,48 @@
+"""NormSE3: the norm-based nonlinearity between layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from se3_fast.fiber import Features, Fiber
+from se3_fast.ops.equivariant_norm import group_norm, layer_norm
+
+
+class NormSE3(nn.Module):
+    """Normalise and rectify the norms of the features, keep their directions.
+
+    Where all degrees have the same number of channels their norms are normalised together (group normalisation, one group per
+    degree), else degree by degree (layer normalisation). Formula: :mod:`se3_fast.reference.equivariant_norm`. The published
+    layer-norm branch multiplies by the old norm and divides by the new one; this one does what was meant.
+
+    Args:
+        fiber: structure of the features.
+        nonlinearity: applied to the normalised norms.
+    """
+
+    def __init__(self, fiber: Fiber, nonlinearity: nn.Module | None = None) -> None:
+        super().__init__()
+        self.fiber = fiber
+        self.nonlinearity = nonlinearity if nonlinearity is not None else nn.ReLU()
+        if len(set(fiber.channels)) == 1:
+            self.group_norm = nn.GroupNorm(num_groups=len(fiber.degrees), num_channels=sum(fiber.channels))
+        else:
+            self.layer_norms = nn.ModuleDict({str(degree): nn.LayerNorm(channels) for degree, channels in fiber})
+
+    def forward(self, features: Features, *args: Any, **kwargs: Any) -> Features:
+        """Apply it: ``{d: [N, C, 2d+1]}`` to the same; further arguments are ignored.
+
+        Raises:
+            ValueError: if the features do not have the fiber given.
+        """
+        self.fiber.check_features(features, "features")
+        features = {str(degree): features[str(degree)] for degree in self.fiber.degrees}
+        if hasattr(self, "group_norm"):
+            norm = self.group_norm
+            return group_norm(features, norm.weight, norm.bias, norm.eps, self.nonlinearity)
+        return {
+            degree: layer_norm(features[degree], norm.weight, norm.bias, norm.eps, self.nonlinearity)
+            for degree, norm in self.layer_norms.items()
+        }

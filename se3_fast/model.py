@@ -1,0 +1,263 @@
+"""SE3Transformer and SE3TransformerPooled."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from se3_fast.fiber import Features, Fiber
+from se3_fast.graph import as_graph
+from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, NormSE3
+from se3_fast.ops.edge_frames import EdgeGeometry
+
+ModelType = TypeVar("ModelType", bound=nn.Module)
+
+
+class Sequential(nn.Sequential):
+    """Modules in sequence, each called with the same further arguments (graph, edge features, basis)."""
+
+    def forward(self, features: Features, *args: Any, **kwargs: Any) -> Features:
+        """Pass ``features`` through all modules."""
+        for module in self:
+            features = module(features, *args, **kwargs)
+        return features
+
+
+class SE3Transformer(nn.Module):
+    """Equivariant graph attention network (Fuchs et al., arXiv:2006.10503), with the published arguments and parameter names.
+
+    Args:
+        num_layers: number of attention blocks.
+        fiber_in: structure of the node features.
+        fiber_hidden: structure between the layers.
+        fiber_out: structure of the output.
+        num_heads: attention heads; must divide the channels of keys and values.
+        channels_div: keys and values have this many times fewer channels than ``fiber_hidden``.
+        fiber_edge: structure of the edge features, without the edge length (the model appends it).
+        return_type: return only the features of this degree, as a tensor.
+        pooling: pool the features of ``return_type`` over the nodes of each graph, ``avg`` or ``max``.
+        norm: a :class:`NormSE3` after each attention block.
+        use_layer_norm: layer normalisation in the radial profiles.
+        tensor_cores: choose fuse level FULL; otherwise PARTIAL.
+        low_memory: choose fuse level NONE, and keep only the inputs of each layer for the backward pass.
+        fuse_level: choose the parameterisation whatever ``tensor_cores`` and ``low_memory`` say.
+
+    Any other keyword argument is ignored with a warning, as code written for the published implementation may pass more.
+
+    Raises:
+        ValueError: if ``pooling`` is given without ``return_type``, or fibers, heads and divisors do not fit each other.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        fiber_in: Fiber,
+        fiber_hidden: Fiber,
+        fiber_out: Fiber,
+        num_heads: int,
+        channels_div: int,
+        fiber_edge: Fiber | None = None,
+        return_type: int | None = None,
+        pooling: Literal["avg", "max"] | None = None,
+        norm: bool = True,
+        use_layer_norm: bool = True,
+        tensor_cores: bool = False,
+        low_memory: bool = False,
+        fuse_level: ConvSE3FuseLevel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if kwargs:
+            warnings.warn(f"SE3Transformer ignores the arguments {', '.join(sorted(kwargs))}", stacklevel=2)
+        if pooling is not None and return_type is None:
+            raise ValueError(f"return_type: expected the degree to pool, since pooling is {pooling!r}, got None")
+        self.num_layers = num_layers
+        self.fiber_in = fiber_in
+        self.fiber_edge = fiber_edge if fiber_edge is not None else Fiber({})
+        self.num_heads = num_heads
+        self.channels_div = channels_div
+        self.return_type = return_type
+        self.pooling = pooling
+        self.max_degree = max(*fiber_in.degrees, *fiber_hidden.degrees, *fiber_out.degrees)
+        self.tensor_cores = tensor_cores
+        self.low_memory = low_memory
+        self.fuse_level = fuse_level or _published_fuse_level(tensor_cores, low_memory)
+        common: dict[str, Any] = {
+            "fiber_edge": self.fiber_edge,
+            "use_layer_norm": use_layer_norm,
+            "max_degree": self.max_degree,
+            "fuse_level": self.fuse_level,
+            "low_memory": low_memory,
+        }
+        modules: list[nn.Module] = []
+        for _ in range(num_layers):
+            modules.append(
+                AttentionBlockSE3(fiber_in, fiber_hidden, num_heads=num_heads, channels_div=channels_div, **common)
+            )
+            if norm:
+                modules.append(NormSE3(fiber_hidden))
+            fiber_in = fiber_hidden
+        modules.append(ConvSE3(fiber_in, fiber_out, self_interaction=True, **common))
+        self.graph_modules = Sequential(*modules)
+        if pooling is not None and return_type is not None:
+            self.pooling_module = GPooling(feat_type=return_type, pool=pooling)
+
+    def forward(
+        self,
+        graph: Any,
+        node_feats: Features,
+        edge_feats: Features | None = None,
+        basis: EdgeGeometry | dict[str, Tensor] | None = None,
+    ) -> Features | Tensor:
+        """Evaluate the network.
+
+        Args:
+            graph: Graph, DGLGraph or PyTorch Geometric data, with ``edata['rel_pos']`` [E, 3]. If that requires grad, the
+                result can be differentiated with respect to it.
+            node_feats: ``{d: [N, C, 2d+1]}`` with ``fiber_in``.
+            edge_feats: ``{d: [E, C, 2d+1]}`` with ``fiber_edge``.
+            basis: precomputed geometry of the edges, or a published basis dict; default: made from ``rel_pos``.
+
+        Returns:
+            ``{d: [N, C, 2d+1]}``; with ``return_type`` the tensor of that degree; with ``pooling`` that of each graph,
+            [B, C, 2d+1] (degree 0: [B, C]).
+
+        Raises:
+            ValueError: if features do not fit the fibers or the graph, or positions are not finite.
+        """
+        graph = as_graph(graph)
+        if "rel_pos" not in graph.edata:
+            raise ValueError(f"graph: expected edata['rel_pos'] of shape [E, 3], got edata with {sorted(graph.edata)}")
+        rel_pos = graph.edata["rel_pos"]
+        if basis is None:
+            basis = EdgeGeometry.from_relative_positions(rel_pos, self.max_degree)
+        elif not isinstance(basis, EdgeGeometry):
+            basis = EdgeGeometry.from_bases(basis, self.max_degree)
+        self.fiber_edge.check_features(edge_feats or {}, "edge_feats")
+        edge_feats = _with_edge_length(rel_pos, edge_feats or {})
+        result = self.graph_modules(node_feats, edge_feats, graph=graph, basis=basis)
+        if self.pooling is not None:
+            return self.pooling_module(result, graph=graph)
+        if self.return_type is not None:
+            return result[str(self.return_type)]
+        return result
+
+
+class SE3TransformerPooled(nn.Module):
+    """An SE3Transformer pooled over each graph, and a two-layer perceptron: invariant properties of whole molecules.
+
+    Args:
+        fiber_in: structure of the node features.
+        fiber_out: structure of the features that are pooled; degree 0.
+        fiber_edge: structure of the edge features, without the edge length.
+        num_degrees: hidden features have the degrees 0..num_degrees-1.
+        num_channels: channels of each hidden degree.
+        output_dim: number of properties.
+        **kwargs: further arguments of :class:`SE3Transformer` (``pooling`` defaults to ``max``).
+    """
+
+    def __init__(
+        self,
+        fiber_in: Fiber,
+        fiber_out: Fiber,
+        fiber_edge: Fiber,
+        num_degrees: int,
+        num_channels: int,
+        output_dim: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        kwargs["pooling"] = kwargs.get("pooling") or "max"
+        self.transformer = SE3Transformer(
+            fiber_in=fiber_in,
+            fiber_hidden=Fiber.create(num_degrees, num_channels),
+            fiber_out=fiber_out,
+            fiber_edge=fiber_edge,
+            return_type=0,
+            **kwargs,
+        )
+        width = fiber_out.num_features
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, output_dim))
+
+    def forward(
+        self,
+        graph: Any,
+        node_feats: Features,
+        edge_feats: Features | None = None,
+        basis: EdgeGeometry | dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Evaluate the network; arguments as for :meth:`SE3Transformer.forward`.
+
+        Returns:
+            [B, output_dim], or [B] if ``output_dim`` is 1.
+        """
+        pooled = self.transformer(graph, node_feats, edge_feats, basis)
+        return self.mlp(pooled).squeeze(-1)
+
+
+def fuse_level_of_state_dict(state_dict: Mapping[str, Any]) -> ConvSE3FuseLevel:
+    """The fuse level that a model must be built with for this state dict to load.
+
+    Raises:
+        ValueError: if no parameter of a convolution is there.
+    """
+    names = [name for name in state_dict if ".radial_func." in f".{name}"]
+    if not names:
+        raise ValueError("state_dict: expected parameters named '...radial_func...', got none")
+    containers = {name.split(".radial_func.")[0].split(".")[-1] for name in names}
+    if "conv" in containers:
+        return ConvSE3FuseLevel.FULL
+    if any(f".{kind}." in f".{name}" for kind in ("conv_out", "conv_in") for name in names):
+        return ConvSE3FuseLevel.PARTIAL
+    return ConvSE3FuseLevel.NONE
+
+
+def build_for_state_dict(model_class: type[ModelType], state_dict: Mapping[str, Tensor], **arguments: Any) -> ModelType:
+    """Build a model with the fuse level that ``state_dict`` has, and load it.
+
+    Args:
+        model_class: :class:`SE3Transformer` or :class:`SE3TransformerPooled`.
+        state_dict: parameters under the published names.
+        **arguments: the constructor arguments of the model.
+
+    Raises:
+        ValueError: if the parameters do not fit the model, naming one that differs.
+    """
+    model = model_class(**arguments, fuse_level=fuse_level_of_state_dict(state_dict))
+    check_state_dict(model, state_dict)
+    model.load_state_dict(dict(state_dict))
+    return model
+
+
+def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Check that ``state_dict`` has the parameters of ``model``.
+
+    Raises:
+        ValueError: in one line: the first parameter that is missing, superfluous or of another shape, and what was expected.
+    """
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: list(tensor.shape) for name, tensor in state_dict.items()}
+    for name, shape in expected.items():
+        if given.get(name) != shape:
+            came = f"got {given[name]}" if name in given else "it is missing"
+            raise ValueError(f"state_dict: expected '{name}' of shape {shape}, {came}")
+    superfluous = [name for name in given if name not in expected]
+    if superfluous:
+        raise ValueError(f"state_dict: expected no parameter '{superfluous[0]}', got one of shape {given[superfluous[0]]}")
+
+
+def _published_fuse_level(tensor_cores: bool, low_memory: bool) -> ConvSE3FuseLevel:
+    if low_memory:
+        return ConvSE3FuseLevel.NONE
+    return ConvSE3FuseLevel.FULL if tensor_cores else ConvSE3FuseLevel.PARTIAL
+
+
+def _with_edge_length(rel_pos: Tensor, edge_feats: Features) -> Features:
+    """The edge features with |r| as last degree-0 channel."""
+    length = rel_pos.norm(dim=-1)[:, None, None]  # [E, 1, 1]
+    invariants = torch.cat([edge_feats["0"], length], 1) if "0" in edge_feats else length
+    return {**edge_feats, "0": invariants}

@@ -1,0 +1,153 @@
+"""EdgeGeometry: what the convolutions need to know of the edges' directions, made once per graph and shared by all layers."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from se3_fast.ops.basis import get_basis
+from se3_fast.reference import basis as reference_basis
+from se3_fast.reference.edge_frames import edge_directions, wigner_blocks
+
+
+class EdgeGeometry:
+    """Directions of the edges in the forms that the backends read, each made when it is first asked for.
+
+    May be given to the models and layers wherever they take a published basis dict.
+
+    Attributes:
+        rel_pos: [E, 3] relative positions, or directions of any length where only a basis was given. If it requires grad, the
+            convolutions differentiate with respect to it.
+        max_degree: largest degree of the features that this geometry serves.
+    """
+
+    def __init__(
+        self,
+        rel_pos: Tensor,
+        max_degree: int,
+        wigner: Tensor | None = None,
+        bases: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.rel_pos = rel_pos
+        self.max_degree = max_degree
+        self._bases = dict(bases or {})
+        self._casts: dict[torch.dtype, Tensor] = {}
+        if wigner is not None:
+            self.wigner = wigner
+
+    @staticmethod
+    def from_relative_positions(rel_pos: Tensor, max_degree: int) -> EdgeGeometry:
+        """Geometry from relative positions.
+
+        Args:
+            rel_pos: [E, 3] relative positions, any unit; zero-length edges are allowed.
+            max_degree: largest degree of the features.
+
+        Raises:
+            ValueError: for another shape, or a value that is not finite (checked for tensors on the CPU).
+        """
+        if rel_pos.ndim != 2 or rel_pos.shape[1] != 3:
+            raise ValueError(f"rel_pos: expected shape [E, 3], got {list(rel_pos.shape)}")
+        if rel_pos.device.type == "cpu" and not rel_pos.isfinite().all():
+            edge = int((~rel_pos.isfinite()).any(1).nonzero()[0])
+            raise ValueError(f"rel_pos: expected finite relative positions, got {rel_pos[edge].tolist()} at edge {edge}")
+        return EdgeGeometry(rel_pos, max_degree)
+
+    @staticmethod
+    def from_bases(bases: dict[str, Tensor], max_degree: int) -> EdgeGeometry:
+        """Geometry from a published basis dict (pairwise keys, with or without fused ones; padded or not).
+
+        The directions are read off the basis ``'0,1'``, which is proportional to them.
+
+        Raises:
+            ValueError: if the basis is missing degrees.
+        """
+        largest = f"{max_degree},{max_degree}"
+        if max_degree > 0 and largest not in bases:
+            raise ValueError(f"basis: expected bases up to degree {max_degree}, got {sorted(bases)}")
+        if "0,1" in bases:
+            directions = bases["0,1"][:, 0, 0, :3].detach()
+        else:
+            example = next(iter(bases.values()))
+            directions = example.new_zeros(len(example), 3)
+        return EdgeGeometry(directions, max_degree, bases=bases)
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges E."""
+        return len(self.rel_pos)
+
+    @property
+    def has_differentiable_bases(self) -> bool:
+        """Whether it was made from a basis dict that is to be differentiated (``get_basis(compute_gradients=True)``)."""
+        return torch.is_grad_enabled() and any(basis.requires_grad for basis in self._bases.values())
+
+    @cached_property
+    def direction(self) -> Tensor:
+        """[E, 3] unit vectors, (0, 0, 0) for zero-length edges; a constant."""
+        return edge_directions(self.rel_pos.detach())
+
+    @cached_property
+    def wigner(self) -> Tensor:
+        """[E, sum of (2d+1)^2] Wigner D blocks of the edge frames (see reference/edge_frames.py); constants."""
+        with torch.no_grad(), torch.autocast(self.rel_pos.device.type, enabled=False):
+            working = self.rel_pos.dtype if self.rel_pos.dtype == torch.float64 else torch.float32
+            return wigner_blocks(edge_directions(self.rel_pos.detach().to(working)), self.max_degree)
+
+    @cached_property
+    def zero_length_edges(self) -> Tensor:
+        """[n] int64, the edges that have no direction."""
+        return (self.rel_pos.detach() == 0).all(-1).nonzero().squeeze(-1)
+
+    def wigner_as(self, dtype: torch.dtype) -> Tensor:
+        """The Wigner blocks in another dtype, kept for the next layer."""
+        if dtype not in self._casts:
+            self._casts[dtype] = self.wigner.to(dtype)
+        return self._casts[dtype]
+
+    def basis(self, key: str) -> Tensor:
+        """A published basis, pairwise or fused, made at the first call and kept (backend ``dense``)."""
+        if key not in self._bases:
+            self._bases[key] = self._make_basis(key)
+        return self._bases[key]
+
+    def _make_basis(self, key: str) -> Tensor:
+        if not self._bases:
+            self._bases = get_basis(
+                self.rel_pos,
+                self.max_degree,
+                compute_gradients=self.rel_pos.requires_grad,
+                amp=torch.is_autocast_enabled(self.rel_pos.device.type),
+            )
+        if "0,0" not in self._bases:  # a dict from update_basis_with_fused comes without it
+            self._bases["0,0"] = reference_basis.scalar_basis(next(iter(self._bases.values())))
+        if key == "fully_fused":
+            return reference_basis.fully_fused(self._bases, self.max_degree)
+        if key.endswith("_fused"):
+            fuse = reference_basis.fused_over_inputs if key.startswith("out") else reference_basis.fused_over_outputs
+            return fuse(self._bases, self.max_degree, int(key.removesuffix("_fused").lstrip("outin")))
+        return self._bases[key]
+
+    def index_select(self, edge_numbers: Tensor) -> EdgeGeometry:
+        """The geometry of some edges: ``edge_numbers`` [n] int64, in that order."""
+        return EdgeGeometry(
+            self.rel_pos[edge_numbers],
+            self.max_degree,
+            wigner=self.wigner[edge_numbers],
+            bases={key: basis[edge_numbers] for key, basis in self._bases.items()},
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> EdgeGeometry:
+        """This geometry on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> EdgeGeometry:
+        """This geometry in page-locked host memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: object) -> EdgeGeometry:
+        assert callable(function)
+        bases = {key: function(basis) for key, basis in self._bases.items()}
+        return EdgeGeometry(function(self.rel_pos), self.max_degree, function(self.wigner), bases)

@@ -1,0 +1,1 @@
+"""The operations in plain PyTorch, as published: everything materialised, exact to rounding in any dtype."""

@@ -1,0 +1,98 @@
+"""The dense bases of the published implementation (DESIGN 1).
+
+    B[e, l, f, k] = sum_M Y_J^M(r_e / |r_e|) w3j(J, d_in, d_out)[M, l, k],   J = |d_in - d_out| + f
+
+Pairwise bases have key ``'d_in,d_out'`` and shape [E, 2d_in+1, F, 2d_out+1], F = 2 min(d_in, d_out) + 1. Fused ones, with
+S = (max_degree + 1)^2 components of all degrees, are zero outside the blocks of the pairs:
+
+    ``out{d_out}_fused``  [E, S, sum of F over d_in, 2d_out+1]
+    ``in{d_in}_fused``    [E, 2d_in+1, sum of F over d_out, S]
+    ``fully_fused``       [E, S, sum of F over d_out (major) and d_in, S]
+
+Padding appends one zero to the last axis of the pairwise and ``out`` bases (2d+2 is even: Tensor Core tiles).
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from e3nn import o3
+from torch import Tensor
+
+from se3_fast.reference.edge_frames import edge_directions
+from se3_fast.so3 import Y0, num_paths, wigner_3j
+
+
+def spherical_harmonics(rel_pos: Tensor, max_degree: int) -> list[Tensor]:
+    """Y_J of the edge directions, J = 0..max_degree, each [E, 2J+1]; zero for J > 0 on a zero-length edge."""
+    direction = edge_directions(rel_pos)
+    values = o3.spherical_harmonics(list(range(max_degree + 1)), direction, normalize=False, normalization="integral")
+    return list(values.split([2 * degree + 1 for degree in range(max_degree + 1)], -1))
+
+
+def pairwise_bases(rel_pos: Tensor, max_degree: int, use_pad_trick: bool) -> dict[str, Tensor]:
+    """The pairwise bases of all pairs of degrees 0..max_degree."""
+    harmonics = spherical_harmonics(rel_pos, 2 * max_degree)
+    bases = {}
+    for degree_in, degree_out in product(range(max_degree + 1), repeat=2):
+        paths = [
+            torch.einsum("em,mlk->elk", harmonics[degree], wigner_3j(degree, degree_in, degree_out).to(rel_pos))
+            for degree in range(abs(degree_in - degree_out), degree_in + degree_out + 1)
+        ]
+        basis = torch.stack(paths, 2)  # [E, 2d_in+1, F, 2d_out+1]
+        bases[f"{degree_in},{degree_out}"] = F.pad(basis, (0, 1)) if use_pad_trick else basis
+    return bases
+
+
+def scalar_basis(example: Tensor) -> Tensor:
+    """The basis ``'0,0'``, [E, 1, 1, 1] filled with Y_0, not padded; edges, dtype and device of ``example``."""
+    return example.new_full((len(example), 1, 1, 1), Y0)
+
+
+def fused_over_inputs(bases: dict[str, Tensor], max_degree: int, degree_out: int) -> Tensor:
+    """``out{degree_out}_fused`` from the pairwise bases, padded as they are."""
+    degrees = range(max_degree + 1)
+    example = bases[f"{degree_out},{degree_out}"]
+    num_rows = sum(num_paths(degree, degree_out) for degree in degrees)
+    fused = example.new_zeros(len(example), (max_degree + 1) ** 2, num_rows, example.shape[-1])
+    path = 0
+    for degree_in in degrees:
+        stop = path + num_paths(degree_in, degree_out)
+        basis = bases[f"{degree_in},{degree_out}"]
+        fused[:, degree_in**2 : (degree_in + 1) ** 2, path:stop, : basis.shape[-1]] = basis
+        path = stop
+    return fused
+
+
+def fused_over_outputs(bases: dict[str, Tensor], max_degree: int, degree_in: int) -> Tensor:
+    """``in{degree_in}_fused`` from the pairwise bases, never padded."""
+    degrees = range(max_degree + 1)
+    example = bases[f"{degree_in},{degree_in}"]
+    num_rows = sum(num_paths(degree_in, degree) for degree in degrees)
+    fused = example.new_zeros(len(example), 2 * degree_in + 1, num_rows, (max_degree + 1) ** 2)
+    path = 0
+    for degree_out in degrees:
+        stop = path + num_paths(degree_in, degree_out)
+        basis = bases[f"{degree_in},{degree_out}"][..., : 2 * degree_out + 1]
+        fused[:, :, path:stop, degree_out**2 : (degree_out + 1) ** 2] = basis
+        path = stop
+    return fused
+
+
+def fully_fused(bases: dict[str, Tensor], max_degree: int) -> Tensor:
+    """``fully_fused`` from the pairwise bases, never padded."""
+    degrees = range(max_degree + 1)
+    size = (max_degree + 1) ** 2
+    example = bases[f"{max_degree},{max_degree}"]
+    num_rows = sum(num_paths(degree_in, degree_out) for degree_in, degree_out in product(degrees, repeat=2))
+    fused = example.new_zeros(len(example), size, num_rows, size)
+    path = 0
+    for degree_out, degree_in in product(degrees, repeat=2):
+        stop = path + num_paths(degree_in, degree_out)
+        basis = bases[f"{degree_in},{degree_out}"][..., : 2 * degree_out + 1]
+        rows, columns = slice(degree_in**2, (degree_in + 1) ** 2), slice(degree_out**2, (degree_out + 1) ** 2)
+        fused[:, rows, path:stop, columns] = basis
+        path = stop
+    return fused

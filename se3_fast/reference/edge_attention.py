@@ -1,0 +1,43 @@
+"""Multi-head attention over the incoming edges of each node.
+
+    score[e, h] = <key[e, h], query[dst(e), h]> / sqrt(F)      F: key features over all degrees and heads
+    out[n, h] = sum over edges e into n of softmax(score)[e, h] value[e, h]
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def edge_attention(value: Tensor, key: Tensor, query: Tensor, dst: Tensor) -> Tensor:
+    """Attention with the heads' features side by side.
+
+    Args:
+        value: [E, H, V].
+        key: [E, H, K].
+        query: [N, H, K].
+        dst: [E] int64, destination of each edge.
+
+    Returns:
+        [N, H, V]; 0 for a node without incoming edges.
+    """
+    num_nodes, num_heads, width = query.shape
+    scores = (key * query[dst]).sum(-1) / math.sqrt(num_heads * width)  # [E, H]
+    weights = _softmax_over_incoming(scores, dst, num_nodes).to(value.dtype)
+    weighted = weights[..., None] * value
+    return value.new_zeros(num_nodes, *value.shape[1:]).index_add(0, dst, weighted)
+
+
+def _softmax_over_incoming(scores: Tensor, dst: Tensor, num_nodes: int) -> Tensor:
+    """Softmax of [E, H] scores over the edges with the same destination, in at least float32."""
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    index = dst[:, None].expand_as(scores)
+    largest = scores.new_zeros(num_nodes, scores.shape[1]).scatter_reduce(
+        0, index, scores.detach(), "amax", include_self=False
+    )
+    exponentials = (scores - largest[dst]).exp()
+    totals = exponentials.new_zeros(num_nodes, scores.shape[1]).index_add(0, dst, exponentials)
+    return exponentials / totals[dst]

@@ -1,0 +1,55 @@
+"""Norm-based nonlinearity: the norms of the features are normalised and rectified, their directions stay.
+
+    n = max(|x|, 2^-24),   out = x / n * phi(normalise(n))
+
+``normalise`` is a group normalisation with one group per degree over the norms of all degrees side by side, or, where channel counts
+differ, a layer normalisation per degree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from se3_fast.fiber import Features
+
+NORM_CLAMP = 2.0**-24
+"""Smallest norm; the smallest positive number of float16, so that no norm is zero in half precision."""
+
+
+def group_norm(
+    features: Features, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]
+) -> Features:
+    """Group normalisation over the fused norms.
+
+    Args:
+        features: ``{d: [N, C, 2d+1]}``, all with the same C.
+        scale: [D * C] weight, channels of all D degrees side by side, degrees ascending.
+        shift: [D * C] bias.
+        epsilon: added to the variance.
+        nonlinearity: phi.
+
+    Returns:
+        ``{d: [N, C, 2d+1]}``.
+    """
+    keys = sorted(features, key=int)
+    norms = [_clamped_norm(features[key]) for key in keys]
+    normalised = F.group_norm(torch.cat(norms, 1).squeeze(-1), len(keys), scale, shift, epsilon)  # [N, D * C]
+    rescaled = nonlinearity(normalised)[..., None].chunk(len(keys), 1)
+    return {key: features[key] / norm * new for key, norm, new in zip(keys, norms, rescaled, strict=True)}
+
+
+def layer_norm(
+    feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Layer normalisation over the norms of one degree: [N, C, 2d+1] to the same; ``scale`` and ``shift`` are [C]."""
+    norm = _clamped_norm(feature)
+    normalised = F.layer_norm(norm.squeeze(-1), scale.shape, scale, shift, epsilon)
+    return feature / norm * nonlinearity(normalised)[..., None]
+
+
+def _clamped_norm(feature: Tensor) -> Tensor:
+    return feature.norm(dim=-1, keepdim=True).clamp(min=NORM_CLAMP)

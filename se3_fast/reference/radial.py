@@ -1,0 +1,34 @@
+"""The two hidden layers of the radial profile (DESIGN 1).
+
+    h = relu(LN(W2 relu(LN(W1 a + b1)) + b2))      a: [E, e] invariant edge features and the edge length;  h: [E, K]
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class RadialLayer(NamedTuple):
+    """One hidden layer: ``weight`` [K, e], ``bias`` [K]; ``scale`` and ``shift`` [K] of its layer norm, or None without one."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+
+
+LAYER_NORM_EPSILON = 1e-5
+
+
+def radial(invariants: Tensor, layers: tuple[RadialLayer, RadialLayer]) -> Tensor:
+    """The hidden layers of one profile: [E, e] to [E, K]."""
+    hidden = invariants
+    for layer in layers:
+        hidden = F.linear(hidden, layer.weight, layer.bias)
+        if layer.scale is not None:
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], layer.scale, layer.shift, LAYER_NORM_EPSILON)
+        hidden = F.relu(hidden)
+    return hidden

@@ -1,0 +1,135 @@
+"""Train an SE(3)-Transformer on a molecular property: `python -m se3_fast.train --help`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from se3_fast.data import QM9DataModule
+from se3_fast.training.arguments import (
+    add_model_arguments,
+    add_run_arguments,
+    add_training_arguments,
+    training_options,
+)
+from se3_fast.training.benchmark import benchmark_training
+from se3_fast.training.checkpoint import check_same, read_checkpoint
+from se3_fast.training.distributed import World, open_world
+from se3_fast.training.errors import run_command, user_errors
+from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
+from se3_fast.training.random_state import seed_everything
+from se3_fast.training.report import report_training
+from se3_fast.training.trainer import Trainer
+
+_BATCH_SIZE = 240
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of all options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m se3_fast.train",
+        description="Train an SE(3)-Transformer on a molecular property.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    QM9DataModule.add_argparse_args(parser)
+    add_run_arguments(parser, batch_size=_BATCH_SIZE)
+    add_model_arguments(parser)
+    add_training_arguments(parser)
+    return parser
+
+
+def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
+    """Data, model and trainer that the command line asks for.
+
+    Raises:
+        ValueError: The data, the checkpoint or an option is at fault.
+        OSError: A file cannot be read or written.
+        ImportError: An option needs a package that is not installed.
+    """
+    checkpoint = read_checkpoint(arguments.load_ckpt_path) if arguments.load_ckpt_path else {}
+    seed = _common_seed(arguments.seed, checkpoint, world)
+    seed_everything(seed)
+    config = model_config_from_arguments(arguments, QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
+    if checkpoint and "model_config" not in checkpoint:
+        config = match_parameterisation(config, checkpoint["state_dict"])
+    if checkpoint:
+        # Before the data are read: a wrong checkpoint should not cost that wait.
+        data = {"dataset": arguments.dataset, "task": arguments.task}
+        check_same(arguments.load_ckpt_path, "data set", checkpoint.get("data"), data)
+        check_same(arguments.load_ckpt_path, "model", checkpoint.get("model_config"), config)
+    data_module = _data_module(arguments, seed)
+    metadata = {
+        "model_config": config,
+        "data": {
+            "dataset": arguments.dataset,
+            "task": arguments.task,
+            "mean": float(data_module.targets_mean),
+            "std": float(data_module.targets_std),
+        },
+        "seed": seed,
+    }
+    return Trainer(
+        build_model(config),
+        data_module,
+        training_options(arguments),
+        world=world,
+        metadata=metadata,
+        resume_from=arguments.load_ckpt_path,
+    )
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Run the command with parsed arguments.
+
+    Raises:
+        CommandError: The input is at fault.
+        TrainingError: The loss is not finite.
+    """
+    with open_world(arguments.device) as world:
+        quiet = arguments.silent or not world.is_main
+        logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
+        with user_errors():
+            trainer = prepare(arguments, world)
+        if arguments.benchmark:
+            throughput = benchmark_training(trainer)
+            if world.is_main:
+                print(f"training throughput: {throughput.molecules_per_millisecond:.4g} molecules/ms")
+        else:
+            report_training(trainer, trainer.fit(), arguments.task)
+        trainer.loggers.close()
+
+
+def _data_module(arguments: argparse.Namespace, seed: int) -> QM9DataModule:
+    return QM9DataModule(
+        data_dir=arguments.data_dir,
+        task=arguments.task,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        num_degrees=arguments.num_degrees,
+        precompute_bases=arguments.precompute_bases,
+        seed=seed,
+        dataset=arguments.dataset,
+    )
+
+
+def _common_seed(given: int | None, checkpoint: dict[str, Any], world: World) -> int:
+    """The seed given, else that of the run which is resumed, else one drawn by the main process."""
+    if given is not None:
+        return given
+    drawn = int(torch.seed() % 2**31)
+    return int(checkpoint.get("seed", world.gather(drawn)[0]))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, train, and return the exit status."""
+    parsed = build_parser().parse_args(arguments)
+    return run_command(lambda: train(parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
