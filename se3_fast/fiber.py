@@ -19,7 +19,7 @@ class FiberEl(NamedTuple):
     channels: int
 
 
-class Fiber(dict):  # type: ignore[type-arg]
+class Fiber(dict):
     """The structure of a feature dict: ``{degree: channels}``.
 
     A feature of degree d has 2d+1 components (degree 0: invariant scalars, degree 1: vectors in the order x, y, z,
@@ -75,9 +75,7 @@ class Fiber(dict):  # type: ignore[type-arg]
         for key, tensor in feats.items():
             degree = int(key)
             if tensor.ndim != 3 or tensor.shape[-1] != 2 * degree + 1:
-                raise ValueError(
-                    f"feats['{key}']: expected shape [N, C, {2 * degree + 1}], got {list(tensor.shape)}"
-                )
+                raise ValueError(f"feats['{key}']: expected shape [N, C, {2 * degree + 1}], got {list(tensor.shape)}")
             structure[degree] = tensor.shape[-2]
         return Fiber(structure)
 
@@ -99,10 +97,10 @@ class Fiber(dict):  # type: ignore[type-arg]
     def __getitem__(self, degree: int) -> int:
         return self.get(degree, 0)
 
-    def __iter__(self) -> Iterator[FiberEl]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[FiberEl]:
         return iter(self.structure)
 
-    def __mul__(self, other: Fiber | int) -> product | Fiber:  # type: ignore[type-arg]
+    def __mul__(self, other: Fiber | int) -> product | Fiber:
         if isinstance(other, Fiber):
             return product(self.structure, other.structure)
         return Fiber({entry.degree: entry.channels * other for entry in self.structure})
@@ -142,9 +140,7 @@ class Fiber(dict):  # type: ignore[type-arg]
             [N, num_heads, num_features / num_heads], degrees ascending.
         """
         heads = [
-            tensors[str(degree)].reshape(
-                tensors[str(degree)].shape[0], num_heads, self[degree] // num_heads * (2 * degree + 1)
-            )
+            tensors[str(degree)].reshape(tensors[str(degree)].shape[0], num_heads, self[degree] // num_heads * (2 * degree + 1))
             for degree in self.degrees
         ]
         return torch.cat(heads, -1)

@@ -311,9 +311,7 @@ def _from_positions(pos: Tensor, batch_num_nodes: Sequence[int] | Tensor | None,
         edge_counts.append(len(src))
         start += size
     src, dst = torch.cat(sources), torch.cat(destinations)
-    return Graph(
-        src, dst, len(pos), sizes, edge_counts, ndata={"pos": pos}, edata={"rel_pos": pos[dst] - pos[src]}
-    )
+    return Graph(src, dst, len(pos), sizes, edge_counts, ndata={"pos": pos}, edata={"rel_pos": pos[dst] - pos[src]})
 
 
 def _where(adjacency: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,9 +333,7 @@ def _check_edges(src: Tensor, dst: Tensor, num_nodes: int) -> None:
         if ends.shape != (src.shape[0],):
             raise ValueError(f"{name}: expected shape [{src.shape[0]}], got {list(ends.shape)}")
         if ends.device.type == "cpu" and len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < num_nodes:
-            raise ValueError(
-                f"{name}: expected node numbers from 0 to {num_nodes - 1}, got {int(ends.min())} to {int(ends.max())}"
-            )
+            raise ValueError(f"{name}: expected node numbers from 0 to {num_nodes - 1}, got {int(ends.min())} to {int(ends.max())}")
 
 
 def _batch_sizes(name: str, sizes: Tensor | Sequence[int] | None, total: int, device: torch.device) -> Tensor:

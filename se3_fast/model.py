@@ -20,11 +20,11 @@ ModelType = TypeVar("ModelType", bound=nn.Module)
 class Sequential(nn.Sequential):
     """Modules in sequence, each called with the same further arguments (graph, edge features, basis)."""
 
-    def forward(self, features: Features, *args: Any, **kwargs: Any) -> Features:
-        """Pass ``features`` through all modules."""
+    def forward(self, input: Features, *args: Any, **kwargs: Any) -> Features:
+        """Pass the features through all modules."""
         for module in self:
-            features = module(features, *args, **kwargs)
-        return features
+            input = module(input, *args, **kwargs)
+        return input
 
 
 class SE3Transformer(nn.Module):
@@ -95,9 +95,7 @@ class SE3Transformer(nn.Module):
         }
         modules: list[nn.Module] = []
         for _ in range(num_layers):
-            modules.append(
-                AttentionBlockSE3(fiber_in, fiber_hidden, num_heads=num_heads, channels_div=channels_div, **common)
-            )
+            modules.append(AttentionBlockSE3(fiber_in, fiber_hidden, num_heads=num_heads, channels_div=channels_div, **common))
             if norm:
                 modules.append(NormSE3(fiber_hidden))
             fiber_in = fiber_hidden
@@ -137,6 +135,9 @@ class SE3Transformer(nn.Module):
             basis = EdgeGeometry.from_relative_positions(rel_pos, self.max_degree)
         elif not isinstance(basis, EdgeGeometry):
             basis = EdgeGeometry.from_bases(basis, self.max_degree)
+        num_nodes = self.fiber_in.check_features(node_feats, "node_feats")
+        if num_nodes != graph.num_nodes():
+            raise ValueError(f"node_feats: expected features of the graph's {graph.num_nodes()} nodes, got {num_nodes}")
         self.fiber_edge.check_features(edge_feats or {}, "edge_feats")
         edge_feats = _with_edge_length(rel_pos, edge_feats or {})
         result = self.graph_modules(node_feats, edge_feats, graph=graph, basis=basis)

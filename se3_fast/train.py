@@ -93,15 +93,19 @@ def train(arguments: argparse.Namespace) -> None:
     with open_world(arguments.device) as world:
         quiet = arguments.silent or not world.is_main
         logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
-        with user_errors():
-            trainer = prepare(arguments, world)
-        if arguments.benchmark:
-            throughput = benchmark_training(trainer)
-            if world.is_main:
-                print(f"training throughput: {throughput.molecules_per_millisecond:.4g} molecules/ms")
-        else:
-            report_training(trainer, trainer.fit(), arguments.task)
-        trainer.loggers.close()
+        _train_in_world(arguments, world)
+
+
+def _train_in_world(arguments: argparse.Namespace, world: World) -> None:
+    with user_errors():
+        trainer = prepare(arguments, world)
+    if arguments.benchmark:
+        throughput = benchmark_training(trainer)
+        if world.is_main:
+            print(f"training throughput: {throughput.molecules_per_millisecond:.4g} molecules/ms")
+    else:
+        report_training(trainer, trainer.fit(), arguments.task)
+    trainer.close()
 
 
 def _data_module(arguments: argparse.Namespace, seed: int) -> QM9DataModule:

@@ -1,8 +1,8 @@
 """The published implementation's numbers: outputs, every gradient, parameter names and order, file by file.
 
-Each file of the directory ``SE3_FAST_GOLDEN_DIR`` (default: the selection in ``tests/golden``) is run in float64. What to build and run
-comes from the file alone; a file of unknown kind fails. Where a file has ``intended.*`` arrays the published formula has a known
-fault (the layer-norm branch of NormSE3) and the intended one is the truth.
+Each file of the directory ``SE3_FAST_GOLDEN_DIR`` (default: the selection in ``tests/golden``) is run in float64. What to build and
+run comes from the file alone; a file of unknown kind fails. Where a file has ``intended.*`` arrays the published formula has a
+known fault (the layer-norm branch of NormSE3) and the intended one is the truth.
 """
 
 from __future__ import annotations
@@ -167,9 +167,7 @@ def run_convolution(golden: Golden, basis_form: str) -> None:
             golden.fiber("fiber_out"),
             golden.fiber("fiber_edge"),
             fuse_level=ConvSE3FuseLevel[golden.config["fuse_level"]],
-            **arguments(
-                golden, "pool", "use_layer_norm", "self_interaction", "max_degree", "allow_fused_output", "low_memory"
-            ),
+            **arguments(golden, "pool", "use_layer_norm", "self_interaction", "max_degree", "allow_fused_output", "low_memory"),
         )
         assert module.used_fuse_level.name == golden.config["used_fuse_level"]
         return module
@@ -299,9 +297,7 @@ def test_golden(path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> No
     golden = Golden(path)
     kind = golden.config["kind"]
     name, _, order = backend.partition(" ")
-    monkeypatch.setattr(
-        aligned, "is_by_source_faster", lambda plan, *sizes: order == "by source" and not plan.edge_channels
-    )
+    monkeypatch.setattr(aligned, "is_by_source_faster", lambda plan, *sizes: order == "by source" and not plan.edge_channels)
     with se3_fast.backend(name):
         if kind in EDGE_RUNNERS:
             for basis_form in ("constant geometry", "differentiable geometry", "published dict"):

@@ -9,8 +9,8 @@ with R = W h. Two orders of contraction compute the same function from the same 
 
 by edge      A[e; i, k] = x~[e, i] h[e, k], then y~ = A W: one long matrix product per order m, so that R is not formed either.
              4.7 MFLOP per edge at 4 degrees and 32 channels.
-by source    T[j; k, n] = sum_i x[j, i] W[i, k, n] once per source node, U[e; n] = sum_k h[e, k] T[src(e); k, n] as one matrix product
-             per node over its edges; then U is rotated and combined. 14 MFLOP per node and 0.5 MFLOP per edge at that shape.
+by source    T[j; k, n] = sum_i x[j, i] W[i, k, n] once per source node, U[e; n] = sum_k h[e, k] T[src(e); k, n] as one matrix
+             product per node over its edges; then U is rotated and combined. 14 MFLOP per node and 0.5 MFLOP per edge at that shape.
 
 The backward passes recompute every intermediate chunk by chunk; only node features, h and the weights are kept. The gradient with
 respect to positions is the torque identity of DESIGN 1.2, free of poles. Sums over chunks are in at least float32 and in a fixed
@@ -37,6 +37,9 @@ Components = dict[int, Tensor]
 CHUNK_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}
 """Largest intermediate of a chunk: on a CPU what stays in cache, on a GPU what fills it."""
 
+SMALLEST_CHUNK = 32
+"""Edges of a chunk at least, so that its matrix products are worth a call."""
+
 
 class Order(NamedTuple):
     """The degrees of a radial group that couple at order m, and their place among the group's aligned weights.
@@ -52,6 +55,7 @@ class Order(NamedTuple):
 
     @property
     def stop(self) -> int:
+        """One past the order's last aligned weight."""
         return self.start + self.num_parities * len(self.degrees_in) * len(self.degrees_out)
 
     def components(self, degree: int) -> slice:
@@ -179,9 +183,7 @@ def weight_blocks(group: RadialGroup, weight: Tensor, is_by_source: bool) -> lis
     return blocks
 
 
-def _weight_blocks_backward(
-    group: RadialGroup, weight: Tensor, is_by_source: bool, block_gradients: list[Tensor]
-) -> Tensor:
+def _weight_blocks_backward(group: RadialGroup, weight: Tensor, is_by_source: bool, block_gradients: list[Tensor]) -> Tensor:
     """Gradient of a group's last radial weight from those of its blocks."""
     with torch.enable_grad():
         leaf = weight.detach().requires_grad_()
@@ -255,7 +257,7 @@ def backward(
             rows = problem.graph.dst[chunk.edges] if problem.is_pooled else chunk.edges
             incoming[degree] = _align(problem.blocks(degree, chunk.edges), grad[rows])
         torque = _chunk_backward(problem, operands, chunk, incoming, gradients, rel_pos is not None)
-        if rel_pos is not None and torque is not None:
+        if rel_pos is not None and rel_pos_gradient is not None and torque is not None:
             rel_pos_gradient[chunk.edges] = _torque_to_gradient(torque, rel_pos[chunk.edges])
     dtype = problem.wigner.dtype
     summed = [*gradients.nodes.values(), *gradients.edges.values(), *gradients.hidden]
@@ -291,7 +293,7 @@ def _chunks(problem: Problem, operands: Operands) -> Iterator[Chunk]:
 
 def _edge_chunks(problem: Problem, operands: Operands, budget: int) -> Iterator[Chunk]:
     row = max(block.shape[0] for group in operands.blocks for block in group)
-    size = max(32, budget // (2 * row * problem.wigner.element_size()))
+    size = max(SMALLEST_CHUNK, budget // (2 * row * problem.wigner.element_size()))
     num_edges = problem.graph.num_edges()
     for start in range(0, num_edges, size):
         yield Chunk(slice(start, min(start + size, num_edges)))
@@ -324,9 +326,7 @@ def _chunk_messages(problem: Problem, operands: Operands, chunk: Chunk) -> Compo
     """Aligned messages y~ of a chunk, ``{d: [n, 2d+1, C]}``."""
     example = operands.hidden[0]
     count = len(example[chunk.edges])
-    messages = {
-        degree: example.new_zeros(count, 2 * degree + 1, channels) for degree, channels in problem.plan.channels_out
-    }
+    messages = {degree: example.new_zeros(count, 2 * degree + 1, channels) for degree, channels in problem.plan.channels_out}
     if problem.is_by_source:
         _add_messages_by_source(problem, operands, chunk, messages)
     else:
@@ -366,9 +366,7 @@ def _backward_by_edge(
     feature_gradients = {degree: torch.zeros_like(feature) for degree, feature in features.items()}
     for index, (group, hidden) in enumerate(zip(problem.plan.groups, operands.hidden, strict=True)):
         chunk_hidden = hidden[chunk.edges]
-        for order, block, block_gradient in zip(
-            orders(group), operands.blocks[index], gradients.blocks[index], strict=True
-        ):
+        for order, block, block_gradient in zip(orders(group), operands.blocks[index], gradients.blocks[index], strict=True):
             operand = _order_operand(features, order)
             output_gradient = _gather_order(incoming, order, order.degrees_out).flatten(0, 1)
             block_gradient += _outer(operand, chunk_hidden).T @ output_gradient
@@ -453,9 +451,7 @@ class _SourceTerm(NamedTuple):
 def _source_terms(problem: Problem, operands: Operands, chunk: Chunk) -> Iterator[_SourceTerm]:
     assert chunk.sources is not None
     count = len(chunk.sources)
-    features = {
-        degree: nodes[chunk.sources].transpose(1, 2).flatten(0, 1) for degree, nodes in operands.nodes.items()
-    }
+    features = {degree: nodes[chunk.sources].transpose(1, 2).flatten(0, 1) for degree, nodes in operands.nodes.items()}
     for index, (group, blocks) in enumerate(zip(problem.plan.groups, operands.blocks, strict=True)):
         hidden = _spread(operands.hidden[index][chunk.edges], chunk).unflatten(0, (count, chunk.width))
         for input_index, (degree, block) in enumerate(zip(group.degrees_in, blocks, strict=True)):

@@ -42,9 +42,7 @@ class AttentionSE3(nn.Module):
         self.key_fiber = key_fiber
         self.value_fiber = value_fiber
 
-    def forward(
-        self, value: Features | Tensor, key: Features | Tensor, query: Features | Tensor, graph: Any
-    ) -> Features:
+    def forward(self, value: Features | Tensor, key: Features | Tensor, query: Features | Tensor, graph: Any) -> Features:
         """Attend.
 
         Args:
@@ -153,6 +151,7 @@ class AttentionBlockSE3(nn.Module):
             ValueError: if features do not fit the fibers or the graph.
         """
         graph = as_graph(graph)
+        self.fiber_in.check_features(node_features, "node_features")
         query = self.to_query(node_features)
         geometry = self.to_key_value.prepare_geometry(basis)
         if self.low_memory:

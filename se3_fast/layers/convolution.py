@@ -65,15 +65,16 @@ class RadialProfile(nn.Module):
     def hidden_layers(self) -> tuple[RadialLayer, RadialLayer]:
         """The parameters of the two hidden layers."""
         step = (len(self.net) - 1) // 2
-        first, second = (_radial_layer(self.net[start : start + step]) for start in (0, step))
-        return first, second
+        modules = list(self.net)
+        return _radial_layer(modules[:step]), _radial_layer(modules[step:])
 
 
-def _radial_layer(modules: nn.Sequential) -> RadialLayer:
-    linear, second = modules[0], modules[1]
-    if isinstance(second, nn.LayerNorm):
-        return RadialLayer(linear.weight, linear.bias, second.weight, second.bias)  # type: ignore[arg-type]
-    return RadialLayer(linear.weight, linear.bias, None, None)  # type: ignore[arg-type]
+def _radial_layer(modules: list[nn.Module]) -> RadialLayer:
+    linear, norm = modules[0], modules[1]
+    assert isinstance(linear, nn.Linear)
+    if isinstance(norm, nn.LayerNorm):
+        return RadialLayer(linear.weight, linear.bias, norm.weight, norm.bias)
+    return RadialLayer(linear.weight, linear.bias, None, None)
 
 
 class RadialConvolution(nn.Module):
@@ -81,9 +82,7 @@ class RadialConvolution(nn.Module):
 
     def __init__(self, group: RadialGroup, edge_dim: int, use_layer_norm: bool) -> None:
         super().__init__()
-        self.radial_func = RadialProfile(
-            group.num_paths, group.channels_in, group.channels_out, edge_dim, use_layer_norm
-        )
+        self.radial_func = RadialProfile(group.num_paths, group.channels_in, group.channels_out, edge_dim, use_layer_norm)
 
 
 class ConvSE3(nn.Module):
@@ -147,9 +146,7 @@ class ConvSE3(nn.Module):
 
     def _create_profiles(self, named_groups: dict[str, RadialGroup], use_layer_norm: bool) -> None:
         edge_dim = self.fiber_edge[0] + 1
-        modules = {
-            name: RadialConvolution(group, edge_dim, use_layer_norm) for name, group in named_groups.items()
-        }
+        modules = {name: RadialConvolution(group, edge_dim, use_layer_norm) for name, group in named_groups.items()}
         container, _, first_key = next(iter(modules)).partition(".")
         if first_key:
             self.add_module(container, nn.ModuleDict({name.partition(".")[2]: part for name, part in modules.items()}))
@@ -222,9 +219,7 @@ def _radial_groups(
     fiber_in: Fiber, fiber_out: Fiber, fiber_edge: Fiber, max_degree: int, asked: ConvSE3FuseLevel
 ) -> tuple[ConvSE3FuseLevel, dict[str, RadialGroup]]:
     """The fuse level that the fibers allow, and its groups by parameter name, in the published order of creation."""
-    channels_in = {
-        degree: channels + (fiber_edge[degree] if degree > 0 else 0) for degree, channels in fiber_in
-    }
+    channels_in = {degree: channels + (fiber_edge[degree] if degree > 0 else 0) for degree, channels in fiber_in}
     channels_out = dict(fiber_out.structure)
     all_degrees = list(range(max_degree + 1))
     is_input_uniform = fiber_in.degrees == all_degrees and len(set(channels_in.values())) == 1
@@ -236,8 +231,7 @@ def _radial_groups(
         return ConvSE3FuseLevel.FULL, {"conv": group}
     if asked is not ConvSE3FuseLevel.NONE and is_input_uniform:
         by_output = {
-            f"conv_out.{degree}": RadialGroup(degrees_in, (degree,), channels_in[0], channels)
-            for degree, channels in fiber_out
+            f"conv_out.{degree}": RadialGroup(degrees_in, (degree,), channels_in[0], channels) for degree, channels in fiber_out
         }
         return ConvSE3FuseLevel.PARTIAL, by_output
     if asked is not ConvSE3FuseLevel.NONE and is_output_uniform:

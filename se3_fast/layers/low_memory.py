@@ -14,9 +14,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def recompute_in_backward(
-    function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
-) -> Result:
+def recompute_in_backward(function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
     """Call ``function`` keeping only its arguments; what it computed is computed again in the backward pass.
 
     The recomputation runs on the backend of the first call, wherever the backward pass is started from. Without grad mode this is a

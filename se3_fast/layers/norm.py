@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.ops.equivariant_norm import group_norm, layer_norm
@@ -26,6 +26,8 @@ class NormSE3(nn.Module):
         super().__init__()
         self.fiber = fiber
         self.nonlinearity = nonlinearity if nonlinearity is not None else nn.ReLU()
+        self.group_norm: nn.GroupNorm | None = None
+        self.layer_norms: nn.ModuleDict | None = None
         if len(set(fiber.channels)) == 1:
             self.group_norm = nn.GroupNorm(num_groups=len(fiber.degrees), num_channels=sum(fiber.channels))
         else:
@@ -39,10 +41,13 @@ class NormSE3(nn.Module):
         """
         self.fiber.check_features(features, "features")
         features = {str(degree): features[str(degree)] for degree in self.fiber.degrees}
-        if hasattr(self, "group_norm"):
+        if self.group_norm is not None:
             norm = self.group_norm
             return group_norm(features, norm.weight, norm.bias, norm.eps, self.nonlinearity)
-        return {
-            degree: layer_norm(features[degree], norm.weight, norm.bias, norm.eps, self.nonlinearity)
-            for degree, norm in self.layer_norms.items()
-        }
+        return {degree: self._layer_norm(degree, feature) for degree, feature in features.items()}
+
+    def _layer_norm(self, degree: str, feature: Tensor) -> Tensor:
+        assert self.layer_norms is not None
+        norm = self.layer_norms[degree]
+        assert isinstance(norm, nn.LayerNorm)
+        return layer_norm(feature, norm.weight, norm.bias, norm.eps, self.nonlinearity)

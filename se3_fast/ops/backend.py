@@ -4,8 +4,8 @@ Backends:
     dense: the published formula in plain PyTorch, everything materialised. The ground truth; any dtype.
     torch: edge-aligned frames, chunked, in plain PyTorch (DESIGN 1.1 and 1.3). Any device.
 
-``auto`` takes the fastest that is there for the device. Set the environment variable ``SE3_FAST_BACKEND`` for a whole process, or use
-the context manager :func:`backend` for a block of code (the context manager wins).
+``auto`` takes the fastest that is there for the device. Set the environment variable ``SE3_FAST_BACKEND`` for a whole process,
+or use the context manager :func:`backend` for a block of code (the context manager wins).
 """
 
 from __future__ import annotations

@@ -45,9 +45,7 @@ def get_basis(
     return bases
 
 
-def update_basis_with_fused(
-    basis: dict[str, Tensor], max_degree: int, use_pad_trick: bool, fully_fused: bool
-) -> dict[str, Tensor]:
+def update_basis_with_fused(basis: dict[str, Tensor], max_degree: int, use_pad_trick: bool, fully_fused: bool) -> dict[str, Tensor]:
     """The given pairwise bases and the fused ones made from them.
 
     Args:

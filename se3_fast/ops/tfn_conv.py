@@ -109,9 +109,7 @@ def _aligned(
     dtype = hidden[0].dtype
     is_by_source = aligned.is_by_source_faster(plan, graph.num_edges(), len(graph.sources_by_out_degree()[1]))
     problem = aligned.Problem(plan, graph, geometry.wigner_as(dtype), is_by_source, pool)
-    messages = AlignedConvolution.apply(
-        problem, geometry.rel_pos, *nodes.values(), *edges.values(), *hidden, *weights
-    )
+    messages = AlignedConvolution.apply(problem, geometry.rel_pos, *nodes.values(), *edges.values(), *hidden, *weights)
     result = {str(degree): message for (degree, _), message in zip(plan.channels_out, messages, strict=True)}
     if len(geometry.zero_length_edges):
         return _with_zero_length_edges(result, plan, graph, geometry, nodes, edges, hidden, weights, pool)
@@ -164,7 +162,5 @@ class AlignedConvolution(torch.autograd.Function):
         """Gradients of rel_pos (where it needs one) and of all operands."""
         rel_pos, *tensors = ctx.saved_tensors
         differentiated = rel_pos if ctx.needs_input_grad[1] else None
-        rel_pos_gradient, gradients = aligned.backward(
-            ctx.problem, ctx.problem.operands(tensors), differentiated, list(grads)
-        )
+        rel_pos_gradient, gradients = aligned.backward(ctx.problem, ctx.problem.operands(tensors), differentiated, list(grads))
         return None, rel_pos_gradient, *gradients

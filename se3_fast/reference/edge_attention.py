@@ -1,7 +1,7 @@
 """Multi-head attention over the incoming edges of each node.
 
-    score[e, h] = <key[e, h], query[dst(e), h]> / sqrt(F)      F: key features over all degrees and heads
-    out[n, h] = sum over edges e into n of softmax(score)[e, h] value[e, h]
+score[e, h] = <key[e, h], query[dst(e), h]> / sqrt(F)      F: key features over all degrees and heads
+out[n, h] = sum over edges e into n of softmax(score)[e, h] value[e, h]
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def _softmax_over_incoming(scores: Tensor, dst: Tensor, num_nodes: int) -> Tenso
     """Softmax of [E, H] scores over the edges with the same destination, in at least float32."""
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     index = dst[:, None].expand_as(scores)
-    largest = scores.new_zeros(num_nodes, scores.shape[1]).scatter_reduce(
-        0, index, scores.detach(), "amax", include_self=False
-    )
+    largest = scores.new_zeros(num_nodes, scores.shape[1]).scatter_reduce(0, index, scores.detach(), "amax", include_self=False)
     exponentials = (scores - largest[dst]).exp()
     totals = exponentials.new_zeros(num_nodes, scores.shape[1]).index_add(0, dst, exponentials)
     return exponentials / totals[dst]

@@ -2,8 +2,8 @@
 
     n = max(|x|, 2^-24),   out = x / n * phi(normalise(n))
 
-``normalise`` is a group normalisation with one group per degree over the norms of all degrees side by side, or, where channel counts
-differ, a layer normalisation per degree.
+``normalise`` is a group normalisation with one group per degree over the norms of all degrees side by side, or, where channel
+counts differ, a layer normalisation per degree.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def group_norm(
     """
     keys = sorted(features, key=int)
     norms = [_clamped_norm(features[key]) for key in keys]
-    normalised = F.group_norm(torch.cat(norms, 1).squeeze(-1), len(keys), scale, shift, epsilon)  # [N, D * C]
+    fused = torch.cat(norms, 1).squeeze(-1)  # [N, D * C]
+    # torch.group_norm, not F.group_norm: that one refuses a single node with a single channel
+    normalised = torch.group_norm(fused, len(keys), scale, shift, epsilon)
     rescaled = nonlinearity(normalised)[..., None].chunk(len(keys), 1)
     return {key: features[key] / norm * new for key, norm, new in zip(keys, norms, rescaled, strict=True)}
 
 
-def layer_norm(
-    feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]
-) -> Tensor:
+def layer_norm(feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]) -> Tensor:
     """Layer normalisation over the norms of one degree: [N, C, 2d+1] to the same; ``scale`` and ``shift`` are [C]."""
     norm = _clamped_norm(feature)
     normalised = F.layer_norm(norm.squeeze(-1), scale.shape, scale, shift, epsilon)

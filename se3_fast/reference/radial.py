@@ -1,6 +1,6 @@
 """The two hidden layers of the radial profile (DESIGN 1).
 
-    h = relu(LN(W2 relu(LN(W1 a + b1)) + b2))      a: [E, e] invariant edge features and the edge length;  h: [E, K]
+h = relu(LN(W2 relu(LN(W1 a + b1)) + b2))      a: [E, e] invariant edge features and the edge length;  h: [E, K]
 """
 
 from __future__ import annotations

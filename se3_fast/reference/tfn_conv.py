@@ -61,10 +61,7 @@ def gather_features(node_features: Features, edge_features: Features, src: Tenso
 
 def sum_over_incoming(messages: Features, dst: Tensor, num_nodes: int) -> Features:
     """Sum the messages of each node's incoming edges: [E, C, 2d+1] to [N, C, 2d+1]."""
-    return {
-        key: message.new_zeros(num_nodes, *message.shape[1:]).index_add_(0, dst, message)
-        for key, message in messages.items()
-    }
+    return {key: message.new_zeros(num_nodes, *message.shape[1:]).index_add_(0, dst, message) for key, message in messages.items()}
 
 
 def _group_messages(group: RadialGroup, basis: BasisOf, features: Features, radial_weights: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from se3_fast import Fiber, NormSE3
+from tests.support import random_features, random_rotation, relative_error, rotate_features
+
+
+@pytest.mark.parametrize("structure", [{0: 4, 1: 4, 2: 4}, {0: 5, 1: 3}, {0: 1}, {1: 1, 3: 1}])
+def test_equivariance_and_gradients(structure: dict[int, int]) -> None:
+    torch.manual_seed(0)
+    fiber = Fiber(structure)
+    module = NormSE3(fiber).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    features, rotation = random_features(fiber, 6), random_rotation()
+    rotated_after = rotate_features(module(features), rotation)
+    rotated_before = module(rotate_features(features, rotation))
+    for key, expected in rotated_after.items():
+        assert relative_error(rotated_before[key], expected) < 1e-12
+    inputs = [feature.requires_grad_() for feature in features.values()]
+    keys = list(features)
+    assert torch.autograd.gradcheck(lambda *values: tuple(module(dict(zip(keys, values, strict=True))).values()), inputs)
+
+
+def test_zero_features_stay_zero_with_finite_gradient() -> None:
+    fiber = Fiber({0: 3, 1: 3})
+    features = {key: torch.zeros_like(value).requires_grad_() for key, value in random_features(fiber, 2).items()}
+    normed = NormSE3(fiber).double()(features)
+    assert all(value.abs().max() == 0 for value in normed.values())
+    sum(value.sum() for value in normed.values()).backward()  # type: ignore[union-attr]
+    assert all(value.grad.isfinite().all() for value in features.values())
+
+
+def test_no_nodes() -> None:
+    fiber = Fiber({0: 3, 1: 3})
+    assert NormSE3(fiber).double()(random_features(fiber, 0))["1"].shape == (0, 3, 3)
+
+
+def test_one_node_with_one_channel() -> None:
+    fiber = Fiber({0: 1, 1: 1})
+    assert NormSE3(fiber).double()(random_features(fiber, 1))["1"].isfinite().all()
+
+
+def test_wrong_features_are_named() -> None:
+    with pytest.raises(ValueError, match=r"features\['1'\]: expected shape \[4, 3, 3\], got \[4, 2, 3\]"):
+        NormSE3(Fiber({0: 3, 1: 3}))({"0": torch.zeros(4, 3, 1), "1": torch.zeros(4, 2, 3)})

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+import se3_fast
+from se3_fast import (
+    ConvSE3FuseLevel,
+    EdgeGeometry,
+    Fiber,
+    Graph,
+    SE3Transformer,
+    SE3TransformerPooled,
+    build_for_state_dict,
+    check_state_dict,
+    complete_graph,
+    fuse_level_of_state_dict,
+    get_basis,
+    update_basis_with_fused,
+)
+from tests.support import random_features, relative_error
+
+ARGUMENTS: dict[str, Any] = {
+    "num_layers": 2,
+    "fiber_in": Fiber({0: 3}),
+    "fiber_hidden": Fiber.create(3, 4),
+    "fiber_out": Fiber({0: 4, 1: 4, 2: 4}),
+    "num_heads": 2,
+    "channels_div": 2,
+    "fiber_edge": Fiber({0: 2}),
+}
+POOLED: dict[str, Any] = {
+    "fiber_in": Fiber({0: 3}),
+    "fiber_out": Fiber({0: 8}),
+    "fiber_edge": Fiber({0: 2}),
+    "num_degrees": 3,
+    "num_channels": 4,
+    "output_dim": 1,
+    "num_layers": 2,
+    "num_heads": 2,
+    "channels_div": 2,
+}
+
+
+def problem(dtype: torch.dtype = torch.float32) -> tuple[Graph, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    graph = complete_graph(torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=dtype), [4, 3])
+    nodes = {key: value.to(dtype) for key, value in random_features(Fiber({0: 3}), 7).items()}
+    edges = {key: value.to(dtype) for key, value in random_features(Fiber({0: 2}), graph.num_edges()).items()}
+    return graph, nodes, edges
+
+
+@pytest.mark.parametrize("level", ConvSE3FuseLevel)
+def test_fuse_level_is_read_from_a_state_dict(level: ConvSE3FuseLevel) -> None:
+    torch.manual_seed(0)
+    model = SE3Transformer(**ARGUMENTS, fuse_level=level)
+    assert fuse_level_of_state_dict(model.state_dict()) is level
+    rebuilt = build_for_state_dict(SE3Transformer, model.state_dict(), **ARGUMENTS)
+    graph, nodes, edges = problem()
+    with torch.no_grad():
+        for key, truth in model(graph, nodes, edges).items():
+            assert torch.equal(rebuilt(graph, nodes, edges)[key], truth)
+    pooled = SE3TransformerPooled(**POOLED, fuse_level=level)
+    assert build_for_state_dict(SE3TransformerPooled, pooled.state_dict(), **POOLED).transformer.fuse_level is level
+
+
+def test_published_choice_of_fuse_level() -> None:
+    assert SE3Transformer(**ARGUMENTS).fuse_level is ConvSE3FuseLevel.PARTIAL
+    assert SE3Transformer(**ARGUMENTS, tensor_cores=True).fuse_level is ConvSE3FuseLevel.FULL
+    assert SE3Transformer(**ARGUMENTS, tensor_cores=True, low_memory=True).fuse_level is ConvSE3FuseLevel.NONE
+
+
+def test_state_dict_errors_name_the_parameter() -> None:
+    model = SE3Transformer(**ARGUMENTS)
+    state = model.state_dict()
+    name = next(iter(state))
+    with pytest.raises(ValueError, match=f"expected '{name}' of shape .*, it is missing"):
+        check_state_dict(model, {key: value for key, value in state.items() if key != name})
+    with pytest.raises(ValueError, match=rf"expected '{name}' of shape .*, got \[5\]"):
+        check_state_dict(model, {**state, name: torch.zeros(5)})
+    with pytest.raises(ValueError, match="expected no parameter 'more'"):
+        check_state_dict(model, {**state, "more": torch.zeros(5)})
+    with pytest.raises(ValueError, match="radial_func"):
+        fuse_level_of_state_dict({"weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("backend", ["dense", "torch"])
+@pytest.mark.parametrize("level", ConvSE3FuseLevel)
+def test_precomputed_bases_and_geometry(level: ConvSE3FuseLevel, backend: str) -> None:
+    torch.manual_seed(0)
+    model = SE3Transformer(**ARGUMENTS, fuse_level=level).double()
+    graph, nodes, edges = problem(torch.float64)
+    rel_pos = graph.edata["rel_pos"]
+    pairwise = get_basis(rel_pos, 2)
+    with se3_fast.backend(backend), torch.no_grad():
+        truth = model(graph, nodes, edges)
+        for basis in (
+            EdgeGeometry.from_relative_positions(rel_pos, 2),
+            pairwise,
+            update_basis_with_fused(pairwise, 2, use_pad_trick=False, fully_fused=True),
+            update_basis_with_fused(get_basis(rel_pos, 2, use_pad_trick=True), 2, use_pad_trick=True, fully_fused=True),
+        ):
+            for key, value in model(graph, nodes, edges, basis).items():
+                assert relative_error(value, truth[key]) < 1e-12
+
+
+@pytest.mark.parametrize("backend", ["dense", "torch"])
+def test_differentiable_published_bases(backend: str) -> None:
+    model = SE3Transformer(**ARGUMENTS).double()
+    graph, nodes, edges = problem(torch.float64)
+    gradients = []
+    for is_dict in (True, False):
+        rel_pos = graph.edata["rel_pos"].clone().requires_grad_()
+        basis = get_basis(rel_pos, 2, compute_gradients=True) if is_dict else None
+        moved = Graph(graph.src, graph.dst, graph.num_nodes(), edata={"rel_pos": rel_pos})
+        with se3_fast.backend(backend):
+            model(moved, nodes, edges, basis)["1"].square().sum().backward()
+        gradients.append(rel_pos.grad)
+    assert relative_error(gradients[0], gradients[1]) < 1e-11
+
+
+@pytest.mark.parametrize("backend", ["dense", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_trains(dtype: torch.dtype, backend: str) -> None:
+    torch.manual_seed(0)
+    model = SE3TransformerPooled(**POOLED, tensor_cores=True)
+    graph, nodes, edges = problem()
+    with se3_fast.backend(backend):
+        truth = model(graph, nodes, edges)
+        with torch.autocast("cpu", dtype=dtype):
+            value = model(graph, nodes, edges)
+        value.float().sum().backward()
+    assert relative_error(value, truth) < 0.1
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert sum(float(parameter.grad.norm()) for parameter in model.parameters() if parameter.grad is not None) > 0
+
+
+@pytest.mark.parametrize("backend", ["dense", "torch"])
+def test_low_memory_equals_the_same_parameters_kept(backend: str) -> None:
+    torch.manual_seed(0)
+    low = SE3TransformerPooled(**POOLED, low_memory=True).double()
+    kept = SE3TransformerPooled(**POOLED, fuse_level=ConvSE3FuseLevel.NONE).double()
+    kept.load_state_dict(low.state_dict())
+    graph, nodes, edges = problem(torch.float64)
+    with se3_fast.backend(backend):
+        for model in (low, kept):
+            model(graph, nodes, edges).sum().backward()
+    for (name, one), other in zip(low.named_parameters(), kept.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None), name
+        if one.grad is not None and other.grad is not None:
+            assert relative_error(one.grad, other.grad) < 1e-11, name
+
+
+def test_backward_of_low_memory_outside_the_backend_block() -> None:
+    torch.manual_seed(0)
+    model = SE3TransformerPooled(**POOLED, low_memory=True)
+    graph, nodes, edges = problem()
+    with se3_fast.backend("dense"):
+        loss = model(graph, nodes, edges).sum()
+    loss.backward()
+
+
+@pytest.mark.parametrize("backend", ["dense", "torch"])
+@pytest.mark.parametrize("num_nodes", [1, 3])
+def test_graphs_without_edges(backend: str, num_nodes: int) -> None:
+    empty = torch.zeros(0, dtype=torch.int64)
+    graph = Graph(empty, empty, num_nodes, edata={"rel_pos": torch.zeros(0, 3)})
+    model = SE3TransformerPooled(**POOLED)
+    with se3_fast.backend(backend):
+        value = model(graph, random_float(num_nodes), {"0": torch.zeros(0, 2, 1)})
+        value.sum().backward()
+    assert value.shape == (1,) and value.isfinite().all()
+
+
+def random_float(count: int) -> dict[str, torch.Tensor]:
+    return {key: value.float() for key, value in random_features(Fiber({0: 3}), count).items()}
+
+
+@pytest.mark.parametrize("library", ["dgl", "torch_geometric"])
+def test_other_libraries_graphs(library: str) -> None:
+    module = pytest.importorskip(library)
+    torch.manual_seed(0)
+    model = SE3TransformerPooled(**POOLED)
+    ours, nodes, edges = problem()
+    if library == "dgl":
+        parts = [module.graph((ours.src[:12], ours.dst[:12])), module.graph((ours.src[12:] - 4, ours.dst[12:] - 4))]
+        theirs = module.batch(parts)
+        theirs.edata["rel_pos"] = ours.edata["rel_pos"]
+    else:
+        pointer = torch.tensor([0, 4, 7])
+        theirs = module.data.Data(pos=ours.ndata["pos"], edge_index=torch.stack(ours.edges()), ptr=pointer, num_nodes=7)
+    with torch.no_grad():
+        assert torch.equal(model(theirs, nodes, edges), model(ours, nodes, edges))
+
+
+def test_errors() -> None:
+    model = SE3Transformer(**ARGUMENTS)
+    graph, nodes, edges = problem()
+    with pytest.raises(ValueError, match=r"node_feats\['0'\]: expected shape \[N, 3, 1\], got \[7, 2, 1\]"):
+        model(graph, {"0": nodes["0"][:, :2]}, edges)
+    with pytest.raises(ValueError, match=r"edge_feats\['0'\]: expected shape \[N, 2, 1\], got"):
+        model(graph, nodes, {"0": edges["0"][:, :1]})
+    with pytest.raises(ValueError, match="edge_feats: expected features of degrees"):
+        model(graph, nodes)
+    with pytest.raises(ValueError, match="node_feats: expected features of the graph's 7 nodes, got 6"):
+        model(graph, {"0": nodes["0"][:6]}, edges)
+    with pytest.raises(ValueError, match=r"graph: expected edata\['rel_pos'\]"):
+        model(Graph(graph.src, graph.dst, 7), nodes, edges)
+    graph.edata["rel_pos"][3, 1] = torch.nan
+    with pytest.raises(ValueError, match="rel_pos: expected finite relative positions"):
+        model(graph, nodes, edges)
+    with pytest.raises(ValueError, match="return_type"):
+        SE3Transformer(**ARGUMENTS, pooling="max")
+    with pytest.raises(ValueError, match="num_heads: expected a divisor"):
+        SE3Transformer(**{**ARGUMENTS, "num_heads": 3})
+    with pytest.raises(ValueError, match="channels_div: expected a divisor"):
+        SE3Transformer(**{**ARGUMENTS, "channels_div": 3})
+
+
+def test_unknown_arguments_are_named_in_a_warning() -> None:
+    with pytest.warns(UserWarning, match="ignores the arguments epochs, task"):
+        SE3Transformer(**ARGUMENTS, task="homo", epochs=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SE3Transformer(**ARGUMENTS)
