@@ -1,0 +1,176 @@
+"""Build ``qm9_edge.npz`` from ``gdb9.sdf`` and its csv: ``python -m se3_fast.data.build_qm9``.
+
+Needs the extra ``chem`` (RDKit). Molecules whose geometry turned into another molecule when it was optimised (the
+list ``uncharacterized.txt`` that comes with QM9) can be left out, as in the published file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from se3_fast.data.download import GDB9_URL
+from se3_fast.data.molecule_arrays import molecule_arrays, stack_molecules
+from se3_fast.data.molecules import DataError
+from se3_fast.data.npz_file import write_npz
+from se3_fast.data.tasks import HARTREE_IN_EV, TASKS
+
+try:
+    from rdkit import Chem, rdBase
+except ImportError as error:
+    raise ImportError("building qm9_edge.npz needs RDKit: pip install 'se3_fast[chem]'") from error
+
+CSV_COLUMNS = {
+    "mu": "mu", "alpha": "alpha", "homo": "homo", "lumo": "lumo", "gap": "gap", "r2": "r2", "zpve": "zpve",
+    "U0": "u0", "U": "u298", "H": "h298", "G": "g298", "Cv": "cv", "A": "A", "B": "B", "C": "C",
+}  # fmt: skip
+"""Column of the csv for every task that is read from it."""
+
+HARTREE_TASKS = ("homo", "lumo", "gap", "zpve", "U0", "U", "H", "G")
+
+ATOM_ENERGIES = {
+    "U0": {1: -0.500273, 6: -37.846772, 7: -54.583861, 8: -75.064579, 9: -99.718730},
+    "U": {1: -0.498857, 6: -37.845355, 7: -54.582445, 8: -75.063163, 9: -99.717314},
+    "H": {1: -0.497912, 6: -37.844411, 7: -54.581501, 8: -75.062219, 9: -99.716370},
+    "G": {1: -0.510927, 6: -37.861317, 7: -54.598897, 8: -75.079532, 9: -99.733544},
+}
+"""Energies of the free atoms in Hartree, by atomic number (QM9's ``atomref.txt``), for ``U0_atom`` and its like."""
+
+
+def targets_of(row: Mapping[str, str], atomic_numbers: np.ndarray) -> np.ndarray:
+    """Return the targets [19] of one molecule in the published order and units.
+
+    Args:
+        row: Its line of ``gdb9.sdf.csv``, by column name (energies in Hartree).
+        atomic_numbers: [n], of all atoms.
+
+    Raises:
+        KeyError: A column is missing.
+        ValueError: A value is not a number.
+    """
+    values = {task: float(row[column]) for task, column in CSV_COLUMNS.items()}
+    for task, energies in ATOM_ENERGIES.items():
+        values[f"{task}_atom"] = values[task] - sum(energies[number] for number in atomic_numbers.tolist())
+    for task in (*HARTREE_TASKS, *(f"{task}_atom" for task in ATOM_ENERGIES)):
+        values[task] *= HARTREE_IN_EV
+    return np.array([values[task] for task in TASKS])
+
+
+def build_qm9(sdf: Path, table: Path, excluded: frozenset[int] = frozenset()) -> dict[str, np.ndarray]:
+    """Make the arrays of ``qm9_edge.npz``, and ``gdb_index`` [M] int32, the molecules' numbers in QM9.
+
+    Args:
+        sdf: ``gdb9.sdf``; its titles are ``gdb_<number>``.
+        table: ``gdb9.sdf.csv``; its ``mol_id`` are those titles.
+        excluded: Numbers of molecules to leave out.
+
+    Raises:
+        DataError: A file is missing or incomplete; the message names the file and the molecule.
+    """
+    rows = _read_table(table)
+    molecules, targets, numbers = [], [], []
+    for title, molecule in _read_molecules(sdf):
+        number = _number_of(title, sdf)
+        if number in excluded:
+            continue
+        if title not in rows:
+            raise DataError(f"{table}: expected a line for {title} of {sdf}, found none")
+        try:
+            arrays = molecule_arrays(molecule, molecule.GetConformer().GetPositions())
+            targets.append(targets_of(rows[title], arrays.node_attr[:, 5]))
+        except KeyError as error:
+            raise DataError(f"{table}: expected a column {error}, found none") from error
+        except ValueError as error:
+            raise DataError(f"{sdf}, {table}: {title}: {error}") from error
+        molecules.append(arrays)
+        numbers.append(number)
+    if not molecules:
+        raise DataError(f"{sdf}: no molecules")
+    return {**stack_molecules(molecules, np.stack(targets)), "gdb_index": np.array(numbers, dtype=np.int32)}
+
+
+def read_excluded(path: Path) -> frozenset[int]:
+    """Read the numbers at the start of the lines of ``uncharacterized.txt``; header and closing count are passed over.
+
+    Raises:
+        DataError: The file is missing or has no such line.
+    """
+    words = [line.split() for line in _read_text(path).splitlines()]
+    numbers = frozenset(
+        int(line[0]) for line in words if len(line) > 1 and line[0].isdecimal() and line[1] != "compounds"
+    )
+    if not numbers:
+        raise DataError(f"{path}: expected lines that begin with the number of a molecule, found none")
+    return numbers
+
+
+def _read_table(path: Path) -> dict[str, dict[str, str]]:
+    reader = csv.DictReader(_read_text(path).splitlines())
+    if "mol_id" not in (reader.fieldnames or ()):
+        raise DataError(f"{path}: expected a column mol_id, got {', '.join(reader.fieldnames or ()) or 'nothing'}")
+    return {row["mol_id"]: row for row in reader}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def _read_molecules(path: Path) -> Iterator[tuple[str, Chem.Mol]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    for position, molecule in enumerate(tqdm(Chem.SDMolSupplier(str(path), removeHs=False, sanitize=False))):
+        if molecule is None:
+            raise DataError(f"{path}: molecule {position} (counted from 0) cannot be read")
+        yield molecule.GetProp("_Name"), _with_aromaticity(molecule)
+
+
+def _with_aromaticity(molecule: Chem.Mol) -> Chem.Mol:
+    """Return a copy with aromatic bonds marked, or the molecule as it is if RDKit cannot decide them.
+
+    The file leaves out the charges of zwitterions, so that some valences look wrong; they are not checked.
+    """
+    marked = Chem.Mol(molecule)
+    failed = Chem.SanitizeMol(marked, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES, catchErrors=True)
+    # A failure leaves half-changed bonds behind.
+    return marked if failed == Chem.SANITIZE_NONE else molecule
+
+
+def _number_of(title: str, sdf: Path) -> int:
+    number = title.removeprefix("gdb_")
+    if not number.isdecimal():
+        raise DataError(f"{sdf}: expected titles gdb_<number>, got {title!r}")
+    return int(number)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Build qm9_edge.npz from gdb9.sdf and its csv.", epilog=f"Both files are in {GDB9_URL}"
+    )
+    parser.add_argument("--sdf", type=Path, required=True, help="gdb9.sdf")
+    parser.add_argument("--csv", type=Path, required=True, help="gdb9.sdf.csv")
+    parser.add_argument("--output", type=Path, required=True, help="File to write, normally qm9_edge.npz")
+    parser.add_argument("--exclude", type=Path, help="List of molecules to leave out, normally uncharacterized.txt")
+    options = parser.parse_args(arguments)
+    rdBase.DisableLog("rdApp.*")
+    try:
+        excluded = read_excluded(options.exclude) if options.exclude else frozenset()
+        arrays = build_qm9(options.sdf, options.csv, excluded)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_npz(options.output, arrays)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
