@@ -53,6 +53,8 @@ def test_radius_graph() -> None:
     graph = radius_graph(pos, 1.2, [12, 8])
     expected = {(i, j) for i in range(20) for j in range(20) if i != j and (i < 12) == (j < 12) and (pos[i] - pos[j]).norm() <= 1.2}
     assert set(zip(graph.src.tolist(), graph.dst.tolist(), strict=True)) == expected
+    on_a_line = torch.tensor([[0.0, 0, 0], [1, 0, 0], [2, 0, 0]])
+    assert radius_graph(on_a_line, 1.0).num_edges() == 4  # a distance equal to the cutoff is an edge
     with pytest.raises(ValueError, match="cutoff"):
         radius_graph(pos, 0.0)
 

@@ -10,7 +10,7 @@ with R = W h. Two orders of contraction compute the same function from the same 
 by edge      A[e; i, k] = x~[e, i] h[e, k], then y~ = A W: one long matrix product per order m, so that R is not formed either.
              4.7 MFLOP per edge at 4 degrees and 32 channels.
 by source    T[j; k, n] = sum_i x[j, i] W[i, k, n] once per source node, U[e; n] = sum_k h[e, k] T[src(e); k, n] as one matrix
-             product per node over its edges; then U is rotated and combined. 14 MFLOP per node and 0.5 MFLOP per edge at that shape.
+             product per node over its edges; then U is rotated and combined. 14 MFLOP per node and 0.5 MFLOP per edge there.
 
 The backward passes recompute every intermediate chunk by chunk; only node features, h and the weights are kept. The gradient with
 respect to positions is the torque identity of DESIGN 1.2, free of poles. Sums over chunks are in at least float32 and in a fixed

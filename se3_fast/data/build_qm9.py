@@ -102,9 +102,7 @@ def read_excluded(path: Path) -> frozenset[int]:
         DataError: The file is missing or has no such line.
     """
     words = [line.split() for line in _read_text(path).splitlines()]
-    numbers = frozenset(
-        int(line[0]) for line in words if len(line) > 1 and line[0].isdecimal() and line[1] != "compounds"
-    )
+    numbers = frozenset(int(line[0]) for line in words if len(line) > 1 and line[0].isdecimal() and line[1] != "compounds")
     if not numbers:
         raise DataError(f"{path}: expected lines that begin with the number of a molecule, found none")
     return numbers

@@ -190,9 +190,7 @@ class CandidateSource:
         return _sanitised(editable)
 
     def _replace_carbon(self, molecule: Chem.Mol) -> Chem.Mol | None:
-        carbons = [
-            atom.GetIdx() for atom in molecule.GetAtoms() if atom.GetAtomicNum() == 6 and atom.GetTotalNumHs() > 0
-        ]
+        carbons = [atom.GetIdx() for atom in molecule.GetAtoms() if atom.GetAtomicNum() == 6 and atom.GetTotalNumHs() > 0]
         if not carbons:
             return molecule
         editable = Chem.RWMol(molecule)

@@ -153,9 +153,7 @@ def read_molecules(path: str | os.PathLike[str], task: str) -> Molecules:
     node_pos = file.numbers("node_pos", (num_nodes, 3)).astype(np.float32, copy=False)
     file.check_finite("node_pos", node_pos, n_node)
     atoms_of_edges = np.repeat(n_node, n_edge)
-    src, dst = (
-        _local_indices(file, name, file.integers(name, (num_edges,)), atoms_of_edges, n_edge) for name in ("src", "dst")
-    )
+    src, dst = (_local_indices(file, name, file.integers(name, (num_edges,)), atoms_of_edges, n_edge) for name in ("src", "dst"))
     return Molecules(
         numbers=torch.arange(len(n_node)),
         n_node=torch.from_numpy(n_node),
@@ -230,9 +228,7 @@ class _ArrayFile:
             raise DataError(f"{self.path}: array {name!r} {fault}") from error
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, MemoryError, SyntaxError) as error:
             raise DataError(f"{self.path}: array {name!r} is damaged ({_one_line(error)})") from error
-        fits = array.ndim == len(shape) and all(
-            want in (None, got) for want, got in zip(shape, array.shape, strict=True)
-        )
+        fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
         wanted = ", ".join("any" if length is None else str(length) for length in shape)
         self.check(fits, f"array {name!r} must have shape [{wanted}], got {list(array.shape)}")
         return array
@@ -260,12 +256,8 @@ class _ArrayFile:
         return compact if np.array_equal(compact, kept) else kept.astype(np.float32)
 
 
-def _local_indices(
-    file: _ArrayFile, name: str, indices: np.ndarray, atoms_of_edges: np.ndarray, n_edge: np.ndarray
-) -> np.ndarray:
-    file.check_rows(
-        (indices >= 0) & (indices < atoms_of_edges), n_edge, f"{name} names an atom that its molecule does not have"
-    )
+def _local_indices(file: _ArrayFile, name: str, indices: np.ndarray, atoms_of_edges: np.ndarray, n_edge: np.ndarray) -> np.ndarray:
+    file.check_rows((indices >= 0) & (indices < atoms_of_edges), n_edge, f"{name} names an atom that its molecule does not have")
     return indices.astype(np.uint8 if len(indices) == 0 or indices.max() < 256 else np.int32)
 
 

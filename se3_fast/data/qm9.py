@@ -189,9 +189,7 @@ class QM9DataModule(DataModule):
     def add_argparse_args(parent_parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         """Add the options of the data set to a parser, and return it."""
         group = parent_parser.add_argument_group("QM9 dataset")
-        group.add_argument(
-            "--dataset", choices=DATASETS, default="qm9", help="QM9, or the shipped sample (default: qm9)"
-        )
+        group.add_argument("--dataset", choices=DATASETS, default="qm9", help="QM9, or the shipped sample (default: qm9)")
         group.add_argument(
             "--task", choices=TASKS, default="homo", const="homo", nargs="?", help="Property to learn (default: homo)"
         )

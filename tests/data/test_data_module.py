@@ -88,9 +88,7 @@ def test_collate_fn_may_be_given() -> None:
     assert list(module.test_dataloader()) == [3]
 
 
-@pytest.mark.parametrize(
-    ("options", "fault"), [({"batch_size": 0}, "batch_size"), ({"num_workers": -1}, "num_workers")]
-)
+@pytest.mark.parametrize(("options", "fault"), [({"batch_size": 0}, "batch_size"), ({"num_workers": -1}, "num_workers")])
 def test_wrong_numbers_are_refused(options: dict[str, int], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         Numbers(**({"batch_size": 4} | options))

@@ -63,9 +63,7 @@ def test_targets_are_standardised_by_the_training_set(data_dir: Path, arrays: Ar
     np.testing.assert_allclose(first_test, expected, rtol=1e-6)
 
 
-def test_unknown_targets_are_left_out_of_the_same_split(
-    data_dir: Path, arrays: Arrays, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unknown_targets_are_left_out_of_the_same_split(data_dir: Path, arrays: Arrays, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="se3_fast"):
         data = module(data_dir, task="alpha")
     known = ~np.isnan(arrays["targets"][:, 1])

@@ -1,0 +1,39 @@
+"""Whole models on every workload: forward and forward+backward, backends side by side."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import se3_fast
+from bench.peak_memory import measure_in_new_process
+from bench.workloads import SIZES, Workload, build
+
+BACKENDS = ("dense", "torch")
+PASSES = {"forward": Workload.forward_only, "forward+backward": Workload.forward_backward}
+
+
+@cache
+def workload_of(name: str) -> Workload:
+    return build(name)
+
+
+@cache
+def peak_memory_of(name: str, backend: str) -> int:
+    return measure_in_new_process(name, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("direction", PASSES)
+@pytest.mark.parametrize("name", SIZES)
+def test_model(benchmark: BenchmarkFixture, name: str, direction: str, backend: str) -> None:
+    workload = workload_of(name)
+    benchmark.group = f"{name} (size {SIZES[name]}), {direction}"
+    graph = workload.graph
+    benchmark.extra_info |= {"nodes": graph.num_nodes(), "edges": graph.num_edges(), "backend": backend}
+    if direction == "forward+backward":
+        benchmark.extra_info["peak_bytes"] = peak_memory_of(name, backend)
+    with se3_fast.backend(backend):
+        benchmark.pedantic(PASSES[direction], args=(workload,), warmup_rounds=1, rounds=7)

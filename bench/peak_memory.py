@@ -1,0 +1,40 @@
+"""Peak memory of one training step above what model, gradients and inputs take: run in a process of its own.
+
+``python -m bench.peak_memory WORKLOAD BACKEND`` prints bytes. A step on a small instance first makes what every process pays once
+(thread pools, library buffers); the step measured then runs in the same process.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import psutil
+
+import se3_fast
+from bench.workloads import build
+
+SMALL = 2
+
+
+def measure(name: str, backend: str) -> int:
+    """Peak resident bytes of a forward and backward pass above those before it."""
+    with se3_fast.backend(backend):
+        build(name, SMALL).forward_backward()
+        workload = build(name)
+        for parameter in workload.model.parameters():
+            parameter.grad = parameter.detach().clone()
+        before = psutil.Process().memory_info().rss
+        workload.forward_backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def measure_in_new_process(name: str, backend: str) -> int:
+    """The same, started from any process."""
+    command = [sys.executable, "-m", "bench.peak_memory", name, backend]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+if __name__ == "__main__":
+    print(measure(*sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""The workloads of DESIGN section 5: models and inputs of two opposite regimes.
+
+``qm9`` has few edges and huge radial weights; ``protein_*`` many edges and small ones. Molecules come from the sample data set;
+proteins are random chains with a bond length of 3.8 Angstrom, as residues have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from se3_fast import Fiber, Graph, SE3Transformer, SE3TransformerPooled, complete_graph, nearest_neighbour_graph
+from se3_fast.data import QM9DataModule
+
+SEQUENCE_NEIGHBOURS = 32
+
+
+@dataclass
+class Workload:
+    """A model and one batch of inputs.
+
+    Attributes:
+        model: in training mode, float32.
+        inputs: arguments of its forward.
+    """
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+
+    @property
+    def graph(self) -> Graph:
+        """The batch's graph."""
+        return self.inputs[0]
+
+    def forward(self) -> Tensor:
+        """A scalar of the output."""
+        output = self.model(*self.inputs)
+        tensors = output.values() if isinstance(output, dict) else [output]
+        return torch.stack([tensor.float().square().mean() for tensor in tensors]).sum()
+
+    def forward_only(self) -> None:
+        """Inference."""
+        with torch.no_grad():
+            self.forward()
+
+    def forward_backward(self) -> None:
+        """One training step without its optimizer; gradients are kept allocated."""
+        self.model.zero_grad(set_to_none=False)
+        self.forward().backward()
+
+
+def _qm9_model(num_edge_features: int) -> nn.Module:
+    return SE3TransformerPooled(
+        fiber_in=Fiber({0: 6}),
+        fiber_out=Fiber({0: 128}),
+        fiber_edge=Fiber({0: num_edge_features}),
+        num_degrees=4,
+        num_channels=32,
+        output_dim=1,
+        num_layers=7,
+        num_heads=8,
+        channels_div=2,
+        pooling="max",
+        norm=True,
+        use_layer_norm=True,
+        tensor_cores=True,
+    )
+
+
+def _molecule_batch(batch_size: int) -> tuple[Graph, dict[str, Tensor], dict[str, Tensor]]:
+    data = QM9DataModule("", batch_size=batch_size, num_workers=0, seed=0, dataset="sample")
+    graph, nodes, edges, _ = next(iter(data.train_dataloader()))
+    return graph, nodes, edges
+
+
+def _qm9(batch_size: int) -> Workload:
+    return Workload(_qm9_model(4), _molecule_batch(batch_size))
+
+
+def _qm9_complete(batch_size: int) -> Workload:
+    """The same molecules as complete graphs; a fifth edge feature says that there is no bond."""
+    bonds, nodes, bond_features = _molecule_batch(batch_size)
+    graph = complete_graph(bonds.ndata["pos"], bonds.batch_num_nodes())
+    size = graph.num_nodes()
+    order = torch.full((size * size,), -1)
+    order[bonds.src * size + bonds.dst] = torch.arange(bonds.num_edges())
+    bond = order[graph.src * size + graph.dst]
+    features = torch.zeros(graph.num_edges(), 5, 1)
+    features[bond >= 0, :4] = bond_features["0"][bond[bond >= 0]]
+    features[bond < 0, 4] = 1.0
+    return Workload(_qm9_model(5), (graph, nodes, {"0": features}))
+
+
+def _random_chain(length: int) -> Tensor:
+    steps = torch.randn(length, 3, generator=torch.Generator().manual_seed(0))
+    return torch.cumsum(3.8 * steps / steps.norm(dim=1, keepdim=True), 0)
+
+
+def _neighbour_graph(pos: Tensor) -> Graph:
+    """Nearest 64, and all within 32 in the sequence."""
+    near = nearest_neighbour_graph(pos, 64)
+    number = torch.arange(len(pos))
+    distance = (number[:, None] - number[None]).abs()
+    is_edge = (distance < SEQUENCE_NEIGHBOURS) & (distance > 0)
+    is_edge[near.src, near.dst] = True
+    src, dst = is_edge.nonzero(as_tuple=True)
+    return Graph(src, dst, len(pos), ndata={"pos": pos}, edata={"rel_pos": pos[dst] - pos[src]})
+
+
+def _protein(
+    graph: Graph, fiber_in: dict[int, int], fiber_out: dict[int, int], hidden_channels: int, num_edge_features: int
+) -> Workload:
+    model = SE3Transformer(
+        num_layers=1,
+        fiber_in=Fiber(fiber_in),
+        fiber_hidden=Fiber.create(2, hidden_channels),
+        fiber_out=Fiber(fiber_out),
+        num_heads=4,
+        channels_div=4,
+        fiber_edge=Fiber({0: num_edge_features}),
+    )
+    generator = torch.Generator().manual_seed(1)
+    nodes = {
+        str(degree): torch.randn(graph.num_nodes(), channels, 2 * degree + 1, generator=generator)
+        for degree, channels in fiber_in.items()
+    }
+    edges = {"0": torch.randn(graph.num_edges(), num_edge_features, 1, generator=generator)}
+    return Workload(model, (graph, nodes, edges))
+
+
+def _protein_full(length: int) -> Workload:
+    return _protein(complete_graph(_random_chain(length)), {0: 8, 1: 3}, {0: 8, 1: 2}, 32, 32)
+
+
+def _protein_refine(length: int) -> Workload:
+    return _protein(_neighbour_graph(_random_chain(length)), {0: 64, 1: 3}, {0: 64, 1: 2}, 32, 64)
+
+
+def _protein_wide(length: int) -> Workload:
+    return _protein(_neighbour_graph(_random_chain(length)), {0: 64, 1: 2}, {0: 64, 1: 2}, 128, 64)
+
+
+BUILDERS: dict[str, Callable[[int], Workload]] = {
+    "qm9": _qm9,
+    "qm9_complete": _qm9_complete,
+    "protein_full": _protein_full,
+    "protein_refine": _protein_refine,
+    "protein_wide": _protein_wide,
+}
+"""Workloads by name; each takes its size, molecules of a batch or residues."""
+
+SIZES = {"qm9": 16, "qm9_complete": 8, "protein_full": 150, "protein_refine": 150, "protein_wide": 150}
+"""The sizes that ``python -m bench`` takes on a CPU."""
+
+
+def build(name: str, size: int | None = None) -> Workload:
+    """A workload of a size (default: that of :data:`SIZES`), with reproducible parameters."""
+    torch.manual_seed(0)
+    return BUILDERS[name](SIZES[name] if size is None else size)
