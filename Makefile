@@ -15,10 +15,12 @@ setup: .venv/installed
 	touch $@
 
 train: setup
-	$(BIN)/python -m se3_fast.train --dataset sample --task homo
+	$(BIN)/python -m se3_fast.train --dataset sample --task homo --num_layers 2 --num_degrees 3 --num_channels 16 --num_heads 4 \
+	    --norm --use_layer_norm --batch_size 32 --lr 0.003 --weight_decay 0.01 --epochs 8 --eval_interval 1 --ckpt_interval 1 \
+	    --num_workers 0 --seed 1 --log_dir results --save_ckpt_path results/model.pth
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 bench: setup
 	$(BIN)/python -m bench

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from torch.utils.data import Subset
 
 from se3_fast.data import QM9DataModule
 from se3_fast.model import SE3TransformerPooled
@@ -27,7 +28,6 @@ from se3_fast.training.loggers import JsonLinesLogger
 from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
 from se3_fast.training.plots import plot_parity
 from se3_fast.training.precision import Precision
-from se3_fast.training.report import draw_plot
 
 _BATCH_SIZE = 240
 _PERCENTILES = (50, 90, 95, 99)
@@ -54,9 +54,7 @@ class Inference:
     def evaluate(self) -> Evaluation:
         """One pass over the test set."""
         loader = self.data_module.test_dataloader()
-        return evaluate(
-            self.model, loader, TargetScale.of(self.data_module), self.world, self.precision, self.model_scale
-        )
+        return evaluate(self.model, loader, TargetScale.of(self.data_module), self.world, self.precision, self.model_scale)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -136,7 +134,7 @@ def write_predictions(path: Path, evaluation: Evaluation, data_module: QM9DataMo
     Raises:
         OSError: The file cannot be written.
     """
-    numbers = np.asarray(data_module.ds_test.indices)
+    numbers = np.asarray(cast(Subset[Any], data_module.ds_test).indices)
     columns = {"molecule": numbers}
     with np.load(data_module.path, allow_pickle=False) as archive:
         if "gdb_index" in archive:
@@ -183,7 +181,7 @@ def report_inference(arguments: argparse.Namespace, data_module: QM9DataModule, 
     with user_errors():
         write_predictions(arguments.output, evaluation, data_module)
         plot_path = arguments.log_dir / "parity_inference.png"
-        draw_plot(lambda: plot_parity(evaluation.predictions, evaluation.targets, task, unit, plot_path))
+        plot_parity(evaluation.predictions, evaluation.targets, task, unit, plot_path)
         logger = JsonLinesLogger(arguments.log_dir / arguments.dllogger_name)
         logger.log_metrics({"test_mae": evaluation.mae, **figures})
         logger.close()

@@ -1,0 +1,96 @@
+"""The processes of a run: one, or those that torchrun started."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .errors import user_errors
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run.
+
+    Attributes:
+        device: Device that this process computes on.
+        rank: Number of this process.
+        size: Number of processes.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and talks to the user."""
+        return self.rank == 0
+
+    def mean(self, value: float) -> float:
+        """Mean of a number over all processes."""
+        return sum(self.gather(value)) / self.size
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes in the order of their ranks, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Device of that name; 'auto' is CUDA where there is one and the CPU elsewhere.
+
+    Args:
+        name: 'auto', or what `torch.device` takes. A plain 'cuda' means the GPU numbered `local_rank`.
+        local_rank: Number of this process on its machine.
+
+    Raises:
+        ValueError: No such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got {name!r}") from None
+    if device.type != "cuda":
+        return device
+    index = local_rank if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: GPU {index} is asked for, but torch sees {torch.cuda.device_count()} GPUs")
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def open_world(device_name: str) -> Iterator[World]:
+    """Join the processes that torchrun started (NCCL on CUDA, gloo elsewhere), or stand alone.
+
+    Raises:
+        CommandError: The device does not exist.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    with user_errors():
+        device = choose_device(device_name, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    yield World(device, dist.get_rank(), size)
+    # A DistributedDataParallel that outlives its process group hangs when it is freed (its threads wait for the
+    # interpreter lock that the freeing one holds), so a closed trainer's is collected first. Not in a `finally`: a
+    # process that fails must end at once, without waiting for the others.
+    gc.collect()
+    dist.destroy_process_group()

@@ -1,0 +1,66 @@
+"""The QM9 model as a description that checkpoints carry and that rebuilds it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from se3_fast import Fiber, SE3TransformerPooled, fuse_level_of_state_dict
+from se3_fast.layers import ConvSE3FuseLevel
+
+
+def model_config_from_arguments(arguments: argparse.Namespace, node_feature_dim: int, edge_feature_dim: int) -> dict[str, Any]:
+    """Description of the model that the command line asks for; plain values only.
+
+    The parameterisation follows from `--low_memory` alone, never from the machine.
+
+    Args:
+        arguments: From `add_model_arguments`.
+        node_feature_dim: Scalar features of a node.
+        edge_feature_dim: Scalar features of an edge, without the distance that the model appends.
+    """
+    return {
+        "fiber_in": {0: node_feature_dim},
+        "fiber_edge": {0: edge_feature_dim},
+        "fiber_out": {0: arguments.num_degrees * arguments.num_channels},
+        "output_dim": 1,
+        "num_degrees": arguments.num_degrees,
+        "num_channels": arguments.num_channels,
+        "num_layers": arguments.num_layers,
+        "num_heads": arguments.num_heads,
+        "channels_div": arguments.channels_div,
+        "pooling": arguments.pooling,
+        "norm": arguments.norm,
+        "use_layer_norm": arguments.use_layer_norm,
+        "tensor_cores": not arguments.low_memory,
+        "low_memory": arguments.low_memory,
+    }
+
+
+def match_parameterisation(config: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The description with the parameterisation that a state dict has.
+
+    Published checkpoints carry no description, and theirs depends on the machine they were trained on.
+
+    Args:
+        config: Description from the command line.
+        state_dict: Parameters of a published checkpoint.
+    """
+    level = fuse_level_of_state_dict(state_dict)
+    return {
+        **config,
+        "tensor_cores": level is ConvSE3FuseLevel.FULL,
+        "low_memory": level is ConvSE3FuseLevel.NONE,
+    }
+
+
+def build_model(config: dict[str, Any]) -> SE3TransformerPooled:
+    """Model of a description.
+
+    Raises:
+        ValueError: The description contradicts itself, for instance heads that do not divide the channels.
+    """
+    fibers = {name: Fiber(config[name]) for name in ("fiber_in", "fiber_edge", "fiber_out")}
+    return SE3TransformerPooled(**{**config, **fibers})
