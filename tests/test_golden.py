@@ -25,7 +25,9 @@ from se3_fast.reference.basis import spherical_harmonics
 from se3_fast.so3 import wigner_3j
 
 TOLERANCE = 1e-10
-BACKENDS = ("dense", "torch by edge", "torch by source")
+BACKENDS = ("dense", "torch by edge", "torch by source", "triton")
+LARGEST_INTERPRETED = 120_000
+"""Bytes of the largest file that is run through Triton's interpreter."""
 DIRECTORY = Path(os.environ.get("SE3_FAST_GOLDEN_DIR", Path(__file__).parent / "golden"))
 FILES = sorted(DIRECTORY.glob("*.npz"))
 
@@ -291,9 +293,17 @@ def test_directory_has_files() -> None:
     assert FILES, f"no .npz file in {DIRECTORY}"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def runs(path: Path, backend: str) -> bool:
+    return backend != "triton" or torch.cuda.is_available() or path.stat().st_size <= LARGEST_INTERPRETED
+
+
+@pytest.mark.parametrize(
+    ("path", "backend"),
+    [pytest.param(path, backend, id=f"{path.stem}-{backend}") for path in FILES for backend in BACKENDS if runs(path, backend)],
+)
 def test_golden(path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend == "triton":
+        pytest.importorskip("triton")
     golden = Golden(path)
     kind = golden.config["kind"]
     name, _, order = backend.partition(" ")

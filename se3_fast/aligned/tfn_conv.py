@@ -157,6 +157,12 @@ def _rows_of_input(group: RadialGroup, degree_in: int) -> list[int]:
     ]
 
 
+def aligned_weight(group: RadialGroup, weight: Tensor) -> Tensor:
+    """The last radial weight of a group, [C_out * C_in * F, K], mapped to the aligned ones, [aligned, C_in, K, C_out]."""
+    paths = weight.unflatten(0, (group.channels_out, group.channels_in, group.num_paths))
+    return torch.einsum("gf,oifk->giko", _group_alignment(group).to(weight), paths)
+
+
 def weight_blocks(group: RadialGroup, weight: Tensor, is_by_source: bool) -> list[Tensor]:
     """The last radial weight of a group, aligned and laid out for a contraction order. Differentiable.
 
@@ -169,9 +175,7 @@ def weight_blocks(group: RadialGroup, weight: Tensor, is_by_source: bool) -> lis
         By edge: per order m, [(parity, d_in, C_in, K), (d_out, C_out)].
         By source: per input degree, [C_in, (K, (m, parity, d_out), C_out)].
     """
-    paths = weight.unflatten(0, (group.channels_out, group.channels_in, group.num_paths))
-    alignment = _group_alignment(group).to(weight)
-    aligned = torch.einsum("gf,oifk->giko", alignment, paths)  # [aligned, C_in, K, C_out]
+    aligned = aligned_weight(group, weight)
     if is_by_source:
         rows = [aligned[_rows_of_input(group, degree)] for degree in group.degrees_in]
         return [row.permute(1, 2, 0, 3).flatten(1) for row in rows]

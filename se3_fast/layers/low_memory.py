@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from se3_fast.ops.backend import backend, selected_backend
+from se3_fast.ops.backend import backend, chosen_backend
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -22,7 +22,7 @@ def recompute_in_backward(function: Callable[Parameters, Result], *args: Paramet
     """
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
-    name = selected_backend()
+    name = chosen_backend()
 
     def on_same_backend(*inner: Any) -> Result:
         with backend(name):

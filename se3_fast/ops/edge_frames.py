@@ -97,6 +97,14 @@ class EdgeGeometry:
             return wigner_blocks(edge_directions(self.rel_pos.detach().to(working)), self.max_degree)
 
     @cached_property
+    def angles(self) -> Tensor:
+        """[4, E] cos and sin of the two angles of each edge's frame (backend ``triton``, ``kernels/edge_frames.py``); constants."""
+        from se3_fast.kernels.edge_frames import frame_angles
+
+        working = self.rel_pos.dtype if self.rel_pos.dtype == torch.float64 else torch.float32
+        return frame_angles(self.rel_pos.detach().to(working))
+
+    @cached_property
     def zero_length_edges(self) -> Tensor:
         """[n] int64, the edges that have no direction."""
         return (self.rel_pos.detach() == 0).all(-1).nonzero().squeeze(-1)

@@ -54,8 +54,15 @@ class Result(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-def run(case: Case, backend: str, dtype: torch.dtype = torch.float64, pool: bool = False, low_memory: bool = False) -> Result:
-    """Outputs and all gradients of a convolution; inputs are exact in float16, so that dtypes can be compared."""
+def run(
+    case: Case,
+    backend: str,
+    dtype: torch.dtype = torch.float64,
+    pool: bool = False,
+    low_memory: bool = False,
+    differentiate_directions: bool = True,
+) -> Result:
+    """Outputs and all gradients of a convolution layer; without ``differentiate_directions`` positions count by their lengths only."""
     module = make_convolution(
         Fiber(case.fiber_in), Fiber(case.fiber_out), Fiber(case.fiber_edge), case.fuse_level, pool=pool, low_memory=low_memory
     )
@@ -67,7 +74,8 @@ def run(case: Case, backend: str, dtype: torch.dtype = torch.float64, pool: bool
     edges = leaf_features(Fiber(case.fiber_edge), case.num_edges, dtype, seed=2)
     invariants = torch.cat([edges["0"], length], 1) if "0" in edges else length
     with se3_fast.backend(backend):
-        geometry = EdgeGeometry.from_relative_positions(rel_pos, max(*case.fiber_in, *case.fiber_out))
+        directions = rel_pos if differentiate_directions else rel_pos.detach()
+        geometry = EdgeGeometry.from_relative_positions(directions, max(*case.fiber_in, *case.fiber_out))
         outputs = module(nodes, {**edges, "0": invariants}, graph, geometry)
     cotangents = random_features(Fiber(case.fiber_out), len(outputs["0"]), seed=3) if "0" in outputs else {}
     torch.autograd.backward(list(outputs.values()), [cotangents[key].to(dtype) for key in outputs])
@@ -108,7 +116,7 @@ def test_equals_dense(case: Case, pool: bool) -> None:
 
 
 def run_operation(case: Case, backend: str, dtype: torch.dtype) -> Result:
-    """The operation alone, with random h and weights; inputs are exact in float16 (and nearly so in bfloat16)."""
+    """The operation alone, with random h and weights; inputs are exact in bfloat16, so that dtypes can be compared."""
     plan = make_convolution(Fiber(case.fiber_in), Fiber(case.fiber_out), fuse_level=case.fuse_level).plan
     graph = random_graph(case.num_nodes, case.num_edges)
     generator = torch.Generator().manual_seed(5)

@@ -1,0 +1,291 @@
+"""What every kernel uses on every GPU, found by compiling it with no GPU at hand: ``python -m se3_fast.kernels.resources``.
+
+Each kernel module lists, in ``compile_cases()``, its kernels at the shapes they are launched with. Every case is compiled for the
+compute capabilities of :data:`TARGETS`; registers and stack come from the cubin (the cuobjdump of Triton's package), shared memory
+from Triton, matrix instructions from the PTX. The command writes ``RESOURCES.md`` beside this file and fails where a kernel
+
+- does not compile (on sm_75 that is only noted: not all of Triton is there),
+- keeps anything on the stack: registers were spilled,
+- needs more shared memory than a block can have,
+- has no matrix instructions although it multiplies matrices (``expects_matrix_instructions``; from sm_80 on).
+
+AMD's gfx942 (MI300) is compiled too, as a check that nothing is tied to one vendor; its figures are shown, not judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+
+TABLE = Path(__file__).with_name("RESOURCES.md")
+GFX942 = "gfx942"
+NOT_JUDGED = ("sm_75", GFX942)
+WARP = 32
+REGISTERS_PER_MULTIPROCESSOR = 65536
+RESERVED_SHARED_BYTES = 1024  # per resident block, from sm_80 on
+
+
+@dataclass(frozen=True)
+class CompileCase:
+    """A kernel at the shape of one launch.
+
+    Attributes:
+        name: unique within its module, such as ``"forward qm9 fp16"``.
+        kernel: the function made by ``triton.jit``.
+        signature: Triton type of each argument that is not constexpr, such as ``"*fp16"``, ``"i64"``, ``"fp32"``.
+        constants: the constexpr arguments.
+        num_warps: warps of a block.
+        num_stages: stages of software pipelining.
+        targets: the compute capabilities it is for, such as ``(80, 90)``; empty: all.
+        expects_matrix_instructions: whether there must be matrix instructions.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, object]
+    num_warps: int
+    num_stages: int
+    targets: tuple[int, ...] = ()
+    expects_matrix_instructions: bool = False
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What the resident blocks of one multiprocessor share (CUDA C++ Programming Guide, table of technical specifications)."""
+
+    warps: int
+    blocks: int
+    shared_bytes: int
+
+
+TARGETS = {
+    "sm_75": Multiprocessor(32, 16, 64 << 10),
+    "sm_80": Multiprocessor(64, 32, 164 << 10),
+    "sm_86": Multiprocessor(48, 16, 100 << 10),
+    "sm_90": Multiprocessor(64, 32, 228 << 10),
+    "sm_100": Multiprocessor(64, 32, 228 << 10),
+}
+"""The NVIDIA GPUs that kernels are compiled for."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one case uses on one target; only ``error`` where it does not compile.
+
+    Attributes:
+        warps_per_multiprocessor: how many fit at once; 0 where not even one block does. None on AMD.
+    """
+
+    module: str
+    case: str
+    target: str
+    registers: int = 0
+    stack_bytes: int = 0
+    shared_bytes: int = 0
+    warps_per_multiprocessor: int | None = None
+    matrix_instructions: int = 0
+    expects_matrix_instructions: bool = False
+    error: str | None = None
+
+    def problem(self) -> str | None:
+        """What is wrong with it, in a few words; None where all is well or the target is not judged."""
+        if self.target in NOT_JUDGED:
+            return None
+        if self.error is not None:
+            return f"does not compile: {self.error}"
+        if self.stack_bytes > 0:
+            return f"{self.stack_bytes} bytes on the stack"
+        if self.warps_per_multiprocessor == 0:
+            return f"{self.shared_bytes} bytes of shared memory, more than a block can have"
+        if self.expects_matrix_instructions and self.matrix_instructions == 0:
+            return "no matrix instructions"
+        return None
+
+
+def all_cases() -> dict[str, list[CompileCase]]:
+    """The cases of every kernel module that lists some, by the module's name."""
+    package = importlib.import_module(__package__)
+    cases = {}
+    for entry in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{__package__}.{entry.name}")
+        if hasattr(module, "compile_cases"):
+            cases[entry.name] = module.compile_cases()
+    return cases
+
+
+def measure(module: str, case: CompileCase, target: str) -> Resources:
+    """Compile one case for one target, and read what it uses."""
+    try:
+        compiled = _compile(case, target)
+    except Exception as error:  # whatever the compiler raises is the finding
+        return Resources(module, case.name, target, error=_one_line(error))
+    shared = compiled.metadata.shared
+    expects = case.expects_matrix_instructions
+    if target == GFX942:
+        listing = compiled.asm["amdgcn"]
+        registers, stack = _listed(listing, "vgpr_count"), _listed(listing, "private_segment_fixed_size")
+        return Resources(module, case.name, target, registers, stack, shared, None, listing.count("v_mfma"), expects)
+    registers, stack = _registers_and_stack(compiled.asm["cubin"])
+    instructions = len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", compiled.asm["ptx"]))
+    warps = _resident_warps(TARGETS[target], case.num_warps, registers, shared)
+    return Resources(module, case.name, target, registers, stack, shared, warps, instructions, expects)
+
+
+def _compile(case: CompileCase, target: str) -> Any:
+    # Imported here: the interpreter has no compiler.
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = case.kernel.arg_names
+    signature = {name: "constexpr" if name in case.constants else case.signature[name] for name in names}
+    # Pointers as torch's allocator gives them, which is also what a launch specialises on.
+    aligned = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if signature[name].startswith("*")}
+    gpu = GPUTarget("hip", target, 64) if target == GFX942 else GPUTarget("cuda", int(target.removeprefix("sm_")), WARP)
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    return triton.compile(ASTSource(case.kernel, signature, case.constants, aligned), target=gpu, options=options)
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1][:150] if lines else 'no message'}"
+
+
+def _registers_and_stack(cubin: bytes) -> tuple[int, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump: expected a line with REG, STACK and LOCAL, got {usage!r}")
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local
+
+
+def _listed(listing: str, name: str) -> int:
+    """A figure of the metadata at the end of an AMD assembly listing."""
+    return int(re.findall(rf"\.{name}:\s+(\d+)", listing)[-1])
+
+
+def _resident_warps(multiprocessor: Multiprocessor, warps: int, registers: int, shared: int) -> int:
+    registers_per_warp = WARP * (-(-registers // 8) * 8)  # handed out by 8 a thread
+    blocks = min(
+        multiprocessor.blocks,
+        multiprocessor.warps // warps,
+        REGISTERS_PER_MULTIPROCESSOR // (registers_per_warp * warps),
+        multiprocessor.shared_bytes // (shared + RESERVED_SHARED_BYTES),
+    )
+    return blocks * warps
+
+
+def _jobs(targets: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+    """Module, number of the case and target of everything to compile."""
+    for module, cases in all_cases().items():
+        for number, case in enumerate(cases):
+            if names and f"{module}: {case.name}" not in names:
+                continue
+            for target in targets:
+                if target == GFX942 or not case.targets or int(target.removeprefix("sm_")) in case.targets:
+                    yield module, number, target
+
+
+def _measure_job(job: tuple[str, int, str]) -> Resources:
+    module, number, target = job
+    case = importlib.import_module(f"{__package__}.{module}").compile_cases()[number]  # kernels cannot be pickled
+    return measure(module, case, target)
+
+
+def measure_all(targets: Sequence[str], names: Sequence[str] = (), processes: int = 2) -> list[Resources]:
+    """Compile cases for targets.
+
+    Args:
+        targets: of :data:`TARGETS`, or ``gfx942``.
+        names: ``"module: case"`` of the cases; empty: all.
+        processes: how many compile at once.
+
+    Raises:
+        RuntimeError: under Triton's interpreter, which has no compiler.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET: expected it not to be set, as kernels are compiled here, got 1")
+    jobs = list(_jobs(targets, names))
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_measure_job, jobs))
+
+
+def table(rows: Sequence[Resources]) -> str:
+    """The Markdown page: one table per module, a line per case, a column per target."""
+    lines = [
+        "# What the kernels use",
+        "",
+        f"Written by `python -m se3_fast.kernels.resources` with Triton {triton.__version__}. In each cell: registers a thread /",
+        "bytes of shared memory / warps that fit on one multiprocessor / matrix instructions in the code. Stack bytes are named",
+        "where there are any (registers were spilled); gfx942 has no figure for warps.",
+    ]
+    targets = list(dict.fromkeys(row.target for row in rows))
+    for module in dict.fromkeys(row.module for row in rows):
+        lines += ["", f"## {module}", "", f"| case | {' | '.join(targets)} |", "|---" * (len(targets) + 1) + "|"]
+        cells = {(row.case, row.target): _cell(row) for row in rows if row.module == module}
+        for case in dict.fromkeys(case for case, _ in cells):
+            lines.append(f"| {case} | {' | '.join(cells.get((case, target), 'not for it') for target in targets)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Resources) -> str:
+    if row.error is not None:
+        return f"does not compile ({row.error.replace('|', '/')})"
+    warps = [] if row.warps_per_multiprocessor is None else [row.warps_per_multiprocessor]
+    cell = " / ".join(map(str, [row.registers, row.shared_bytes, *warps, row.matrix_instructions]))
+    return f"{cell}, **stack {row.stack_bytes}**" if row.stack_bytes else cell
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns 1 where a kernel has a problem."""
+    every_target = [*TARGETS, GFX942]
+    parser = argparse.ArgumentParser(prog="python -m se3_fast.kernels.resources", description="What the kernels use on every GPU.")
+    parser.add_argument("--targets", nargs="+", choices=every_target, default=every_target, help="compile for these (default: all)")
+    parser.add_argument("--cases", nargs="+", default=[], metavar="'MODULE: CASE'", help="compile these (default: all)")
+    parser.add_argument("--processes", type=int, default=2, help="how many compile at once (default: 2)")
+    parser.add_argument("--output", type=Path, default=TABLE, help="the table to write (default: RESOURCES.md beside the kernels)")
+    parser.add_argument("--json", type=Path, help="write the figures there too, as JSON")
+    options = parser.parse_args(arguments)
+    rows = measure_all(options.targets, options.cases, options.processes)
+    _write_whole(options.output, table(rows))
+    if options.json is not None:
+        _write_whole(options.json, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    problems = [f"{row.module}: {row.case} on {row.target}: {problem}" for row in rows if (problem := row.problem()) is not None]
+    print(f"{len(rows)} compiled, {len(problems)} with a problem; written to {options.output}")
+    print("\n".join(problems), end="\n" if problems else "")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

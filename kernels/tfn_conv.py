@@ -1,0 +1,590 @@
+"""TFN convolution in edge-aligned frames, the radial weights generated on chip (DESIGN 1.1).
+
+    x~ = D^T x[src],     y~[+m] = sum R_even[m] x~[+m] - R_odd[m] x~[-m],     y~[-m] = sum R_even[m] x~[-m] + R_odd[m] x~[+m]
+    out = D y~,          R = W h
+
+Five kernels, all driven by the same small tables, so that every fuse level is one launch:
+
+    align            gathers and rotates into the frames:      nodes [N, C, 2d+1] -> x~
+    contract         R tile by tile on the matrix unit, used at once: h, x~ -> y~. Its transpose (W transposed, odd sign flipped) is
+                     the backward pass to x~
+    hidden_gradient  dh = dR W^T,   dR_even = g+ x+ + g- x-,   dR_odd = g- x+ - g+ x-
+    weight_gradient  dW = h^T dR; a program owns a slice of W and walks over all edges: no atomics, a fixed order
+    rotate           out of the frames, per edge or summed over the edges of a node: y~ -> out
+
+Aligned features are kept feature-major, [rows, E] with row = (degree, component, channel), so that the column of one feature over a
+block of edges is contiguous. Aligned weights are [.., C_in, K, C_out], the blocks of (m, parity, d_in, d_out) one after the other.
+
+Cost per edge at 4 degrees, 32 channels, K = 32, forward: 2.9 MFLOP of matrix products and 0.15 MFLOP of multiply-adds; about 2 KB
+read and written in half precision (x~, y~) and 64 bytes of h; every block of edges streams W (2.9 MB) from the second-level cache, which
+bounds the kernel where blocks are small. Backward: three times the arithmetic. Rotations: 2 x 16 x 32 x 7 FLOP per edge and side,
+bound by memory.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .edge_frames import tile_size, wigner_tile
+from .resources import CompileCase
+
+
+class ContractionTable(NamedTuple):
+    """Which products :func:`contract` sums, as int64 tables.
+
+    Attributes:
+        items: [n, 5], one per output degree and order: first term, one past the last, output rows of +m and -m, output channels.
+        terms: [t, 6], the inputs of the items, one after the other: radial group, input rows of +m and -m, input channels, offsets
+            of the even and the odd weights.
+        channels: largest number of output channels.
+        has_odd: whether these are orders m > 0; those with m = 0 have a table of their own.
+    """
+
+    items: Tensor
+    terms: Tensor
+    channels: int
+    has_odd: bool
+
+
+class PairTable(NamedTuple):
+    """The pairs of degrees at one kind of order, for the gradients of h and W.
+
+    Attributes:
+        pairs: [p, 9] int64, by radial group: the group, input rows of +m and -m, output rows of +m and -m, input and output
+            channels, offsets of the even and the odd weights.
+        spans: [groups * splits, 2] int64, the pairs that each program of :func:`hidden_gradient` takes.
+        splits: how many programs share a radial group.
+        channels_in: largest number of input channels.
+        channels_out: largest number of output channels.
+        has_odd: whether these are orders m > 0.
+    """
+
+    pairs: Tensor
+    spans: Tensor
+    splits: int
+    channels_in: int
+    channels_out: int
+    has_odd: bool
+
+
+@triton.jit
+def _align_kernel(
+    features, index, angles, table, aligned, num_edges, channels, row, row_stride,
+    HAS_INDEX: tl.constexpr, DEGREE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    is_edge = edge < num_edges
+    block = wigner_tile(angles, table, edge, is_edge, num_edges, DEGREE, SIZE, BLOCK)
+    source = tl.load(index + edge, mask=is_edge, other=0) if HAS_INDEX else edge
+    component = tl.arange(0, SIZE).to(tl.int64)
+    is_value = is_edge[:, None] & (component < 2 * DEGREE + 1)[None]
+    for channel in range(channels):
+        place = (source * channels + channel)[:, None] * (2 * DEGREE + 1) + component[None]
+        values = tl.load(features + place, mask=is_value, other=0.0).to(block.dtype)  # [BLOCK, SIZE]
+        turned = tl.sum(block * values[:, :, None], 1)
+        rows = row + component * row_stride + channel
+        tl.store(aligned + rows[None] * num_edges + edge[:, None], turned.to(aligned.dtype.element_ty), mask=is_value)
+
+
+@triton.jit
+def _rotate_kernel(
+    aligned, angles, table, output, num_edges, channels, row, row_stride,
+    DEGREE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    is_edge = edge < num_edges
+    block = wigner_tile(angles, table, edge, is_edge, num_edges, DEGREE, SIZE, BLOCK)
+    component = tl.arange(0, SIZE).to(tl.int64)
+    is_value = is_edge[:, None] & (component < 2 * DEGREE + 1)[None]
+    for channel in range(channels):
+        rows = row + component * row_stride + channel
+        values = tl.load(aligned + rows[None] * num_edges + edge[:, None], mask=is_value, other=0.0).to(block.dtype)
+        turned = tl.sum(block * values[:, None, :], 2)  # [BLOCK, SIZE]
+        place = (edge * channels + channel)[:, None] * (2 * DEGREE + 1) + component[None]
+        tl.store(output + place, turned.to(output.dtype.element_ty), mask=is_value)
+
+
+@triton.jit
+def _rotate_sum_kernel(
+    aligned, angles, table, order, offsets, output, num_edges, channels, row, row_stride,
+    DEGREE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    node = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    is_channel = channel < channels
+    start = tl.load(offsets + node)
+    stop = tl.load(offsets + node + 1)
+    component = tl.arange(0, SIZE).to(tl.int64)
+    total = tl.zeros((SIZE, BLOCK_CHANNELS), SUM)
+    for first in range(start, stop, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        is_edge = place < stop
+        edge = tl.load(order + place, mask=is_edge, other=0)
+        block = wigner_tile(angles, table, edge, is_edge, num_edges, DEGREE, SIZE, BLOCK)
+        is_value = is_edge[:, None] & is_channel[None]
+        for j in tl.static_range(2 * DEGREE + 1):
+            rows = row + j * row_stride + channel.to(tl.int64)
+            values = tl.load(aligned + rows[None] * num_edges + edge[:, None], mask=is_value, other=0.0)  # [BLOCK, channels]
+            frame = tl.sum(tl.where((component == j)[None, None], block, 0.0), 2)  # column j of D, [BLOCK, SIZE]
+            total += tl.sum(frame[:, :, None] * values.to(block.dtype)[:, None], 0).to(SUM)
+    target = output + (node * channels + channel)[None] * (2 * DEGREE + 1) + component[:, None]
+    tl.store(target, total.to(output.dtype.element_ty), mask=(component < 2 * DEGREE + 1)[:, None] & is_channel[None])
+
+
+@triton.jit
+def _product(left, right, total, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr):
+    """total + left @ right. OPERAND is the operands' own type; float32 for bfloat16 in the interpreter, which would multiply bits."""
+    return tl.dot(left.to(OPERAND), right.to(OPERAND), total, input_precision=PRECISION, out_dtype=SUM)
+
+
+@triton.jit
+def _contract_kernel(
+    inputs, hidden, weights, outputs, items, terms, num_edges,
+    HAS_ODD: tl.constexpr, ODD_SIGN: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+    PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
+    is_edge = edge < num_edges
+    item = items + tl.program_id(1) * 5
+    first, stop = tl.load(item), tl.load(item + 1)
+    row_plus, row_minus, channels_out = tl.load(item + 2), tl.load(item + 3), tl.load(item + 4)
+    channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    is_channel = channel < channels_out
+    unit = tl.arange(0, WIDTH)
+    plus = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
+    minus = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
+    nothing = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
+    for index in range(first, stop):
+        term = terms + index * 6
+        group, in_plus, in_minus = tl.load(term), tl.load(term + 1), tl.load(term + 2)
+        channels_in, even, odd = tl.load(term + 3), tl.load(term + 4), tl.load(term + 5)
+        h = tl.load(hidden + (group * num_edges + edge)[:, None] * WIDTH + unit[None], mask=is_edge[:, None], other=0.0)
+        tile = unit[:, None] * channels_out + channel[None]  # [WIDTH, BLOCK_CHANNELS]
+        for _ in range(channels_in):
+            x_plus = tl.load(inputs + in_plus * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
+            weight = tl.load(weights + even + tile, mask=is_channel[None], other=0.0)
+            radial = _product(h, weight, nothing, PRECISION, SUM, OPERAND)  # R_even of one input channel
+            plus += radial * x_plus
+            if HAS_ODD:
+                x_minus = tl.load(inputs + in_minus * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
+                minus += radial * x_minus
+                weight = tl.load(weights + odd + tile, mask=is_channel[None], other=0.0)
+                radial = ODD_SIGN * _product(h, weight, nothing, PRECISION, SUM, OPERAND)
+                plus -= radial * x_minus
+                minus += radial * x_plus
+            in_plus += 1
+            in_minus += 1
+            even += WIDTH * channels_out
+            odd += WIDTH * channels_out
+    is_value = is_edge[:, None] & is_channel[None]
+    tl.store(outputs + (row_plus + channel)[None] * num_edges + edge[:, None], plus.to(outputs.dtype.element_ty), mask=is_value)
+    if HAS_ODD:
+        tl.store(
+            outputs + (row_minus + channel)[None] * num_edges + edge[:, None], minus.to(outputs.dtype.element_ty), mask=is_value
+        )
+
+
+@triton.jit
+def _hidden_gradient_kernel(
+    inputs, gradient, weights, partial, pairs, spans, num_edges, splits, num_groups, first_split,
+    HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+    PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
+    is_edge = edge < num_edges
+    group, split = tl.program_id(1) // splits, tl.program_id(1) % splits
+    first, stop = tl.load(spans + 2 * tl.program_id(1)), tl.load(spans + 2 * tl.program_id(1) + 1)
+    unit = tl.arange(0, WIDTH)
+    total = tl.zeros((BLOCK_EDGES, WIDTH), SUM)
+    for index in range(first, stop):
+        pair = pairs + index * 9
+        in_plus, in_minus = tl.load(pair + 1), tl.load(pair + 2)
+        out_plus, out_minus = tl.load(pair + 3), tl.load(pair + 4)
+        channels_in, channels_out = tl.load(pair + 5), tl.load(pair + 6)
+        even, odd = tl.load(pair + 7), tl.load(pair + 8)
+        for start in range(0, channels_out, BLOCK_CHANNELS):
+            channel = start + tl.arange(0, BLOCK_CHANNELS)
+            is_channel = channel < channels_out
+            is_value = is_edge[:, None] & is_channel[None]
+            tile = unit[None] * channels_out + channel[:, None]  # [BLOCK_CHANNELS, WIDTH]: W transposed
+            g_plus = tl.load(gradient + (out_plus + channel)[None] * num_edges + edge[:, None], mask=is_value, other=0.0)
+            g_minus = g_plus
+            if HAS_ODD:
+                g_minus = tl.load(gradient + (out_minus + channel)[None] * num_edges + edge[:, None], mask=is_value, other=0.0)
+            for i in range(channels_in):
+                x_plus = tl.load(inputs + (in_plus + i) * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
+                weight = tl.load(weights + even + i * WIDTH * channels_out + tile, mask=is_channel[:, None], other=0.0)
+                radial = g_plus.to(SUM) * x_plus  # dR_even
+                if HAS_ODD:
+                    x_minus = tl.load(inputs + (in_minus + i) * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
+                    radial += g_minus.to(SUM) * x_minus
+                total = _product(radial.to(weight.dtype), weight, total, PRECISION, SUM, OPERAND)
+                if HAS_ODD:
+                    radial = g_minus.to(SUM) * x_plus - g_plus.to(SUM) * x_minus  # dR_odd
+                    weight = tl.load(weights + odd + i * WIDTH * channels_out + tile, mask=is_channel[:, None], other=0.0)
+                    total = _product(radial.to(weight.dtype), weight, total, PRECISION, SUM, OPERAND)
+    place = ((first_split + split) * num_groups + group).to(tl.int64) * num_edges + edge
+    tl.store(partial + place[:, None] * WIDTH + unit[None], total, mask=is_edge[:, None])
+
+
+@triton.jit
+def _weight_gradient_kernel(
+    inputs, gradient, hidden, weight_gradient, pairs, num_edges,
+    HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    pair = pairs + tl.program_id(0) * 9
+    group, in_plus, in_minus = tl.load(pair), tl.load(pair + 1), tl.load(pair + 2)
+    out_plus, out_minus = tl.load(pair + 3), tl.load(pair + 4)
+    channels_in, channels_out = tl.load(pair + 5), tl.load(pair + 6)
+    even, odd = tl.load(pair + 7), tl.load(pair + 8)
+    channel_in = tl.program_id(1) * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    channel_out = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    is_in, is_out = channel_in < channels_in, channel_out < channels_out
+    unit = tl.arange(0, WIDTH)
+    columns: tl.constexpr = BLOCK_IN * BLOCK_OUT  # one column of a tile per input channel and output channel
+    even_sum = tl.zeros((WIDTH, columns), SUM)
+    odd_sum = tl.zeros((WIDTH, columns), SUM)
+    edge = tl.arange(0, BLOCK_EDGES).to(tl.int64)
+    for _ in range(tl.cdiv(num_edges, BLOCK_EDGES)):
+        is_edge = edge < num_edges
+        is_input, is_output = is_edge[:, None] & is_in[None], is_edge[:, None] & is_out[None]
+        h = tl.load(hidden + (group * num_edges + edge)[None] * WIDTH + unit[:, None], mask=is_edge[None], other=0.0)
+        x_plus = tl.load(inputs + (in_plus + channel_in)[None] * num_edges + edge[:, None], mask=is_input, other=0.0)
+        g_plus = tl.load(gradient + (out_plus + channel_out)[None] * num_edges + edge[:, None], mask=is_output, other=0.0)
+        x_plus, g_plus = x_plus.to(SUM)[:, :, None], g_plus.to(SUM)[:, None, :]
+        radial = x_plus * g_plus  # dR_even, [BLOCK_EDGES, BLOCK_IN, BLOCK_OUT]
+        if HAS_ODD:
+            x_minus = tl.load(inputs + (in_minus + channel_in)[None] * num_edges + edge[:, None], mask=is_input, other=0.0)
+            g_minus = tl.load(gradient + (out_minus + channel_out)[None] * num_edges + edge[:, None], mask=is_output, other=0.0)
+            x_minus, g_minus = x_minus.to(SUM)[:, :, None], g_minus.to(SUM)[:, None, :]
+            radial += x_minus * g_minus
+            odd_radial = tl.reshape(x_plus * g_minus - x_minus * g_plus, (BLOCK_EDGES, columns)).to(h.dtype)
+            odd_sum = _product(h, odd_radial, odd_sum, PRECISION, SUM, OPERAND)
+        radial = tl.reshape(radial, (BLOCK_EDGES, columns)).to(h.dtype)
+        even_sum = _product(h, radial, even_sum, PRECISION, SUM, OPERAND)
+        edge += BLOCK_EDGES
+    column = tl.arange(0, columns)
+    channel_in = tl.program_id(1) * BLOCK_IN + column // BLOCK_OUT
+    channel_out = tl.program_id(2) * BLOCK_OUT + column % BLOCK_OUT
+    is_column = (channel_in < channels_in) & (channel_out < channels_out)
+    place = (channel_in[None] * WIDTH + unit[:, None]) * channels_out + channel_out[None]
+    tl.store(weight_gradient + even + place, even_sum, mask=is_column[None])
+    if HAS_ODD:
+        tl.store(weight_gradient + odd + place, odd_sum, mask=is_column[None])
+
+
+def align(
+    features: Tensor, index: Tensor | None, angles: Tensor, table: Tensor, aligned: Tensor, row: int, row_stride: int
+) -> None:
+    """Rotate features of one degree into the edges' frames, D^T x, into some rows of ``aligned``.
+
+    Args:
+        features: [N, C, 2d+1] with ``index``, else [E, C, 2d+1].
+        index: [E] int64, the node of each edge; None where the features are those of the edges.
+        angles: [4, E], of :func:`~se3_fast.kernels.edge_frames.frame_angles`.
+        table: that of :func:`~se3_fast.kernels.edge_frames.wigner_table` in the dtype of ``angles``.
+        aligned: [rows, E]; written.
+        row: row of the first component's first channel.
+        row_stride: rows from one component to the next.
+    """
+    num_edges = aligned.shape[1]
+    if num_edges == 0 or features.shape[1] == 0:
+        return
+    degree = features.shape[2] // 2
+    block = _rotation_block(degree)
+    _align_kernel[(triton.cdiv(num_edges, block),)](
+        features, index, angles, table, aligned, num_edges, features.shape[1], row, row_stride,
+        HAS_INDEX=index is not None, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
+    )  # fmt: skip
+
+
+def rotate(aligned: Tensor, angles: Tensor, table: Tensor, output: Tensor, row: int, row_stride: int) -> None:
+    """Rotate features of one degree out of the edges' frames, D v: rows of ``aligned`` [rows, E] to ``output`` [E, C, 2d+1]."""
+    num_edges, channels = output.shape[:2]
+    if num_edges == 0 or channels == 0:
+        return
+    degree = output.shape[2] // 2
+    block = _rotation_block(degree)
+    _rotate_kernel[(triton.cdiv(num_edges, block),)](
+        aligned, angles, table, output, num_edges, channels, row, row_stride,
+        DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
+    )  # fmt: skip
+
+
+def rotate_sum(
+    aligned: Tensor, angles: Tensor, table: Tensor, order: Tensor, offsets: Tensor, output: Tensor, row: int, row_stride: int
+) -> None:
+    """Rotate out of the frames and sum over the edges of each node, in a fixed order.
+
+    Args:
+        aligned: [rows, E].
+        angles: [4, E].
+        table: Wigner table of the degree.
+        order: [E] int64, edge numbers grouped by node.
+        offsets: [N + 1] int64, where the edges of each node begin in ``order``.
+        output: [N, C, 2d+1]; written.
+        row: row of the first component's first channel.
+        row_stride: rows from one component to the next.
+    """
+    num_nodes, channels = output.shape[:2]
+    if num_nodes == 0 or channels == 0:
+        return
+    degree = output.shape[2] // 2
+    block_channels = min(max(triton.next_power_of_2(channels), 8), 32)
+    _rotate_sum_kernel[(num_nodes, triton.cdiv(channels, block_channels))](
+        aligned, angles, table, order, offsets, output, aligned.shape[1], channels, row, row_stride,
+        DEGREE=degree, SIZE=tile_size(degree), BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=_sum_type(angles),
+    )  # fmt: skip
+
+
+def contract(
+    inputs: Tensor, hidden: Tensor, weights: Tensor, tables: list[ContractionTable], is_transposed: bool, outputs: Tensor
+) -> None:
+    """y~ = R(h) x~ in the frames, or its transpose.
+
+    Args:
+        inputs: [rows, E] aligned features.
+        hidden: [groups, E, K] h of each radial group, K a power of two from 16 on.
+        weights: aligned weights in a row, [.., C_in, K, C_out]; for the transpose with both channel axes exchanged.
+        tables: what to sum; that of m = 0 and that of m > 0.
+        is_transposed: the transpose, whose odd terms have the other sign.
+        outputs: [rows, E]; every row of every item is written.
+    """
+    num_edges = inputs.shape[1]
+    for table in tables:
+        if num_edges == 0 or len(table.items) == 0:
+            continue
+        tile = _contraction_tile(inputs.dtype, table.channels)
+        grid = (triton.cdiv(num_edges, tile.edges), len(table.items), triton.cdiv(table.channels, tile.channels))
+        _contract_kernel[grid](
+            inputs, hidden, weights, outputs, table.items, table.terms, num_edges,
+            HAS_ODD=table.has_odd, ODD_SIGN=-1.0 if is_transposed else 1.0, WIDTH=hidden.shape[2],
+            BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, PRECISION=_precision(inputs), SUM=_sum_type(inputs),
+            OPERAND=_operand_type(inputs), num_warps=tile.warps,
+        )  # fmt: skip
+
+
+def hidden_gradient(
+    inputs: Tensor, gradient: Tensor, weights: Tensor, tables: list[PairTable], num_groups: int, width: int
+) -> Tensor:
+    """dh of every radial group.
+
+    Args:
+        inputs: [rows, E] x~.
+        gradient: [rows, E] gradient of y~.
+        weights: aligned weights in a row.
+        tables: the pairs at m = 0 and at m > 0.
+        num_groups: number of radial groups.
+        width: K.
+
+    Returns:
+        [groups, E, K] in the dtype of the sums.
+    """
+    num_edges = inputs.shape[1]
+    splits = sum(table.splits for table in tables)
+    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+    partial = torch.empty(splits, num_groups, num_edges, width, dtype=dtype, device=inputs.device)
+    first_split = 0
+    for table in tables:
+        if num_edges > 0:
+            tile = _hidden_gradient_tile(inputs.dtype, table.channels_out)
+            _hidden_gradient_kernel[(triton.cdiv(num_edges, tile.edges), num_groups * table.splits)](
+                inputs, gradient, weights, partial, table.pairs, table.spans, num_edges, table.splits, num_groups, first_split,
+                HAS_ODD=table.has_odd, WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
+                PRECISION=_precision(inputs), SUM=_sum_type(inputs), OPERAND=_operand_type(inputs), num_warps=tile.warps,
+            )  # fmt: skip
+        first_split += table.splits
+    return partial.sum(0)
+
+
+def weight_gradient(inputs: Tensor, gradient: Tensor, hidden: Tensor, tables: list[PairTable], num_weights: int) -> Tensor:
+    """dW of the aligned weights.
+
+    Args:
+        inputs: [rows, E] x~.
+        gradient: [rows, E] gradient of y~.
+        hidden: [groups, E, K].
+        tables: the pairs at m = 0 and at m > 0.
+        num_weights: length of the row of aligned weights.
+
+    Returns:
+        [num_weights] in the dtype of the sums.
+    """
+    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+    result = torch.empty(num_weights, dtype=dtype, device=inputs.device)
+    for table in tables:
+        if len(table.pairs) == 0:
+            continue
+        tile, block_in = _weight_gradient_tile(inputs.dtype, table.channels_out)
+        grid = (len(table.pairs), triton.cdiv(table.channels_in, block_in), triton.cdiv(table.channels_out, tile.channels))
+        _weight_gradient_kernel[grid](
+            inputs, gradient, hidden, result, table.pairs, inputs.shape[1],
+            HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
+            PRECISION=_precision(inputs), SUM=_sum_type(inputs), OPERAND=_operand_type(inputs), num_warps=tile.warps,
+        )  # fmt: skip
+    return result
+
+
+class Tile(NamedTuple):
+    """Edges and channels of a program's tile, and its warps."""
+
+    edges: int
+    channels: int
+    warps: int
+
+
+def _rotation_block(degree: int) -> int:
+    """Edges of a rotation program: about six tiles of SIZE^2 values per edge are live, 8 registers a thread each."""
+    return max(1024 // tile_size(degree) ** 2, 4) if degree > 0 else 128
+
+
+def _contraction_tile(dtype: torch.dtype, channels: int) -> Tile:
+    """The tile of :func:`contract`; four tiles are live (two sums, two products).
+
+    Half precision: 128 edges feed two warp groups' matrix instructions and halve the traffic of W; at 8 warps nothing spills. Full
+    precision multiplies on the ordinary cores, whose operands sit in registers: 32 edges. Channels are padded to at least 16.
+    """
+    if dtype in (torch.float16, torch.bfloat16):
+        return Tile(128, _padded(channels, 32), 8)
+    return Tile(32, _padded(channels, 32 if dtype == torch.float32 else 16), 4)
+
+
+def _hidden_gradient_tile(dtype: torch.dtype, channels: int) -> Tile:
+    """The tile of :func:`hidden_gradient`: two gradient tiles stay in registers for all input channels of a pair.
+
+    64 edges where the matrix unit has a product wide enough; 32 otherwise, where more would spill.
+    """
+    padded = _padded(channels, 16 if dtype == torch.float64 else 32)
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    return Tile(64 if is_half and padded == 32 else 32, padded, 4)
+
+
+def _weight_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]:
+    """The tile of :func:`weight_gradient`, and how many input channels it takes side by side.
+
+    The more input channels, the fewer programs read h and the gradients again: 4 in half precision, where the matrix unit keeps the
+    operands out of the registers; elsewhere 1 or 2.
+    """
+    if dtype in (torch.float16, torch.bfloat16):
+        return Tile(64, _padded(channels, 32), 8), 4
+    if dtype == torch.float32:
+        return Tile(16, _padded(channels, 32), 4), 1
+    return Tile(32, 16, 4), 2
+
+
+def _padded(channels: int, widest: int) -> int:
+    return min(max(triton.next_power_of_2(channels), 16), widest)
+
+
+def _precision(example: Tensor) -> str:
+    """Multiply float32 as such, unless PyTorch is told that TF32 will do (``torch.backends.cuda.matmul.allow_tf32``)."""
+    is_tf32 = example.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if is_tf32 else "ieee"
+
+
+def _sum_type(example: Tensor) -> tl.dtype:
+    return tl.float64 if example.dtype == torch.float64 else tl.float32
+
+
+def _operand_type(example: Tensor) -> tl.dtype:
+    types = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return tl.float32 if is_interpreted and example.dtype == torch.bfloat16 else types[example.dtype]
+
+
+def compile_cases() -> list[CompileCase]:
+    """Every kernel at the launches of the workloads, by workload and dtype."""
+    cases = []
+    for workload, channels, degree in (("qm9", 32, 3), ("protein_full", 16, 1), ("protein_wide", 64, 1)):
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            cases += _product_cases(workload, dtype, channels) + _rotation_cases(workload, dtype, channels, degree)
+    return cases
+
+
+_TYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+
+def _product_cases(workload: str, dtype: torch.dtype, channels: int) -> list[CompileCase]:
+    name = _TYPE_NAMES[dtype]
+    values = f"*{name}"
+    contraction, hidden = _contraction_tile(dtype, channels), _hidden_gradient_tile(dtype, channels)
+    weight, block_in = _weight_gradient_tile(dtype, channels)
+    operand = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}[name]
+    cases = []
+    for has_odd in (False, True):
+        common = {"HAS_ODD": has_odd, "WIDTH": 32, "PRECISION": "ieee", "SUM": tl.float32, "OPERAND": operand}
+        launches: list[tuple[str, object, dict[str, str], dict[str, object], Tile]] = [
+            (
+                "contract",
+                _contract_kernel,
+                _signature("inputs hidden weights outputs", values, tables="items terms", integers="num_edges"),
+                {"ODD_SIGN": 1.0, "BLOCK_EDGES": contraction.edges, "BLOCK_CHANNELS": contraction.channels},
+                contraction,
+            ),
+            (
+                "hidden_gradient",
+                _hidden_gradient_kernel,
+                _signature("inputs gradient weights", values, "partial", "pairs spans", "num_edges splits num_groups first_split"),
+                {"BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels},
+                hidden,
+            ),
+            (
+                "weight_gradient",
+                _weight_gradient_kernel,
+                _signature("inputs gradient hidden", values, "weight_gradient", "pairs", "num_edges"),
+                {"BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels},
+                weight,
+            ),
+        ]
+        for kind, kernel, signature, constants, tile in launches:
+            cases.append(
+                CompileCase(
+                    name=f"{kind} m{'>' if has_odd else '='}0 {workload} {name}",
+                    kernel=kernel,
+                    signature=signature,
+                    constants={**common, **constants},
+                    num_warps=tile.warps,
+                    num_stages=3,
+                    expects_matrix_instructions=dtype != torch.float32,
+                )
+            )
+    return cases
+
+
+def _rotation_cases(workload: str, dtype: torch.dtype, channels: int, degree: int) -> list[CompileCase]:
+    name = _TYPE_NAMES[dtype]
+    size = {"DEGREE": degree, "SIZE": tile_size(degree)}
+    block = {**size, "BLOCK": _rotation_block(degree)}
+    rows = "num_edges channels row row_stride"
+    launches: list[tuple[str, object, dict[str, str], dict[str, object]]] = [
+        (
+            "align",
+            _align_kernel,
+            _signature("features aligned", f"*{name}", "angles table", "index", rows),
+            {**block, "HAS_INDEX": True},
+        ),
+        ("rotate", _rotate_kernel, _signature("aligned output", f"*{name}", "angles table", "", rows), block),
+        (
+            "rotate_sum",
+            _rotate_sum_kernel,
+            _signature("aligned output", f"*{name}", "angles table", "order offsets", rows),
+            {**size, "BLOCK": 8, "BLOCK_CHANNELS": min(channels, 32), "SUM": tl.float32},
+        ),
+    ]
+    return [
+        CompileCase(f"{kind} degree {degree} {workload} {name}", kernel, signature, constants, num_warps=4, num_stages=3)
+        for kind, kernel, signature, constants in launches
+    ]
+
+
+def _signature(values: str, value_type: str, sums: str = "", tables: str = "", integers: str = "") -> dict[str, str]:
+    """Argument types by name: feature values, float32 sums, int64 tables, int32 sizes."""
+    kinds = ((values, value_type), (sums, "*fp32"), (tables, "*i64"), (integers, "i32"))
+    return {name: kind for names, kind in kinds for name in names.split()}
