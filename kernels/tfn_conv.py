@@ -16,9 +16,9 @@ Aligned features are kept feature-major, [rows, E] with row = (degree, component
 block of edges is contiguous. Aligned weights are [.., C_in, K, C_out], the blocks of (m, parity, d_in, d_out) one after the other.
 
 Cost per edge at 4 degrees, 32 channels, K = 32, forward: 2.9 MFLOP of matrix products and 0.15 MFLOP of multiply-adds; about 2 KB
-read and written in half precision (x~, y~) and 64 bytes of h; every block of edges streams W (2.9 MB) from the second-level cache, which
-bounds the kernel where blocks are small. Backward: three times the arithmetic. Rotations: 2 x 16 x 32 x 7 FLOP per edge and side,
-bound by memory.
+read and written in half precision (x~, y~) and 64 bytes of h; every block of edges streams W (2.9 MB) from the second-level
+cache, which bounds the kernel where blocks are small. Backward: three times the arithmetic. Rotations: 2 x 16 x 32 x 7 FLOP
+per edge and side, bound by memory.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _rotate_sum_kernel(
 
 @triton.jit
 def _product(left, right, total, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr):
-    """total + left @ right. OPERAND is the operands' own type; float32 for bfloat16 in the interpreter, which would multiply bits."""
+    """total + left @ right. OPERAND: the operands' type, but float32 for bfloat16 in the interpreter, which multiplies bits."""
     return tl.dot(left.to(OPERAND), right.to(OPERAND), total, input_precision=PRECISION, out_dtype=SUM)
 
 

@@ -17,13 +17,13 @@ import numpy as np
 from torch.utils.data import Subset
 
 from se3_fast.data import QM9DataModule
+from se3_fast.files import atomic_file
 from se3_fast.model import SE3TransformerPooled
 from se3_fast.training.arguments import add_flag, add_model_arguments, add_run_arguments
 from se3_fast.training.checkpoint import check_same, load_weights, read_checkpoint
 from se3_fast.training.distributed import World, open_world
 from se3_fast.training.errors import run_command, user_errors
 from se3_fast.training.evaluation import Evaluation, TargetScale, evaluate
-from se3_fast.training.files import atomic_file
 from se3_fast.training.loggers import JsonLinesLogger
 from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
 from se3_fast.training.plots import plot_parity

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from se3_fast.files import atomic_file
+
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
     """Write a compressed ``.npz`` that other processes only ever see complete.
 
-    The archive goes to a temporary name in the same directory, is flushed to the disk and then takes its final name.
     NumPy gives every member the same time stamp, so equal arrays make equal bytes.
 
     Args:
@@ -28,16 +28,6 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
         if array.dtype.hasobject:
             raise TypeError(f"arrays[{name!r}] must hold numbers or fixed-length strings, got dtype {array.dtype}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            # The stubs take every keyword for `allow_pickle`.
-            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes files private to their owner; data sets are shared like any other new file.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_file(target) as stream:
+        # The stubs take every keyword for `allow_pickle`.
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]

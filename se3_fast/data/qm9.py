@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from se3_fast.command_line import boolean
 from se3_fast.data.data_module import DataModule
 from se3_fast.data.download import QM9_EDGE_URL, download_file
 from se3_fast.data.molecules import (
@@ -189,13 +190,11 @@ class QM9DataModule(DataModule):
     def add_argparse_args(parent_parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         """Add the options of the data set to a parser, and return it."""
         group = parent_parser.add_argument_group("QM9 dataset")
-        group.add_argument("--dataset", choices=DATASETS, default="qm9", help="QM9, or the shipped sample (default: qm9)")
-        group.add_argument(
-            "--task", choices=TASKS, default="homo", const="homo", nargs="?", help="Property to learn (default: homo)"
-        )
+        group.add_argument("--dataset", choices=DATASETS, default="qm9", help="QM9, or the shipped sample")
+        group.add_argument("--task", choices=TASKS, default="homo", const="homo", nargs="?", help="Property to learn")
         group.add_argument(
             "--precompute_bases",
-            type=_boolean,
+            type=boolean,
             nargs="?",
             const=True,
             default=False,
@@ -212,10 +211,3 @@ def _batch_edges(molecules: Molecules) -> tuple[Tensor, Tensor]:
     """Return source and destination of every edge, [E] int64, counted over all molecules."""
     first_atom = (molecules.n_node.cumsum(0) - molecules.n_node).repeat_interleave(molecules.n_edge)  # [E]
     return molecules.src + first_atom, molecules.dst + first_atom
-
-
-def _boolean(text: str) -> bool:
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return values[text.lower()]

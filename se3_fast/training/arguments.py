@@ -7,25 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from se3_fast.command_line import boolean
+
 from .optimizers import OPTIMIZERS
 from .options import TrainingOptions
 from .precision import AMP_DTYPES
-
-_TRUE = ("true", "yes", "t", "y", "1")
-_FALSE = ("false", "no", "f", "n", "0")
-
-
-def boolean(text: str) -> bool:
-    """Read a boolean as the published scripts do.
-
-    Raises:
-        argparse.ArgumentTypeError: Neither true nor false.
-    """
-    if text.lower() in _TRUE:
-        return True
-    if text.lower() in _FALSE:
-        return False
-    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
 
 
 def positive_int(text: str) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from se3_fast.files import atomic_file
 from se3_fast.model import check_state_dict
 
 from .errors import CheckpointError
-from .files import atomic_file
 
 FORMAT_VERSION = 1
 _PUBLISHED_KEYS = ("state_dict", "optimizer_state_dict", "epoch")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .files import atomic_file
+from se3_fast.files import atomic_file
 
 
 def plot_learning_curve(history: Sequence[dict[str, Any]], unit: str, path: Path) -> None:

@@ -62,7 +62,7 @@ def run(
     low_memory: bool = False,
     differentiate_directions: bool = True,
 ) -> Result:
-    """Outputs and all gradients of a convolution layer; without ``differentiate_directions`` positions count by their lengths only."""
+    """Outputs and all gradients of a convolution layer; without ``differentiate_directions`` positions count by lengths only."""
     module = make_convolution(
         Fiber(case.fiber_in), Fiber(case.fiber_out), Fiber(case.fiber_edge), case.fuse_level, pool=pool, low_memory=low_memory
     )

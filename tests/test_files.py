@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from se3_fast.training.files import atomic_file
+from se3_fast.files import atomic_file
 
 
 def test_a_written_file_replaces_the_old_one(tmp_path: Path) -> None:
