@@ -1,6 +1,6 @@
 """Run the model benchmarks and print the ratios between backends: ``python -m bench [more pytest arguments]``.
 
-The figures are written to ``bench/results/cpu.json``, with versions, date and commit.
+The figures are written to ``bench/results/<device>.json``, with versions, date and commit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-RESULTS = Path(__file__).parent / "results" / "cpu.json"
+from bench.workloads import BACKENDS, DEVICE
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:
@@ -30,42 +32,43 @@ def main() -> int:
             return int(code)
         rows = _rows(json.loads(raw.read_text())["benchmarks"])
     print(_table(rows))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"environment": _environment(), "rows": rows}, indent=1) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{_device_name()}.json").write_text(json.dumps({"environment": _environment(), "rows": rows}, indent=1) + "\n")
     return 0
 
 
 def _rows(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per workload and direction, with the medians of both backends and their ratio."""
-    groups: dict[str, dict[str, dict[str, Any]]] = {}
-    for entry in benchmarks:
-        groups.setdefault(entry["group"], {})[entry["extra_info"]["backend"]] = entry
+    """One row per workload, direction and backend: median, ratio to the first backend, peak memory."""
     rows = []
-    for group, entries in groups.items():
-        medians = {backend: 1e3 * entry["stats"]["median"] for backend, entry in entries.items()}
-        info = {backend: entry["extra_info"] for backend, entry in entries.items()}
-        row: dict[str, Any] = {"workload": group, "nodes": info["torch"]["nodes"], "edges": info["torch"]["edges"]}
-        row |= {"dense_ms": medians["dense"], "torch_ms": medians["torch"], "speed_up": medians["dense"] / medians["torch"]}
-        if "peak_bytes" in info["torch"]:
-            peaks = {backend: info[backend]["peak_bytes"] / 2**20 for backend in info}
-            row |= {"dense_peak_MiB": peaks["dense"], "torch_peak_MiB": peaks["torch"]}
-            row["memory_ratio"] = peaks["dense"] / peaks["torch"]
+    first: dict[str, Any] = {}
+    for entry in benchmarks:
+        info = entry["extra_info"]
+        row = {"workload": entry["group"], "nodes": info["nodes"], "edges": info["edges"], "backend": info["backend"]}
+        row["median_ms"] = 1e3 * entry["stats"]["median"]
+        row["peak_MiB"] = info["peak_bytes"] / 2**20 if "peak_bytes" in info else None
+        if row["backend"] == BACKENDS[0]:
+            first = row
+        row["speed_up"] = first["median_ms"] / row["median_ms"]
+        row["memory_ratio"] = first["peak_MiB"] / row["peak_MiB"] if row["peak_MiB"] else None
         rows.append(row)
     return rows
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| workload | nodes | edges | dense ms | torch ms | speed-up | dense peak MiB | torch peak MiB | memory ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| workload | nodes | edges | backend | ms | speed-up over {BACKENDS[0]} | peak MiB | times less memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        memory = ["", "", ""]
-        if "memory_ratio" in row:
-            memory = [f"{row['dense_peak_MiB']:.0f}", f"{row['torch_peak_MiB']:.0f}", f"{row['memory_ratio']:.1f}"]
-        times = [f"{row['dense_ms']:.1f}", f"{row['torch_ms']:.1f}", f"{row['speed_up']:.2f}"]
-        lines.append("| " + " | ".join([row["workload"], str(row["nodes"]), str(row["edges"]), *times, *memory]) + " |")
+        memory = ["", ""] if row["peak_MiB"] is None else [f"{row['peak_MiB']:.0f}", f"{row['memory_ratio']:.1f}"]
+        cells = [row["workload"], str(row["nodes"]), str(row["edges"]), row["backend"]]
+        cells += [f"{row['median_ms']:.1f}", f"{row['speed_up']:.2f}", *memory]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name().replace(" ", "_") if DEVICE.type == "cuda" else "cpu"
 
 
 def _environment() -> dict[str, Any]:
@@ -73,7 +76,7 @@ def _environment() -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit or "unknown",
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "device": _device_name() if DEVICE.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

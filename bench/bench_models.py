@@ -9,9 +9,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import se3_fast
 from bench.peak_memory import measure_in_new_process
-from bench.workloads import SIZES, Workload, build
+from bench.workloads import BACKENDS, SIZES, Workload, build
 
-BACKENDS = ("dense", "torch")
 PASSES = {"forward": Workload.forward_only, "forward+backward": Workload.forward_backward}
 
 

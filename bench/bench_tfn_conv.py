@@ -7,7 +7,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import se3_fast
-from bench.workloads import build
+from bench.workloads import BACKENDS, DEVICE, build
 from se3_fast import ConvSE3, EdgeGeometry, Fiber
 from se3_fast.aligned import tfn_conv as aligned
 
@@ -19,14 +19,19 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("variant", ["dense", "torch by edge", "torch by source"])
+VARIANTS = [variant for variant in ("dense", "torch by edge", "torch by source", "triton") if variant.split()[0] in BACKENDS]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_tfn_conv(benchmark: BenchmarkFixture, name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graph, _, edge_features = build(name).inputs
     fiber_in, fiber_out = LAYERS[name]
-    module = ConvSE3(fiber_in, fiber_out, Fiber({0: edge_features["0"].shape[1]}), pool=False, max_degree=max(fiber_in.degrees))
+    fiber_edge = Fiber({0: edge_features["0"].shape[1]})
+    module = ConvSE3(fiber_in, fiber_out, fiber_edge, pool=False, max_degree=max(fiber_in.degrees)).to(DEVICE)
     nodes = {
-        str(degree): torch.randn(graph.num_nodes(), channels, 2 * degree + 1, requires_grad=True) for degree, channels in fiber_in
+        str(degree): torch.randn(graph.num_nodes(), channels, 2 * degree + 1, device=DEVICE, requires_grad=True)
+        for degree, channels in fiber_in
     }
     invariants = torch.cat([edge_features["0"], graph.edata["rel_pos"].norm(dim=-1)[:, None, None]], 1)
     geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], module.max_degree)
@@ -36,6 +41,8 @@ def test_tfn_conv(benchmark: BenchmarkFixture, name: str, variant: str, monkeypa
     def step() -> None:
         outputs = module(nodes, {"0": invariants}, graph, geometry)
         sum(output.sum() for output in outputs.values()).backward()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
 
     benchmark.group = f"tfn_conv {name}, forward+backward"
     benchmark.extra_info["backend"] = variant

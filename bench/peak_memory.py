@@ -11,20 +11,26 @@ import subprocess
 import sys
 
 import psutil
+import torch
 
 import se3_fast
-from bench.workloads import build
+from bench.workloads import DEVICE, build
 
 SMALL = 2
 
 
 def measure(name: str, backend: str) -> int:
-    """Peak resident bytes of a forward and backward pass above those before it."""
+    """Peak bytes of a forward and backward pass above those before it: resident on the CPU, allocated on a GPU."""
     with se3_fast.backend(backend):
         build(name, SMALL).forward_backward()
         workload = build(name)
         for parameter in workload.model.parameters():
             parameter.grad = parameter.detach().clone()
+        if DEVICE.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            workload.forward_backward()
+            return torch.cuda.max_memory_allocated() - before
         before = psutil.Process().memory_info().rss
         workload.forward_backward()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before

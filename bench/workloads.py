@@ -36,6 +36,12 @@ class Workload:
         """The batch's graph."""
         return self.inputs[0]
 
+    def to(self, device: torch.device) -> Workload:
+        """The same on another device."""
+        graph, nodes, edges = self.inputs
+        moved = ({key: tensor.to(device) for key, tensor in features.items()} for features in (nodes, edges))
+        return Workload(self.model.to(device), (graph.to(device), *moved))
+
     def forward(self) -> Tensor:
         """A scalar of the output."""
         output = self.model(*self.inputs)
@@ -46,11 +52,17 @@ class Workload:
         """Inference."""
         with torch.no_grad():
             self.forward()
+        self._finish()
+
+    def _finish(self) -> None:
+        if self.graph.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def forward_backward(self) -> None:
         """One training step without its optimizer; gradients are kept allocated."""
         self.model.zero_grad(set_to_none=False)
         self.forward().backward()
+        self._finish()
 
 
 def _qm9_model(num_edge_features: int) -> nn.Module:
@@ -153,11 +165,21 @@ BUILDERS: dict[str, Callable[[int], Workload]] = {
 }
 """Workloads by name; each takes its size, molecules of a batch or residues."""
 
-SIZES = {"qm9": 16, "qm9_complete": 8, "protein_full": 150, "protein_refine": 150, "protein_wide": 150}
-"""The sizes that ``python -m bench`` takes on a CPU."""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where the benchmarks run."""
+
+BACKENDS = ("dense", "torch", "triton") if DEVICE.type == "cuda" else ("dense", "torch")
+"""What is compared; the first is the materialised algorithm."""
+
+SIZES = (
+    {"qm9": 240, "qm9_complete": 32, "protein_full": 300, "protein_refine": 300, "protein_wide": 300}
+    if DEVICE.type == "cuda"
+    else {"qm9": 16, "qm9_complete": 8, "protein_full": 150, "protein_refine": 150, "protein_wide": 150}
+)
+"""The sizes that ``python -m bench`` takes: those of DESIGN section 5 on a GPU, smaller ones on a CPU."""
 
 
 def build(name: str, size: int | None = None) -> Workload:
-    """A workload of a size (default: that of :data:`SIZES`), with reproducible parameters."""
+    """A workload of a size (default: that of :data:`SIZES`) on :data:`DEVICE`, with reproducible parameters."""
     torch.manual_seed(0)
-    return BUILDERS[name](SIZES[name] if size is None else size)
+    return BUILDERS[name](SIZES[name] if size is None else size).to(DEVICE)

@@ -16,13 +16,18 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, tor
 """Largest relative RMS error against the dense float64 result, by dtype."""
 
 
+TRITON_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where tests of the Triton kernels run: on the CPU in Triton's interpreter."""
+
+
 def relative_error(value: Tensor, truth: Tensor) -> float:
     """RMS error over RMS truth; the RMS error itself where the truth is zero."""
     assert value.shape == truth.shape
+    value, truth = value.detach().cpu(), truth.detach().cpu()
     if truth.numel() == 0:
         return 0.0
-    scale = truth.detach().double().norm()
-    return float((value.detach().double() - truth.detach().double()).norm() / (scale if scale > 0 else 1.0))
+    scale = truth.double().norm()
+    return float((value.double() - truth.double()).norm() / (scale if scale > 0 else 1.0))
 
 
 def random_graph(num_nodes: int, num_edges: int, seed: int = 0, zero_length_edges: int = 0) -> Graph:

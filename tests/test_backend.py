@@ -6,7 +6,6 @@ import torch
 import se3_fast
 from se3_fast.ops.backend import selected_backend
 
-
 CPU = torch.device("cpu")
 
 

@@ -23,6 +23,7 @@ from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
 from se3_fast.aligned import tfn_conv as aligned
 from se3_fast.reference.basis import spherical_harmonics
 from se3_fast.so3 import wigner_3j
+from tests.support import TRITON_DEVICE
 
 TOLERANCE = 1e-10
 BACKENDS = ("dense", "torch by edge", "torch by source", "triton")
@@ -35,11 +36,12 @@ FILES = sorted(DIRECTORY.glob("*.npz"))
 class Golden:
     """One file: its configuration and its arrays as float64 (int64 for indices) tensors."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.device = device
         with np.load(path, allow_pickle=False) as arrays:
             self.config = json.loads(str(arrays["config"]))
             self.arrays = {
-                name: torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else np.float64))
+                name: torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else np.float64)).to(device)
                 for name in arrays.files
                 if name != "config"
                 for array in (arrays[name],)
@@ -116,7 +118,7 @@ def backward_of(outputs: Tensor | dict[str, Tensor], golden: Golden) -> None:
     """Compare the outputs, then differentiate their inner product with the file's cotangents."""
     named = {f".{key}": tensor for key, tensor in outputs.items()} if isinstance(outputs, dict) else {"": outputs}
     assert sorted(named) == sorted(name.removeprefix("out") for name in golden.arrays if name.startswith("out"))
-    loss = torch.zeros((), dtype=torch.float64)
+    loss = torch.zeros((), dtype=torch.float64, device=golden.device)
     for suffix, output in named.items():
         assert_close(f"out{suffix}", output.detach(), golden.truth(f"out{suffix}"))
         loss = loss + (output * golden[f"cot{suffix}"]).sum()
@@ -131,7 +133,7 @@ def run_on_edges(
     basis_form: str,
 ) -> None:
     """Run a module on the file's graph and compare everything."""
-    module = build().double()
+    module = build().double().to(golden.device)
     check_parameters(golden, module)
     rel_pos = golden["rel_pos"].clone().requires_grad_()
     nodes, edges = golden.leaves("node"), golden.leaves("edge")
@@ -240,7 +242,7 @@ def run_model(golden: Golden, basis_form: str) -> None:
 
 
 def run_norm(golden: Golden) -> None:
-    module = se3_fast.NormSE3(golden.fiber("fiber")).double()
+    module = se3_fast.NormSE3(golden.fiber("fiber")).double().to(golden.device)
     check_parameters(golden, module)
     nodes = golden.leaves("node")
     backward_of(module(nodes), golden)
@@ -277,7 +279,7 @@ def run_basis(golden: Golden) -> None:
 def run_coupling(golden: Golden) -> None:
     for name, truth in golden.family("cg").items():
         degree, degree_in, degree_out = map(int, name.split("."))
-        assert_close(name, wigner_3j(degree, degree_in, degree_out).permute(2, 1, 0), truth)
+        assert_close(name, wigner_3j(degree, degree_in, degree_out).permute(2, 1, 0), truth.cpu())
 
 
 EDGE_RUNNERS = {
@@ -304,7 +306,7 @@ def runs(path: Path, backend: str) -> bool:
 def test_golden(path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if backend == "triton":
         pytest.importorskip("triton")
-    golden = Golden(path)
+    golden = Golden(path, TRITON_DEVICE if backend == "triton" else torch.device("cpu"))
     kind = golden.config["kind"]
     name, _, order = backend.partition(" ")
     monkeypatch.setattr(aligned, "is_by_source_faster", lambda plan, *sizes: order == "by source" and not plan.edge_channels)

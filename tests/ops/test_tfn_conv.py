@@ -14,7 +14,7 @@ from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber
 from se3_fast.aligned import tfn_conv as aligned
 from se3_fast.layers.convolution import ConvSE3
 from se3_fast.ops.tfn_conv import tfn_conv
-from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
+from tests.support import TOLERANCE, TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
 
 FULL, PARTIAL, NONE = ConvSE3FuseLevel.FULL, ConvSE3FuseLevel.PARTIAL, ConvSE3FuseLevel.NONE
 
@@ -66,19 +66,20 @@ def run(
     module = make_convolution(
         Fiber(case.fiber_in), Fiber(case.fiber_out), Fiber(case.fiber_edge), case.fuse_level, pool=pool, low_memory=low_memory
     )
-    module = module.to(dtype)
-    graph = random_graph(case.num_nodes, case.num_edges, zero_length_edges=case.zero_length_edges)
+    device = device_of(backend)
+    module = module.to(device, dtype)
+    graph = random_graph(case.num_nodes, case.num_edges, zero_length_edges=case.zero_length_edges).to(device)
     rel_pos = graph.edata["rel_pos"].to(dtype).requires_grad_()
     length = rel_pos.norm(dim=-1)[:, None, None]
-    nodes = leaf_features(Fiber(case.fiber_in), case.num_nodes, dtype, seed=1)
-    edges = leaf_features(Fiber(case.fiber_edge), case.num_edges, dtype, seed=2)
+    nodes = leaf_features(Fiber(case.fiber_in), case.num_nodes, dtype, device, seed=1)
+    edges = leaf_features(Fiber(case.fiber_edge), case.num_edges, dtype, device, seed=2)
     invariants = torch.cat([edges["0"], length], 1) if "0" in edges else length
     with se3_fast.backend(backend):
         directions = rel_pos if differentiate_directions else rel_pos.detach()
         geometry = EdgeGeometry.from_relative_positions(directions, max(*case.fiber_in, *case.fiber_out))
         outputs = module(nodes, {**edges, "0": invariants}, graph, geometry)
     cotangents = random_features(Fiber(case.fiber_out), len(outputs["0"]), seed=3) if "0" in outputs else {}
-    torch.autograd.backward(list(outputs.values()), [cotangents[key].to(dtype) for key in outputs])
+    torch.autograd.backward(list(outputs.values()), [cotangents[key].to(device, dtype) for key in outputs])
     gradients = {f"node.{key}": leaf.grad for key, leaf in nodes.items()}
     gradients |= {f"edge.{key}": leaf.grad for key, leaf in edges.items()}
     gradients |= {name: parameter.grad for name, parameter in module.named_parameters()}
@@ -86,8 +87,12 @@ def run(
     return Result(outputs, {name: gradient for name, gradient in gradients.items() if gradient is not None})
 
 
-def leaf_features(fiber: Fiber, count: int, dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
-    return {key: feature.to(dtype).requires_grad_() for key, feature in random_features(fiber, count, seed).items()}
+def device_of(backend: str) -> torch.device:
+    return TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+
+
+def leaf_features(fiber: Fiber, count: int, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Tensor]:
+    return {key: feature.to(device, dtype).requires_grad_() for key, feature in random_features(fiber, count, seed).items()}
 
 
 def assert_equal(result: Result, truth: Result, tolerance: float) -> None:
@@ -118,12 +123,13 @@ def test_equals_dense(case: Case, pool: bool) -> None:
 def run_operation(case: Case, backend: str, dtype: torch.dtype) -> Result:
     """The operation alone, with random h and weights; inputs are exact in bfloat16, so that dtypes can be compared."""
     plan = make_convolution(Fiber(case.fiber_in), Fiber(case.fiber_out), fuse_level=case.fuse_level).plan
-    graph = random_graph(case.num_nodes, case.num_edges)
+    device = device_of(backend)
+    graph = random_graph(case.num_nodes, case.num_edges).to(device)
     generator = torch.Generator().manual_seed(5)
 
     def leaf(*shape: int) -> Tensor:
         values = torch.randn(*shape, generator=generator, dtype=torch.float64).bfloat16()
-        return values.to(dtype).requires_grad_()
+        return values.to(device, dtype).requires_grad_()
 
     nodes = {str(degree): leaf(case.num_nodes, channels, 2 * degree + 1) for degree, channels in plan.node_channels}
     hidden = [leaf(case.num_edges, 32) for _ in plan.groups]
@@ -132,7 +138,7 @@ def run_operation(case: Case, backend: str, dtype: torch.dtype) -> Result:
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], plan.max_degree)
         outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=True)
     cotangents = random_features(Fiber(case.fiber_out), case.num_nodes, seed=3)
-    torch.autograd.backward(list(outputs.values()), [cotangents[key].bfloat16().to(dtype) for key in outputs])
+    torch.autograd.backward(list(outputs.values()), [cotangents[key].bfloat16().to(device, dtype) for key in outputs])
     named = {f"hidden.{index}": tensor for index, tensor in enumerate(hidden)}
     named |= {f"weight.{index}": tensor for index, tensor in enumerate(weights)} | nodes
     return Result(outputs, {name: tensor.grad for name, tensor in named.items() if tensor.grad is not None})
