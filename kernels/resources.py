@@ -198,7 +198,11 @@ def _resident_warps(multiprocessor: Multiprocessor, warps: int, registers: int, 
 
 def _jobs(targets: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, int, str]]:
     """Module, number of the case and target of everything to compile."""
-    for module, cases in all_cases().items():
+    all_of_them = all_cases()
+    unknown = set(names) - {f"{module}: {case.name}" for module, cases in all_of_them.items() for case in cases}
+    if unknown:
+        raise ValueError(f"cases: expected 'module: case' of cases that there are, got {', '.join(map(repr, sorted(unknown)))}")
+    for module, cases in all_of_them.items():
         for number, case in enumerate(cases):
             if names and f"{module}: {case.name}" not in names:
                 continue
@@ -223,6 +227,7 @@ def measure_all(targets: Sequence[str], names: Sequence[str] = (), processes: in
 
     Raises:
         RuntimeError: under Triton's interpreter, which has no compiler.
+        ValueError: if there is no case of a name.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET: expected it not to be set, as kernels are compiled here, got 1")
@@ -274,15 +279,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--targets", nargs="+", choices=every_target, default=every_target, help="compile for these (default: all)")
     parser.add_argument("--cases", nargs="+", default=[], metavar="'MODULE: CASE'", help="compile these (default: all)")
     parser.add_argument("--processes", type=int, default=2, help="how many compile at once (default: 2)")
-    parser.add_argument("--output", type=Path, default=TABLE, help="the table to write (default: RESOURCES.md beside the kernels)")
+    parser.add_argument(
+        "--output", type=Path, help="the table to write (default: RESOURCES.md beside the kernels, where all is compiled)"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there too, as JSON")
     options = parser.parse_args(arguments)
+    is_whole = options.targets == every_target and not options.cases
+    output = options.output or (TABLE if is_whole else None)
+    if output is None and options.json is None:
+        parser.error("--output: expected a file, as a table of some cases or targets does not replace RESOURCES.md")
     rows = measure_all(options.targets, options.cases, options.processes)
-    _write_whole(options.output, table(rows))
+    if output is not None:
+        _write_whole(output, table(rows))
     if options.json is not None:
         _write_whole(options.json, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     problems = [f"{row.module}: {row.case} on {row.target}: {problem}" for row in rows if (problem := row.problem()) is not None]
-    print(f"{len(rows)} compiled, {len(problems)} with a problem; written to {options.output}")
+    print(f"{len(rows)} compiled, {len(problems)} with a problem")
     print("\n".join(problems), end="\n" if problems else "")
     return 1 if problems else 0
 

@@ -1,15 +1,25 @@
 """The published basis functions: ``get_basis`` and ``update_basis_with_fused``.
 
 Formula and layouts: :mod:`se3_fast.reference.basis`. The models of this package need no bases; these serve code written for the
-published implementation, and backend ``dense``.
+published implementation, and backend ``dense``. Backend ``triton`` writes all pairwise bases in one launch, and all fused
+ones in another.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from se3_fast.ops.backend import selected_backend
 from se3_fast.reference import basis as reference
+from se3_fast.so3 import wigner_3j
+
+if TYPE_CHECKING:
+    from se3_fast.kernels.basis import FusedTables, PairwiseTables
 
 
 def get_basis(
@@ -37,12 +47,12 @@ def get_basis(
     if relative_pos.ndim != 2 or relative_pos.shape[1] != 3:
         raise ValueError(f"relative_pos: expected shape [E, 3], got {list(relative_pos.shape)}")
     device_type = relative_pos.device.type
+    dtype = torch.get_autocast_dtype(device_type) if amp else relative_pos.dtype
     with torch.set_grad_enabled(compute_gradients and torch.is_grad_enabled()), torch.autocast(device_type, enabled=False):
+        if selected_backend(relative_pos.device) == "triton":
+            return _pairwise_by_kernel(relative_pos, max_degree, use_pad_trick, dtype)
         bases = reference.pairwise_bases(relative_pos, max_degree, use_pad_trick)
-    if amp:
-        dtype = torch.get_autocast_dtype(device_type)
-        return {key: basis.to(dtype) for key, basis in bases.items()}
-    return bases
+    return {key: basis.to(dtype) for key, basis in bases.items()}
 
 
 def update_basis_with_fused(basis: dict[str, Tensor], max_degree: int, use_pad_trick: bool, fully_fused: bool) -> dict[str, Tensor]:
@@ -58,15 +68,87 @@ def update_basis_with_fused(basis: dict[str, Tensor], max_degree: int, use_pad_t
         A new dict: the pairwise bases without ``'0,0'``, and for every degree d ``out{d}_fused`` and ``in{d}_fused``.
 
     Raises:
-        ValueError: if ``use_pad_trick`` does not fit the bases.
+        ValueError: if ``use_pad_trick`` does not fit the bases, or a basis is not of the shape that its key says.
     """
     is_padded = basis["0,0"].shape[-1] == 2
     if is_padded != use_pad_trick:
         raise ValueError(f"use_pad_trick: expected {is_padded}, as the bases were made, got {use_pad_trick}")
     fused = {key: tensor for key, tensor in basis.items() if key != "0,0"}
+    if selected_backend(basis["0,0"].device) == "triton":
+        return fused | _fused_by_kernel(basis, max_degree, use_pad_trick, fully_fused)
     for degree in range(max_degree + 1):
         fused[f"out{degree}_fused"] = reference.fused_over_inputs(basis, max_degree, degree)
         fused[f"in{degree}_fused"] = reference.fused_over_outputs(basis, max_degree, degree)
     if fully_fused:
         fused["fully_fused"] = reference.fully_fused(basis, max_degree)
     return fused
+
+
+def _pairwise_by_kernel(rel_pos: Tensor, max_degree: int, is_padded: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+    sum_dtype = torch.float64 if torch.float64 in (rel_pos.dtype, dtype) else torch.float32
+    tables = _pairwise_tables(max_degree, is_padded, sum_dtype, rel_pos.device)
+    return dict(zip(tables.layout.shapes, _PairwiseBases.apply(rel_pos, tables, dtype), strict=True))
+
+
+def _fused_by_kernel(bases: dict[str, Tensor], max_degree: int, is_padded: bool, fully_fused: bool) -> dict[str, Tensor]:
+    tables = _fused_tables(max_degree, is_padded, fully_fused, bases["0,0"].device)
+    num_edges = len(bases["0,0"])
+    for key, shape in tables.pairwise.shapes.items():
+        if bases[key].shape != (num_edges, *shape):
+            raise ValueError(f"basis['{key}']: expected shape {[num_edges, *shape]}, got {list(bases[key].shape)}")
+    pairwise = [bases[key] for key in tables.pairwise.shapes]
+    return dict(zip(tables.layout.shapes, _FusedBases.apply(tables, *pairwise), strict=True))
+
+
+@cache
+def _pairwise_tables(max_degree: int, is_padded: bool, dtype: torch.dtype, device: torch.device) -> PairwiseTables:
+    from se3_fast.kernels.basis import pairwise_tables
+
+    return pairwise_tables(max_degree, is_padded, wigner_3j, dtype, device)
+
+
+@cache
+def _fused_tables(max_degree: int, is_padded: bool, fully_fused: bool, device: torch.device) -> FusedTables:
+    from se3_fast.kernels.basis import fused_tables
+
+    return fused_tables(max_degree, is_padded, fully_fused, device)
+
+
+class _PairwiseBases(torch.autograd.Function):
+    """All pairwise bases. Keeps the relative positions only."""
+
+    @staticmethod
+    def forward(ctx: Any, rel_pos: Tensor, tables: PairwiseTables, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        from se3_fast.kernels.basis import pairwise_bases
+
+        ctx.save_for_backward(rel_pos)
+        ctx.tables = tables
+        return pairwise_bases(rel_pos, tables, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        from se3_fast.kernels.basis import position_gradient
+
+        (rel_pos,) = ctx.saved_tensors
+        return position_gradient(rel_pos, gradients, ctx.tables), None, None
+
+
+class _FusedBases(torch.autograd.Function):
+    """All fused bases from the pairwise ones. Keeps nothing of them."""
+
+    @staticmethod
+    def forward(ctx: Any, tables: FusedTables, *pairwise: Tensor) -> tuple[Tensor, ...]:
+        from se3_fast.kernels.basis import fused_bases
+
+        ctx.set_materialize_grads(False)
+        ctx.tables = tables
+        ctx.like = len(pairwise[0]), pairwise[0].dtype, pairwise[0].device
+        return fused_bases(pairwise, tables)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        from se3_fast.kernels.basis import pairwise_gradients
+
+        return None, *pairwise_gradients(gradients, ctx.tables, *ctx.like)
