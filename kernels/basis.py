@@ -33,8 +33,9 @@ from itertools import accumulate, product
 import torch
 import triton
 import triton.language as tl
-from se3_fast.kernels.resources import CompileCase
 from torch import Tensor
+
+from se3_fast.kernels.resources import CompileCase
 
 PITCH = 64  # edges; 128 bytes in half precision
 

@@ -59,7 +59,7 @@ class AttentionSE3(nn.Module):
             self._heads(value, self.value_fiber),
             self._heads(key, self.key_fiber),
             self._heads(query, self.key_fiber),
-            graph.dst,
+            graph,
         )  # [N, H, value features / H]
         widths = [self.value_fiber[degree] // self.num_heads * (2 * degree + 1) for degree in self.value_fiber.degrees]
         parts = attended.split(widths, -1)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from se3_fast import Graph
 from se3_fast.ops.edge_attention import edge_attention
 
 
@@ -19,6 +20,11 @@ def by_loops(value: torch.Tensor, key: torch.Tensor, query: torch.Tensor, dst: t
     return result
 
 
+def incoming(dst: torch.Tensor, num_nodes: int) -> Graph:
+    """A graph with these destinations; sources do not matter here."""
+    return Graph(torch.zeros_like(dst), dst, num_nodes)
+
+
 def problem(num_nodes: int, num_edges: int, heads: int = 2, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(num_edges, heads, 5, generator=generator, dtype=dtype)
@@ -31,7 +37,7 @@ def problem(num_nodes: int, num_edges: int, heads: int = 2, dtype: torch.dtype =
 def test_forward_and_gradients_equal_loops(num_nodes: int, num_edges: int) -> None:
     tensors = [tensor.requires_grad_() for tensor in problem(num_nodes, num_edges)]
     dst = torch.randint(max(num_nodes - 1, 1), (num_edges,), generator=torch.Generator().manual_seed(1))
-    attended, truth = edge_attention(*tensors, dst), by_loops(*tensors, dst)
+    attended, truth = edge_attention(*tensors, incoming(dst, num_nodes)), by_loops(*tensors, dst)
     torch.testing.assert_close(attended, truth, rtol=0, atol=1e-12)
     if num_edges:
         cotangent = torch.randn_like(truth)
@@ -42,23 +48,34 @@ def test_forward_and_gradients_equal_loops(num_nodes: int, num_edges: int) -> No
 
 def test_gradcheck() -> None:
     tensors = [tensor.requires_grad_() for tensor in problem(3, 6)]
-    dst = torch.tensor([0, 0, 1, 1, 1, 0])
-    assert torch.autograd.gradcheck(lambda *inputs: edge_attention(*inputs, dst), tensors)
+    graph = incoming(torch.tensor([0, 0, 1, 1, 1, 0]), 3)
+    assert torch.autograd.gradcheck(lambda *inputs: edge_attention(*inputs, graph), tensors)
 
 
 def test_isolated_nodes_get_zero() -> None:
     value, key, query = problem(4, 3)
-    attended = edge_attention(value, key, query, torch.tensor([0, 0, 2]))
+    attended = edge_attention(value, key, query, incoming(torch.tensor([0, 0, 2]), 4))
     assert attended[[1, 3]].abs().max() == 0
 
 
 def test_large_scores_do_not_overflow() -> None:
     value, key, query = problem(2, 4, dtype=torch.float32)
-    attended = edge_attention(value, 1e4 * key, 1e4 * query, torch.tensor([0, 0, 1, 1]))
+    attended = edge_attention(value, 1e4 * key, 1e4 * query, incoming(torch.tensor([0, 0, 1, 1]), 2))
     assert attended.isfinite().all()
 
 
 def test_two_runs_are_identical() -> None:
     value, key, query = problem(50, 1000, dtype=torch.float32)
-    dst = torch.randint(50, (1000,), generator=torch.Generator().manual_seed(2))
-    assert torch.equal(edge_attention(value, key, query, dst), edge_attention(value, key, query, dst))
+    graph = incoming(torch.randint(50, (1000,), generator=torch.Generator().manual_seed(2)), 50)
+    assert torch.equal(edge_attention(value, key, query, graph), edge_attention(value, key, query, graph))
+
+
+def test_bad_shapes_are_named() -> None:
+    value, key, query = problem(4, 3)
+    graph = incoming(torch.tensor([0, 0, 2]), 4)
+    with pytest.raises(ValueError, match=r"query: expected shape \[4, 2, 3\], got \[3, 2, 3\]"):
+        edge_attention(value, key, query[1:], graph)
+    with pytest.raises(ValueError, match=r"key: expected shape \[3, 2, 3\], got \[3, 2, 2\]"):
+        edge_attention(value, key[..., 1:], query, graph)
+    with pytest.raises(ValueError, match=r"value: expected shape \[3, 2, 5\], got \[2, 2, 5\]"):
+        edge_attention(value[1:], key, query, graph)
