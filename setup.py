@@ -35,7 +35,7 @@ setup(
         "pyg": ["torch_geometric>=2.3"],
         "chem": ["rdkit>=2023.3", "tblite>=0.3"],
         "logging": ["wandb>=0.15"],
-        "test": ["pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3"],
+        "test": ["pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3", "psutil>=5.9", "triton>=3.6; platform_system == 'Linux'"],
     },
     entry_points={"console_scripts": ["se3-fast-train=se3_fast.train:main", "se3-fast-inference=se3_fast.inference:main"]},
     classifiers=[
