@@ -86,28 +86,27 @@ class EdgeGeometry:
 
     @cached_property
     def direction(self) -> Tensor:
-        """[E, 3] unit vectors, (0, 0, 0) for zero-length edges; a constant."""
-        return edge_directions(self.rel_pos.detach())
+        """[E, 3] unit vectors in at least float32, (0, 0, 0) for zero-length edges; constants."""
+        working = self.rel_pos.dtype if self.rel_pos.dtype == torch.float64 else torch.float32
+        return edge_directions(self.rel_pos.detach().to(working))
 
     @cached_property
     def wigner(self) -> Tensor:
         """[E, sum of (2d+1)^2] Wigner D blocks of the edge frames (see reference/edge_frames.py); constants."""
         with torch.no_grad(), torch.autocast(self.rel_pos.device.type, enabled=False):
-            working = self.rel_pos.dtype if self.rel_pos.dtype == torch.float64 else torch.float32
-            return wigner_blocks(edge_directions(self.rel_pos.detach().to(working)), self.max_degree)
+            return wigner_blocks(self.direction, self.max_degree)
 
     @cached_property
     def angles(self) -> Tensor:
         """[4, E] cos and sin of the two angles of each edge's frame (backend ``triton``, ``kernels/edge_frames.py``); constants."""
         from se3_fast.kernels.edge_frames import frame_angles
 
-        working = self.rel_pos.dtype if self.rel_pos.dtype == torch.float64 else torch.float32
-        return frame_angles(self.rel_pos.detach().to(working))
+        return frame_angles(self.direction)
 
     @cached_property
     def zero_length_edges(self) -> Tensor:
         """[n] int64, the edges that have no direction."""
-        return (self.rel_pos.detach() == 0).all(-1).nonzero().squeeze(-1)
+        return (self.direction == 0).all(-1).nonzero().squeeze(-1)
 
     def wigner_as(self, dtype: torch.dtype) -> Tensor:
         """The Wigner blocks in another dtype, kept for the next layer."""

@@ -19,9 +19,11 @@ def edge_directions(rel_pos: Tensor) -> Tensor:
 
     Differentiable, with gradient 0 at zero length.
     """
-    length = rel_pos.norm(dim=-1, keepdim=True)
-    has_length = length > 0
-    return torch.where(has_length, rel_pos, 0.0) / torch.where(has_length, length, 1.0)
+    # Scaled by the largest component first, so that squares neither overflow nor vanish.
+    largest = rel_pos.detach().abs().amax(-1, keepdim=True)
+    has_length = largest > 0
+    scaled = torch.where(has_length, rel_pos, 0.0) / torch.where(has_length, largest, 1.0)
+    return scaled / torch.where(has_length, scaled.norm(dim=-1, keepdim=True), 1.0)
 
 
 def wigner_blocks(direction: Tensor, max_degree: int) -> Tensor:

@@ -57,6 +57,13 @@ def test_zero_length_edges_have_zero_blocks() -> None:
     assert geometry.wigner.isfinite().all()
 
 
+@pytest.mark.parametrize("length", [1e-30, 1e30])
+def test_directions_of_very_short_and_long_edges(length: float) -> None:
+    rel_pos = (length * directions()).float()
+    torch.testing.assert_close(edge_directions(rel_pos), directions().float(), rtol=0, atol=1e-6)
+    assert len(EdgeGeometry.from_relative_positions(rel_pos, 1).zero_length_edges) == 0
+
+
 def test_direction_gradient_is_finite_at_zero_length() -> None:
     rel_pos = torch.tensor([[0.0, 0, 0], [3.0, 0, 4.0]], requires_grad=True)
     edge_directions(rel_pos).sum().backward()
