@@ -280,7 +280,7 @@ def _from_pyg(data: Any) -> Graph:
     pos = getattr(data, "pos", None)
     rel_pos = getattr(data, "rel_pos", None)
     if rel_pos is None and pos is not None:
-        rel_pos = pos[dst] - pos[src]
+        rel_pos = _relative_positions(pos, src, dst)
     batch_num_nodes = batch_num_edges = None
     pointer = getattr(data, "ptr", None)
     if pointer is not None:
@@ -311,7 +311,11 @@ def _from_positions(pos: Tensor, batch_num_nodes: Sequence[int] | Tensor | None,
         edge_counts.append(len(src))
         start += size
     src, dst = torch.cat(sources), torch.cat(destinations)
-    return Graph(src, dst, len(pos), sizes, edge_counts, ndata={"pos": pos}, edata={"rel_pos": pos[dst] - pos[src]})
+    return Graph(src, dst, len(pos), sizes, edge_counts, ndata={"pos": pos}, edata={"rel_pos": _relative_positions(pos, src, dst)})
+
+
+def _relative_positions(pos: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+    return pos.index_select(0, dst) - pos.index_select(0, src)  # their gradients add in a fixed order
 
 
 def _where(adjacency: Tensor) -> tuple[Tensor, Tensor]:

@@ -174,6 +174,31 @@ def test_graphs_without_edges(backend: str, num_nodes: int) -> None:
     assert value.shape == (1,) and value.isfinite().all()
 
 
+@pytest.mark.parametrize("backend", ["dense", "torch"])
+def test_gradients_on_two_threads_are_identical(backend: str) -> None:
+    """Large enough that PyTorch shares the work among threads: no sum may depend on which one comes first."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(0)
+        fiber = Fiber({0: 16, 1: 16})
+        model = SE3Transformer(1, fiber, fiber, fiber, num_heads=4, channels_div=1)
+        graph = complete_graph(torch.randn(60, 3, requires_grad=True))
+        pos = graph.ndata["pos"]
+        nodes = {key: value.float().requires_grad_() for key, value in random_features(fiber, 60).items()}
+        leaves = [pos, *nodes.values(), *model.parameters()]
+        with se3_fast.backend(backend):
+            runs = [torch.autograd.grad(loss_of(model(complete_graph(pos), nodes)), leaves) for _ in range(5)]
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(runs[0], run, strict=True))
+
+
+def loss_of(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack([output.square().sum() for output in outputs.values()]).sum()
+
+
 def random_float(count: int) -> dict[str, torch.Tensor]:
     return {key: value.float() for key, value in random_features(Fiber({0: 3}), count).items()}
 

@@ -201,7 +201,7 @@ class ConvSE3(nn.Module):
         result = dict(messages)
         for degree, weight in self.to_kernel_self.items():
             own = weight @ node_feats[degree]  # [N, C_out, 2d+1]
-            own = own * graph.in_degrees()[:, None, None].to(own.dtype) if self.pool else own[graph.dst]
+            own = own * graph.in_degrees()[:, None, None].to(own.dtype) if self.pool else own.index_select(0, graph.dst)
             result[degree] = messages[degree] + own
         return result
 

@@ -25,7 +25,8 @@ def edge_attention(value: Tensor, key: Tensor, query: Tensor, dst: Tensor) -> Te
         [N, H, V]; 0 for a node without incoming edges.
     """
     num_nodes, num_heads, width = query.shape
-    scores = (key * query[dst]).sum(-1) / math.sqrt(num_heads * width)  # [E, H]
+    # index_select, not query[dst]: the gradient of indexing adds in any order where several threads share the work
+    scores = (key * query.index_select(0, dst)).sum(-1) / math.sqrt(num_heads * width)  # [E, H]
     weights = _softmax_over_incoming(scores, dst, num_nodes).to(value.dtype)
     weighted = weights[..., None] * value
     return value.new_zeros(num_nodes, *value.shape[1:]).index_add(0, dst, weighted)
@@ -36,6 +37,6 @@ def _softmax_over_incoming(scores: Tensor, dst: Tensor, num_nodes: int) -> Tenso
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     index = dst[:, None].expand_as(scores)
     largest = scores.new_zeros(num_nodes, scores.shape[1]).scatter_reduce(0, index, scores.detach(), "amax", include_self=False)
-    exponentials = (scores - largest[dst]).exp()
+    exponentials = (scores - largest.index_select(0, dst)).exp()
     totals = exponentials.new_zeros(num_nodes, scores.shape[1]).index_add(0, dst, exponentials)
-    return exponentials / totals[dst]
+    return exponentials / totals.index_select(0, dst)

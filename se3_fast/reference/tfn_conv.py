@@ -52,7 +52,7 @@ def gather_features(node_features: Features, edge_features: Features, src: Tenso
     """Source features of each edge, with the edge features of the same degree appended on the channel axis."""
     gathered = {}
     for key, tensor in node_features.items():
-        parts = [tensor[src]]
+        parts = [tensor.index_select(0, src)]
         if key in edge_features:
             parts.append(edge_features[key].to(tensor.dtype))
         gathered[key] = torch.cat(parts, 1)  # [E, C, 2d+1]
