@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def main() -> int:
         rows = _rows(json.loads(raw.read_text())["benchmarks"])
     print(_table(rows))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{_device_name()}.json").write_text(json.dumps({"environment": _environment(), "rows": rows}, indent=1) + "\n")
+    (RESULTS / f"{device_name()}.json").write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
     return 0
 
 
@@ -67,18 +68,21 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _device_name() -> str:
-    return torch.cuda.get_device_name().replace(" ", "_") if DEVICE.type == "cuda" else "cpu"
+def device_name() -> str:
+    """Name of the device that the benchmarks run on, as part of a file name."""
+    return torch.cuda.getdevice_name().replace(" ", "_") if DEVICE.type == "cuda" else "cpu"
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """Date, commit, device and versions."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit or "unknown",
-        "device": _device_name() if DEVICE.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "device": device_name() if DEVICE.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": version("triton") if DEVICE.type == "cuda" else None,
     }
 
 

@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from se3_fast import Fiber, Graph, SE3Transformer, SE3TransformerPooled, complete_graph, nearest_neighbour_graph
+from se3_fast import (
+    AttentionBlockSE3,
+    Fiber,
+    Graph,
+    NormSE3,
+    SE3Transformer,
+    SE3TransformerPooled,
+    complete_graph,
+    nearest_neighbour_graph,
+)
 from se3_fast.data import QM9DataModule
 
 SEQUENCE_NEIGHBOURS = 32
@@ -35,6 +44,16 @@ class Workload:
     def graph(self) -> Graph:
         """The batch's graph."""
         return self.inputs[0]
+
+    @property
+    def block(self) -> AttentionBlockSE3:
+        """The last attention block: one of the hidden layers, whose convolution is the largest."""
+        return [module for module in self.model.modules() if isinstance(module, AttentionBlockSE3)][-1]
+
+    @property
+    def norm(self) -> NormSE3:
+        """A norm of the hidden features."""
+        return next(module for module in self.model.modules() if isinstance(module, NormSE3))
 
     def to(self, device: torch.device) -> Workload:
         """The same on another device."""
@@ -168,7 +187,7 @@ BUILDERS: dict[str, Callable[[int], Workload]] = {
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where the benchmarks run."""
 
-BACKENDS = ("dense", "torch", "triton") if DEVICE.type == "cuda" else ("dense", "torch")
+BACKENDS = ("dense", "torch", "triton") if DEVICE.type == "cuda" else ("dense", "torch", "cpp")
 """What is compared; the first is the materialised algorithm."""
 
 SIZES = (

@@ -154,17 +154,20 @@ class Fiber(dict):
         size = None
         for degree in self.degrees:
             tensor = features.get(str(degree))
-            expected = f"[{'N' if size is None else size}, {self[degree]}, {2 * degree + 1}]"
             if tensor is None:
                 raise ValueError(
                     f"{name}: expected features of degrees {self.degrees}, got only {sorted(features)}: "
-                    f"'{degree}' of shape {expected} is missing"
+                    f"'{degree}' of shape {self._expected_shape(degree, size)} is missing"
                 )
             fits = tensor.ndim == 3 and tuple(tensor.shape[1:]) == (self[degree], 2 * degree + 1)
             if not fits or (size is not None and tensor.shape[0] != size):
+                expected = self._expected_shape(degree, size)
                 raise ValueError(f"{name}['{degree}']: expected shape {expected}, got {list(tensor.shape)}")
             size = tensor.shape[0]
         return size
+
+    def _expected_shape(self, degree: int, size: int | None) -> str:
+        return f"[{'N' if size is None else size}, {self[degree]}, {2 * degree + 1}]"
 
 
 def _by_channels(pairs: Iterable[tuple[int | str, int]]) -> list[FiberEl]:

@@ -55,10 +55,10 @@ class Graph:
         _check_edges(src, dst, num_nodes)
         self.src = src.long()
         self.dst = dst.long()
-        self._num_nodes = int(num_nodes)
+        self._num_nodes = num_nodes if isinstance(num_nodes, torch.SymInt) else int(num_nodes)
         self._batch_num_nodes = _batch_sizes("batch_num_nodes", batch_num_nodes, self._num_nodes, src.device)
         self._batch_num_edges = _batch_sizes("batch_num_edges", batch_num_edges, src.shape[0], src.device)
-        if len(self._batch_num_nodes) != len(self._batch_num_edges):
+        if self._batch_num_nodes.shape != self._batch_num_edges.shape:
             raise ValueError(
                 f"batch_num_edges: expected {len(self._batch_num_nodes)} graphs as in batch_num_nodes, "
                 f"got {len(self._batch_num_edges)}"
@@ -69,6 +69,17 @@ class Graph:
         self._outgoing: EdgeOrder | None = None
         self._sources: tuple[Tensor, list[int]] | None = None
 
+    @staticmethod
+    def from_orders(src: Tensor, dst: Tensor, incoming: EdgeOrder, outgoing: EdgeOrder) -> Graph:
+        """A graph without data from all that the operations read of one, taken as it is."""
+        graph = object.__new__(Graph)
+        graph.src, graph.dst = src, dst
+        graph._num_nodes = incoming.offsets.shape[0] - 1
+        graph._batch_num_nodes = graph._batch_num_edges = src.new_empty(0)
+        graph.ndata, graph.edata = {}, {}
+        graph._incoming, graph._outgoing, graph._sources = incoming, outgoing, None
+        return graph
+
     @property
     def device(self) -> torch.device:
         """The device that the edges are on."""
@@ -77,7 +88,7 @@ class Graph:
     @property
     def batch_size(self) -> int:
         """Number of graphs in the batch."""
-        return len(self._batch_num_nodes)
+        return self._batch_num_nodes.shape[0]
 
     def num_nodes(self) -> int:
         """Number of nodes of the whole batch."""
@@ -324,9 +335,8 @@ def _where(adjacency: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _group_by(node_of_edge: Tensor, num_nodes: int) -> EdgeOrder:
-    order = torch.argsort(node_of_edge, stable=True)
-    offsets = torch.zeros(num_nodes + 1, dtype=torch.int64, device=node_of_edge.device)
-    torch.cumsum(torch.bincount(node_of_edge, minlength=num_nodes), 0, out=offsets[1:])
+    nodes, order = node_of_edge.sort(stable=True)
+    offsets = torch.searchsorted(nodes, torch.arange(num_nodes + 1, device=nodes.device))
     return EdgeOrder(order, offsets)
 
 
@@ -336,15 +346,20 @@ def _check_edges(src: Tensor, dst: Tensor, num_nodes: int) -> None:
             raise TypeError(f"{name}: expected an int64 tensor, got {getattr(ends, 'dtype', type(ends).__name__)}")
         if ends.shape != (src.shape[0],):
             raise ValueError(f"{name}: expected shape [{src.shape[0]}], got {list(ends.shape)}")
-        if ends.device.type == "cpu" and len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < num_nodes:
+        if _is_readable(ends) and len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < num_nodes:
             raise ValueError(f"{name}: expected node numbers from 0 to {num_nodes - 1}, got {int(ends.min())} to {int(ends.max())}")
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether values can be checked without waiting for a device, or breaking a graph that is being compiled."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _batch_sizes(name: str, sizes: Tensor | Sequence[int] | None, total: int, device: torch.device) -> Tensor:
     if sizes is None:
         return torch.tensor([total], device=device)
     sizes = torch.as_tensor(sizes, dtype=torch.int64, device=device)
-    if sizes.device.type == "cpu" and int(sizes.sum()) != total:
+    if _is_readable(sizes) and int(sizes.sum()) != total:
         raise ValueError(f"{name}: expected sizes that add up to {total}, got {int(sizes.sum())}")
     return sizes
 

@@ -5,8 +5,9 @@ The plan is what the layers hand to the operation and the operation to its backe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import json
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from se3_fast.so3 import num_paths
@@ -95,3 +96,18 @@ class ConvolutionPlan:
     def max_degree(self) -> int:
         """The largest degree on either side."""
         return max(degree for degree, _ in self.node_channels + self.channels_out)
+
+    def to_json(self) -> str:
+        """This plan as text, for graphs that are compiled or exported."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    @cache
+    def from_json(text: str) -> ConvolutionPlan:
+        """The plan that :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        groups = [
+            RadialGroup(**{name: tuple(value) if isinstance(value, list) else value for name, value in group.items()})
+            for group in fields.pop("groups")
+        ]
+        return ConvolutionPlan(**{name: tuple(map(tuple, value)) for name, value in fields.items()}, groups=tuple(groups))

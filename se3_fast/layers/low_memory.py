@@ -22,6 +22,8 @@ def recompute_in_backward(function: Callable[Parameters, Result], *args: Paramet
     """
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
+    if torch.compiler.is_compiling():  # the backend is fixed while tracing
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
     name = chosen_backend()
 
     def on_same_backend(*inner: Any) -> Result:

@@ -45,7 +45,7 @@ class GPooling(nn.Module):
 
 def _graph_of_node(graph: Graph) -> Tensor:
     sizes = graph.batch_num_nodes()
-    numbers = torch.arange(len(sizes), device=sizes.device)
+    numbers = torch.arange(sizes.shape[0], device=sizes.device)
     return numbers.repeat_interleave(sizes, output_size=graph.num_nodes())
 
 

@@ -29,6 +29,6 @@ def radial(invariants: Tensor, layers: tuple[RadialLayer, RadialLayer]) -> Tenso
     for layer in layers:
         hidden = F.linear(hidden, layer.weight, layer.bias)
         if layer.scale is not None:
-            hidden = F.layer_norm(hidden, hidden.shape[-1:], layer.scale, layer.shift, LAYER_NORM_EPSILON)
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], layer.scale, layer.shift)
         hidden = F.relu(hidden)
     return hidden

@@ -1,0 +1,32 @@
+"""Attention over incoming edges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.operations import Problem, compare, leaf
+from bench.workloads import BACKENDS, SIZES, build
+from se3_fast.ops.edge_attention import edge_attention
+
+
+def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
+    """The attention of a hidden layer of a workload, on messages that were rotated out of the edges' frames."""
+    workload = build(name)
+    graph, attention = workload.graph, workload.block.attention
+    heads = attention.num_heads
+    value = leaf(graph.num_edges(), heads, attention.value_fiber.num_features // heads, dtype=dtype)
+    key = leaf(graph.num_edges(), heads, attention.key_fiber.num_features // heads, dtype=dtype)
+    query = leaf(graph.num_nodes(), heads, attention.key_fiber.num_features // heads, dtype=dtype)
+
+    def forward() -> list[torch.Tensor]:
+        return [edge_attention(value, key, query, graph)]
+
+    return Problem(forward, [value, key, query])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SIZES)
+def test_edge_attention(benchmark: BenchmarkFixture, name: str, backend: str) -> None:
+    compare(benchmark, "edge_attention", name, problem(name), backend)

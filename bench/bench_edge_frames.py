@@ -1,0 +1,31 @@
+"""The frames of all edges in the form that a backend reads: Wigner blocks, or the four values of two angles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.operations import Problem, compare
+from bench.workloads import BACKENDS, SIZES, build
+from se3_fast import EdgeGeometry
+from se3_fast.ops.backend import selected_backend
+
+
+def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
+    """The geometry of a workload; positions are float32 whatever the features are."""
+    workload = build(name)
+    rel_pos = workload.graph.edata["rel_pos"]
+    max_degree = workload.block.to_key_value.max_degree
+
+    def forward() -> list[torch.Tensor]:
+        geometry = EdgeGeometry(rel_pos, max_degree)
+        return [geometry.angles if selected_backend(rel_pos.device) == "triton" else geometry.wigner]
+
+    return Problem(forward)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SIZES)
+def test_edge_frames(benchmark: BenchmarkFixture, name: str, backend: str) -> None:
+    compare(benchmark, "edge_frames", name, problem(name), backend)

@@ -1,0 +1,31 @@
+"""The hidden layers of all radial profiles of a convolution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.operations import Problem, compare, leaf
+from bench.workloads import BACKENDS, SIZES, build
+from se3_fast.ops.radial import radial
+
+
+def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
+    """The profiles of a hidden convolution of a workload."""
+    workload = build(name)
+    convolution = workload.block.to_key_value.to(dtype)
+    invariants = leaf(workload.graph.num_edges(), convolution.fiber_edge[0] + 1, dtype=dtype)
+    profiles = [profile.hidden_layers() for profile in convolution.radial_profiles]
+    parameters = [tensor for layers in profiles for layer in layers for tensor in layer if tensor is not None]
+
+    def forward() -> list[torch.Tensor]:
+        return list(radial(invariants, profiles))
+
+    return Problem(forward, [invariants, *parameters])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SIZES)
+def test_radial(benchmark: BenchmarkFixture, name: str, backend: str) -> None:
+    compare(benchmark, "radial", name, problem(name), backend)

@@ -1,0 +1,192 @@
+"""Everything that wants a GPU, in one command: ``python -m bench.gpu`` (or ``make gpu``).
+
+Tests first (numerics, gradients, equivariance, reproducibility, 64-bit addressing), then the rates of the device, whole models
+(launches included) with their peak memory, and every operation at every workload (graph replay, cold caches). Written to
+``bench/results/<device>.json`` after every step, so that a run that is cut short keeps what it has; what the time did not allow is
+listed as not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import se3_fast
+from bench import (
+    bench_basis,
+    bench_edge_attention,
+    bench_edge_frames,
+    bench_equivariant_norm,
+    bench_radial,
+    bench_tfn_conv,
+)
+from bench.__main__ import RESULTS, device_name, environment
+from bench.peak_memory import measure_in_new_process
+from bench.timing import Rates, cold_time, measured_rates
+from bench.workloads import BACKENDS, SIZES, Workload, build
+
+OPERATIONS: dict[str, ModuleType] = {
+    "tfn_conv": bench_tfn_conv,
+    "edge_attention": bench_edge_attention,
+    "radial": bench_radial,
+    "equivariant_norm": bench_equivariant_norm,
+    "edge_frames": bench_edge_frames,
+    "basis": bench_basis,
+}
+TESTS = ["tests/gpu", *(f"tests/ops/test_{name}_triton.py" for name in OPERATIONS), "tests/test_equivariance.py"]
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+PASSES: dict[str, Callable[[Workload], None]] = {
+    "forward": Workload.forward_only,
+    "forward+backward": Workload.forward_backward,
+}
+
+
+class Run:
+    """The results so far, and the time that is left."""
+
+    def __init__(self, seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds
+        self.file = RESULTS / f"{device_name()}.json"
+        self.results: dict[str, Any] = {"environment": environment(), "operations": [], "models": [], "not measured": []}
+
+    def write(self) -> None:
+        """Write everything so far."""
+        RESULTS.mkdir(exist_ok=True)
+        self.file.write_text(json.dumps(self.results, indent=1) + "\n")
+
+    def attempt(self, section: str, row: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+        """Add a row with what ``measure`` returns; or say why there is nothing: no time, no memory, an error."""
+        if time.monotonic() > self.deadline:
+            self.results["not measured"].append({**row, "reason": "out of time"})
+            return
+        try:
+            row = row | measure()
+        except Exception as error:
+            self.results["not measured"].append({**row, "reason": _one_line(error)})
+        else:
+            self.results[section].append(row)
+            print(json.dumps(row), flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+        self.write()
+
+
+def main() -> int:
+    """Run all; the exit code is that of the tests."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=450.0, help="stop measuring after this time; tests are not cut short")
+    parser.add_argument("--no_tests", action="store_true", help="only measure")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("expected a CUDA device, got none")
+    run = Run(arguments.seconds)
+    code = 0
+    if not arguments.no_tests:
+        run.results["tests"] = _tested()
+        code = run.results["tests"]["exit_code"]
+        run.write()
+    rates = measured_rates()
+    run.results["rates"] = {"flop_per_second": rates.flop_per_second, "bytes_per_second": rates.bytes_per_second}
+    for row in _models():
+        run.attempt("models", row, lambda row=row: _model_time(**row))
+    for row in _operations():
+        run.attempt("operations", row, lambda row=row: _operation_time(rates, **row))
+    _add_ratios(run.results["models"])
+    _add_ratios(run.results["operations"])
+    run.write()
+    print(_table(run.results))
+    print(f"{run.file}; tests {'not run' if arguments.no_tests else run.results['tests']['summary']}")
+    return code
+
+
+def _tested() -> dict[str, Any]:
+    """Run the GPU's tests in a process of their own, several at a time (compilation of kernels is what takes time)."""
+    workers = ["-n", str(min(8, os.cpu_count() or 1))]
+    command = [sys.executable, "-m", "pytest", "-q", *workers, *TESTS]
+    start = time.monotonic()
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    print(finished.stdout[-6000:], finished.stderr[-2000:], flush=True)
+    summary = finished.stdout.strip().splitlines()[-1] if finished.stdout.strip() else "no output"
+    return {"exit_code": finished.returncode, "summary": summary, "seconds": round(time.monotonic() - start, 1)}
+
+
+def _models() -> Iterator[dict[str, Any]]:
+    for name, precision, passes, backend in product(SIZES, ("float32", "amp"), PASSES, BACKENDS):
+        yield {"workload": name, "precision": precision, "pass": passes, "backend": backend}
+
+
+def _operations() -> Iterator[dict[str, Any]]:
+    for operation, name, precision, passes, backend in product(OPERATIONS, SIZES, DTYPES, PASSES, BACKENDS):
+        is_float32_only = operation in ("edge_frames", "basis")
+        has_backward = operation != "edge_frames"
+        if (precision == "float32" or not is_float32_only) and (passes == "forward" or has_backward):
+            yield {"operation": operation, "workload": name, "precision": precision, "pass": passes, "backend": backend}
+
+
+def _model_time(**row: str) -> dict[str, Any]:
+    workload = build(row["workload"])
+    result: dict[str, Any] = {
+        "size": SIZES[row["workload"]],
+        "nodes": workload.graph.num_nodes(),
+        "edges": workload.graph.num_edges(),
+    }
+    is_amp = row["precision"] == "amp"
+    with se3_fast.backend(row["backend"]), torch.autocast("cuda", enabled=is_amp):
+        timing = cold_time(lambda: PASSES[row["pass"]](workload), 9, with_launches=True)
+    if row["pass"] == "forward+backward" and not is_amp:
+        result["peak_MiB"] = measure_in_new_process(row["workload"], row["backend"]) / 2**20
+    return result | {"ms": timing.milliseconds}
+
+
+def _operation_time(rates: Rates, **row: str) -> dict[str, Any]:
+    problem = OPERATIONS[row["operation"]].problem(row["workload"], DTYPES[row["precision"]])
+    with se3_fast.backend(row["backend"]):
+        timing = cold_time(problem.passes()[row["pass"]])
+    result: dict[str, Any] = {"ms": timing.milliseconds, "is_captured": timing.is_captured}
+    cost = problem.cost_of(row["pass"])
+    if cost is not None and row["backend"] == "triton":
+        least = rates.roofline_milliseconds(row["precision"], cost.flop, cost.bytes)
+        result |= {"flop": cost.flop, "bytes": cost.bytes, "roofline_fraction": least / timing.milliseconds}
+    return result
+
+
+def _add_ratios(rows: list[dict[str, Any]]) -> None:
+    """How many times faster, and smaller, than the first backend each row is."""
+    keys = ("operation", "workload", "precision", "pass")
+    first = {tuple(row.get(key) for key in keys): row for row in rows if row["backend"] == BACKENDS[0]}
+    for row in rows:
+        base = first.get(tuple(row.get(key) for key in keys))
+        row["speed_up"] = base["ms"] / row["ms"] if base else None
+        if base and "peak_MiB" in row and "peak_MiB" in base:
+            row["memory_ratio"] = base["peak_MiB"] / row["peak_MiB"]
+
+
+def _table(results: dict[str, Any]) -> str:
+    lines = []
+    for row in (*results["models"], *results["operations"]):
+        name = f"{row.get('operation', 'model')} {row['workload']} {row['precision']} {row['pass']}"
+        figures = [f"{row['ms']:.3f} ms"]
+        figures += [f"{row[key]:.2f} {key}" for key in ("speed_up", "memory_ratio", "roofline_fraction") if row.get(key)]
+        lines.append(f"{name:64} {row['backend']:7} {'  '.join(figures)}")
+    return "\n".join([*lines, f"not measured: {len(results['not measured'])}"])
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

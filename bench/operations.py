@@ -1,0 +1,88 @@
+"""What the benchmarks of single operations share: a problem, its passes, and how they are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+import se3_fast
+from bench.workloads import DEVICE
+
+ROUNDS = 7
+
+
+@dataclass
+class Cost:
+    """Arithmetic and memory traffic of one pass, counted by hand in the kernel's header.
+
+    Attributes:
+        flop: floating-point operations.
+        bytes: bytes read from and written to memory.
+    """
+
+    flop: float
+    bytes: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flop + other.flop, self.bytes + other.bytes)
+
+
+@dataclass
+class Problem:
+    """One operation on the inputs that a workload gives it.
+
+    Attributes:
+        forward: the operation; returns its outputs.
+        operands: what it is differentiated with respect to; empty for an operation without gradients.
+        cost: cost of the forward and of the backward pass of the Triton kernels, by ``"forward"`` and ``"backward"``.
+    """
+
+    forward: Callable[[], Sequence[Tensor]]
+    operands: list[Tensor] = field(default_factory=list)
+    cost: dict[str, Cost] = field(default_factory=dict)
+
+    def run_forward(self) -> None:
+        """Inference."""
+        with torch.no_grad():
+            self.forward()
+
+    def run_forward_backward(self) -> None:
+        """The operation and every gradient."""
+        outputs = self.forward()
+        torch.autograd.grad(outputs, self.operands, [torch.ones_like(output) for output in outputs])
+
+    def passes(self) -> dict[str, Callable[[], None]]:
+        """What is timed, by name."""
+        passes = {"forward": self.run_forward}
+        if self.operands:
+            passes["forward+backward"] = self.run_forward_backward
+        return passes
+
+    def cost_of(self, name: str) -> Cost | None:
+        """Cost of a pass of :meth:`passes`; None where it was not counted."""
+        if "forward" not in self.cost:
+            return None
+        return self.cost["forward"] if name == "forward" else self.cost["forward"] + self.cost["backward"]
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A standard normal operand on :data:`DEVICE` that requires grad."""
+    return torch.randn(*shape, device=DEVICE, dtype=dtype).requires_grad_()
+
+
+def compare(benchmark: BenchmarkFixture, operation: str, workload: str, problem: Problem, backend: str) -> None:
+    """Time all passes of a problem on a backend with pytest-benchmark, grouped by operation and workload."""
+
+    def step() -> None:
+        problem.passes()["forward+backward" if problem.operands else "forward"]()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.group = f"{operation} {workload}"
+    benchmark.extra_info["backend"] = backend
+    with se3_fast.backend(backend):
+        benchmark.pedantic(step, warmup_rounds=1, rounds=ROUNDS)

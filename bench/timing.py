@@ -1,0 +1,91 @@
+"""Times of GPU work: a captured graph replayed with cold caches; and the rates that the device reaches."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+FLUSHED_BYTES = 512 << 20
+"""Written before every replay: several times the second-level cache of any GPU."""
+
+
+@dataclass
+class Timing:
+    """Median time of a call, in milliseconds, and whether it was replayed from a CUDA graph."""
+
+    milliseconds: float
+    is_captured: bool
+
+
+def cold_time(function: Callable[[], None], rounds: int = 15, with_launches: bool = False) -> Timing:
+    """Median time on the GPU of ``function`` with cold caches.
+
+    Unless ``with_launches``, the function is captured in a CUDA graph where it can be (not if it waits for the host), so that
+    launches cost nothing.
+    """
+    for _ in range(3):
+        function()
+    torch.cuda.synchronize()
+    graph = None if with_launches else _captured(function)
+    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
+    times = []
+    for _ in range(rounds):
+        flushed.zero_()
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        if graph is None:
+            function()
+        else:
+            graph.replay()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    return Timing(statistics.median(times), graph is not None)
+
+
+def _captured(function: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            function()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph
+
+
+@dataclass
+class Rates:
+    """What the device reaches in this run.
+
+    Attributes:
+        flop_per_second: matrix products of 8192 x 8192, by name of the operands' type.
+        bytes_per_second: reads and writes of a copy of 2 GiB.
+    """
+
+    flop_per_second: dict[str, float]
+    bytes_per_second: float
+
+    def roofline_milliseconds(self, kind: str, flop: float, bytes_moved: float) -> float:
+        """The least time for this arithmetic and traffic."""
+        return 1e3 * max(flop / self.flop_per_second[kind], bytes_moved / self.bytes_per_second)
+
+
+def measured_rates() -> Rates:
+    """Measure :class:`Rates`."""
+    size = 8192
+    rates = {}
+    for kind, dtype, is_tf32 in (
+        ("float16", torch.float16, False),
+        ("float32", torch.float32, False),
+        ("tf32", torch.float32, True),
+    ):
+        torch.backends.cuda.matmul.allow_tf32 = is_tf32
+        left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+        rates[kind] = 2e3 * size**3 / cold_time(lambda left=left, right=right: torch.mm(left, right), 7).milliseconds
+    torch.backends.cuda.matmul.allow_tf32 = False
+    source, target = (torch.empty(1 << 30, dtype=torch.uint8, device="cuda") for _ in range(2))
+    return Rates(rates, 2e3 * (1 << 30) / cold_time(lambda: target.copy_(source), 7).milliseconds)
