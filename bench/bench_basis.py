@@ -9,6 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.operations import Problem, compare
 from bench.workloads import BACKENDS, SIZES, build
 from se3_fast import get_basis, update_basis_with_fused
+from se3_fast.kernels.basis import cost
 
 
 def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
@@ -21,7 +22,7 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
         bases = get_basis(rel_pos, max_degree, compute_gradients=True)
         return list(update_basis_with_fused(bases, max_degree, use_pad_trick=False, fully_fused=True).values())
 
-    return Problem(forward, [rel_pos])
+    return Problem(forward, [rel_pos], cost(max_degree, len(rel_pos), rel_pos.element_size()))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -8,6 +8,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.operations import Problem, compare, leaf
 from bench.workloads import BACKENDS, SIZES, build
+from se3_fast.kernels.edge_attention import cost
 from se3_fast.ops.edge_attention import edge_attention
 
 
@@ -23,7 +24,8 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     def forward() -> list[torch.Tensor]:
         return [edge_attention(value, key, query, graph)]
 
-    return Problem(forward, [value, key, query])
+    sizes = (graph.num_nodes(), graph.num_edges(), heads, value.shape[2], key.shape[2], value.element_size())
+    return Problem(forward, [value, key, query], cost(*sizes))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -9,6 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.operations import Problem, compare
 from bench.workloads import BACKENDS, SIZES, build
 from se3_fast import EdgeGeometry
+from se3_fast.kernels.edge_frames import cost
 from se3_fast.ops.backend import selected_backend
 
 
@@ -22,7 +23,7 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
         geometry = EdgeGeometry(rel_pos, max_degree)
         return [geometry.angles if selected_backend(rel_pos.device) == "triton" else geometry.wigner]
 
-    return Problem(forward)
+    return Problem(forward, costs=(cost(workload.graph.num_edges(), rel_pos.element_size()),))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

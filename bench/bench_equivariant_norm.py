@@ -8,6 +8,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.operations import Problem, compare, leaf
 from bench.workloads import BACKENDS, SIZES, build
+from se3_fast.kernels.equivariant_norm import cost
 
 
 def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
@@ -21,7 +22,8 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     def forward() -> list[torch.Tensor]:
         return list(norm(features).values())
 
-    return Problem(forward, [*features.values(), *norm.parameters()])
+    costs = cost(workload.graph.num_nodes(), norm.fiber.channels[0], norm.fiber.degrees, features["0"].element_size())
+    return Problem(forward, [*features.values(), *norm.parameters()], costs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

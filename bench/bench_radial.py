@@ -8,6 +8,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.operations import Problem, compare, leaf
 from bench.workloads import BACKENDS, SIZES, build
+from se3_fast.kernels.radial import cost
+from se3_fast.layers.convolution import RADIAL_WIDTH
 from se3_fast.ops.radial import radial
 
 
@@ -22,7 +24,8 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     def forward() -> list[torch.Tensor]:
         return list(radial(invariants, profiles))
 
-    return Problem(forward, [invariants, *parameters])
+    sizes = (len(profiles), *invariants.shape, RADIAL_WIDTH, invariants.element_size())
+    return Problem(forward, [invariants, *parameters], cost(*sizes, with_invariants=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

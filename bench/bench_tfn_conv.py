@@ -10,6 +10,8 @@ from bench.operations import Problem, compare, leaf
 from bench.workloads import BACKENDS, SIZES, build
 from se3_fast import EdgeGeometry
 from se3_fast.aligned import tfn_conv as aligned
+from se3_fast.fused.tfn_conv import cost
+from se3_fast.fused.tfn_conv_by_source import is_by_source_faster
 from se3_fast.ops.tfn_conv import tfn_conv
 
 VARIANTS = [part for name in BACKENDS for part in (("torch by edge", "torch by source") if name == "torch" else (name,))]
@@ -30,7 +32,10 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     def forward() -> list[torch.Tensor]:
         return list(tfn_conv(convolution.plan, graph, geometry, nodes, {}, hidden, weights, pool=False).values())
 
-    return Problem(forward, [*nodes.values(), *hidden, *weights])
+    sizes = (graph.num_nodes(), graph.num_edges(), weights[0].shape[1])
+    is_by_source = is_by_source_faster(convolution.plan, *sizes, dtype)
+    costs = cost(convolution.plan, *sizes, dtype, is_by_source, pool=False)
+    return Problem(forward, [*nodes.values(), *hidden, *weights], costs)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

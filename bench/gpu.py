@@ -157,7 +157,7 @@ def _operation_time(rates: Rates, **row: str) -> dict[str, Any]:
     result: dict[str, Any] = {"ms": timing.milliseconds, "is_captured": timing.is_captured}
     cost = problem.cost_of(row["pass"])
     if cost is not None and row["backend"] == "triton":
-        least = rates.roofline_milliseconds(row["precision"], cost.flop, cost.bytes)
+        least = rates.roofline_milliseconds(row["precision"], cost)
         result |= {"flop": cost.flop, "bytes": cost.bytes, "roofline_fraction": least / timing.milliseconds}
     return result
 

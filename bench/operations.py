@@ -11,24 +11,9 @@ from torch import Tensor
 
 import se3_fast
 from bench.workloads import DEVICE
+from se3_fast.kernels.cost import Cost
 
 ROUNDS = 7
-
-
-@dataclass
-class Cost:
-    """Arithmetic and memory traffic of one pass, counted by hand in the kernel's header.
-
-    Attributes:
-        flop: floating-point operations.
-        bytes: bytes read from and written to memory.
-    """
-
-    flop: float
-    bytes: float
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.flop + other.flop, self.bytes + other.bytes)
 
 
 @dataclass
@@ -38,12 +23,12 @@ class Problem:
     Attributes:
         forward: the operation; returns its outputs.
         operands: what it is differentiated with respect to; empty for an operation without gradients.
-        cost: cost of the forward and of the backward pass of the Triton kernels, by ``"forward"`` and ``"backward"``.
+        costs: of the forward pass of the Triton kernels, and of the backward pass if there is one; empty where not counted.
     """
 
     forward: Callable[[], Sequence[Tensor]]
     operands: list[Tensor] = field(default_factory=list)
-    cost: dict[str, Cost] = field(default_factory=dict)
+    costs: tuple[Cost, ...] = ()
 
     def run_forward(self) -> None:
         """Inference."""
@@ -64,9 +49,9 @@ class Problem:
 
     def cost_of(self, name: str) -> Cost | None:
         """Cost of a pass of :meth:`passes`; None where it was not counted."""
-        if "forward" not in self.cost:
+        if not self.costs:
             return None
-        return self.cost["forward"] if name == "forward" else self.cost["forward"] + self.cost["backward"]
+        return self.costs[0] if name == "forward" else Cost(*map(sum, zip(*self.costs, strict=True)))
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from se3_fast.kernels.cost import Cost
+
 FLUSHED_BYTES = 512 << 20
 """Written before every replay: several times the second-level cache of any GPU."""
 
@@ -69,9 +71,10 @@ class Rates:
     flop_per_second: dict[str, float]
     bytes_per_second: float
 
-    def roofline_milliseconds(self, kind: str, flop: float, bytes_moved: float) -> float:
-        """The least time for this arithmetic and traffic."""
-        return 1e3 * max(flop / self.flop_per_second[kind], bytes_moved / self.bytes_per_second)
+    def roofline_milliseconds(self, kind: str, cost: Cost) -> float:
+        """The least time for a cost, its matrix products with operands of a kind; other arithmetic is float32."""
+        matrix, vector = cost.matrix_flop / self.flop_per_second[kind], cost.vector_flop / self.flop_per_second["float32"]
+        return 1e3 * max(matrix, vector, cost.bytes / self.bytes_per_second)
 
 
 def measured_rates() -> Rates:

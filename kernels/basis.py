@@ -35,6 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from se3_fast.kernels.cost import Cost
 from se3_fast.kernels.resources import CompileCase
 
 PITCH = 64  # edges; 128 bytes in half precision
@@ -611,23 +612,40 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def cost(max_degree: int, num_edges: int, itemsize: int) -> tuple[Cost, Cost]:
+    """The work of the pairwise bases without padding, from float32 positions, forward and backward; tables stay in the caches.
+
+    Args:
+        max_degree: largest degree.
+        num_edges: E.
+        itemsize: bytes of a value of the bases.
+    """
+    entries = pairwise_layout(max_degree, is_padded=False).starts[-1]
+    harmonics = (2 * max_degree + 1) ** 2
+    position_bytes = 3 * max(itemsize, 4)
+    evaluate = Cost(0, num_edges * (4 * entries + 60 * harmonics), num_edges * (position_bytes + entries * itemsize))
+    differentiate = Cost(0, num_edges * (4 * entries + 150 * harmonics), num_edges * (2 * position_bytes + entries * itemsize))
+    return evaluate, differentiate
+
+
 def compile_cases() -> list[CompileCase]:
     """Each kernel by dtype of the bases; the ones that evaluate harmonics at 4 degrees (``qm9``) and at 2 (``protein_full`` and
     ``protein_wide``, which have the same degrees).
     """
-    return [case for dtype in ("fp16", "bf16", "fp32") for case in _cases_of_dtype(dtype)]
+    return [case for dtype in ("fp16", "bf16", "fp32", "fp64") for case in _cases_of_dtype(dtype)]
 
 
 def _cases_of_dtype(dtype: str) -> list[CompileCase]:
     basis = f"*{dtype}"
     sizes = {"num_edges": "i64", "pitch": "i64"}
-    tables = {"numbers": "*i32", "factors": "*fp32", "places": "*i32", "coefficients": "*fp32"}
-    pairwise = {"rel_pos": "*fp32", "harmonics": "*fp32", "bases": basis, "terms": "*i32", "num_entries": "i32", **tables, **sizes}
-    position = {"rel_pos": "*fp32", "gradient": basis, "position_gradient": "*fp32", "num_terms": "i32", **tables, **sizes}
+    full, sums = ("*fp64", tl.float64) if dtype == "fp64" else ("*fp32", tl.float32)
+    tables = {"numbers": "*i32", "factors": full, "places": "*i32", "coefficients": full}
+    pairwise = {"rel_pos": full, "harmonics": full, "bases": basis, "terms": "*i32", "num_entries": "i32", **tables, **sizes}
+    position = {"rel_pos": full, "gradient": basis, "position_gradient": full, "num_terms": "i32", **tables, **sizes}
     cases = []
     for workload, max_degree in (("qm9", 3), ("protein", 1)):
         columns = num_harmonics(max_degree)
-        shape = {"HALF_DEGREE": max_degree, "HARMONICS": columns, "BLOCK_EDGES": _pairwise_edges(columns), "SUM": tl.float32}
+        shape = {"HALF_DEGREE": max_degree, "HARMONICS": columns, "BLOCK_EDGES": _pairwise_edges(columns), "SUM": sums}
         entries = {"BLOCK_ENTRIES": _PAIRWISE_ENTRIES}
         cases += [
             CompileCase(f"pairwise {workload} {dtype}", _pairwise_kernel, pairwise, shape | entries, _NUM_WARPS, 1),
@@ -637,6 +655,6 @@ def _cases_of_dtype(dtype: str) -> list[CompileCase]:
     shape = {"BLOCK_EDGES": _FUSE_EDGES, "BLOCK_ENTRIES": _FUSE_ENTRIES}
     cases.append(CompileCase(f"fuse {dtype}", _fuse_kernel, fuse, shape, _NUM_WARPS, 1))
     back = {"gradient": basis, "pairwise_gradient": basis, "places": "*i32", "num_entries": "i32", "size": "i32", **sizes}
-    shape = {"BLOCK_EDGES": _BACK_EDGES, "BLOCK_ENTRIES": _BACK_ENTRIES, "SUM": tl.float32}
+    shape = {"BLOCK_EDGES": _BACK_EDGES, "BLOCK_ENTRIES": _BACK_ENTRIES, "SUM": sums}
     cases.append(CompileCase(f"fused gradient {dtype}", _fused_gradient_kernel, back, shape, _NUM_WARPS, 1))
     return cases

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cost import Cost
 from .resources import CompileCase
 
 NUM_ANGLE_VALUES = 4
@@ -82,6 +83,26 @@ def wigner_tile(angles, table, edge, is_edge, num_edges, DEGREE: tl.constexpr, S
     return block * has_direction[:, None, None]
 
 
+@triton.jit
+def wigner_rows(cos_beta, sin_beta, table, m, DEGREE: tl.constexpr, SIZE: tl.constexpr):
+    """Rows +m and -m of K for a block of edges, [edges, SIZE] each, from cos b and sin b [edges]; m >= 0.
+
+    For loops that need D row by row: D[+m] = cos(m a) K[+m] + sin(m a) K[-m], D[-m] = cos(m a) K[-m] - sin(m a) K[+m].
+    ``table`` as for :func:`wigner_tile`.
+    """
+    column = tl.arange(0, SIZE)[None]
+    plus_row, minus_row = (DEGREE - m) * SIZE + column, (DEGREE + m) * SIZE + column
+    cos_nb, sin_nb = tl.full(cos_beta.shape, 1.0, cos_beta.dtype), 0.0 * cos_beta
+    plus = tl.zeros((cos_beta.shape[0], SIZE), cos_beta.dtype)
+    minus = tl.zeros((cos_beta.shape[0], SIZE), cos_beta.dtype)
+    for n in tl.static_range(DEGREE + 1):
+        even, odd = table + n * SIZE * SIZE, table + (DEGREE + 1 + n) * SIZE * SIZE
+        plus += cos_nb[:, None] * tl.load(even + plus_row) + sin_nb[:, None] * tl.load(odd + plus_row)
+        minus += cos_nb[:, None] * tl.load(even + minus_row) + sin_nb[:, None] * tl.load(odd + minus_row)
+        cos_nb, sin_nb = cos_nb * cos_beta - sin_nb * sin_beta, sin_nb * cos_beta + cos_nb * sin_beta
+    return plus, minus
+
+
 def frame_angles(rel_pos: Tensor) -> Tensor:
     """cos a, sin a, cos b, sin b of every edge.
 
@@ -97,6 +118,21 @@ def frame_angles(rel_pos: Tensor) -> Tensor:
         block = 256
         _frame_angles_kernel[(triton.cdiv(num_edges, block),)](rel_pos.contiguous(), angles, num_edges, BLOCK=block)
     return angles
+
+
+def cost(num_edges: int, itemsize: int) -> Cost:
+    """The work of :func:`frame_angles`.
+
+    Args:
+        num_edges: E.
+        itemsize: bytes of a value of the positions: 4 or 8.
+    """
+    return Cost(0, 20 * num_edges, (3 + NUM_ANGLE_VALUES) * itemsize * num_edges)
+
+
+def wigner_rows_flop(degree: int) -> int:
+    """Operations for all rows of the Wigner block of an edge, by :func:`wigner_rows`."""
+    return (degree + 1) * (2 * degree + 1) * (8 * (degree + 1) + 6)
 
 
 def tile_size(degree: int) -> int:
@@ -126,6 +162,10 @@ def wigner_table(axis_swap: Tensor) -> Tensor:
 
 
 def compile_cases() -> list[CompileCase]:
-    """The angles of float32 positions; the Wigner blocks are compiled with the kernels that make them."""
-    signature = {"rel_pos": "*fp32", "angles": "*fp32", "num_edges": "i32"}
-    return [CompileCase("frame_angles fp32", _frame_angles_kernel, signature, {"BLOCK": 256}, num_warps=4, num_stages=3)]
+    """The angles by dtype of the positions; the Wigner blocks are compiled with the kernels that make them."""
+    cases = []
+    for dtype in ("fp32", "fp64"):
+        signature = {"rel_pos": f"*{dtype}", "angles": f"*{dtype}", "num_edges": "i32"}
+        constants: dict[str, object] = {"BLOCK": 256}
+        cases.append(CompileCase(f"frame_angles {dtype}", _frame_angles_kernel, signature, constants, num_warps=4, num_stages=3))
+    return cases

@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cost import Cost
 from .resources import CompileCase
 
 MAX_DEGREES = 7
@@ -318,20 +319,35 @@ def _constants(channels: int, components: Sequence[int], tile: Tile, epsilon: fl
     }
 
 
+def cost(num_nodes: int, channels: int, degrees: Sequence[int], itemsize: int) -> tuple[Cost, Cost]:
+    """The work of a launch, forward and backward, without the parameters, which are few.
+
+    Args:
+        num_nodes: N.
+        channels: C of every degree.
+        degrees: those of the features.
+        itemsize: bytes of a value.
+    """
+    values = num_nodes * channels * sum(2 * degree + 1 for degree in degrees)
+    return Cost(0, 4 * values, 2 * values * itemsize), Cost(0, 10 * values, 3 * values * itemsize)
+
+
 def compile_cases() -> list[CompileCase]:
-    """Both kernels at the hidden fibers of the workloads, by dtype of the features; parameters are float32."""
-    common = {"scale": "*fp32", "shift": "*fp32", "num_nodes": "i32"}
-    sums = {"partial_sums": "*fp32", "parameters": "i32"}
-    launches: tuple[tuple[str, object, int, tuple[str, ...], dict[str, str]], ...] = (
-        ("forward", _forward_kernel, _FORWARD_VALUES, ("feature", "output"), common),
-        ("backward", _backward_kernel, _BACKWARD_VALUES, ("feature", "gradient", "result"), common | sums),
+    """Both kernels at the hidden fibers of the workloads, by dtype of the features; parameters are float32, float64 with them."""
+    common = ("scale", "shift")
+    sums = (*common, "partial_sums")
+    launches: tuple[tuple[str, object, int, tuple[str, ...], tuple[str, ...], dict[str, str]], ...] = (
+        ("forward", _forward_kernel, _FORWARD_VALUES, ("feature", "output"), common, {}),
+        ("backward", _backward_kernel, _BACKWARD_VALUES, ("feature", "gradient", "result"), sums, {"parameters": "i32"}),
     )
     cases = []
     for workload, channels, components in (("qm9", 32, (1, 3, 5, 7)), ("protein_full", 32, (1, 3)), ("protein_wide", 128, (1, 3))):
-        for name, kernel, values, tensors, others in launches:
+        for name, kernel, values, tensors, full_tensors, sizes in launches:
             tile = _choose_tile(channels, components, values)
-            constants = _constants(channels, components, tile, 1e-5, tl.float32)
-            for dtype in ("fp16", "bf16", "fp32"):
+            for dtype in ("fp16", "bf16", "fp32", "fp64"):
+                is_double = dtype == "fp64"
+                constants = _constants(channels, components, tile, 1e-5, tl.float64 if is_double else tl.float32)
+                others = dict.fromkeys(full_tensors, "*fp64" if is_double else "*fp32") | {"num_nodes": "i32"} | sizes
                 pointers = {f"{tensor}{number}": f"*{dtype}" for tensor in tensors for number in range(MAX_DEGREES)}
                 signature = pointers | others
                 cases.append(CompileCase(f"{name} {workload} {dtype}", kernel, signature, constants, tile.warps, num_stages=1))

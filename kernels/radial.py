@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cost import Cost
 from .resources import CompileCase
 
 _CHUNK = 16  # invariants taken at once in W1 a: e = 33 costs 48, not 64, and the tiles stay small
@@ -370,7 +371,9 @@ def _forward_tile(dtype: torch.dtype) -> Tile:
 
 
 def _backward_tile(dtype: torch.dtype) -> Tile:
-    """As :func:`_forward_tile`; the sums take registers, too, and in full precision 32 edges would spill."""
+    """As :func:`_forward_tile`; the sums take registers, too, and in full precision 32 edges would spill; float64 by 8 warps."""
+    if dtype == torch.float64:
+        return Tile(16, 16, 8)
     return Tile(64, 32, 4) if dtype in (torch.float16, torch.bfloat16) else Tile(16, 16, 4)
 
 
@@ -405,12 +408,36 @@ def _type_constants(dtype: torch.dtype) -> dict[str, object]:
     }
 
 
+def cost(
+    num_groups: int, num_edges: int, num_invariants: int, width: int, itemsize: int, with_invariants: bool = False
+) -> tuple[Cost, Cost]:
+    """The work of the hidden layers with layer norm, forward and backward, without the parameters, which are few.
+
+    Args:
+        num_groups: radial groups.
+        num_edges: E.
+        num_invariants: e, of 4 bytes (8 where those of h are 8).
+        width: K.
+        itemsize: bytes of a value of h.
+        with_invariants: whether the gradient of the invariants is wanted.
+    """
+    products = 2 * num_groups * num_edges * (num_invariants + width) * width
+    others = 18 * num_groups * num_edges * width
+    invariants = num_edges * num_invariants * max(itemsize, 4)
+    hidden = num_groups * num_edges * width * itemsize
+    forward_cost = Cost(products, others, invariants + hidden)
+    if not with_invariants:
+        return forward_cost, Cost(3 * products, 3 * others, invariants + 3 * hidden)
+    to_invariants = 2 * num_groups * num_edges * num_invariants * width
+    return forward_cost, Cost(3 * products + to_invariants, 3 * others, 2 * invariants + 4 * hidden)
+
+
 def compile_cases() -> list[CompileCase]:
-    """The kernels at the workloads' numbers of invariants, with layer norm; invariants and parameters are float32."""
+    """The kernels at the workloads' numbers of invariants, with layer norm; invariants and parameters are float32 or float64."""
     cases = []
     shape = _layer_constants(Shape(32, True, 1e-5))
     for workload, invariants in (("qm9", 5), ("protein_full", 33), ("protein_wide", 65)):
-        for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32), ("fp64", torch.float64)):
             forward_tile, backward_tile = _forward_tile(dtype), _backward_tile(dtype)
             common = {"INPUTS": invariants, "CHUNK": _CHUNK, **shape, **_type_constants(dtype), "PRECISION": "ieee"}
             of_invariants = {key: value for key, value in common.items() if key not in ("HAS_NORM", "EPSILON")}
@@ -435,7 +462,7 @@ def compile_cases() -> list[CompileCase]:
             )
             for kind, kernel, values, integers, constants, tile in launches:
                 types = (
-                    ("invariants parameters invariant_gradient partial_sums", "*fp32"),
+                    ("invariants parameters invariant_gradient partial_sums", "*fp64" if name == "fp64" else "*fp32"),
                     (values, f"*{name}"),
                     (integers, "i32"),
                 )
@@ -448,7 +475,8 @@ def compile_cases() -> list[CompileCase]:
                         constants={**constants, "EDGES": tile.edges},
                         num_warps=tile.warps,
                         num_stages=_NUM_STAGES,
-                        expects_matrix_instructions=dtype != torch.float32,
+                        targets=(80, 90, 100) if name == "fp64" else (),  # others have 1/64 of the float64 units, and spill
+                        expects_matrix_instructions=dtype in (torch.float16, torch.bfloat16),
                     )
                 )
     return cases

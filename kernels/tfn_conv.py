@@ -3,7 +3,7 @@
     x~ = D^T x[src],     y~[+m] = sum R_even[m] x~[+m] - R_odd[m] x~[-m],     y~[-m] = sum R_even[m] x~[-m] + R_odd[m] x~[+m]
     out = D y~,          R = W h
 
-Five kernels, all driven by the same small tables, so that every fuse level is one launch:
+Six kernels, all driven by the same small tables, so that every fuse level is one launch:
 
     align            gathers and rotates into the frames:      nodes [N, C, 2d+1] -> x~
     contract         R tile by tile on the matrix unit, used at once: h, x~ -> y~. Its transpose (W transposed, odd sign flipped) is
@@ -11,6 +11,9 @@ Five kernels, all driven by the same small tables, so that every fuse level is o
     hidden_gradient  dh = dR W^T,   dR_even = g+ x+ + g- x-,   dR_odd = g- x+ - g+ x-
     weight_gradient  dW = h^T dR; a program owns a slice of W and walks over all edges: no atomics, a fixed order
     rotate           out of the frames, per edge or summed over the edges of a node: y~ -> out
+    position_gradient  the torque identity (DESIGN 1.2) in the frames, G_a the generators of rotations and g~, gx~ the gradients
+                     of y~ and x~:  t_a = <g~, G_a y~> - <gx~, G_a x~>,  dr = D_1 (-t_z, 0, t_x) / |r|;  the component of t along
+                     the edge turns nothing, so that G_y is not needed
 
 Aligned features are kept feature-major, [rows, E] with row = (degree, component, channel), so that the column of one feature over a
 block of edges is contiguous. Aligned weights are [.., C_in, K, C_out], the blocks of (m, parity, d_in, d_out) one after the other.
@@ -18,7 +21,8 @@ block of edges is contiguous. Aligned weights are [.., C_in, K, C_out], the bloc
 Cost per edge at 4 degrees, 32 channels, K = 32, forward: 2.9 MFLOP of matrix products and 0.15 MFLOP of multiply-adds; about 2 KB
 read and written in half precision (x~, y~) and 64 bytes of h; every block of edges streams W (2.9 MB) from the second-level
 cache, which bounds the kernel where blocks are small. Backward: three times the arithmetic. Rotations: 2 x 16 x 32 x 7 FLOP
-per edge and side, bound by memory.
+per edge and side, bound by memory. Gradient with respect to positions: 36 entries of generators of 32 channels, 5 kFLOP per edge
+and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.fused.tfn_conv.cost`` counts for any plan.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
 from .resources import CompileCase
+
+_GENERATOR_CHANNELS = 8  # channels side by side in a tile of the position gradient
 
 
 class ContractionTable(NamedTuple):
@@ -73,6 +79,21 @@ class PairTable(NamedTuple):
     has_odd: bool
 
 
+class GeneratorTable(NamedTuple):
+    """The entries of the generators of rotations about x and z for all rows of y~ and x~.
+
+    Attributes:
+        entries: [n, 3] int64: row on the left, row on the right, channels; those of y~ about x, of y~ about z, of x~ about x and
+            of x~ about z, one after the other.
+        coefficients: [n] float64.
+        bounds: where the second, third and fourth of these begin.
+    """
+
+    entries: Tensor
+    coefficients: Tensor
+    bounds: tuple[int, int, int]
+
+
 @triton.jit
 def _align_kernel(
     features, index, angles, table, aligned, num_edges, channels, row, row_stride,
@@ -94,19 +115,20 @@ def _align_kernel(
 
 @triton.jit
 def _rotate_kernel(
-    aligned, angles, table, output, num_edges, channels, row, row_stride,
-    DEGREE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    aligned, index, angles, table, output, num_edges, channels, row, row_stride,
+    HAS_INDEX: tl.constexpr, DEGREE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_edge = edge < num_edges
     block = wigner_tile(angles, table, edge, is_edge, num_edges, DEGREE, SIZE, BLOCK)
+    target = tl.load(index + edge, mask=is_edge, other=0) if HAS_INDEX else edge
     component = tl.arange(0, SIZE).to(tl.int64)
     is_value = is_edge[:, None] & (component < 2 * DEGREE + 1)[None]
     for channel in range(channels):
         rows = row + component * row_stride + channel
         values = tl.load(aligned + rows[None] * num_edges + edge[:, None], mask=is_value, other=0.0).to(block.dtype)
         turned = tl.sum(block * values[:, None, :], 2)  # [BLOCK, SIZE]
-        place = (edge * channels + channel)[:, None] * (2 * DEGREE + 1) + component[None]
+        place = (target * channels + channel)[:, None] * (2 * DEGREE + 1) + component[None]
         tl.store(output + place, turned.to(output.dtype.element_ty), mask=is_value)
 
 
@@ -138,7 +160,7 @@ def _rotate_sum_kernel(
 
 
 @triton.jit
-def _product(left, right, total, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr):
+def add_product(left, right, total, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr):
     """total + left @ right. OPERAND: the operands' type, but float32 for bfloat16 in the interpreter, which multiplies bits."""
     return tl.dot(left.to(OPERAND), right.to(OPERAND), total, input_precision=PRECISION, out_dtype=SUM)
 
@@ -169,13 +191,13 @@ def _contract_kernel(
         for _ in range(channels_in):
             x_plus = tl.load(inputs + in_plus * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
             weight = tl.load(weights + even + tile, mask=is_channel[None], other=0.0)
-            radial = _product(h, weight, nothing, PRECISION, SUM, OPERAND)  # R_even of one input channel
+            radial = add_product(h, weight, nothing, PRECISION, SUM, OPERAND)  # R_even of one input channel
             plus += radial * x_plus
             if HAS_ODD:
                 x_minus = tl.load(inputs + in_minus * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
                 minus += radial * x_minus
                 weight = tl.load(weights + odd + tile, mask=is_channel[None], other=0.0)
-                radial = ODD_SIGN * _product(h, weight, nothing, PRECISION, SUM, OPERAND)
+                radial = ODD_SIGN * add_product(h, weight, nothing, PRECISION, SUM, OPERAND)
                 plus -= radial * x_minus
                 minus += radial * x_plus
             in_plus += 1
@@ -224,11 +246,11 @@ def _hidden_gradient_kernel(
                 if HAS_ODD:
                     x_minus = tl.load(inputs + (in_minus + i) * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
                     radial += g_minus.to(SUM) * x_minus
-                total = _product(radial.to(weight.dtype), weight, total, PRECISION, SUM, OPERAND)
+                total = add_product(radial.to(weight.dtype), weight, total, PRECISION, SUM, OPERAND)
                 if HAS_ODD:
                     radial = g_minus.to(SUM) * x_plus - g_plus.to(SUM) * x_minus  # dR_odd
                     weight = tl.load(weights + odd + i * WIDTH * channels_out + tile, mask=is_channel[:, None], other=0.0)
-                    total = _product(radial.to(weight.dtype), weight, total, PRECISION, SUM, OPERAND)
+                    total = add_product(radial.to(weight.dtype), weight, total, PRECISION, SUM, OPERAND)
     place = ((first_split + split) * num_groups + group).to(tl.int64) * num_edges + edge
     tl.store(partial + place[:, None] * WIDTH + unit[None], total, mask=is_edge[:, None])
 
@@ -266,9 +288,9 @@ def _weight_gradient_kernel(
             x_minus, g_minus = x_minus.to(SUM)[:, :, None], g_minus.to(SUM)[:, None, :]
             radial += x_minus * g_minus
             odd_radial = tl.reshape(x_plus * g_minus - x_minus * g_plus, (BLOCK_EDGES, columns)).to(h.dtype)
-            odd_sum = _product(h, odd_radial, odd_sum, PRECISION, SUM, OPERAND)
+            odd_sum = add_product(h, odd_radial, odd_sum, PRECISION, SUM, OPERAND)
         radial = tl.reshape(radial, (BLOCK_EDGES, columns)).to(h.dtype)
-        even_sum = _product(h, radial, even_sum, PRECISION, SUM, OPERAND)
+        even_sum = add_product(h, radial, even_sum, PRECISION, SUM, OPERAND)
         edge += BLOCK_EDGES
     column = tl.arange(0, columns)
     channel_in = tl.program_id(1) * BLOCK_IN + column // BLOCK_OUT
@@ -278,6 +300,66 @@ def _weight_gradient_kernel(
     tl.store(weight_gradient + even + place, even_sum, mask=is_column[None])
     if HAS_ODD:
         tl.store(weight_gradient + odd + place, odd_sum, mask=is_column[None])
+
+
+@triton.jit
+def _generator_overlap(
+    left, right, entries, coefficients, first, stop, edge, is_edge, num_edges,
+    BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """The sum over some entries of the generators and all channels of left * entry * right, [BLOCK_EDGES]."""
+    total = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
+    for index in range(first, stop):
+        entry = entries + index * 3
+        left_row, right_row, channels = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+        coefficient = tl.load(coefficients + index).to(SUM)
+        for start in range(0, channels, BLOCK_CHANNELS):
+            channel = start + tl.arange(0, BLOCK_CHANNELS)
+            is_value = is_edge[:, None] & (channel < channels)[None]
+            left_values = tl.load(left + (left_row + channel)[None] * num_edges + edge[:, None], mask=is_value, other=0.0)
+            right_values = tl.load(right + (right_row + channel)[None] * num_edges + edge[:, None], mask=is_value, other=0.0)
+            total += coefficient * left_values.to(SUM) * right_values.to(SUM)
+    return tl.sum(total, 1)
+
+
+@triton.jit
+def _position_gradient_kernel(
+    gradient, outputs, input_gradient, inputs, entries, coefficients, rel_pos, angles, table, result, num_edges,
+    outputs_about_z, inputs_about_x, inputs_about_z, num_entries,
+    BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
+    is_edge = edge < num_edges
+    about_x = _generator_overlap(
+        gradient, outputs, entries, coefficients, 0, outputs_about_z, edge, is_edge, num_edges, BLOCK_EDGES, BLOCK_CHANNELS, SUM
+    )
+    about_z = _generator_overlap(
+        gradient, outputs, entries, coefficients, outputs_about_z, inputs_about_x, edge, is_edge, num_edges,
+        BLOCK_EDGES, BLOCK_CHANNELS, SUM,
+    )  # fmt: skip
+    about_x -= _generator_overlap(
+        input_gradient, inputs, entries, coefficients, inputs_about_x, inputs_about_z, edge, is_edge, num_edges,
+        BLOCK_EDGES, BLOCK_CHANNELS, SUM,
+    )  # fmt: skip
+    about_z -= _generator_overlap(
+        input_gradient, inputs, entries, coefficients, inputs_about_z, num_entries, edge, is_edge, num_edges,
+        BLOCK_EDGES, BLOCK_CHANNELS, SUM,
+    )  # fmt: skip
+    x = tl.load(rel_pos + 3 * edge, mask=is_edge, other=0.0).to(SUM)
+    y = tl.load(rel_pos + 3 * edge + 1, mask=is_edge, other=0.0).to(SUM)
+    z = tl.load(rel_pos + 3 * edge + 2, mask=is_edge, other=0.0).to(SUM)
+    # Scaled by the largest component, so that squares neither overflow nor vanish.
+    largest = tl.maximum(tl.maximum(tl.abs(x), tl.abs(y)), tl.abs(z))
+    scale = tl.where(largest > 0, largest, 1.0)
+    x, y, z = x / scale, y / scale, z / scale
+    length = tl.where(largest > 0, scale * tl.sqrt(x * x + y * y + z * z), 1.0)
+    block = wigner_tile(angles, table, edge, is_edge, num_edges, 1, 4, BLOCK_EDGES)  # zero where an edge has no direction
+    component = tl.arange(0, 4)
+    across = tl.where(component == 0, 1.0, 0.0).to(SUM)[None] * (-about_z / length)[:, None]
+    across += tl.where(component == 2, 1.0, 0.0).to(SUM)[None] * (about_x / length)[:, None]
+    turned = tl.sum(block * across[:, None, :], 2)
+    is_value = is_edge[:, None] & (component < 3)[None]
+    tl.store(result + 3 * edge[:, None] + component[None], turned.to(result.dtype.element_ty), mask=is_value)
 
 
 def align(
@@ -298,23 +380,33 @@ def align(
     if num_edges == 0 or features.shape[1] == 0:
         return
     degree = features.shape[2] // 2
-    block = _rotation_block(degree)
+    block = rotation_block(degree)
     _align_kernel[(triton.cdiv(num_edges, block),)](
         features, index, angles, table, aligned, num_edges, features.shape[1], row, row_stride,
         HAS_INDEX=index is not None, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
     )  # fmt: skip
 
 
-def rotate(aligned: Tensor, angles: Tensor, table: Tensor, output: Tensor, row: int, row_stride: int) -> None:
-    """Rotate features of one degree out of the edges' frames, D v: rows of ``aligned`` [rows, E] to ``output`` [E, C, 2d+1]."""
+def rotate(aligned: Tensor, index: Tensor | None, angles: Tensor, table: Tensor, output: Tensor, row: int, row_stride: int) -> None:
+    """Rotate features of one degree out of the edges' frames, D v.
+
+    Args:
+        aligned: [rows, E].
+        index: [E] int64, where the message of each edge goes; None where that is its own place.
+        angles: [4, E].
+        table: Wigner table of the degree.
+        output: [E, C, 2d+1]; written.
+        row: row of the first component's first channel.
+        row_stride: rows from one component to the next.
+    """
     num_edges, channels = output.shape[:2]
     if num_edges == 0 or channels == 0:
         return
     degree = output.shape[2] // 2
-    block = _rotation_block(degree)
+    block = rotation_block(degree)
     _rotate_kernel[(triton.cdiv(num_edges, block),)](
-        aligned, angles, table, output, num_edges, channels, row, row_stride,
-        DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
+        aligned, index, angles, table, output, num_edges, channels, row, row_stride,
+        HAS_INDEX=index is not None, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
     )  # fmt: skip
 
 
@@ -337,10 +429,10 @@ def rotate_sum(
     if num_nodes == 0 or channels == 0:
         return
     degree = output.shape[2] // 2
-    block_channels = min(max(triton.next_power_of_2(channels), 8), 32)
+    block_channels = _rotation_channels(channels, angles.dtype)
     _rotate_sum_kernel[(num_nodes, triton.cdiv(channels, block_channels))](
         aligned, angles, table, order, offsets, output, aligned.shape[1], channels, row, row_stride,
-        DEGREE=degree, SIZE=tile_size(degree), BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=_sum_type(angles),
+        DEGREE=degree, SIZE=tile_size(degree), BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles),
     )  # fmt: skip
 
 
@@ -366,8 +458,8 @@ def contract(
         _contract_kernel[grid](
             inputs, hidden, weights, outputs, table.items, table.terms, num_edges,
             HAS_ODD=table.has_odd, ODD_SIGN=-1.0 if is_transposed else 1.0, WIDTH=hidden.shape[2],
-            BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, PRECISION=_precision(inputs), SUM=_sum_type(inputs),
-            OPERAND=_operand_type(inputs), num_warps=tile.warps,
+            BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, PRECISION=precision(inputs), SUM=sum_type(inputs),
+            OPERAND=operand_type(inputs), num_warps=tile.warps,
         )  # fmt: skip
 
 
@@ -398,7 +490,7 @@ def hidden_gradient(
             _hidden_gradient_kernel[(triton.cdiv(num_edges, tile.edges), num_groups * table.splits)](
                 inputs, gradient, weights, partial, table.pairs, table.spans, num_edges, table.splits, num_groups, first_split,
                 HAS_ODD=table.has_odd, WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-                PRECISION=_precision(inputs), SUM=_sum_type(inputs), OPERAND=_operand_type(inputs), num_warps=tile.warps,
+                PRECISION=precision(inputs), SUM=sum_type(inputs), OPERAND=operand_type(inputs), num_warps=tile.warps,
             )  # fmt: skip
         first_split += table.splits
     return partial.sum(0)
@@ -427,7 +519,44 @@ def weight_gradient(inputs: Tensor, gradient: Tensor, hidden: Tensor, tables: li
         _weight_gradient_kernel[grid](
             inputs, gradient, hidden, result, table.pairs, inputs.shape[1],
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
-            PRECISION=_precision(inputs), SUM=_sum_type(inputs), OPERAND=_operand_type(inputs), num_warps=tile.warps,
+            PRECISION=precision(inputs), SUM=sum_type(inputs), OPERAND=operand_type(inputs), num_warps=tile.warps,
+        )  # fmt: skip
+    return result
+
+
+def position_gradient(
+    gradient: Tensor,
+    outputs: Tensor,
+    input_gradient: Tensor,
+    inputs: Tensor,
+    generators: GeneratorTable,
+    rel_pos: Tensor,
+    angles: Tensor,
+    table: Tensor,
+) -> Tensor:
+    """The gradient with respect to positions through the directions, by the torque on every edge.
+
+    Args:
+        gradient: [rows, E] gradient of y~.
+        outputs: [rows, E] y~.
+        input_gradient: [rows, E] gradient of x~ (by source: of the columns of the Wigner blocks).
+        inputs: [rows, E] x~ (by source: those columns).
+        generators: what to sum.
+        rel_pos: [E, 3] relative positions.
+        angles: [4, E].
+        table: Wigner table of degree 1.
+
+    Returns:
+        [E, 3] in the dtype of ``rel_pos``; 0 where an edge has no direction.
+    """
+    result = torch.empty_like(rel_pos, memory_format=torch.contiguous_format)
+    num_edges = len(rel_pos)
+    if num_edges > 0:
+        block = 64
+        _position_gradient_kernel[(triton.cdiv(num_edges, block),)](
+            gradient, outputs, input_gradient, inputs, generators.entries, generators.coefficients, rel_pos.contiguous(), angles,
+            table, result, num_edges, *generators.bounds, len(generators.entries),
+            BLOCK_EDGES=block, BLOCK_CHANNELS=_GENERATOR_CHANNELS, SUM=sum_type(angles),
         )  # fmt: skip
     return result
 
@@ -440,20 +569,26 @@ class Tile(NamedTuple):
     warps: int
 
 
-def _rotation_block(degree: int) -> int:
+def rotation_block(degree: int) -> int:
     """Edges of a rotation program: about six tiles of SIZE^2 values per edge are live, 8 registers a thread each."""
     return max(1024 // tile_size(degree) ** 2, 4) if degree > 0 else 128
+
+
+def _rotation_channels(channels: int, dtype: torch.dtype) -> int:
+    """Channels of a program of :func:`rotate_sum`; float64 takes twice the registers."""
+    return min(max(triton.next_power_of_2(channels), 8), 8 if dtype == torch.float64 else 32)
 
 
 def _contraction_tile(dtype: torch.dtype, channels: int) -> Tile:
     """The tile of :func:`contract`; four tiles are live (two sums, two products).
 
     Half precision: 128 edges feed two warp groups' matrix instructions and halve the traffic of W; at 8 warps nothing spills. Full
-    precision multiplies on the ordinary cores, whose operands sit in registers: 32 edges. Channels are padded to at least 16.
+    precision multiplies on the ordinary cores, whose operands sit in registers: 32 edges, and half of both in float64. Channels are
+    padded to at least 16.
     """
     if dtype in (torch.float16, torch.bfloat16):
-        return Tile(128, _padded(channels, 32), 8)
-    return Tile(32, _padded(channels, 32 if dtype == torch.float32 else 16), 4)
+        return Tile(128, padded_channels(channels, 32), 8)
+    return Tile(32, padded_channels(channels, 32), 4) if dtype == torch.float32 else Tile(16, 16, 4)
 
 
 def _hidden_gradient_tile(dtype: torch.dtype, channels: int) -> Tile:
@@ -461,7 +596,7 @@ def _hidden_gradient_tile(dtype: torch.dtype, channels: int) -> Tile:
 
     64 edges where the matrix unit has a product wide enough; 32 otherwise, where more would spill.
     """
-    padded = _padded(channels, 16 if dtype == torch.float64 else 32)
+    padded = padded_channels(channels, 16 if dtype == torch.float64 else 32)
     is_half = dtype in (torch.float16, torch.bfloat16)
     return Tile(64 if is_half and padded == 32 else 32, padded, 4)
 
@@ -470,121 +605,178 @@ def _weight_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]
     """The tile of :func:`weight_gradient`, and how many input channels it takes side by side.
 
     The more input channels, the fewer programs read h and the gradients again: 4 in half precision, where the matrix unit keeps the
-    operands out of the registers; elsewhere 1 or 2.
+    operands out of the registers; elsewhere 1.
     """
     if dtype in (torch.float16, torch.bfloat16):
-        return Tile(64, _padded(channels, 32), 8), 4
-    if dtype == torch.float32:
-        return Tile(16, _padded(channels, 32), 4), 1
-    return Tile(32, 16, 4), 2
+        return Tile(64, padded_channels(channels, 32), 8), 4
+    return Tile(16, padded_channels(channels, 32 if dtype == torch.float32 else 16), 4), 1
 
 
-def _padded(channels: int, widest: int) -> int:
+def padded_channels(channels: int, widest: int) -> int:
+    """Channels of a tile: a power of two from 16 on, as the matrix unit wants, and at most ``widest``."""
     return min(max(triton.next_power_of_2(channels), 16), widest)
 
 
-def _precision(example: Tensor) -> str:
+def precision(example: Tensor) -> str:
     """Multiply float32 as such, unless PyTorch is told that TF32 will do (``torch.backends.cuda.matmul.allow_tf32``)."""
     is_tf32 = example.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     return "tf32" if is_tf32 else "ieee"
 
 
-def _sum_type(example: Tensor) -> tl.dtype:
+def sum_type(example: Tensor) -> tl.dtype:
+    """The type of sums: float64 for float64, else float32."""
     return tl.float64 if example.dtype == torch.float64 else tl.float32
 
 
-def _operand_type(example: Tensor) -> tl.dtype:
+def operand_type(example: Tensor) -> tl.dtype:
+    """The type of products' operands: that of the tensor (see :func:`add_product` for the exception)."""
     types = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return tl.float32 if is_interpreted and example.dtype == torch.bfloat16 else types[example.dtype]
 
 
+class Rounding(NamedTuple):
+    """How a launch rounds: the dtype, its name in Triton, and the precision of float32 products."""
+
+    dtype: torch.dtype
+    type_name: str
+    precision: str = "ieee"
+
+    @property
+    def sum_name(self) -> str:
+        """Triton's name of the type that sums, angles and constant tables have."""
+        return "fp64" if self.dtype == torch.float64 else "fp32"
+
+    @property
+    def uses_matrix_unit(self) -> bool:
+        """Whether products run on the matrix unit; full float32 does not, and float64 need not."""
+        return self.dtype in (torch.float16, torch.bfloat16) or self.precision == "tf32"
+
+    def constants(self) -> dict[str, object]:
+        """The constexpr arguments that follow from it."""
+        operand = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp64": tl.float64}[self.type_name]
+        return {"PRECISION": self.precision, "SUM": tl.float64 if self.sum_name == "fp64" else tl.float32, "OPERAND": operand}
+
+
+ROUNDINGS = {
+    "fp16": Rounding(torch.float16, "fp16"),
+    "bf16": Rounding(torch.bfloat16, "bf16"),
+    "fp32": Rounding(torch.float32, "fp32"),
+    "tf32": Rounding(torch.float32, "fp32", "tf32"),
+    "fp64": Rounding(torch.float64, "fp64"),
+}
+"""Those that kernels are compiled for, by name."""
+
+
 def compile_cases() -> list[CompileCase]:
-    """Every kernel at the launches of the workloads, by workload and dtype."""
+    """Every kernel at the launches of the workloads, by workload and rounding."""
     cases = []
     for workload, channels, degree in (("qm9", 32, 3), ("protein_full", 16, 1), ("protein_wide", 64, 1)):
-        for dtype in (torch.float16, torch.bfloat16, torch.float32):
-            cases += _product_cases(workload, dtype, channels) + _rotation_cases(workload, dtype, channels, degree)
+        for name in ROUNDINGS:
+            cases += _product_cases(workload, name, channels)
+            if name != "tf32":  # which rounds products only
+                cases += _rotation_cases(workload, name, channels, degree)
     return cases
 
 
-_TYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-
-
-def _product_cases(workload: str, dtype: torch.dtype, channels: int) -> list[CompileCase]:
-    name = _TYPE_NAMES[dtype]
-    values = f"*{name}"
+def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]:
+    rounding = ROUNDINGS[name]
+    dtype, values = rounding.dtype, f"*{rounding.type_name}"
     contraction, hidden = _contraction_tile(dtype, channels), _hidden_gradient_tile(dtype, channels)
     weight, block_in = _weight_gradient_tile(dtype, channels)
-    operand = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32}[name]
+    sums = f"*{rounding.sum_name}"
     cases = []
     for has_odd in (False, True):
-        common = {"HAS_ODD": has_odd, "WIDTH": 32, "PRECISION": "ieee", "SUM": tl.float32, "OPERAND": operand}
+        common = {"HAS_ODD": has_odd, "WIDTH": 32, **rounding.constants()}
         launches: list[tuple[str, object, dict[str, str], dict[str, object], Tile]] = [
             (
                 "contract",
                 _contract_kernel,
-                _signature("inputs hidden weights outputs", values, tables="items terms", integers="num_edges"),
+                signature("inputs hidden weights outputs", values, tables="items terms", integers="num_edges"),
                 {"ODD_SIGN": 1.0, "BLOCK_EDGES": contraction.edges, "BLOCK_CHANNELS": contraction.channels},
                 contraction,
             ),
             (
                 "hidden_gradient",
                 _hidden_gradient_kernel,
-                _signature("inputs gradient weights", values, "partial", "pairs spans", "num_edges splits num_groups first_split"),
+                signature(
+                    "inputs gradient weights",
+                    values,
+                    sums,
+                    "partial",
+                    "pairs spans",
+                    "num_edges splits num_groups first_split",
+                ),
                 {"BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels},
                 hidden,
             ),
             (
                 "weight_gradient",
                 _weight_gradient_kernel,
-                _signature("inputs gradient hidden", values, "weight_gradient", "pairs", "num_edges"),
+                signature("inputs gradient hidden", values, sums, "weight_gradient", "pairs", "num_edges"),
                 {"BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels},
                 weight,
             ),
         ]
-        for kind, kernel, signature, constants, tile in launches:
+        for kind, kernel, types, constants, tile in launches:
             cases.append(
                 CompileCase(
                     name=f"{kind} m{'>' if has_odd else '='}0 {workload} {name}",
                     kernel=kernel,
-                    signature=signature,
+                    signature=types,
                     constants={**common, **constants},
                     num_warps=tile.warps,
                     num_stages=3,
-                    expects_matrix_instructions=dtype != torch.float32,
+                    expects_matrix_instructions=rounding.uses_matrix_unit,
                 )
             )
     return cases
 
 
-def _rotation_cases(workload: str, dtype: torch.dtype, channels: int, degree: int) -> list[CompileCase]:
-    name = _TYPE_NAMES[dtype]
+def _rotation_cases(workload: str, name: str, channels: int, degree: int) -> list[CompileCase]:
+    dtype = ROUNDINGS[name].dtype
+    values, sums = f"*{ROUNDINGS[name].type_name}", f"*{ROUNDINGS[name].sum_name}"
+    sum_constant = {"SUM": ROUNDINGS[name].constants()["SUM"]}
     size = {"DEGREE": degree, "SIZE": tile_size(degree)}
-    block = {**size, "BLOCK": _rotation_block(degree)}
+    block = {**size, "BLOCK": rotation_block(degree)}
     rows = "num_edges channels row row_stride"
+    bounds = "num_edges outputs_about_z inputs_about_x inputs_about_z num_entries"
+    generators = signature("", "", "*fp64", "coefficients", "entries", bounds)
     launches: list[tuple[str, object, dict[str, str], dict[str, object]]] = [
         (
-            "align",
+            f"align degree {degree}",
             _align_kernel,
-            _signature("features aligned", f"*{name}", "angles table", "index", rows),
+            signature("features aligned", values, sums, "angles table", "index", rows),
             {**block, "HAS_INDEX": True},
         ),
-        ("rotate", _rotate_kernel, _signature("aligned output", f"*{name}", "angles table", "", rows), block),
         (
-            "rotate_sum",
+            f"rotate degree {degree}",
+            _rotate_kernel,
+            signature("aligned output", values, sums, "angles table", "index", rows),
+            {**block, "HAS_INDEX": False},
+        ),
+        (
+            f"rotate_sum degree {degree}",
             _rotate_sum_kernel,
-            _signature("aligned output", f"*{name}", "angles table", "order offsets", rows),
-            {**size, "BLOCK": 8, "BLOCK_CHANNELS": min(channels, 32), "SUM": tl.float32},
+            signature("aligned output", values, sums, "angles table", "order offsets", rows),
+            {**size, "BLOCK": 8, "BLOCK_CHANNELS": _rotation_channels(channels, dtype), **sum_constant},
+        ),
+        (
+            "position_gradient",
+            _position_gradient_kernel,
+            generators | signature("gradient outputs input_gradient inputs", values, sums, "rel_pos angles table result"),
+            {"BLOCK_EDGES": 64, "BLOCK_CHANNELS": _GENERATOR_CHANNELS, **sum_constant},
         ),
     ]
     return [
-        CompileCase(f"{kind} degree {degree} {workload} {name}", kernel, signature, constants, num_warps=4, num_stages=3)
-        for kind, kernel, signature, constants in launches
+        CompileCase(f"{kind} {workload} {name}", kernel, types, constants, num_warps=4, num_stages=3)
+        for kind, kernel, types, constants in launches
     ]
 
 
-def _signature(values: str, value_type: str, sums: str = "", tables: str = "", integers: str = "") -> dict[str, str]:
-    """Argument types by name: feature values, float32 sums, int64 tables, int32 sizes."""
-    kinds = ((values, value_type), (sums, "*fp32"), (tables, "*i64"), (integers, "i32"))
+def signature(
+    values: str, value_type: str, sum_type: str = "", sums: str = "", tables: str = "", integers: str = ""
+) -> dict[str, str]:
+    """Argument types by name: feature values, sums, int64 tables, int32 sizes."""
+    kinds = ((values, value_type), (sums, sum_type), (tables, "*i64"), (integers, "i32"))
     return {name: kind for names, kind in kinds for name in names.split()}

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 import se3_fast
+from se3_fast.ops import backend as backend_module
 from se3_fast.ops.backend import selected_backend
 
 CPU = torch.device("cpu")
@@ -11,7 +14,43 @@ CPU = torch.device("cpu")
 
 def test_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SE3_FAST_BACKEND", raising=False)
-    assert selected_backend(CPU) == "torch"
+    monkeypatch.setattr(backend_module, "_has_cpp", lambda: True)
+    assert selected_backend(CPU) == "cpp"
+    monkeypatch.setattr(backend_module, "_has_cpp", lambda: False)
+    backend_module._say_once_how_to_get_cpp.cache_clear()
+    with pytest.warns(UserWarning, match="se3_fast runs on backend torch, slower than its compiled operations"):
+        assert selected_backend(CPU) == "torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        assert selected_backend(CPU) == "torch"
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_triton", "has_cuda", "expected"),
+    [
+        ((9, 0), True, True, "triton"),
+        ((8, 0), True, False, "triton"),
+        ((8, 0), False, True, "torch"),
+        ((7, 5), True, True, "cuda"),
+        ((7, 0), True, True, "cuda"),
+        ((7, 0), True, False, "torch"),
+        ((6, 1), True, True, "torch"),
+    ],
+)
+def test_automatic_choice_on_gpus(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has_triton: bool, has_cuda: bool, expected: str
+) -> None:
+    monkeypatch.delenv("SE3_FAST_BACKEND", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(backend_module, "_has_triton", lambda: has_triton)
+    monkeypatch.setattr(backend_module, "_has_cuda", lambda: has_cuda)
+    assert selected_backend(torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize(("name", "device"), [("cpp", "cuda"), ("cuda", "cpu")])
+def test_backend_of_another_device(name: str, device: str) -> None:
+    with se3_fast.backend(name), pytest.raises(ValueError, match=f"backend {name}: expected tensors on"):
+        selected_backend(torch.device(device))
 
 
 def test_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +59,7 @@ def test_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     with se3_fast.backend("torch"):
         assert selected_backend(CPU) == "torch"
     monkeypatch.setenv("SE3_FAST_BACKEND", "fast")
-    with pytest.raises(ValueError, match="SE3_FAST_BACKEND: expected one of auto, dense, torch, triton, got 'fast'"):
+    with pytest.raises(ValueError, match="SE3_FAST_BACKEND: expected one of auto, dense, torch, cpp, triton, cuda, got 'fast'"):
         selected_backend(CPU)
 
 
@@ -29,7 +68,7 @@ def test_context_managers_nest_and_end() -> None:
         with se3_fast.backend("torch"):
             assert selected_backend(CPU) == "torch"
         assert selected_backend(CPU) == "dense"
-    with pytest.raises(ValueError, match="name: expected one of"), se3_fast.backend("cuda"):
+    with pytest.raises(ValueError, match="name: expected one of"), se3_fast.backend("gpu"):
         pass
 
 

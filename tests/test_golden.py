@@ -7,10 +7,12 @@ known fault (the layer-norm branch of NormSE3) and the intended one is the truth
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,13 @@ from torch import Tensor, nn
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
 from se3_fast.aligned import tfn_conv as aligned
+from se3_fast.native import library
 from se3_fast.reference.basis import spherical_harmonics
 from se3_fast.so3 import wigner_3j
 from tests.support import TRITON_DEVICE
 
 TOLERANCE = 1e-10
-BACKENDS = ("dense", "torch by edge", "torch by source", "triton")
+BACKENDS = ("dense", "torch by edge", "torch by source", "cpp by edge", "cpp by source", "triton")
 LARGEST_INTERPRETED = 120_000
 """Bytes of the largest file that is run through Triton's interpreter."""
 DIRECTORY = Path(os.environ.get("SE3_FAST_GOLDEN_DIR", Path(__file__).parent / "golden"))
@@ -309,7 +312,12 @@ def test_golden(path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> No
     golden = Golden(path, TRITON_DEVICE if backend == "triton" else torch.device("cpu"))
     kind = golden.config["kind"]
     name, _, order = backend.partition(" ")
-    monkeypatch.setattr(aligned, "is_by_source_faster", lambda plan, *sizes: order == "by source" and not plan.edge_channels)
+    module: ModuleType = aligned
+    if name == "cpp":
+        if not library.is_available():
+            pytest.skip(f"the compiled operations, {library.reason()}")
+        module = importlib.import_module("se3_fast.native.tfn_conv_by_source")
+    monkeypatch.setattr(module, "is_by_source_faster", lambda plan, *sizes: order == "by source" and not plan.edge_channels)
     with se3_fast.backend(name):
         if kind in EDGE_RUNNERS:
             for basis_form in ("constant geometry", "differentiable geometry", "published dict"):

@@ -1,6 +1,7 @@
 """The launches of the Triton convolution (``kernels/tfn_conv.py``), and the small int64 tables that tell the kernels what to do.
 
-The tables are made once per plan and device; they serve every fuse level and every fiber.
+The tables are made once per plan and device; they serve every fuse level and every fiber. Here is the contraction by edge, and what
+both orders share; :mod:`se3_fast.fused.tfn_conv_by_source` has the other. :func:`cost` counts the work of both.
 """
 
 from __future__ import annotations
@@ -16,12 +17,19 @@ from torch import Tensor
 from se3_fast.aligned.tfn_conv import orders
 from se3_fast.graph import Graph
 from se3_fast.kernels import tfn_conv as kernels
+from se3_fast.kernels.cost import Cost
 from se3_fast.kernels.edge_frames import wigner_table
 from se3_fast.plan import ConvolutionPlan
-from se3_fast.so3 import axis_swap
+from se3_fast.so3 import axis_swap, generators
 
 SPLITS = 4
-"""Programs that share the pairs of a radial group in the gradient of h, so that few edges still fill a GPU."""
+"""Most programs that share the pairs of a radial group in the gradient of h, so that few edges still fill a GPU."""
+
+ENOUGH_PROGRAMS = 1024
+"""Programs that fill a large GPU: with as many blocks of edges nothing is split, and fewer partial sums go through memory."""
+
+ROUNDING_ERROR = 1e-9
+"""Entries of the generators below this are zero."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ def contraction_tables(
 
 
 @cache
-def pair_tables(plan: ConvolutionPlan, width: int, device: torch.device) -> list[kernels.PairTable]:
+def pair_tables(plan: ConvolutionPlan, width: int, device: torch.device, splits: int = SPLITS) -> list[kernels.PairTable]:
     """The pairs for the gradients of h and W, for m = 0 and for m > 0."""
     rows_in, rows_out = input_rows(plan), output_rows(plan)
     tables = []
@@ -152,18 +160,45 @@ def pair_tables(plan: ConvolutionPlan, width: int, device: torch.device) -> list
             ]
             for pair in chosen
         ]
-        spans = [span for group in range(len(plan.groups)) for span in _spans([pair.group for pair in chosen], group)]
+        spans = [span for group in range(len(plan.groups)) for span in _spans([pair.group for pair in chosen], group, splits)]
         largest_in = max((pair.channels_in for pair in chosen), default=0)
         largest_out = max((pair.channels_out for pair in chosen), default=0)
-        sizes = (SPLITS, largest_in, largest_out, has_odd)
+        sizes = (splits, largest_in, largest_out, has_odd)
         tables.append(kernels.PairTable(_table(rows, 9, device), _table(spans, 2, device), *sizes))
     return tables
 
 
-def _spans(groups: list[int], group: int) -> list[list[int]]:
+@cache
+def generator_table(outputs: FeatureRows, inputs: FeatureRows, device: torch.device) -> kernels.GeneratorTable:
+    """The generators of rotations about x and z on all rows of y~ and x~."""
+    entries: list[list[int]] = []
+    coefficients: list[float] = []
+    starts = []
+    for rows, axis in product((outputs, inputs), (0, 2)):
+        starts.append(len(entries))
+        for degree, channels in rows.channels:
+            matrix = generators(degree)[axis]
+            for left, right in (matrix.abs() > ROUNDING_ERROR).nonzero().tolist():
+                entries.append([rows.row(degree, left - degree), rows.row(degree, right - degree), channels])
+                coefficients.append(float(matrix[left, right]))
+    values = torch.tensor(coefficients, dtype=torch.float64, device=device)
+    return kernels.GeneratorTable(_table(entries, 3, device), values, (starts[1], starts[2], starts[3]))
+
+
+@cache
+def _wigner_table(degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return wigner_table(axis_swap(degree)).to(device, dtype)
+
+
+def _splits(num_edges: int, num_groups: int) -> int:
+    """Programs that share the pairs of a group; a program has 64 edges or half as many."""
+    return min(max(ENOUGH_PROGRAMS * 64 // max(num_edges * num_groups, 1), 1), SPLITS)
+
+
+def _spans(groups: list[int], group: int, splits: int) -> list[list[int]]:
     """The pairs of a group, which stand one after the other, shared out among the splits."""
     first, count = (groups.index(group), groups.count(group)) if group in groups else (0, 0)
-    bounds = [first + count * split // SPLITS for split in range(SPLITS + 1)]
+    bounds = [first + count * split // splits for split in range(splits + 1)]
     return [[start, stop] for start, stop in pairwise(bounds)]
 
 
@@ -172,19 +207,40 @@ def _table(rows: list[list[int]], fields: int, device: torch.device) -> Tensor:
 
 
 class Launches:
-    """The kernel launches of one convolution, with the tables and sizes that they share."""
+    """The kernel launches of one convolution, with the tables and sizes that they share.
 
-    def __init__(self, plan: ConvolutionPlan, graph: Graph, angles: Tensor, pool: bool, dtype: torch.dtype) -> None:
+    Args:
+        plan: what is coupled.
+        graph: the edges.
+        angles: [4, E] of the edges' frames.
+        pool: whether messages are summed over incoming edges.
+        dtype: that of the features.
+        edge_numbers: [E] int64, where ``graph`` and ``angles`` have the edges in another order than messages per edge: their
+            numbers there.
+        keeps_frames: messages stay in the edges' frames, as one tensor [rows, E], and so do their gradients.
+    """
+
+    def __init__(
+        self,
+        plan: ConvolutionPlan,
+        graph: Graph,
+        angles: Tensor,
+        pool: bool,
+        dtype: torch.dtype,
+        edge_numbers: Tensor | None = None,
+        keeps_frames: bool = False,
+    ) -> None:
         self.plan, self.graph, self.angles, self.pool, self.dtype = plan, graph, angles, pool, dtype
+        self.edge_numbers, self.keeps_frames = edge_numbers, keeps_frames
         self.rows_in, self.rows_out = input_rows(plan), output_rows(plan)
-        self.wigner_tables = {
-            degree: wigner_table(axis_swap(degree)).to(angles)
-            for degree in {degree for degree, _ in plan.node_channels + plan.channels_out}
-        }
+
+    def wigner_table(self, degree: int) -> Tensor:
+        """The constant table of one degree's Wigner blocks."""
+        return _wigner_table(degree, self.angles.dtype, self.angles.device)
 
     def align_inputs(self, features: Sequence[Tensor]) -> Tensor:
         """x~, [rows, E], from node features and edge features."""
-        aligned_features = self._empty(self.rows_in.count, self.graph.num_edges())
+        aligned_features = self.empty_rows(self.rows_in)
         remaining = iter(features)
         for degree, _ in self.plan.node_channels:
             self._align(next(remaining), self.graph.src, aligned_features, self.rows_in, degree, 0)
@@ -195,21 +251,23 @@ class Launches:
 
     def align_gradients(self, grads: Sequence[Tensor]) -> Tensor:
         """The gradient of y~, [rows, E], from those of the messages."""
-        gradient = self._empty(self.rows_out.count, self.graph.num_edges())
-        index = self.graph.dst if self.pool else None
+        if self.keeps_frames:
+            return grads[0].contiguous()
+        gradient = self.empty_rows(self.rows_out)
+        index = self.graph.dst if self.pool else self.edge_numbers
         for (degree, _), grad in zip(self.plan.channels_out, grads, strict=True):
             self._align(grad, index, gradient, self.rows_out, degree, 0)
         return gradient
 
     def contract(self, aligned_features: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
         """y~, [rows, E]."""
-        messages = self._empty(self.rows_out.count, self.graph.num_edges())
+        messages = self.empty_rows(self.rows_out)
         kernels.contract(aligned_features, hidden, weights, self._contraction(hidden, False), False, messages)
         return messages
 
     def contract_transposed(self, gradient: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
         """The gradient of x~, [rows, E]."""
-        result = self._empty(self.rows_in.count, self.graph.num_edges())
+        result = self.empty_rows(self.rows_in)
         transposed = self._transpose(weights, hidden.shape[2])
         kernels.contract(gradient, hidden, transposed, self._contraction(hidden, True), True, result)
         return result
@@ -219,13 +277,16 @@ class Launches:
     ) -> tuple[Tensor, Tensor]:
         """Gradients of h and of the aligned weights."""
         width = hidden.shape[2]
-        tables = pair_tables(self.plan, width, hidden.device)
+        splits = _splits(hidden.shape[1], len(hidden))
+        tables = pair_tables(self.plan, width, hidden.device, splits)
         of_hidden = kernels.hidden_gradient(aligned_features, gradient, weights, tables, len(hidden), width)
         of_weights = kernels.weight_gradient(aligned_features, gradient, hidden, tables, len(weights))
         return of_hidden.to(self.dtype), of_weights.to(self.dtype)
 
     def rotate_outputs(self, messages: Tensor) -> list[Tensor]:
-        """Messages by degree, per edge or summed over incoming edges."""
+        """Messages by degree, per edge or summed over incoming edges; or y~ itself."""
+        if self.keeps_frames:
+            return [messages]
         outputs = []
         for degree, channels in self.plan.channels_out:
             outputs.append(self._rotate(messages, self.rows_out, degree, 0, channels, is_summed=self.pool, by_source=False))
@@ -241,6 +302,24 @@ class Launches:
             results.append(self._rotate(gradient, self.rows_in, degree, first, channels, is_summed=False, by_source=False))
         return results
 
+    def position_gradient(
+        self,
+        rel_pos: Tensor,
+        gradient: Tensor,
+        messages: Tensor,
+        input_gradient: Tensor,
+        inputs: Tensor,
+        input_rows: FeatureRows | None = None,
+    ) -> Tensor:
+        """The gradient of rel_pos through the directions, [E, 3], from y~, x~ and their gradients.
+
+        ``input_rows`` are the rows of ``inputs`` if those are not x~.
+        """
+        table = generator_table(self.rows_out, input_rows or self.rows_in, self.angles.device)
+        return kernels.position_gradient(
+            gradient, messages, input_gradient, inputs, table, rel_pos, self.angles, self.wigner_table(1)
+        )
+
     def _align(
         self,
         features: Tensor,
@@ -251,7 +330,7 @@ class Launches:
         first_channel: int,
     ) -> None:
         start, stride = rows.starts[degree] + first_channel, dict(rows.channels)[degree]
-        table = self.wigner_tables[degree]
+        table = self.wigner_table(degree)
         kernels.align(features.contiguous(), index, self.angles, table, into, start, stride)
 
     def _rotate(
@@ -265,14 +344,14 @@ class Launches:
         by_source: bool,
     ) -> Tensor:
         start, stride = rows.starts[degree] + first_channel, dict(rows.channels)[degree]
-        table = self.wigner_tables[degree]
+        table = self.wigner_table(degree)
         count = self.graph.num_nodes() if is_summed else self.graph.num_edges()
-        output = self._empty(count, channels, 2 * degree + 1)
+        output = self.empty(count, channels, 2 * degree + 1)
         if is_summed:
             order, offsets = self.graph.outgoing() if by_source else self.graph.incoming()
             kernels.rotate_sum(values, self.angles, table, order, offsets, output, start, stride)
         else:
-            kernels.rotate(values, self.angles, table, output, start, stride)
+            kernels.rotate(values, self.edge_numbers, self.angles, table, output, start, stride)
         return output
 
     def _contraction(self, hidden: Tensor, is_transposed: bool) -> list[kernels.ContractionTable]:
@@ -288,5 +367,160 @@ class Launches:
             start += size
         return torch.cat(parts)
 
-    def _empty(self, *shape: int) -> Tensor:
+    def empty_rows(self, rows: FeatureRows) -> Tensor:
+        """Memory for aligned features, [rows, E]."""
+        return self.empty(rows.count, self.graph.num_edges())
+
+    def empty(self, *shape: int) -> Tensor:
+        """Memory to be written, in the dtype of the features."""
         return torch.empty(*shape, dtype=self.dtype, device=self.angles.device)
+
+
+def cost(
+    plan: ConvolutionPlan,
+    num_nodes: int,
+    num_edges: int,
+    width: int,
+    dtype: torch.dtype,
+    is_by_source: bool,
+    pool: bool = True,
+) -> tuple[Cost, Cost]:
+    """The work of a convolution, forward and backward (without the gradient with respect to positions).
+
+    Every launch is taken to read each of its inputs once, and nothing to stay in a cache between launches.
+
+    Args:
+        plan: what is coupled.
+        num_nodes: N.
+        num_edges: E.
+        width: K.
+        dtype: that of the features.
+        is_by_source: the contraction order.
+        pool: whether the messages are summed over incoming edges.
+
+    Returns:
+        The costs of the forward and of the backward pass.
+    """
+    sizes = _Sizes.of(plan, num_nodes, num_edges, width, dtype, pool)
+    return (_forward_by_source(sizes), _backward_by_source(sizes)) if is_by_source else (_forward(sizes), _backward(sizes))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What the cost of a convolution depends on; counts of values, but for ``item`` and ``sum_item``, bytes of a value."""
+
+    nodes: int
+    edges: int
+    width: int
+    item: int
+    sum_item: int
+    hidden: int  # of all groups, per edge
+    splits: int  # programs that share a group's pairs in the gradient of h
+    rows_in: int
+    rows_node: int
+    rows_out: int
+    written: int  # messages, in all
+    weights: int
+    radial: tuple[int, int]  # values of R per edge, at m = 0 and at m > 0
+    products: tuple[int, int]  # values of T per node, at m = 0 and at m > 0
+    product_flop: int  # of T, per node
+    frames: int  # values of the input degrees' Wigner blocks, per edge
+    turns_in: int  # FLOP of the rotations per edge
+    turns_out: int
+
+    @staticmethod
+    def of(plan: ConvolutionPlan, num_nodes: int, num_edges: int, width: int, dtype: torch.dtype, pool: bool) -> _Sizes:
+        radial, products, product_flop = _pair_counts(plan, width)
+        rows_in, rows_out = input_rows(plan), output_rows(plan)
+        item = torch.empty((), dtype=dtype).element_size()
+        return _Sizes(
+            nodes=num_nodes,
+            edges=num_edges,
+            width=width,
+            item=item,
+            sum_item=max(item, 4),
+            hidden=len(plan.groups) * width,
+            splits=_splits(num_edges, len(plan.groups)),
+            rows_in=rows_in.count,
+            rows_node=FeatureRows(plan.node_channels).count,
+            rows_out=rows_out.count,
+            written=rows_out.count * (num_nodes if pool else num_edges),
+            weights=width * sum(radial),
+            radial=radial,
+            products=products,
+            product_flop=product_flop,
+            frames=sum((2 * degree + 1) ** 2 for degree, _ in plan.node_channels),
+            turns_in=_turn_flop(rows_in),
+            turns_out=_turn_flop(rows_out),
+        )
+
+    def angles(self, rows: int) -> int:
+        """Bytes per edge of a rotation that reads and writes some rows: angles, the number of a node, and the rows."""
+        return 4 * self.sum_item + 8 + 2 * rows * self.item
+
+
+@cache
+def _pair_counts(plan: ConvolutionPlan, width: int) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Values of R per edge and of T per node, at m = 0 and at m > 0, and FLOP of T per node."""
+    radial, products, product_flop = [0, 0], [0, 0], 0
+    for pair in pairs_of(plan, width):
+        parities = 1 if pair.m == 0 else 2
+        radial[pair.m > 0] += parities * pair.channels_in * pair.channels_out
+        values = parities * (2 * pair.degree_in + 1) * width * pair.channels_out
+        products[pair.m > 0] += values
+        product_flop += 2 * pair.channels_in * values
+    return (radial[0], radial[1]), (products[0], products[1]), product_flop
+
+
+def _turn_flop(rows: FeatureRows) -> int:
+    """The blocks are made where they are used: 4 (d+1) (2d+1)^2, and 2 (2d+1)^2 for each channel."""
+    return sum((2 * degree + 1) ** 2 * (4 * (degree + 1) + 2 * channels) for degree, channels in rows.channels)
+
+
+def _forward(sizes: _Sizes) -> Cost:
+    even, odd = sizes.radial
+    per_edge = sizes.angles(sizes.rows_in) + sizes.angles(0) + (sizes.rows_in + sizes.hidden + 2 * sizes.rows_out) * sizes.item
+    return Cost(
+        matrix_flop=sizes.edges * 2 * sizes.width * (even + odd),
+        vector_flop=sizes.edges * (2 * even + 4 * odd + sizes.turns_in + sizes.turns_out),
+        bytes=sizes.edges * per_edge + (sizes.written + sizes.weights) * sizes.item,
+    )
+
+
+def _backward(sizes: _Sizes) -> Cost:
+    even, odd = sizes.radial
+    rows = 3 * sizes.rows_out + 4 * sizes.rows_in  # g~ read by all three; x~ by two; dx~ written and read
+    partial_sums = 2 * (2 * sizes.splits * sizes.hidden) * sizes.sum_item
+    per_edge = sizes.angles(sizes.rows_out) + sizes.angles(0) + (rows + 3 * sizes.hidden) * sizes.item + partial_sums
+    return Cost(
+        matrix_flop=3 * sizes.edges * 2 * sizes.width * (even + odd),
+        vector_flop=sizes.edges * (4 * even + 10 * odd + sizes.turns_in + sizes.turns_out),
+        bytes=sizes.edges * per_edge
+        + sizes.nodes * sizes.rows_node * sizes.item
+        + sizes.weights * (2 * sizes.item + sizes.sum_item),
+    )
+
+
+def _forward_by_source(sizes: _Sizes) -> Cost:
+    even, odd = sizes.products
+    values = sizes.nodes * (even + odd)
+    per_edge = sizes.angles(0) + 8 + (2 * sizes.frames + sizes.hidden + 2 * sizes.rows_out) * sizes.item + sizes.angles(0)
+    in_all = sizes.written + sizes.weights + sizes.nodes * sizes.rows_node + 2 * values
+    return Cost(
+        matrix_flop=sizes.nodes * sizes.product_flop + sizes.edges * 2 * (even + odd),
+        vector_flop=sizes.edges * ((2 * even + 4 * odd) // sizes.width + sizes.turns_out),
+        bytes=sizes.edges * per_edge + in_all * sizes.item,
+    )
+
+
+def _backward_by_source(sizes: _Sizes) -> Cost:
+    even, odd = sizes.products
+    values = sizes.nodes * (even + odd)
+    rows = 2 * sizes.rows_out + 3 * sizes.frames + 2 * sizes.hidden
+    per_edge = sizes.angles(sizes.rows_out) + 8 + rows * sizes.item + sizes.angles(0)
+    in_all = 2 * sizes.weights + 2 * sizes.nodes * sizes.rows_node + 5 * values  # T written and read, dT written and read twice
+    return Cost(
+        matrix_flop=3 * sizes.nodes * sizes.product_flop + 2 * sizes.edges * 2 * (even + odd),
+        vector_flop=sizes.edges * (2 * (even + 3 * odd) // sizes.width + sizes.turns_out),
+        bytes=sizes.edges * per_edge + in_all * sizes.item + sizes.weights * sizes.sum_item,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,11 @@ from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.low_memory import recompute_in_backward
-from se3_fast.ops.edge_attention import edge_attention
+from se3_fast.ops.edge_attention import aligned_edge_attention, edge_attention
 from se3_fast.ops.edge_frames import EdgeGeometry
+
+if TYPE_CHECKING:
+    from se3_fast.fused.edge_attention import AlignedMessages
 
 
 class AttentionSE3(nn.Module):
@@ -61,10 +64,26 @@ class AttentionSE3(nn.Module):
             self._heads(query, self.key_fiber),
             graph,
         )  # [N, H, value features / H]
+        return self._by_degree(attended)
+
+    def in_frames(self, messages: AlignedMessages, query: Features) -> Features:
+        """Attend to the messages of a convolution, left in the frames of their edges: of each degree the value, then the key.
+
+        Args:
+            messages: of :meth:`ConvSE3.aligned_messages`, with the channels of ``value_fiber + key_fiber``.
+            query: ``{d: [N, C, 2d+1]}`` with ``key_fiber``.
+
+        Returns:
+            As :meth:`forward`.
+        """
+        key_channels = tuple((degree, self.key_fiber[degree]) for degree in self.key_fiber.degrees)
+        return self._by_degree(aligned_edge_attention(messages, self._heads(query, self.key_fiber), key_channels))
+
+    def _by_degree(self, attended: Tensor) -> Features:
         widths = [self.value_fiber[degree] // self.num_heads * (2 * degree + 1) for degree in self.value_fiber.degrees]
         parts = attended.split(widths, -1)
         return {
-            str(degree): part.reshape(len(part), self.value_fiber[degree], 2 * degree + 1)
+            str(degree): part.reshape(part.shape[0], self.value_fiber[degree], 2 * degree + 1)
             for degree, part in zip(self.value_fiber.degrees, parts, strict=True)
         }
 
@@ -153,7 +172,7 @@ class AttentionBlockSE3(nn.Module):
         graph = as_graph(graph)
         self.fiber_in.check_features(node_features, "node_features")
         query = self.to_query(node_features)
-        geometry = self.to_key_value.prepare_geometry(basis)
+        geometry = self.to_key_value.prepare_geometry(graph, basis)
         if self.low_memory:
             attended = recompute_in_backward(self._attend, query, node_features, edge_features, graph, geometry)
         else:
@@ -172,6 +191,9 @@ class AttentionBlockSE3(nn.Module):
         graph: Graph,
         geometry: EdgeGeometry,
     ) -> Features:
+        messages = self.to_key_value.aligned_messages(node_features, edge_features, graph, geometry)
+        if messages is not None:
+            return self.attention.in_frames(messages, query)
         key_value = self.to_key_value(node_features, edge_features, graph, geometry)
         value = {str(degree): key_value[str(degree)][:, :channels] for degree, channels in self.value_fiber}
         key = {str(degree): key_value[str(degree)][:, self.value_fiber[degree] :] for degree, _ in self.key_fiber}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,11 @@ from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.radial import RadialLayer, radial
-from se3_fast.ops.tfn_conv import prepare_geometry, tfn_conv
+from se3_fast.ops.tfn_conv import aligned_messages, keeps_frames, prepare_geometry, tfn_conv
 from se3_fast.plan import ConvolutionPlan, RadialGroup
+
+if TYPE_CHECKING:
+    from se3_fast.fused.edge_attention import AlignedMessages
 
 RADIAL_WIDTH = 32
 """Width of the hidden radial layers."""
@@ -152,7 +155,7 @@ class ConvSE3(nn.Module):
             self.add_module(container, nn.ModuleDict({name.partition(".")[2]: part for name, part in modules.items()}))
         else:
             self.add_module(container, modules[container])
-        self._radial_profiles = [module.radial_func for module in modules.values()]
+        self.radial_profiles = [module.radial_func for module in modules.values()]
 
     def forward(
         self, node_feats: Features, edge_feats: Features, graph: Any, basis: EdgeGeometry | dict[str, Tensor]
@@ -173,7 +176,7 @@ class ConvSE3(nn.Module):
         """
         graph = as_graph(graph)
         self._check_inputs(node_feats, edge_feats, graph)
-        geometry = self.prepare_geometry(basis)
+        geometry = self.prepare_geometry(graph, basis)
         if self.low_memory:
             messages = recompute_in_backward(self._messages, node_feats, edge_feats, graph, geometry)
         else:
@@ -184,17 +187,34 @@ class ConvSE3(nn.Module):
             return torch.cat([messages[str(degree)] for degree in self.fiber_out.degrees], -1)
         return messages
 
-    def prepare_geometry(self, basis: EdgeGeometry | dict[str, Tensor]) -> EdgeGeometry:
+    def prepare_geometry(self, graph: Graph, basis: EdgeGeometry | dict[str, Tensor]) -> EdgeGeometry:
         """The geometry of the edges, from itself or from a published basis dict, with what this convolution reads of it made."""
         geometry = basis if isinstance(basis, EdgeGeometry) else EdgeGeometry.from_bases(basis, self.max_degree)
-        prepare_geometry(self.plan, geometry)
+        prepare_geometry(self.plan, graph, geometry)
         return geometry
 
+    def aligned_messages(
+        self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry
+    ) -> AlignedMessages | None:
+        """The messages per edge left in the frames of their edges, for the attention; None where the backend or an edge has none.
+
+        Arguments as for :meth:`forward`; without pooling and self-interaction only.
+        """
+        if not keeps_frames(geometry):
+            return None
+        self._check_inputs(node_feats, edge_feats, graph)
+        hidden, weights = self._radial(edge_feats)
+        return aligned_messages(self.plan, graph, geometry, node_feats, edge_feats, hidden, weights)
+
     def _messages(self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry) -> Features:
-        profiles = self._radial_profiles
-        hidden = radial(edge_feats["0"].squeeze(-1), [profile.hidden_layers() for profile in profiles])
-        weights = [profile.last_weight for profile in profiles]
+        hidden, weights = self._radial(edge_feats)
         return tfn_conv(self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, self.pool)
+
+    def _radial(self, edge_feats: Features) -> tuple[Any, list[Tensor]]:
+        """h and the last weight of all radial profiles."""
+        profiles = self.radial_profiles
+        hidden = radial(edge_feats["0"].squeeze(-1), [profile.hidden_layers() for profile in profiles])
+        return hidden, [profile.last_weight for profile in profiles]
 
     def _add_self_interaction(self, messages: Features, node_feats: Features, graph: Graph) -> Features:
         """Add W x[dst] to every message; summed over incoming edges that is the in-degree times W x."""

@@ -3,8 +3,11 @@
 Backends:
     dense: the published formula in plain PyTorch, everything materialised. The ground truth; any dtype.
     torch: edge-aligned frames, chunked, in plain PyTorch (DESIGN 1.1 and 1.3). Any device.
+    cpp: the compiled operations of ``csrc/`` where an operation has one, else as ``torch``. CPU.
     triton: the Triton kernels of ``se3_fast.kernels`` where an operation has one, else as ``torch``. CUDA devices; on the CPU only
         in Triton's interpreter (``TRITON_INTERPRET=1``), which is for tests.
+    cuda: the CUDA kernels of ``csrc/`` where an operation has one, else as ``torch``. For compute capability 7.0 and 7.5, whose
+        tensor cores Triton does not use.
 
 ``auto`` takes the fastest that is there for the device. Set the environment variable ``SE3_FAST_BACKEND`` for a whole process,
 or use the context manager :func:`backend` for a block of code (the context manager wins).
@@ -13,13 +16,16 @@ or use the context manager :func:`backend` for a block of code (the context mana
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 
-BACKENDS = ("dense", "torch", "triton")
+BACKENDS = ("dense", "torch", "cpp", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "SE3_FAST_BACKEND"
 
 _chosen: ContextVar[str | None] = ContextVar("se3_fast_backend", default=None)
@@ -30,7 +36,7 @@ def backend(name: str) -> Iterator[None]:
     """Run the operations inside the ``with`` block (forward; the backward follows it) on backend ``name``.
 
     Args:
-        name: one of ``auto``, ``dense``, ``torch``, ``triton``.
+        name: one of ``auto``, ``dense``, ``torch``, ``cpp``, ``triton``, ``cuda``.
 
     Raises:
         ValueError: for any other name.
@@ -42,18 +48,46 @@ def backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+@torch.compiler.assume_constant_result
 def selected_backend(device: torch.device) -> str:
-    """The backend that an operation called now with tensors on ``device`` runs on.
+    """The backend that an operation called now with tensors on ``device`` runs on. In compiled code: called while it is traced.
 
     Raises:
         ValueError: if the environment variable names no backend, or the one chosen does not run on the device.
     """
     name = chosen_backend()
+    if name == "auto":
+        return automatic_backend(device)
     if name == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             f"backend triton: expected tensors on a CUDA device, got {device} (on the CPU it needs TRITON_INTERPRET=1)"
         )
-    return "torch" if name == "auto" else name
+    if name == "cpp" and device.type != "cpu":
+        raise ValueError(f"backend cpp: expected tensors on the CPU, got {device}")
+    if name == "cpp" and not _has_cpp():
+        raise ValueError(f"backend cpp: expected the compiled operations, {_why_no_cpp()}")
+    if name == "cuda" and device.type != "cuda":
+        raise ValueError(f"backend cuda: expected tensors on a CUDA device, got {device}")
+    return name
+
+
+def automatic_backend(device: torch.device) -> str:
+    """What ``auto`` means for tensors on ``device``.
+
+    On the CPU ``cpp`` where it was built; on CUDA devices ``triton`` from compute capability 8.0 on and ``cuda`` on 7.x, where what
+    they need is installed. Otherwise ``torch``.
+    """
+    if device.type == "cpu":
+        if _has_cpp():
+            return "cpp"
+        _say_once_how_to_get_cpp()
+    if device.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(device)
+        if major >= 8 and _has_triton():
+            return "triton"
+        if major == 7 and _has_cuda():
+            return "cuda"
+    return "torch"
 
 
 def chosen_backend() -> str:
@@ -63,6 +97,36 @@ def chosen_backend() -> str:
         ValueError: if the environment variable names no backend.
     """
     return _chosen.get() or _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _has_cpp() -> bool:
+    from se3_fast.native import library
+
+    return library.is_available()
+
+
+def _why_no_cpp() -> str:
+    from se3_fast.native import library
+
+    return library.reason()
+
+
+@cache
+def _say_once_how_to_get_cpp() -> None:
+    warnings.warn(f"se3_fast runs on backend torch, slower than its compiled operations: {_why_no_cpp()}", stacklevel=2)
+
+
+@cache
+def _has_cuda() -> bool:
+    from se3_fast.cuda import library
+
+    return library.is_available()
 
 
 def _checked(name: str, argument: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,6 +10,31 @@ from torch import Tensor
 from se3_fast.ops.basis import get_basis
 from se3_fast.reference import basis as reference_basis
 from se3_fast.reference.edge_frames import edge_directions, wigner_blocks
+
+
+@torch.library.custom_op("se3_fast::wigner_blocks", mutates_args=())
+def _wigner_blocks(direction: Tensor, max_degree: int) -> Tensor:
+    """:func:`~se3_fast.reference.edge_frames.wigner_blocks` as one node of compiled graphs."""
+    with torch.autocast(direction.device.type, enabled=False):
+        return wigner_blocks(direction, max_degree)
+
+
+@_wigner_blocks.register_fake
+def _(direction: Tensor, max_degree: int) -> Tensor:
+    return direction.new_empty(direction.shape[0], sum((2 * degree + 1) ** 2 for degree in range(max_degree + 1)))
+
+
+@torch.library.custom_op("se3_fast::frame_angles", mutates_args=())
+def _frame_angles(direction: Tensor) -> Tensor:
+    """The kernel of ``kernels/edge_frames.py`` as one node of compiled graphs."""
+    from se3_fast.kernels.edge_frames import frame_angles
+
+    return frame_angles(direction)
+
+
+@_frame_angles.register_fake
+def _(direction: Tensor) -> Tensor:
+    return direction.new_empty(4, direction.shape[0])
 
 
 class EdgeGeometry:
@@ -29,13 +54,14 @@ class EdgeGeometry:
         max_degree: int,
         wigner: Tensor | None = None,
         bases: dict[str, Tensor] | None = None,
+        angles: Tensor | None = None,
     ) -> None:
         self.rel_pos = rel_pos
         self.max_degree = max_degree
         self._bases = dict(bases or {})
         self._casts: dict[torch.dtype, Tensor] = {}
-        if wigner is not None:
-            self.wigner = wigner
+        given = {"wigner": wigner, "angles": angles}
+        self._made = {name: tensor for name, tensor in given.items() if tensor is not None}
 
     @staticmethod
     def from_relative_positions(rel_pos: Tensor, max_degree: int) -> EdgeGeometry:
@@ -50,7 +76,8 @@ class EdgeGeometry:
         """
         if rel_pos.ndim != 2 or rel_pos.shape[1] != 3:
             raise ValueError(f"rel_pos: expected shape [E, 3], got {list(rel_pos.shape)}")
-        if rel_pos.device.type == "cpu" and not rel_pos.isfinite().all():
+        is_checked = rel_pos.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_checked and not rel_pos.isfinite().all():
             edge = int((~rel_pos.isfinite()).any(1).nonzero()[0])
             raise ValueError(f"rel_pos: expected finite relative positions, got {rel_pos[edge].tolist()} at edge {edge}")
         return EdgeGeometry(rel_pos, max_degree)
@@ -84,29 +111,33 @@ class EdgeGeometry:
         """Whether it was made from a basis dict that is to be differentiated (``get_basis(compute_gradients=True)``)."""
         return torch.is_grad_enabled() and any(basis.requires_grad for basis in self._bases.values())
 
-    @cached_property
+    @property
     def direction(self) -> Tensor:
         """[E, 3] unit vectors in at least float32, (0, 0, 0) for zero-length edges; constants."""
         working = self.rel_pos.dtype if self.rel_pos.dtype == torch.float64 else torch.float32
-        return edge_directions(self.rel_pos.detach().to(working))
+        return self._once("direction", lambda: edge_directions(self.rel_pos.detach().to(working)))
 
-    @cached_property
+    @property
     def wigner(self) -> Tensor:
         """[E, sum of (2d+1)^2] Wigner D blocks of the edge frames (see reference/edge_frames.py); constants."""
-        with torch.no_grad(), torch.autocast(self.rel_pos.device.type, enabled=False):
-            return wigner_blocks(self.direction, self.max_degree)
+        return self._once("wigner", lambda: _wigner_blocks(self.direction, self.max_degree))
 
-    @cached_property
+    @property
     def angles(self) -> Tensor:
         """[4, E] cos and sin of the two angles of each edge's frame (backend ``triton``, ``kernels/edge_frames.py``); constants."""
-        from se3_fast.kernels.edge_frames import frame_angles
+        return self._once("angles", lambda: _frame_angles(self.direction))
 
-        return frame_angles(self.direction)
-
-    @cached_property
+    @property
     def zero_length_edges(self) -> Tensor:
         """[n] int64, the edges that have no direction."""
-        return (self.direction == 0).all(-1).nonzero().squeeze(-1)
+        return self._once("zero_length_edges", lambda: (self.direction == 0).all(-1).nonzero().squeeze(-1))
+
+    def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` makes, kept; not ``cached_property``, whose lock ``torch.compile`` cannot follow."""
+        if name not in self._made:
+            with torch.no_grad():
+                self._made[name] = make()
+        return self._made[name]
 
     def wigner_as(self, dtype: torch.dtype) -> Tensor:
         """The Wigner blocks in another dtype, kept for the next layer."""
@@ -136,6 +167,12 @@ class EdgeGeometry:
             fuse = reference_basis.fused_over_inputs if key.startswith("out") else reference_basis.fused_over_outputs
             return fuse(self._bases, self.max_degree, int(key.removesuffix("_fused").lstrip("outin")))
         return self._bases[key]
+
+    def with_positions(self, rel_pos: Tensor) -> EdgeGeometry:
+        """This geometry with other tensors of the same relative positions ([E, 3]), to be differentiated apart."""
+        geometry = EdgeGeometry(rel_pos, self.max_degree)
+        geometry._made, geometry._casts = self._made, self._casts
+        return geometry
 
     def index_select(self, edge_numbers: Tensor) -> EdgeGeometry:
         """The geometry of some edges: ``edge_numbers`` [n] int64, in that order."""

@@ -6,7 +6,7 @@ the nonlinearity is ReLU. On backend ``triton`` results have the dtype of the fe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from se3_fast.fiber import Features
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.reference import equivariant_norm as reference
 
 _MAX_FUSED_DEGREES = 7
@@ -38,7 +39,7 @@ def group_norm(
     if not _runs_triton(scale.device, nonlinearity) or len(features) > _MAX_FUSED_DEGREES:
         return reference.group_norm(features, scale, shift, epsilon, nonlinearity)
     keys = sorted(features, key=int)
-    outputs = FusedNorm.apply(epsilon, scale, shift, *(features[key] for key in keys))
+    outputs = _fused(epsilon, [scale, shift, *(features[key] for key in keys)])
     return dict(zip(keys, outputs, strict=True))
 
 
@@ -46,12 +47,18 @@ def layer_norm(feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, no
     """Layer normalisation over the norms of one degree: [N, C, 2d+1] to the same; ``scale`` and ``shift`` are [C]."""
     if not _runs_triton(scale.device, nonlinearity):
         return reference.layer_norm(feature, scale, shift, epsilon, nonlinearity)
-    (output,) = FusedNorm.apply(epsilon, scale, shift, feature)
+    (output,) = _fused(epsilon, [scale, shift, feature])
     return output
 
 
 def _runs_triton(device: torch.device, nonlinearity: Callable[[Tensor], Tensor]) -> bool:
     return type(nonlinearity) is nn.ReLU and selected_backend(device) == "triton"
+
+
+def _fused(epsilon: float, operands: list[Tensor]) -> Sequence[Tensor]:
+    if torch.compiler.is_compiling():
+        return _opaque_norm("", [torch.full((), epsilon, dtype=torch.float64), *operands])
+    return FusedNorm.apply(epsilon, *operands)
 
 
 class FusedNorm(torch.autograd.Function):
@@ -77,3 +84,10 @@ class FusedNorm(torch.autograd.Function):
         contiguous = [gradient.contiguous() for gradient in gradients]
         results, of_scale, of_shift = kernels.backward(features, contiguous, scale, shift, ctx.epsilon)
         return None, of_scale, of_shift, *results
+
+
+_opaque_norm = OpaqueOperation(
+    "equivariant_norm",
+    run=lambda description, operands: list(FusedNorm.apply(float(operands[0]), *operands[1:])),
+    shapes=lambda description, operands: [feature.new_empty(feature.shape) for feature in operands[3:]],
+)

@@ -6,6 +6,7 @@ in one launch each way and keeps the invariants only.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.reference import radial as reference
 from se3_fast.reference.radial import LAYER_NORM_EPSILON, RadialLayer
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from se3_fast.kernels.radial import Shape
 
 
-def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer]]) -> list[Tensor]:
+def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer]]) -> list[Tensor] | Tensor:
     """Evaluate the two hidden layers of every profile.
 
     Args:
@@ -29,7 +31,7 @@ def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer
         profiles: the parameters of each profile; all with or all without layer norm.
 
     Returns:
-        h of each profile, [E, K], in the autocast dtype where autocast is on.
+        h of each profile, [E, K], in the autocast dtype where autocast is on; from ``triton`` all in one tensor, [groups, E, K].
     """
     if selected_backend(invariants.device) != "triton":
         return [reference.radial(invariants, layers) for layers in profiles]
@@ -40,8 +42,12 @@ def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer
     device_type = invariants.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else invariants.dtype
     parameters = [tensor.flatten() for layers in profiles for layer in layers for tensor in layer if tensor is not None]
-    hidden = FusedRadial.apply(shape, dtype, invariants, torch.cat(parameters).view(len(profiles), -1))  # [groups, E, K]
-    return list(hidden.unbind())
+    table = torch.cat(parameters).view(len(profiles), -1)
+    if torch.compiler.is_compiling():
+        (hidden,) = _opaque_radial(_description(shape.width, shape.has_norm, dtype), [invariants, table])
+    else:
+        hidden = FusedRadial.apply(shape, dtype, invariants, table)  # [groups, E, K]
+    return hidden
 
 
 class FusedRadial(torch.autograd.Function):
@@ -66,3 +72,26 @@ class FusedRadial(torch.autograd.Function):
         invariants, parameters = ctx.saved_tensors
         with_invariants = ctx.needs_input_grad[2]
         return None, None, *kernels.backward(invariants, parameters, gradient.contiguous(), ctx.shape, with_invariants)
+
+
+@torch.compiler.assume_constant_result
+def _description(width: int, has_norm: bool, dtype: torch.dtype) -> str:
+    return json.dumps([width, has_norm, str(dtype).removeprefix("torch.")])
+
+
+def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
+    from se3_fast.kernels.radial import Shape
+
+    width, has_norm, dtype_name = json.loads(description)
+    shape = Shape(width, has_norm, LAYER_NORM_EPSILON)
+    return [FusedRadial.apply(shape, getattr(torch, dtype_name), *operands)]
+
+
+def _opaque_shapes(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
+    width, _, dtype_name = json.loads(description)
+    invariants, parameters = operands
+    sizes = (parameters.shape[0], invariants.shape[0], width)
+    return [invariants.new_empty(sizes, dtype=getattr(torch, dtype_name))]
+
+
+_opaque_radial = OpaqueOperation("radial", _opaque_run, _opaque_shapes)

@@ -1,12 +1,14 @@
 """TFN convolution: the messages of all edges, or their sum at each destination.
 
 Formula: :mod:`se3_fast.reference.tfn_conv`. Backends: ``dense`` (that module), ``torch`` (:mod:`se3_fast.aligned.tfn_conv`),
-``triton`` (``kernels/tfn_conv.py``; where the gradient with respect to positions is wanted, as ``torch``).
+``triton`` (``kernels/tfn_conv.py``, ``kernels/tfn_conv_by_source.py``), ``cuda`` (``csrc/tfn_conv.cu``; float64 as ``torch``).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,14 +17,22 @@ from torch.autograd.function import once_differentiable
 
 from se3_fast.aligned import tfn_conv as aligned
 from se3_fast.fiber import Features
-from se3_fast.graph import Graph
-from se3_fast.ops.backend import selected_backend
+from se3_fast.graph import EdgeOrder, Graph
+from se3_fast.ops.backend import backend, selected_backend
 from se3_fast.ops.edge_frames import EdgeGeometry
+from se3_fast.ops.opaque import OpaqueOperation
+from se3_fast.ops.second_derivatives import TwiceDifferentiable, convolution_gradients
 from se3_fast.plan import ConvolutionPlan
 from se3_fast.reference import tfn_conv as reference
 
 if TYPE_CHECKING:
+    from se3_fast.fused.edge_attention import AlignedMessages
     from se3_fast.fused.tfn_conv import Launches
+    from se3_fast.fused.tfn_conv_by_source import SourceLaunches
+    from se3_fast.native.tfn_conv import NativeConvolution
+
+CUDA_RADIAL_WIDTH = 32
+"""The radial width that ``csrc/tfn_conv.cu`` is made for; others run as ``torch``."""
 
 
 def tfn_conv(
@@ -31,7 +41,7 @@ def tfn_conv(
     geometry: EdgeGeometry,
     node_features: Features,
     edge_features: Features,
-    hidden: Sequence[Tensor],
+    hidden: Sequence[Tensor] | Tensor,
     weights: Sequence[Tensor],
     pool: bool,
 ) -> Features:
@@ -43,7 +53,7 @@ def tfn_conv(
         geometry: directions of the edges.
         node_features: ``{d: [N, C_d, 2d+1]}`` for the degrees of ``plan.node_channels``.
         edge_features: ``{d: [E, C_d, 2d+1]}`` for the degrees of ``plan.edge_channels`` (others are ignored).
-        hidden: output of the hidden radial layers for each group, [E, K].
+        hidden: output of the hidden radial layers for each group, [E, K]; or that of all in one tensor, [groups, E, K].
         weights: last radial weight of each group, [C_out * C_in * F, K], in the published row order.
         pool: sum over the incoming edges of each node; nodes without any get 0.
 
@@ -53,41 +63,72 @@ def tfn_conv(
     Raises:
         ValueError: if the geometry was made for fewer degrees than the plan has.
     """
+    _check_degrees(plan, geometry)
+    device_type = hidden[0].device.type
+    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, pool).in_compute_dtype(device_type)
+    if torch.compiler.is_compiling() and not _runs_dense(geometry):
+        return _compiled(call)
+    with torch.autocast(device_type, enabled=False):
+        if _runs_dense(geometry):
+            return _dense(call)
+        if geometry.rel_pos.requires_grad and torch.is_grad_enabled():
+            return _twice_differentiable(call)
+        return _messages(call)
+
+
+def keeps_frames(geometry: EdgeGeometry) -> bool:
+    """Whether :func:`aligned_messages` serves a geometry: on backend ``triton``, where every edge has a frame and is constant."""
+    if torch.compiler.is_compiling() or selected_backend(geometry.rel_pos.device) != "triton" or _runs_dense(geometry):
+        return False
+    is_differentiated = geometry.rel_pos.requires_grad and torch.is_grad_enabled()
+    return not is_differentiated and len(geometry.zero_length_edges) == 0
+
+
+def aligned_messages(
+    plan: ConvolutionPlan,
+    graph: Graph,
+    geometry: EdgeGeometry,
+    node_features: Features,
+    edge_features: Features,
+    hidden: Sequence[Tensor] | Tensor,
+    weights: Sequence[Tensor],
+) -> AlignedMessages:
+    """The messages of :func:`tfn_conv` left in the frames of their edges, for a geometry that :func:`keeps_frames`.
+
+    Arguments and errors are those of :func:`tfn_conv`.
+    """
+    from se3_fast.fused.edge_attention import AlignedMessages
+
+    _check_degrees(plan, geometry)
+    device_type = hidden[0].device.type
+    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, False).in_compute_dtype(device_type)
+    with torch.autocast(device_type, enabled=False):
+        (values,), launches = _fused(call, keeps_frames=True)
+    return AlignedMessages(values, plan.channels_out, launches.angles, launches.graph)
+
+
+def _check_degrees(plan: ConvolutionPlan, geometry: EdgeGeometry) -> None:
     if geometry.max_degree < plan.max_degree:
         raise ValueError(
             f"geometry: expected one for degrees up to {plan.max_degree}, got one for degrees up to {geometry.max_degree}"
         )
-    device_type = hidden[0].device.type
-    dtype = _compute_dtype(device_type, hidden[0])
-    call = _Call(
-        plan,
-        graph,
-        geometry,
-        {str(degree): node_features[str(degree)].to(dtype) for degree, _ in plan.node_channels},
-        {str(degree): edge_features[str(degree)].to(dtype) for degree, _ in plan.edge_channels},
-        [values.to(dtype) for values in hidden],
-        weights,
-        pool,
-    )
-    with torch.autocast(device_type, enabled=False):
-        if _runs_dense(geometry):
-            return _dense(call)
-        is_triton = selected_backend(hidden[0].device) == "triton" and not geometry.rel_pos.requires_grad
-        messages = _triton(call) if is_triton else _aligned(call)
-        result = {str(degree): message for (degree, _), message in zip(plan.channels_out, messages, strict=True)}
-        return _with_zero_length_edges(result, call) if len(geometry.zero_length_edges) else result
 
 
-def prepare_geometry(plan: ConvolutionPlan, geometry: EdgeGeometry) -> None:
-    """Make what a convolution will read of the geometry, so that all calls with it (also a recomputation) share it.
+def prepare_geometry(plan: ConvolutionPlan, graph: Graph, geometry: EdgeGeometry) -> None:
+    """Make what a convolution will read of graph and geometry, so that all calls with them (also a recomputation) share it.
 
     Args:
         plan: what is coupled.
-        geometry: directions of the edges.
+        graph: the edges.
+        geometry: their directions.
     """
     if _runs_dense(geometry):
         for key in filter(None, map(reference.basis_key, plan.groups)):
             geometry.basis(key)
+    elif torch.compiler.is_compiling():
+        graph.incoming()
+        graph.outgoing()
+        _frames(geometry, selected_backend(graph.device))
 
 
 def _runs_dense(geometry: EdgeGeometry) -> bool:
@@ -102,7 +143,7 @@ class _Call(NamedTuple):
     geometry: EdgeGeometry
     nodes: Features
     edges: Features
-    hidden: list[Tensor]
+    hidden: Sequence[Tensor] | Tensor
     weights: Sequence[Tensor]
     pool: bool
 
@@ -110,11 +151,35 @@ class _Call(NamedTuple):
     def dtype(self) -> torch.dtype:
         return self.hidden[0].dtype
 
+    def in_compute_dtype(self, device_type: str) -> _Call:
+        """With what the plan reads of the features, and h, in the dtype of the operands or of autocast."""
+        dtype = _compute_dtype(device_type, self.hidden[0])
+        hidden = self.hidden
+        return self._replace(
+            nodes={str(degree): self.nodes[str(degree)].to(dtype) for degree, _ in self.plan.node_channels},
+            edges={str(degree): self.edges[str(degree)].to(dtype) for degree, _ in self.plan.edge_channels},
+            hidden=hidden.to(dtype) if isinstance(hidden, Tensor) else [values.to(dtype) for values in hidden],
+        )
+
+
+def _messages(call: _Call) -> Features:
+    backend_name = selected_backend(call.hidden[0].device)
+    if backend_name == "triton":
+        messages = _triton(call)
+    elif backend_name == "cuda" and call.dtype != torch.float64 and call.hidden[0].shape[-1] == CUDA_RADIAL_WIDTH:
+        messages = _cuda(call)
+    elif backend_name == "cpp":
+        messages = _cpp(call)
+    else:
+        messages = _aligned(call)
+    result = {str(degree): message for (degree, _), message in zip(call.plan.channels_out, messages, strict=True)}
+    return _with_zero_length_edges(result, call) if len(call.geometry.zero_length_edges) else result
+
 
 def _dense(call: _Call) -> Features:
     features = reference.gather_features(call.nodes, call.edges, call.graph.src)
     weights = [weight.to(call.dtype) for weight in call.weights]
-    messages = reference.tfn_conv(call.plan, call.geometry.basis, features, call.hidden, weights)
+    messages = reference.tfn_conv(call.plan, call.geometry.basis, features, list(call.hidden), weights)
     return reference.sum_over_incoming(messages, call.graph.dst, call.graph.num_nodes()) if call.pool else messages
 
 
@@ -128,13 +193,80 @@ def _aligned(call: _Call) -> tuple[Tensor, ...]:
 
 
 def _triton(call: _Call) -> tuple[Tensor, ...]:
+    return _fused(call, keeps_frames=False)[0]
+
+
+def _fused(call: _Call, keeps_frames: bool) -> tuple[tuple[Tensor, ...], Launches]:
+    """By the Triton kernels: the messages by degree, or y~ alone; and the launches with the edges in the order that y~ has them."""
+    from se3_fast.fused import tfn_conv_by_source as by_source
     from se3_fast.fused.tfn_conv import Launches
 
     angles = call.geometry.angles.to(torch.float64 if call.dtype == torch.float64 else torch.float32)
-    launches = Launches(call.plan, call.graph, angles, call.pool, call.dtype)
+    arguments: dict[str, Any] = {"pool": call.pool, "dtype": call.dtype, "keeps_frames": keeps_frames}
+    rel_pos = call.geometry.rel_pos
+    hidden = call.hidden.contiguous() if isinstance(call.hidden, Tensor) else torch.stack(list(call.hidden))
+    sizes = (call.graph.num_nodes(), call.graph.num_edges(), hidden.shape[2])
+    if by_source.is_by_source_faster(call.plan, *sizes, call.dtype):
+        blocks = [block.to(call.dtype) for block in by_source.weight_blocks(call.plan, call.weights)]
+        by_source_launches = by_source.SourceLaunches(call.plan, call.graph, angles, **arguments)
+        tensors = (rel_pos, hidden, *blocks, *call.nodes.values())
+        return FusedConvolutionBySource.apply(by_source_launches, *tensors), by_source_launches.shared
     groups = zip(call.plan.groups, call.weights, strict=True)
     weights = torch.cat([aligned.aligned_weight(group, weight).flatten() for group, weight in groups]).to(call.dtype)
-    return FusedConvolution.apply(launches, torch.stack(call.hidden), weights, *call.nodes.values(), *call.edges.values())
+    launches = Launches(call.plan, call.graph, angles, **arguments)
+    tensors = (rel_pos, hidden, weights, *call.nodes.values(), *call.edges.values())
+    return FusedConvolution.apply(launches, *tensors), launches
+
+
+def _cpp(call: _Call) -> tuple[Tensor, ...]:
+    """By the compiled CPU operations, which compute in float32 or float64."""
+    from se3_fast.native import tfn_conv_by_source as by_source
+    from se3_fast.native.tfn_conv import NativeConvolution
+
+    is_by_source = by_source.is_by_source_faster(call.plan, call.graph, call.hidden[0].shape[1])
+    make = by_source.NativeConvolutionBySource if is_by_source else NativeConvolution
+    dtype = torch.float64 if call.dtype == torch.float64 else torch.float32
+    convolution = make(call.plan, call.graph, call.geometry.wigner_as(dtype), call.pool)
+    tensors = (*call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights)
+    operands = (tensor.to(dtype).contiguous() for tensor in tensors)
+    messages = CppConvolution.apply(convolution, call.geometry.rel_pos, *operands)
+    return tuple(message.to(call.dtype) for message in messages)
+
+
+def _cuda(call: _Call) -> tuple[Tensor, ...]:
+    """By the kernels for compute capability 7.x, in float16 or float32: these devices have no bfloat16."""
+    from se3_fast.cuda.tfn_conv import CudaLaunches
+
+    dtype = torch.float16 if call.dtype == torch.float16 else torch.float32
+    launches = CudaLaunches(call.plan, call.graph, call.geometry.angles.float(), call.pool, dtype)
+    hidden = call.hidden.contiguous() if isinstance(call.hidden, Tensor) else torch.stack(list(call.hidden))
+    groups = zip(call.plan.groups, call.weights, strict=True)
+    weights = torch.cat([aligned.aligned_weight(group, weight).flatten() for group, weight in groups])
+    tensors = (hidden, weights, *call.nodes.values(), *call.edges.values())
+    messages = FusedConvolution.apply(launches, call.geometry.rel_pos, *(tensor.to(dtype) for tensor in tensors))
+    return tuple(message.to(call.dtype) for message in messages)
+
+
+def _twice_differentiable(call: _Call) -> Features:
+    operands = [call.geometry.rel_pos, *call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights]
+
+    def evaluate(leaves: Sequence[Tensor]) -> list[Tensor]:
+        return list(_messages(_with_operands(call, leaves)).values())
+
+    differentiate = partial(convolution_gradients, call.plan, call.graph, call.geometry.max_degree, call.pool)
+    messages = TwiceDifferentiable.apply(evaluate, differentiate, *operands)
+    return {str(degree): message for (degree, _), message in zip(call.plan.channels_out, messages, strict=True)}
+
+
+def _with_operands(call: _Call, operands: Sequence[Tensor]) -> _Call:
+    remaining = iter(operands)
+    return call._replace(
+        geometry=call.geometry.with_positions(next(remaining)),
+        nodes={key: next(remaining) for key in call.nodes},
+        edges={key: next(remaining) for key in call.edges},
+        hidden=[next(remaining) for _ in call.plan.groups],
+        weights=[next(remaining) for _ in call.plan.groups],
+    )
 
 
 def _with_zero_length_edges(result: Features, call: _Call) -> Features:
@@ -150,6 +282,74 @@ def _with_zero_length_edges(result: Features, call: _Call) -> Features:
     if call.pool:
         return {key: tensor + messages[key] for key, tensor in result.items()}
     return {key: tensor.index_add(0, chosen, messages[key]) for key, tensor in result.items()}
+
+
+def _compiled(call: _Call) -> Features:
+    """The convolution as one node of a compiled graph, on the backend chosen while it is traced."""
+    backend_name = selected_backend(call.hidden[0].device)
+    description = _description(call.plan, call.pool, backend_name, call.geometry.max_degree)
+    operands = [
+        call.graph.src,
+        call.graph.dst,
+        *call.graph.incoming(),
+        *call.graph.outgoing(),
+        call.geometry.rel_pos,
+        _frames(call.geometry, backend_name),
+        *call.nodes.values(),
+        *call.edges.values(),
+        *call.hidden,
+        *call.weights,
+    ]
+    messages = _opaque_convolution(description, operands)
+    return {str(degree): message for (degree, _), message in zip(call.plan.channels_out, messages, strict=True)}
+
+
+def _frames(geometry: EdgeGeometry, backend_name: str) -> Tensor:
+    """What a backend reads of the geometry."""
+    return getattr(geometry, _frames_name(backend_name))
+
+
+def _frames_name(backend_name: str) -> str:
+    return "angles" if backend_name in ("triton", "cuda") else "wigner"
+
+
+@torch.compiler.assume_constant_result
+def _description(plan: ConvolutionPlan, pool: bool, backend_name: str, max_degree: int) -> str:
+    return json.dumps([plan.to_json(), pool, backend_name, max_degree])
+
+
+def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
+    """The messages by ascending degree, from what :func:`_compiled` packed."""
+    plan_json, pool, backend_name, max_degree = json.loads(description)
+    plan = ConvolutionPlan.from_json(plan_json)
+    src, dst, in_order, in_offsets, out_order, out_offsets, rel_pos, frames, *rest = operands
+    graph = Graph.from_orders(src, dst, EdgeOrder(in_order, in_offsets), EdgeOrder(out_order, out_offsets))
+    has_angles = _frames_name(backend_name) == "angles"
+    geometry = EdgeGeometry(rel_pos, max_degree, **({"angles": frames} if has_angles else {"wigner": frames}))
+    remaining = iter(rest)
+    call = _Call(
+        plan,
+        graph,
+        geometry,
+        {str(degree): next(remaining) for degree, _ in plan.node_channels},
+        {str(degree): next(remaining) for degree, _ in plan.edge_channels},
+        [next(remaining) for _ in plan.groups],
+        [next(remaining) for _ in plan.groups],
+        pool,
+    )
+    with backend(backend_name), torch.autocast(src.device.type, enabled=False):
+        return list(_messages(call).values())
+
+
+def _opaque_shapes(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
+    plan_json, pool, _, _ = json.loads(description)
+    plan = ConvolutionPlan.from_json(plan_json)
+    src, in_offsets, hidden = operands[0], operands[3], operands[-2 * len(plan.groups)]
+    count = in_offsets.shape[0] - 1 if pool else src.shape[0]
+    return [hidden.new_empty(count, channels, 2 * degree + 1) for degree, channels in plan.channels_out]
+
+
+_opaque_convolution = OpaqueOperation("tfn_conv", _opaque_run, _opaque_shapes)
 
 
 def _compute_dtype(device_type: str, example: Tensor) -> torch.dtype:
@@ -179,6 +379,31 @@ class AlignedConvolution(torch.autograd.Function):
         return None, rel_pos_gradient, *gradients
 
 
+class CppConvolution(torch.autograd.Function):
+    """The convolution by the compiled CPU operations (``csrc/tfn_conv.cpp``, ``csrc/tfn_conv_by_source.cpp``).
+
+    Keeps node features, edge features, h and the weights; makes everything else again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, convolution: NativeConvolution, rel_pos: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Messages by ascending degree, from the tensors that ``convolution`` takes."""
+        ctx.convolution = convolution
+        ctx.save_for_backward(rel_pos, *tensors)
+        return tuple(convolution.forward(tensors))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of rel_pos (where it needs one) and of all tensors."""
+        rel_pos, *tensors = ctx.saved_tensors
+        convolution = ctx.convolution
+        needs_weights = any(ctx.needs_input_grad[-len(convolution.plan.groups) :])
+        differentiated = rel_pos.to(convolution.wigner.dtype) if ctx.needs_input_grad[1] else None
+        gradients, rel_pos_gradient = convolution.backward(tensors, grads, differentiated, needs_weights)
+        return None, None if rel_pos_gradient is None else rel_pos_gradient.to(rel_pos.dtype), *gradients
+
+
 class FusedConvolution(torch.autograd.Function):
     """The convolution by the Triton kernels (``kernels/tfn_conv.py``): radial weights generated on chip, forward and backward.
 
@@ -186,12 +411,15 @@ class FusedConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, launches: Launches, hidden: Tensor, weights: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, launches: Launches, rel_pos: Tensor, hidden: Tensor, weights: Tensor, *features: Tensor
+    ) -> tuple[Tensor, ...]:
         """Messages by ascending degree.
 
         Args:
             ctx: autograd's context.
             launches: the kernel launches of this convolution.
+            rel_pos: [E, 3]; only its gradient is made here.
             hidden: [groups, E, K].
             weights: the aligned weights of all groups in a row.
             *features: node features by degree, then edge features by degree.
@@ -199,17 +427,56 @@ class FusedConvolution(torch.autograd.Function):
         aligned_features = launches.align_inputs(features)
         messages = launches.contract(aligned_features, hidden, weights)
         ctx.launches = launches
-        ctx.save_for_backward(hidden, weights, aligned_features)
+        ctx.save_for_backward(rel_pos, hidden, weights, aligned_features)
         return tuple(launches.rotate_outputs(messages))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of h, of the aligned weights and of all features."""
-        hidden, weights, aligned_features = ctx.saved_tensors
+        """Gradients of rel_pos (where it needs one), of h, of the aligned weights and of all features."""
+        rel_pos, hidden, weights, aligned_features = ctx.saved_tensors
         launches = ctx.launches
         gradient = launches.align_gradients(grads)
         hidden_gradient, weight_gradient = launches.radial_gradients(aligned_features, gradient, hidden, weights)
         feature_gradient = launches.contract_transposed(gradient, hidden, weights)
+        rel_pos_gradient = None
+        if ctx.needs_input_grad[1]:
+            messages = launches.contract(aligned_features, hidden, weights)
+            rel_pos_gradient = launches.position_gradient(rel_pos, gradient, messages, feature_gradient, aligned_features)
         features = launches.rotate_input_gradients(feature_gradient)
-        return None, hidden_gradient, weight_gradient, *features
+        return None, rel_pos_gradient, hidden_gradient, weight_gradient, *features
+
+
+class FusedConvolutionBySource(torch.autograd.Function):
+    """The same contracted by source node (``kernels/tfn_conv_by_source.py``): no radial weights, but T of each node on the way.
+
+    Keeps node features, h and the weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, launches: SourceLaunches, rel_pos: Tensor, hidden: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Messages by ascending degree.
+
+        Args:
+            ctx: autograd's context.
+            launches: the kernel launches of this convolution.
+            rel_pos: [E, 3]; only its gradient is made here.
+            hidden: [groups, E, K].
+            *tensors: the weight blocks by input degree, then the node features by degree.
+        """
+        half = len(tensors) // 2
+        messages = launches.contract(tensors[half:], hidden, tensors[:half])
+        ctx.launches = launches
+        ctx.save_for_backward(rel_pos, hidden, *tensors)
+        return tuple(launches.shared.rotate_outputs(messages))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of rel_pos (where it needs one), of h, of the weight blocks and of the node features."""
+        rel_pos, hidden, *tensors = ctx.saved_tensors
+        half = len(tensors) // 2
+        gradient = ctx.launches.shared.align_gradients(grads)
+        differentiated = rel_pos if ctx.needs_input_grad[1] else None
+        gradients = ctx.launches.backward(tensors[half:], hidden, tensors[:half], gradient, differentiated)
+        return None, gradients.rel_pos, gradients.hidden, *gradients.blocks, *gradients.features

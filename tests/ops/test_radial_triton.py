@@ -53,7 +53,7 @@ def run(
     with se3_fast.backend(backend):
         hidden = radial(invariants, profiles)  # type: ignore[arg-type]
     cotangents = [torch.randn(num_edges, WIDTH).to(torch.bfloat16).to(TRITON_DEVICE, dtype) for _ in range(num_groups)]
-    torch.autograd.backward(hidden, cotangents)
+    torch.autograd.backward(list(hidden), cotangents)
     result = {"gradient of invariants": invariants.grad}
     for group, (values, layers) in enumerate(zip(hidden, profiles, strict=True)):
         result[f"h {group}"] = values.detach()

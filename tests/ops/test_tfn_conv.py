@@ -88,7 +88,7 @@ def run(
 
 
 def device_of(backend: str) -> torch.device:
-    return TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    return TRITON_DEVICE if backend in ("triton", "cuda") else torch.device("cpu")
 
 
 def leaf_features(fiber: Fiber, count: int, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Tensor]:

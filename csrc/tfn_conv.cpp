@@ -1,0 +1,684 @@
+// TFN convolution on the CPU, by edge: the operations tfn_conv and tfn_conv_backward of torch.ops.se3_fast_cpp.
+//
+// Edges are taken in the order of the nodes that their results are summed at (forward: destinations, backward: sources), block by
+// block (tfn_conv.h): gather and rotate into the edges' frames, contract, rotate back. Blocks are shared among threads; then nodes
+// are, for the sums, and slices of the weights, for their gradient. Every sum is one thread's and has a fixed order. Many edges are
+// treated in waves, so that what is held per edge in between (messages; for the gradient of the weights x~ and g~) stays small.
+
+#include "tfn_conv.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <tuple>
+#include <vector>
+
+#include "parallel.h"
+#include "workspace.h"
+
+namespace {
+
+using namespace se3_fast;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t WAVE_BYTES = int64_t(16) << 20;
+constexpr int64_t NODES_PER_TASK = 16;
+constexpr int64_t SLICES_PER_TASK = 8;
+constexpr int64_t CHANNELS_PER_TASK = 8;
+
+template <typename T>
+const T* read(const Tensor& tensor) {
+    return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* write(const Tensor& tensor) {
+    return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+    return torch::stable::new_empty(like, {sizes.data(), sizes.size()});
+}
+
+// The plan as integers (se3_fast/native/tfn_conv.py writes them).
+struct Description {
+    int64_t width_hidden;
+    std::vector<std::pair<int64_t, int64_t>> nodes, edges, outputs;  // degree, channels
+    std::vector<DegreePair> pairs;
+    int64_t num_groups;
+    std::vector<std::array<int64_t, 4>> generators;  // degree, row, column, axis
+    int64_t first_generator;                         // among the coefficients
+
+    explicit Description(const std::vector<int64_t>& values) {
+        const int64_t* at = values.data();
+        const auto channels = [&](auto& into) {
+            for (int64_t count = *at++; count > 0; --count, at += 2) into.emplace_back(at[0], at[1]);
+        };
+        width_hidden = *at++;
+        channels(nodes);
+        channels(edges);
+        channels(outputs);
+        num_groups = *at++;
+        int64_t alignment = 0;
+        for (int64_t count = *at++; count > 0; --count, at += 7) {
+            DegreePair pair{at[0], at[1], at[2], index_of(nodes, at[1]), index_of(outputs, at[2]), at[3], at[4], at[5], at[6], alignment};
+            alignment += pair.paths() * pair.paths();
+            pairs.push_back(pair);
+        }
+        first_generator = alignment;
+        for (int64_t count = *at++; count > 0; --count, at += 4) generators.push_back({at[0], at[1], at[2], at[3]});
+    }
+
+    static int64_t index_of(const std::vector<std::pair<int64_t, int64_t>>& degrees, int64_t degree) {
+        return std::find_if(degrees.begin(), degrees.end(), [&](const auto& one) { return one.first == degree; }) - degrees.begin();
+    }
+};
+
+// The aligned features of one side of the convolution.
+struct Side {
+    std::vector<DegreeLayout> degrees;
+    std::vector<std::vector<Place>> places;
+    std::vector<Tile> tiles;
+    int64_t rows = 0, components = 0, tile_elements = 0;  // per block: rows * BLOCK_STRIDE; per edge; per block
+
+    Side(const std::vector<std::pair<int64_t, int64_t>>& channels, int64_t lanes, int64_t largest_tile) {
+        for (const auto& [degree, count] : channels) {
+            const int64_t index = int64_t(degrees.size()), vectors = (count + lanes - 1) / lanes, size = 2 * degree + 1;
+            places.emplace_back(size * vectors);
+            for (int64_t m = 0; m <= degree; ++m)
+                for (int64_t first = 0; first < vectors; first += largest_tile) {
+                    const int64_t tile_vectors = std::min(largest_tile, vectors - first), width = tile_vectors * lanes;
+                    const int64_t step = m > 0 ? 2 * width : width;
+                    tiles.push_back({index, m, tile_vectors, first * lanes, tile_elements, 0, 0});
+                    for (int64_t v = 0; v < tile_vectors; ++v) {
+                        places.back()[(degree - m) * vectors + first + v] = {tile_elements + v * lanes, step};
+                        places.back()[(degree + m) * vectors + first + v] = {tile_elements + step - width + v * lanes, step};
+                    }
+                    tile_elements += BLOCK_STRIDE * step;
+                }
+            degrees.push_back({degree, count, vectors, rows, degree * (4 * degree * degree - 1) / 3, components, nullptr});
+            rows += size * count;
+            components += size * vectors * lanes;
+        }
+        for (std::size_t index = 0; index < degrees.size(); ++index) degrees[index].places = places[index].data();
+    }
+
+    int64_t row(int64_t degree_index, int64_t order) const {
+        const DegreeLayout& layout = degrees[degree_index];
+        return layout.row + (layout.degree + order) * layout.channels;
+    }
+};
+
+// The aligned weights of a pair for the channels of one tile: one term at each order m.
+struct PairTile {
+    const DegreePair* pair;
+    int64_t first_channel, vectors;
+    std::vector<int64_t> weights;  // of the terms, by m
+
+    // Where the slices of an aligned weight begin: R_even by m, then R_odd by m from 1 on (beside R_even).
+    int64_t start(int64_t weight, int64_t lanes) const {
+        const bool is_odd = weight > pair->smaller();
+        return weights[is_odd ? weight - pair->smaller() : weight] + (is_odd ? vectors * lanes : 0);
+    }
+};
+
+// The tiles of one side with the terms from the other side, and where their weights stand.
+struct Contraction {
+    std::vector<Tile> tiles;
+    std::vector<Term> terms;
+    int64_t num_weights = 0;
+
+    Contraction(const Description& plan, const Side& inputs, const Side& outputs, bool is_backward, int64_t lanes)
+        : tiles((is_backward ? inputs : outputs).tiles) {
+        const Side& other = is_backward ? outputs : inputs;
+        for (Tile& tile : tiles) {
+            tile.first_term = int64_t(terms.size());
+            for (std::size_t index = 0; index < plan.pairs.size(); ++index) {
+                const DegreePair& pair = plan.pairs[index];
+                if ((is_backward ? pair.index_in : pair.index_out) != tile.degree_index || pair.smaller() < tile.m) continue;
+                const int64_t channels = is_backward ? pair.channels_out : pair.channels_in;
+                const int64_t steps = is_backward ? channels : plan.width_hidden;
+                const int64_t slices = is_backward ? plan.width_hidden : channels;
+                const int64_t other_index = is_backward ? pair.index_out : pair.index_in;
+                Term term{int64_t(index), pair.group, num_weights, other.row(other_index, -tile.m), other.row(other_index, tile.m),
+                          channels, tile.m > 0 ? slices : (slices + 1) / 2, steps};
+                num_weights += term.slices * term.steps * 2 * tile.vectors * lanes;
+                terms.push_back(term);
+            }
+            tile.last_term = int64_t(terms.size());
+        }
+    }
+
+    std::vector<PairTile> pair_tiles(const Description& plan) const {
+        std::vector<PairTile> result;
+        for (const Tile& tile : tiles)
+            for (const Term* term = terms.data() + tile.first_term; term < terms.data() + tile.last_term; ++term) {
+                const DegreePair* pair = &plan.pairs[term->pair];
+                const auto is_same = [&](const PairTile& one) { return one.pair == pair && one.first_channel == tile.first_channel; };
+                auto found = std::find_if(result.begin(), result.end(), is_same);
+                if (found == result.end()) found = result.insert(found, {pair, tile.first_channel, tile.vectors, {}});
+                found->weights.push_back(term->weights);  // m ascends
+            }
+        return result;
+    }
+};
+
+// What both directions share.
+template <typename T>
+struct Convolution {
+    const Description plan;
+    const int64_t lanes, padded;
+    const Side inputs, outputs;
+    const double* coefficients;
+    const T* wigner;
+    const int64_t* src;
+    const std::vector<Tensor>& nodes;
+    const std::vector<Tensor>& edges;
+    const std::vector<Tensor>& hidden;
+    const std::vector<Tensor>& weights;
+    const Tensor& wigner_tensor;
+    const int64_t num_nodes, num_edges, wigner_size;
+
+    Convolution(const std::vector<int64_t>& description, const Tensor& coefficients, const std::vector<Tensor>& nodes,
+                const std::vector<Tensor>& edges, const std::vector<Tensor>& hidden, const std::vector<Tensor>& weights,
+                const Tensor& wigner, const Tensor& src)
+        : plan(description),
+          lanes(SE3_FAST_CALL(lanes<T>)),
+          padded(SE3_FAST_CALL(padded_width<T>, plan.width_hidden)),
+          inputs(input_channels(), lanes, SE3_FAST_CALL(largest_tile)),
+          outputs(plan.outputs, lanes, SE3_FAST_CALL(largest_tile)),
+          coefficients(read<double>(coefficients)),
+          wigner(read<T>(wigner)),
+          src(read<int64_t>(src)),
+          nodes(nodes),
+          edges(edges),
+          hidden(hidden),
+          weights(weights),
+          wigner_tensor(wigner),
+          num_nodes(nodes[0].size(0)),
+          num_edges(src.size(0)),
+          wigner_size(wigner.size(1)) {}
+
+    std::vector<std::pair<int64_t, int64_t>> input_channels() const {
+        auto channels = plan.nodes;
+        for (const auto& [degree, count] : plan.edges) channels[Description::index_of(plan.nodes, degree)].second += count;
+        return channels;
+    }
+
+    const T* frame(int64_t edge) const { return wigner + edge * wigner_size; }
+
+    Scratch<T> aligned_weights(const Contraction& contraction, bool is_backward) const {
+        Scratch<T> result(contraction.num_weights);
+        struct Task {
+            const PairTile* part;
+            int64_t first, last;  // channels of the other side
+        };
+        std::vector<Task> tasks;
+        const auto parts = contraction.pair_tiles(plan);
+        for (const PairTile& part : parts) {
+            const int64_t channels = is_backward ? part.pair->channels_out : part.pair->channels_in;
+            for (int64_t first = 0; first < channels; first += CHANNELS_PER_TASK)
+                tasks.push_back({&part, first, std::min(first + CHANNELS_PER_TASK, channels)});
+        }
+        for_each_task(int64_t(tasks.size()), [&](int64_t index) {
+            const PairTile& part = *tasks[index].part;
+            std::vector<T*> slices;
+            for (int64_t weight = 0; weight < part.pair->paths(); ++weight)
+                slices.push_back(result + part.start(weight, lanes));
+            SE3_FAST_CALL(align_weights<T>, *part.pair, coefficients + part.pair->alignment, read<T>(weights[part.pair->group]),
+                          plan.width_hidden, is_backward, part.first_channel, part.vectors, tasks[index].first, tasks[index].last,
+                          slices.data());
+        });
+        return result;
+    }
+
+    // Features of nodes, [N][C][2d+1] by degree, component-major: [N][side.components].
+    Scratch<T> node_table(const std::vector<Tensor>& features, const Side& side) const {
+        Scratch<T> table(num_nodes * side.components);
+        for_each_task((num_nodes + NODES_PER_TASK - 1) / NODES_PER_TASK, [&](int64_t task) {
+            const int64_t stop = std::min(num_nodes, (task + 1) * NODES_PER_TASK);
+            for (int64_t node = task * NODES_PER_TASK; node < stop; ++node)
+                for (std::size_t index = 0; index < side.degrees.size(); ++index)
+                    read_components(features[index], node, side.degrees[index], 0, table + node * side.components);
+        });
+        return table;
+    }
+
+    void read_components(const Tensor& features, int64_t row, const DegreeLayout& layout, int64_t first_channel, T* into) const {
+        const int64_t channels = features.size(1), size = channels * (2 * layout.degree + 1);
+        SE3_FAST_CALL(to_components<T>, read<T>(features) + row * size, channels, first_channel, layout.degree, layout.vectors,
+                      into + layout.component_start);
+    }
+
+    void write_components(const T* from, const DegreeLayout& layout, int64_t first_channel, bool is_added, const Tensor& features,
+                          int64_t row) const {
+        const int64_t channels = features.size(1), size = channels * (2 * layout.degree + 1);
+        SE3_FAST_CALL(from_components<T>, from + layout.component_start, channels, first_channel, layout.degree, layout.vectors,
+                      is_added, write<T>(features) + row * size);
+    }
+
+    // x~ of an edge, from its source's features and its own.
+    void align_input(const T* table, int64_t edge, int64_t place, T* scratch, T* rows, T* tiles) const {
+        const T* components = table + src[edge] * inputs.components;
+        if (!edges.empty()) {
+            std::memcpy(scratch, components, inputs.components * sizeof(T));
+            components = scratch;
+            for_edge_features([&](int64_t index, const DegreeLayout& layout, int64_t first_channel) {
+                read_components(edges[index], edge, layout, first_channel, scratch);
+            });
+        }
+        for (const DegreeLayout& layout : inputs.degrees)
+            SE3_FAST_CALL(align_edge<T>, layout, frame(edge), components, place, rows, tiles);
+    }
+
+    template <typename Visit>
+    void for_edge_features(const Visit& visit) const {
+        for (std::size_t index = 0; index < edges.size(); ++index) {
+            const int64_t place = Description::index_of(plan.nodes, plan.edges[index].first);
+            visit(int64_t(index), inputs.degrees[place], plan.nodes[place].second);
+        }
+    }
+
+    // h of a block's edges, [group][padded][BLOCK_STRIDE]; and by edge, [group][edge step][padded], if wanted.
+    void read_hidden(const int64_t* block_edges, int64_t count, T* by_step, T* by_edge, int64_t group_step) const {
+        for (int64_t group = 0; group < plan.num_groups; ++group) {
+            const T* from = read<T>(hidden[group]);
+            for (int64_t place = 0; place < count; ++place) {
+                const T* row = from + block_edges[place] * plan.width_hidden;
+                T* steps = by_step + group * padded * BLOCK_STRIDE + place;
+                for (int64_t k = 0; k < padded; ++k) steps[k * BLOCK_STRIDE] = k < plan.width_hidden ? row[k] : T(0);
+                if (by_edge == nullptr) continue;
+                T* copy = by_edge + group * group_step + place * padded;
+                for (int64_t k = 0; k < padded; ++k) copy[k] = k < plan.width_hidden ? row[k] : T(0);
+            }
+        }
+    }
+};
+
+// Consecutive edges of an order (null: that of their numbers), cut into blocks.
+struct Wave {
+    int64_t first, last, block_edges;
+
+    int64_t count() const { return last - first; }
+    int64_t num_blocks() const { return (count() + block_edges - 1) / block_edges; }
+    int64_t block_first(int64_t block) const { return first + block * block_edges; }
+    int64_t block_count(int64_t block) const { return std::min(block_edges, last - block_first(block)); }
+};
+
+// The size of blocks for which the busiest thread has least to do; two edges' time goes by for every block's start.
+int64_t best_block(int64_t num_edges) {
+    const int64_t num_threads = torch::stable::get_num_threads();
+    const auto time = [&](int64_t size) {
+        const int64_t blocks = (num_edges + size - 1) / size;
+        return (blocks + num_threads - 1) / num_threads * (size + 2);
+    };
+    int64_t best = BLOCK_EDGES;
+    for (int64_t size = BLOCK_EDGES - 6; size >= 12; size -= 6)
+        if (time(size) < time(best)) best = size;
+    return best;
+}
+
+std::vector<Wave> waves(int64_t num_edges, int64_t bytes_per_edge) {
+    const int64_t most = std::max(WAVE_BYTES / bytes_per_edge / BLOCK_EDGES, int64_t(1)) * BLOCK_EDGES;
+    std::vector<Wave> result;
+    for (int64_t first = 0; first < num_edges; first += most) {
+        const int64_t last = std::min(first + most, num_edges);
+        result.push_back({first, last, best_block(last - first)});
+    }
+    return result;
+}
+
+// The numbers of a block's edges.
+void read_order(const int64_t* order, int64_t first, int64_t count, int64_t* edges) {
+    for (int64_t place = 0; place < count; ++place) edges[place] = order != nullptr ? order[first + place] : first + place;
+}
+
+// Adds the rows of a wave's edges, component-major, to the features of the nodes that they are ordered by.
+template <typename T>
+void add_to_nodes(const Convolution<T>& problem, const Side& side, const Wave& wave, const int64_t* order, const int64_t* offsets,
+                  const int64_t* node_of_edge, const T* rows, const std::vector<Tensor>& features) {
+    const int64_t first_node = node_of_edge[order[wave.first]], num_nodes = node_of_edge[order[wave.last - 1]] + 1 - first_node;
+    for_each_task((num_nodes + NODES_PER_TASK - 1) / NODES_PER_TASK, [&](int64_t task) {
+        const Scratch<T> total(side.components);
+        const int64_t stop = first_node + std::min(num_nodes, (task + 1) * NODES_PER_TASK);
+        for (int64_t node = first_node + task * NODES_PER_TASK; node < stop; ++node) {
+            const int64_t first = std::max(offsets[node], wave.first), last = std::min(offsets[node + 1], wave.last);
+            if (first >= last) continue;
+            SE3_FAST_CALL(sum_rows<T>, rows + (first - wave.first) * side.components, last - first, side.components, total.data());
+            for (std::size_t index = 0; index < side.degrees.size(); ++index)
+                problem.write_components(total, side.degrees[index], 0, true, features[index], node);
+        }
+    });
+}
+
+std::vector<Tensor> zeros(const Tensor& like, int64_t count, const std::vector<std::pair<int64_t, int64_t>>& channels) {
+    std::vector<Tensor> result;
+    for (const auto& [degree, size] : channels) {
+        result.push_back(empty(like, {count, size, 2 * degree + 1}));
+        std::memset(result.back().mutable_data_ptr(), 0, result.back().numel() * result.back().element_size());
+    }
+    return result;
+}
+
+template <typename T>
+Scratch<T> zeroed(int64_t size) {
+    Scratch<T> memory(size);
+    std::memset(memory.data(), 0, size * sizeof(T));
+    return memory;
+}
+
+template <typename T>
+std::vector<Tensor> forward(const Convolution<T>& problem, const Tensor& in_order, const Tensor& in_offsets, const Tensor& dst,
+                            bool pool) {
+    const Side& outputs = problem.outputs;
+    const Contraction contraction(problem.plan, problem.inputs, outputs, false, problem.lanes);
+    const auto results = zeros(problem.wigner_tensor, pool ? problem.num_nodes : problem.num_edges, problem.plan.outputs);
+    const Scratch<T> weights = problem.aligned_weights(contraction, false);
+    const Scratch<T> table = problem.node_table(problem.nodes, problem.inputs);
+    const int64_t* order = pool ? read<int64_t>(in_order) : nullptr;
+    for (const Wave& wave : waves(problem.num_edges, outputs.components * sizeof(T))) {
+        const Scratch<T> messages(pool ? wave.count() * outputs.components : 0);
+        share_tasks(wave.num_blocks(), [&](const auto& next) {
+            const auto rows = zeroed<T>(problem.inputs.rows * BLOCK_STRIDE), tiles = zeroed<T>(outputs.tile_elements);
+            const auto hidden = zeroed<T>(problem.plan.num_groups * problem.padded * BLOCK_STRIDE);
+            const Scratch<T> scratch(problem.inputs.components), message(outputs.components);
+            int64_t edges[BLOCK_EDGES];
+            for (int64_t block = next(); block >= 0; block = next()) {
+                const int64_t first = wave.block_first(block), count = wave.block_count(block);
+                read_order(order, first, count, edges);
+                problem.read_hidden(edges, count, hidden, nullptr, 0);
+                for (int64_t place = 0; place < count; ++place)
+                    problem.align_input(table, edges[place], place, scratch, rows, nullptr);
+                SE3_FAST_CALL(contract_block<T>, contraction.tiles.data(), int64_t(contraction.tiles.size()), contraction.terms.data(),
+                              weights.data(), rows.data(), hidden.data(), problem.padded, count, tiles.data());
+                for (int64_t place = 0; place < count; ++place) {
+                    T* into = pool ? messages + (first - wave.first + place) * outputs.components : message;
+                    for (std::size_t index = 0; index < outputs.degrees.size(); ++index) {
+                        const DegreeLayout& layout = outputs.degrees[index];
+                        SE3_FAST_CALL(rotate_edge<T>, layout, problem.frame(edges[place]), tiles.data(), place, into);
+                        if (!pool) problem.write_components(into, layout, 0, false, results[index], edges[place]);
+                    }
+                }
+            }
+        });
+        if (pool) add_to_nodes<T>(problem, outputs, wave, order, read<int64_t>(in_offsets), read<int64_t>(dst), messages, results);
+    }
+    return results;
+}
+
+// The part of the backward pass that walks over edges, and its results.
+template <typename T>
+struct Backward {
+    const Convolution<T>& problem;
+    const std::vector<Tensor>& grads;
+    const int64_t* dst;     // null: there is a gradient for each edge, not for each node
+    const Tensor* rel_pos;  // null: its gradient is not wanted
+    const bool with_weights;
+
+    const Side& inputs = problem.inputs;
+    const Side& outputs = problem.outputs;
+
+    const Contraction forward_terms{problem.plan, inputs, outputs, false, problem.lanes};
+    const Contraction backward_terms{problem.plan, inputs, outputs, true, problem.lanes};
+    const Scratch<T> backward_weights = problem.aligned_weights(backward_terms, true);
+    const Scratch<T> forward_weights = rel_pos != nullptr ? problem.aligned_weights(forward_terms, false) : Scratch<T>(0);
+    const Scratch<T> table = problem.node_table(problem.nodes, inputs);
+    const Scratch<T> grad_table = dst != nullptr ? problem.node_table(grads, outputs) : Scratch<T>(0);
+    const Scratch<T> weight_gradients{std::size_t(with_weights ? forward_terms.num_weights : 0)};
+    std::vector<GeneratorEntry> input_generators = generators(problem.plan.nodes), output_generators = generators(problem.plan.outputs);
+
+    std::vector<Tensor> node_gradients = zeros(problem.wigner_tensor, problem.num_nodes, problem.plan.nodes);
+    std::vector<Tensor> edge_gradients = zeros(problem.wigner_tensor, problem.num_edges, problem.plan.edges);
+    std::vector<Tensor> hidden_gradients = empty_hidden();
+    Tensor position_gradient = rel_pos != nullptr ? empty(*rel_pos, {problem.num_edges, 3}) : Tensor();
+
+    // What a wave leaves for the gradient of the weights and the sums at nodes.
+    struct Held {
+        Scratch<T> rows, gradient_tiles, hidden, messages;
+    };
+
+    // What a thread needs for a block.
+    struct Local {
+        Scratch<T> tiles, gradient_rows, gradient, outputs, hidden, hidden_gradient, partial, scratch, components;
+    };
+
+    std::vector<Tensor> empty_hidden() const {
+        std::vector<Tensor> result;
+        for (const Tensor& hidden : problem.hidden) result.push_back(empty(hidden, {problem.num_edges, problem.plan.width_hidden}));
+        return result;
+    }
+
+    std::vector<GeneratorEntry> generators(const std::vector<std::pair<int64_t, int64_t>>& degrees) const {
+        std::vector<GeneratorEntry> result;
+        const double* coefficient = problem.coefficients + problem.plan.first_generator;
+        for (const auto& [degree, row, column, axis] : problem.plan.generators) {
+            const int64_t index = Description::index_of(degrees, degree);
+            if (index < int64_t(degrees.size())) result.push_back({index, row, column, axis, *coefficient});
+            ++coefficient;
+        }
+        return result;
+    }
+
+    int64_t row_elements() const { return inputs.rows * BLOCK_STRIDE; }
+    int64_t hidden_elements() const { return problem.plan.num_groups * problem.padded * BLOCK_STRIDE; }
+
+    void run(const int64_t* order, const int64_t* offsets) {
+        const int64_t held = (inputs.rows + problem.plan.num_groups * problem.padded) * 2 + outputs.components + inputs.components;
+        bool is_first = true;
+        for (const Wave& wave : waves(problem.num_edges, held * sizeof(T))) {
+            const int64_t blocks = wave.num_blocks();
+            const Held kept{Scratch<T>(blocks * row_elements()), Scratch<T>(blocks * outputs.tile_elements),
+                            Scratch<T>(blocks * hidden_elements()), Scratch<T>(wave.count() * inputs.components)};
+            share_tasks(blocks, [&](const auto& next) {
+                const Local local = make_local();
+                for (int64_t block = next(); block >= 0; block = next()) run_block(wave, block, order, kept, local);
+            });
+            add_to_nodes<T>(problem, inputs, wave, order, offsets, problem.src, kept.messages, node_gradients);
+            if (with_weights) add_weight_gradients(wave, kept, is_first);
+            is_first = false;
+        }
+    }
+
+    Local make_local() const {
+        return {zeroed<T>(inputs.tile_elements),
+                zeroed<T>(outputs.rows * BLOCK_STRIDE),
+                zeroed<T>(inputs.tile_elements),
+                zeroed<T>(rel_pos != nullptr ? outputs.tile_elements : 0),
+                zeroed<T>(hidden_elements()),
+                zeroed<T>(hidden_elements()),
+                Scratch<T>(problem.padded * BLOCK_STRIDE * problem.lanes),
+                Scratch<T>(std::max(inputs.components, outputs.components)),
+                Scratch<T>(inputs.components)};
+    }
+
+    void run_block(const Wave& wave, int64_t block, const int64_t* order, const Held& kept, const Local& local) {
+        const int64_t first = wave.block_first(block), count = wave.block_count(block);
+        T* rows = kept.rows + block * row_elements();
+        T* gradient_tiles = kept.gradient_tiles + block * outputs.tile_elements;
+        int64_t edges[BLOCK_EDGES];
+        read_order(order, first, count, edges);
+        problem.read_hidden(edges, count, local.hidden, kept.hidden + block * hidden_elements(), problem.padded * BLOCK_STRIDE);
+        if (rel_pos != nullptr) std::memset(rows, 0, row_elements() * sizeof(T));
+        for (int64_t place = 0; place < count; ++place) {
+            problem.align_input(table, edges[place], place, local.scratch, rows, local.tiles);
+            align_gradient(edges[place], place, local, gradient_tiles);
+        }
+        std::memset(local.hidden_gradient, 0, hidden_elements() * sizeof(T));
+        const BlockGradient<T> operands{local.tiles, local.gradient_rows, local.hidden, local.gradient, local.partial,
+                                        local.hidden_gradient};
+        SE3_FAST_CALL(contract_block_backward<T>, backward_terms.tiles.data(), int64_t(backward_terms.tiles.size()),
+                      backward_terms.terms.data(), backward_weights.data(), problem.padded, count, operands);
+        if (rel_pos != nullptr)
+            SE3_FAST_CALL(contract_block<T>, forward_terms.tiles.data(), int64_t(forward_terms.tiles.size()),
+                          forward_terms.terms.data(), forward_weights.data(), rows, local.hidden.data(), problem.padded, count,
+                          local.outputs.data());
+        for (int64_t place = 0; place < count; ++place) {
+            write_hidden_gradient(edges[place], place, local);
+            write_feature_gradient(edges[place], place, local, kept.messages + (first - wave.first + place) * inputs.components);
+            if (rel_pos != nullptr) write_position_gradient(edges[place], place, local, gradient_tiles);
+        }
+    }
+
+    void align_gradient(int64_t edge, int64_t place, const Local& local, T* gradient_tiles) const {
+        const T* components = local.scratch;
+        if (dst != nullptr)
+            components = grad_table + dst[edge] * outputs.components;
+        else
+            for (std::size_t index = 0; index < outputs.degrees.size(); ++index)
+                problem.read_components(grads[index], edge, outputs.degrees[index], 0, local.scratch);
+        for (const DegreeLayout& layout : outputs.degrees)
+            SE3_FAST_CALL(align_edge<T>, layout, problem.frame(edge), components, place, local.gradient_rows.data(), gradient_tiles);
+    }
+
+    void write_hidden_gradient(int64_t edge, int64_t place, const Local& local) const {
+        const int64_t width = problem.plan.width_hidden;
+        for (int64_t group = 0; group < problem.plan.num_groups; ++group) {
+            const T* from = local.hidden_gradient + (group * BLOCK_STRIDE + place) * problem.padded;
+            std::copy_n(from, width, write<T>(hidden_gradients[group]) + edge * width);
+        }
+    }
+
+    // The part of the node's features goes to `message`, to be summed later; that of the edge's own features is the gradient.
+    void write_feature_gradient(int64_t edge, int64_t place, const Local& local, T* message) const {
+        for (const DegreeLayout& layout : inputs.degrees)
+            SE3_FAST_CALL(rotate_edge<T>, layout, problem.frame(edge), local.gradient.data(), place, message);
+        problem.for_edge_features([&](int64_t index, const DegreeLayout& layout, int64_t first_channel) {
+            problem.write_components(message, layout, first_channel, false, edge_gradients[index], edge);
+        });
+    }
+
+    // (tau x r) / |r|^2 with the torque tau of DESIGN 1.2, whose component along the edge vanishes.
+    void write_position_gradient(int64_t edge, int64_t place, const Local& local, const T* gradient_tiles) const {
+        T from_outputs[2], from_inputs[2], tau[3];
+        SE3_FAST_CALL(torque<T>, outputs.degrees.data(), output_generators.data(), int64_t(output_generators.size()), gradient_tiles,
+                      local.outputs.data(), place, from_outputs);
+        SE3_FAST_CALL(torque<T>, inputs.degrees.data(), input_generators.data(), int64_t(input_generators.size()),
+                      local.gradient.data(), local.tiles.data(), place, from_inputs);
+        const T about_x = from_outputs[0] - from_inputs[0], about_z = from_outputs[1] - from_inputs[1];
+        const T* r = read<T>(*rel_pos) + 3 * edge;
+        T* into = write<T>(position_gradient) + 3 * edge;
+        const T squared = r[0] * r[0] + r[1] * r[1] + r[2] * r[2];
+        if (squared == 0 || problem.wigner_size == 1) {
+            into[0] = into[1] = into[2] = 0;
+            return;
+        }
+        const T* frame = problem.frame(edge) + 1;  // the block of degree 1
+        for (int64_t axis = 0; axis < 3; ++axis) tau[axis] = frame[3 * axis] * about_x + frame[3 * axis + 2] * about_z;
+        into[0] = (tau[1] * r[2] - tau[2] * r[1]) / squared;
+        into[1] = (tau[2] * r[0] - tau[0] * r[2]) / squared;
+        into[2] = (tau[0] * r[1] - tau[1] * r[0]) / squared;
+    }
+
+    void add_weight_gradients(const Wave& wave, const Held& kept, bool is_first) const {
+        struct Task {
+            const Tile* tile;
+            const Term* term;
+            int64_t first, last;
+        };
+        std::vector<Task> tasks;
+        for (const Tile& tile : forward_terms.tiles)
+            for (int64_t index = tile.first_term; index < tile.last_term; ++index) {
+                const Term& term = forward_terms.terms[index];
+                for (int64_t slice = 0; slice < term.slices; slice += SLICES_PER_TASK)
+                    tasks.push_back({&tile, &term, slice, std::min(slice + SLICES_PER_TASK, term.slices)});
+            }
+        share_tasks(int64_t(tasks.size()), [&](const auto& next) {
+            const Scratch<T> radial(BLOCK_STRIDE * 4 * problem.lanes);
+            for (int64_t index = next(); index >= 0; index = next()) {
+                const Task& task = tasks[index];
+                for (int64_t block = 0; block < wave.num_blocks(); ++block) {
+                    const T* hidden = kept.hidden + block * hidden_elements() + task.term->group * problem.padded * BLOCK_STRIDE;
+                    SE3_FAST_CALL(weight_gradient<T>, *task.tile, *task.term, task.first, task.last,
+                                  kept.rows + block * row_elements(), kept.gradient_tiles + block * outputs.tile_elements, hidden,
+                                  wave.block_count(block), is_first && block == 0, radial.data(), weight_gradients.data());
+                }
+            }
+        });
+    }
+
+    // The gradients of the last radial weights in their own layout.
+    std::vector<Tensor> published_weight_gradients() const {
+        std::vector<Tensor> result;
+        for (const Tensor& weight : problem.weights) {
+            result.push_back(empty(weight, {weight.size(0), weight.size(1)}));
+            if (problem.num_edges == 0) std::memset(result.back().mutable_data_ptr(), 0, weight.numel() * sizeof(T));
+        }
+        if (problem.num_edges == 0) return result;
+        struct Task {
+            const PairTile* part;
+            int64_t channel_in;
+        };
+        std::vector<Task> tasks;
+        const auto parts = forward_terms.pair_tiles(problem.plan);
+        for (const PairTile& part : parts)
+            for (int64_t channel = 0; channel < part.pair->channels_in; ++channel) tasks.push_back({&part, channel});
+        for_each_task(int64_t(tasks.size()), [&](int64_t index) {
+            const auto& [part, channel] = tasks[index];
+            const DegreePair& pair = *part->pair;
+            const int64_t width = part->vectors * problem.lanes, slice_size = problem.plan.width_hidden * 2 * width;
+            std::vector<const T*> slices;
+            for (int64_t weight = 0; weight < pair.paths(); ++weight) {
+                const int64_t place = weight > 0 ? channel * slice_size : channel / 2 * slice_size + channel % 2 * width;
+                slices.push_back(weight_gradients + part->start(weight, problem.lanes) + place);
+            }
+            SE3_FAST_CALL(align_weights_backward<T>, pair, problem.coefficients + pair.alignment, slices.data(), part->vectors,
+                          problem.plan.width_hidden, part->first_channel, channel, write<T>(result[pair.group]));
+        });
+        return result;
+    }
+};
+
+using Tensors = std::vector<Tensor>;
+using Integers = std::vector<int64_t>;
+
+Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src, Tensor dst, Tensor in_order,
+                 Tensor in_offsets, Integers description, Tensor coefficients, bool pool) {
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        const Convolution<T> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
+        return forward<T>(problem, in_order, in_offsets, dst, pool);
+    };
+    return wigner.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+}
+
+// Gradients of nodes, edges, hidden; of the weights and of rel_pos where they are wanted.
+Tensors tfn_conv_backward(Tensors grads, Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src,
+                          Tensor dst, Tensor out_order, Tensor out_offsets, Tensor rel_pos, Integers description, Tensor coefficients,
+                          bool pool, bool with_weights, bool with_positions) {
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        const Convolution<T> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
+        Backward<T> backward{problem, grads, pool ? read<int64_t>(dst) : nullptr, with_positions ? &rel_pos : nullptr, with_weights};
+        backward.run(read<int64_t>(out_order), read<int64_t>(out_offsets));
+        Tensors results = backward.node_gradients;
+        const auto append = [&](const Tensors& more) { results.insert(results.end(), more.begin(), more.end()); };
+        append(backward.edge_gradients);
+        append(backward.hidden_gradients);
+        if (with_weights) append(backward.published_weight_gradients());
+        if (with_positions) results.push_back(backward.position_gradient);
+        return results;
+    };
+    return wigner.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(se3_fast_cpp, m) {
+    m.def(
+        "tfn_conv(Tensor[] nodes, Tensor[] edges, Tensor[] hidden, Tensor[] weights, Tensor wigner, Tensor src, Tensor dst, "
+        "Tensor in_order, Tensor in_offsets, int[] description, Tensor coefficients, bool pool) -> Tensor[]");
+    m.def(
+        "tfn_conv_backward(Tensor[] grads, Tensor[] nodes, Tensor[] edges, Tensor[] hidden, Tensor[] weights, Tensor wigner, "
+        "Tensor src, Tensor dst, Tensor out_order, Tensor out_offsets, Tensor rel_pos, int[] description, Tensor coefficients, "
+        "bool pool, bool with_weights, bool with_positions) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(se3_fast_cpp, CPU, m) {
+    m.impl("tfn_conv", TORCH_BOX(&tfn_conv));
+    m.impl("tfn_conv_backward", TORCH_BOX(&tfn_conv_backward));
+}

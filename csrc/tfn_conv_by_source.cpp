@@ -1,0 +1,298 @@
+// TFN convolution on the CPU, by source: the operations tfn_conv_by_source and tfn_conv_by_source_backward of torch.ops.se3_fast_cpp.
+//
+// The source nodes are dealt out to the threads in ranges of about the same cost; a thread walks over its range block by block
+// (tfn_conv_by_source.h). Messages and gradients of h belong to edges and gradients of features to sources, hence to one thread; sums
+// at destinations and gradients of weights are kept per thread and added up in the threads' order. So results depend on the number of
+// threads in their last digits, and on nothing else.
+
+#include "tfn_conv_by_source.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "parallel.h"
+#include "workspace.h"
+
+namespace {
+
+using namespace se3_fast;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using Integers = std::vector<int64_t>;
+
+constexpr int64_t MOST_SEGMENT_EDGES = 1024;  // a source with more is cut up
+constexpr int64_t SOURCE_COST = 24;           // of T, in edges
+constexpr int64_t LEAST_COST = 4 * SOURCE_COST;  // of what is worth a thread
+
+template <typename T>
+const T* read(const Tensor& tensor) {
+    return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* write(const Tensor& tensor) {
+    return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+template <typename T>
+std::vector<const T*> read_all(const Tensors& tensors) {
+    std::vector<const T*> result;
+    for (const Tensor& tensor : tensors) result.push_back(read<T>(tensor));
+    return result;
+}
+
+template <typename T>
+std::vector<T*> write_all(const Tensors& tensors) {
+    std::vector<T*> result;
+    for (const Tensor& tensor : tensors) result.push_back(write<T>(tensor));
+    return result;
+}
+
+Tensor empty(const Tensor& like, const Integers& sizes) { return torch::stable::new_empty(like, {sizes.data(), sizes.size()}); }
+
+// The edges by source, cut into segments, and these shared out: thread t has the segments bounds[t] .. bounds[t + 1] - 1.
+struct Shares {
+    std::vector<SourceSegment> segments;
+    std::vector<int64_t> bounds{0};
+
+    Shares(const Tensor& out_offsets, int64_t num_nodes) {
+        const int64_t* offsets = read<int64_t>(out_offsets);
+        int64_t total = 0;
+        for (int64_t node = 0; node < num_nodes; ++node)
+            if (offsets[node + 1] > offsets[node]) total += SOURCE_COST + offsets[node + 1] - offsets[node];
+        const int64_t num_shares = std::clamp<int64_t>(total / LEAST_COST, 1, torch::stable::get_num_threads());
+        int64_t done = 0;
+        for (int64_t node = 0; node < num_nodes; ++node) {
+            const int64_t first = offsets[node], count = offsets[node + 1] - first;
+            if (count == 0) continue;
+            for (int64_t start = 0; start < count; start += MOST_SEGMENT_EDGES)
+                segments.push_back({node, first + start, std::min(count - start, MOST_SEGMENT_EDGES)});
+            done += SOURCE_COST + count;
+            if (done * num_shares >= total * int64_t(bounds.size())) bounds.push_back(int64_t(segments.size()));
+        }
+        if (bounds.back() < int64_t(segments.size())) bounds.push_back(int64_t(segments.size()));
+    }
+
+    int64_t count() const { return int64_t(bounds.size()) - 1; }
+};
+
+// A plan as integers (se3_fast/native/tfn_conv_by_source.py writes them), and the operands as the loops over vectors read them.
+template <typename T>
+struct Convolution {
+    std::vector<SourceDegree> inputs, outputs;
+    std::vector<SourceGroup> groups;
+    std::vector<SourceTile> tiles;
+    std::vector<const double*> generators;
+    std::vector<const T*> nodes, hidden, weights;
+    int64_t forward_size = 0, blocks_size = 0, transposed_size = 0;
+    SourceProblem<T> problem{};
+
+    Convolution(const Tensors& node_features, const Tensors& all_hidden, const Tensors& all_weights, const Tensor& wigner,
+                const Tensor& order, const Tensor& dst, const Integers& description, const Tensor& coefficients, bool pool)
+        : nodes(read_all<T>(node_features)), hidden(read_all<T>(all_hidden)), weights(read_all<T>(all_weights)) {
+        const int64_t width = all_hidden[0].size(1);
+        const int64_t row_length = read_description(description, read<double>(coefficients), width);
+        problem = {int64_t(inputs.size()), int64_t(outputs.size()), int64_t(groups.size()), int64_t(tiles.size()),
+                   inputs.data(), outputs.data(), groups.data(), tiles.data(), generators.data(), read<int64_t>(order),
+                   pool ? read<int64_t>(dst) : nullptr, read<T>(wigner), wigner.size(1), width, row_length,
+                   nodes.data(), hidden.data(), weights.data(), nullptr, nullptr, nullptr};
+    }
+
+    Convolution(const Convolution&) = delete;
+
+    // Reads the plan; returns the length of an edge's aligned messages.
+    int64_t read_description(const Integers& description, const double* coefficients, int64_t width) {
+        const int64_t* at = description.data();
+        int64_t row_length = 0;
+        for (int64_t count = *at++; count > 0; --count, at += 2) inputs.push_back({at[0], at[1], 0});
+        for (int64_t count = *at++; count > 0; --count, at += 2) {
+            outputs.push_back({at[0], at[1], row_length});
+            row_length += outputs.back().size() * padded<T>(at[1]);
+        }
+        for (int64_t count = *at++; count > 0; --count, at += 3) {
+            groups.push_back({at[0], at[1], at[2]});
+        }
+        for (int64_t count = *at++; count > 0; --count, at += 7) {
+            const SourceGroup& group = groups[at[0]];
+            tiles.push_back({at[0], at[1], at[2], at[3], at[4] != 0, at[5], at[6], coefficients, forward_size, blocks_size, transposed_size});
+            coefficients += at[6];
+            forward_size += padded<T>(group.channels_out) * width * group.channels_in;
+            blocks_size += group.channels_out * group.channels_in * padded<T>(width);
+            transposed_size += group.channels_out * padded<T>(width) * padded<T>(group.channels_in);
+        }
+        for (int64_t degree = 0; degree <= description.back(); ++degree) {
+            generators.push_back(coefficients);
+            coefficients += 3 * (2 * degree + 1) * (2 * degree + 1);
+        }
+        return row_length;
+    }
+
+    // Calls run(thread's number, its blocks' function arguments) for all blocks: run(share, segments, number of segments, workspace).
+    template <typename Run>
+    void for_each_block(const Shares& shares, bool is_backward, const Run& run) const {
+        const int64_t fitting = BLOCK_BYTES / int64_t(sizeof(T)) / problem.row_length;
+        const int64_t most_edges = std::max(fitting, MOST_SEGMENT_EDGES);
+        const int64_t size = SE3_FAST_CALL(workspace_size<T>, problem, most_edges, is_backward);
+        for_each_task(shares.count(), [&](int64_t share) {
+            const Scratch<T> workspace(size);
+            for (int64_t first = shares.bounds[share], stop = shares.bounds[share + 1]; first < stop;) {
+                int64_t last = first, edges = 0;
+                while (last < stop && last - first < MOST_SEGMENTS && (last == first || edges + shares.segments[last].count <= fitting))
+                    edges += shares.segments[last++].count;
+                run(share, shares.segments.data() + first, last - first, workspace.data());
+                first = last;
+            }
+        });
+    }
+};
+
+template <typename T>
+Scratch<T> zeroed(int64_t size) {
+    Scratch<T> memory(size);
+    std::memset(memory.data(), 0, size * sizeof(T));
+    return memory;
+}
+
+template <typename T>
+Tensors zeros_like(const Tensors& tensors) {
+    Tensors result;
+    for (const Tensor& tensor : tensors) {
+        result.push_back(empty_like(tensor));
+        std::memset(result.back().mutable_data_ptr(), 0, tensor.numel() * sizeof(T));
+    }
+    return result;
+}
+
+template <typename T>
+Tensors forward(Convolution<T>& convolution, const Shares& shares, const Tensor& wigner, int64_t num_nodes, int64_t num_edges,
+                bool pool) {
+    SourceProblem<T>& problem = convolution.problem;
+    const int64_t rows = pool ? num_nodes : num_edges, table = num_nodes * problem.row_length;
+    Tensors messages;
+    for (const SourceDegree& output : convolution.outputs) messages.push_back(empty(wigner, {rows, output.channels, output.size()}));
+    const Scratch<T> packed(convolution.forward_size);
+    for_each_task(problem.num_tiles, [&](int64_t tile) {
+        SE3_FAST_CALL(pack_forward<T>, problem, problem.tiles[tile], packed.data() + problem.tiles[tile].forward);
+    });
+    problem.forward_weights = packed.data();
+    const Scratch<T> sums = zeroed<T>(pool ? std::max<int64_t>(shares.count(), 1) * table : 0);
+    const auto into = write_all<T>(messages);
+    convolution.for_each_block(shares, false, [&](int64_t share, const SourceSegment* segments, int64_t count, T* workspace) {
+        SourceResults<T> results{};
+        results.messages = into.data();
+        results.sums = sums.data() + share * table;
+        SE3_FAST_CALL(forward_block<T>, problem, segments, count, results, workspace);
+    });
+    if (pool)
+        for_each_task(num_nodes, [&](int64_t node) {
+            for (std::size_t index = 0; index < into.size(); ++index) {
+                const SourceDegree& output = problem.outputs[index];
+                SE3_FAST_CALL(write_sums<T>, output, sums.data() + node * problem.row_length + output.start,
+                              std::max<int64_t>(shares.count(), 1), table, into[index] + node * output.channels * output.size());
+            }
+        });
+    return messages;
+}
+
+// Gradients of the nodes' features, of h, of the weights; and the torque on the edges where it is wanted.
+template <typename T>
+Tensors backward(Convolution<T>& convolution, const Shares& shares, const Tensors& nodes, const Tensors& hidden,
+                 const Tensors& weights, const Tensors& gradients, const Tensor& wigner, bool with_weights, bool with_positions) {
+    SourceProblem<T>& problem = convolution.problem;
+    const bool with_torque = with_positions && problem.wigner_stride > 1;
+    const Scratch<T> blocks(convolution.blocks_size), transposed(convolution.transposed_size);
+    const Scratch<T> packed(with_torque ? convolution.forward_size : 0);
+    for_each_task(problem.num_tiles, [&](int64_t index) {
+        const SourceTile& tile = problem.tiles[index];
+        SE3_FAST_CALL(pack_backward<T>, problem, tile, blocks.data() + tile.blocks, transposed.data() + tile.transposed);
+        if (with_torque) SE3_FAST_CALL(pack_forward<T>, problem, tile, packed.data() + tile.forward);
+    });
+    problem.blocks = blocks.data();
+    problem.transposed = transposed.data();
+    problem.forward_weights = packed.data();
+
+    const Tensors node_gradients = zeros_like<T>(nodes);
+    Tensors hidden_gradients, weight_gradients, torque;
+    for (const Tensor& values : hidden) hidden_gradients.push_back(empty_like(values));
+    if (with_weights)
+        for (const Tensor& weight : weights) weight_gradients.push_back(empty_like(weight));
+    if (with_positions) {
+        torque.push_back(empty(wigner, {wigner.size(0), 3}));
+        std::memset(torque[0].mutable_data_ptr(), 0, torque[0].numel() * sizeof(T));
+    }
+    const auto of_nodes = write_all<T>(node_gradients), of_hidden = write_all<T>(hidden_gradients);
+    const auto of_weights = write_all<T>(weight_gradients);
+    const auto incoming = read_all<T>(gradients);
+    const Scratch<T> block_gradients(with_weights ? shares.count() * convolution.blocks_size : 0);
+    if (with_weights)
+        for_each_task(shares.count(), [&](int64_t share) {
+            std::memset(block_gradients.data() + share * convolution.blocks_size, 0, convolution.blocks_size * sizeof(T));
+        });
+    convolution.for_each_block(shares, true, [&](int64_t share, const SourceSegment* segments, int64_t count, T* workspace) {
+        SourceResults<T> results{};
+        results.gradients = incoming.data();
+        results.node_gradients = of_nodes.data();
+        results.hidden_gradients = of_hidden.data();
+        results.block_gradients = with_weights ? block_gradients.data() + share * convolution.blocks_size : nullptr;
+        results.torque = with_torque ? write<T>(torque[0]) : nullptr;
+        SE3_FAST_CALL(backward_block<T>, problem, segments, count, results, workspace);
+    });
+    for (int64_t index = 0; index < int64_t(weight_gradients.size()); ++index) {
+        const SourceGroup& group = problem.groups[index];
+        const int64_t size = group.channels_in * group.paths * problem.width;
+        for_each_task(group.channels_out, [&](int64_t channel) {
+            SE3_FAST_CALL(unpack_gradient<T>, problem, index, channel, block_gradients.data(), shares.count(), convolution.blocks_size,
+                          of_weights[index] + channel * size);
+        });
+    }
+    Tensors results = node_gradients;
+    for (const Tensors* more : {&hidden_gradients, &weight_gradients, &torque})
+        results.insert(results.end(), more->begin(), more->end());
+    return results;
+}
+
+Tensors tfn_conv_by_source(Tensors nodes, Tensors hidden, Tensors weights, Tensor wigner, Tensor dst, Tensor out_order,
+                           Tensor out_offsets, Integers description, Tensor coefficients, bool pool) {
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        Convolution<T> convolution(nodes, hidden, weights, wigner, out_order, dst, description, coefficients, pool);
+        const int64_t num_nodes = nodes[0].size(0);
+        return forward<T>(convolution, Shares(out_offsets, num_nodes), wigner, num_nodes, dst.size(0), pool);
+    };
+    return wigner.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+}
+
+Tensors tfn_conv_by_source_backward(Tensors gradients, Tensors nodes, Tensors hidden, Tensors weights, Tensor wigner, Tensor dst,
+                                    Tensor out_order, Tensor out_offsets, Integers description, Tensor coefficients, bool pool,
+                                    bool with_weights, bool with_positions) {
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        Convolution<T> convolution(nodes, hidden, weights, wigner, out_order, dst, description, coefficients, pool);
+        const Shares shares(out_offsets, nodes[0].size(0));
+        return backward<T>(convolution, shares, nodes, hidden, weights, gradients, wigner, with_weights, with_positions);
+    };
+    return wigner.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(se3_fast_cpp, m) {
+    m.def(
+        "tfn_conv_by_source(Tensor[] nodes, Tensor[] hidden, Tensor[] weights, Tensor wigner, Tensor dst, Tensor out_order, "
+        "Tensor out_offsets, int[] description, Tensor coefficients, bool pool) -> Tensor[]");
+    m.def(
+        "tfn_conv_by_source_backward(Tensor[] gradients, Tensor[] nodes, Tensor[] hidden, Tensor[] weights, Tensor wigner, "
+        "Tensor dst, Tensor out_order, Tensor out_offsets, int[] description, Tensor coefficients, bool pool, "
+        "bool with_weights, bool with_positions) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(se3_fast_cpp, CPU, m) {
+    m.impl("tfn_conv_by_source", TORCH_BOX(&tfn_conv_by_source));
+    m.impl("tfn_conv_by_source_backward", TORCH_BOX(&tfn_conv_by_source_backward));
+}

@@ -1,0 +1,52 @@
+// Vectors as wide as the instruction set that a *_vector.cpp file is compiled for (setup.py compiles such a file once for each),
+// written with the vector extensions of GCC and Clang: +, * and comparison work element by element, a * b + c becomes one
+// fused multiply-add where the instruction set has it.
+//
+// Everything of such a file stands in the namespace of its instruction set, and it includes no header with inline functions of the
+// standard library: the linker might take the copy compiled for AVX-512 for the whole program.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace se3_fast {
+namespace SE3_FAST_INSTRUCTIONS {
+
+template <typename T>
+struct VectorOf {
+    typedef T type __attribute__((vector_size(SE3_FAST_VECTOR_BYTES)));
+    typedef T unaligned __attribute__((vector_size(SE3_FAST_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+};
+
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+// Elements of a vector.
+template <typename T>
+constexpr int LANES = SE3_FAST_VECTOR_BYTES / sizeof(T);
+
+template <typename T>
+inline Vector<T> load(const T* from) {
+    return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(from);
+}
+
+template <typename T>
+inline void store(T* to, Vector<T> values) {
+    *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = values;
+}
+
+template <typename T>
+inline Vector<T> broadcast(T value) {
+    return value - Vector<T>{};
+}
+
+template <typename T>
+inline T sum(Vector<T> values) {
+    T total = 0;
+    for (int lane = 0; lane < LANES<T>; ++lane) total += values[lane];
+    return total;
+}
+
+}  // namespace SE3_FAST_INSTRUCTIONS
+}  // namespace se3_fast

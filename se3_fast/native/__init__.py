@@ -1,0 +1,1 @@
+"""Backend ``cpp``: the compiled CPU operations of ``csrc/``, and how plans and graphs become calls of them."""

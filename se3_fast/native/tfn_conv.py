@@ -1,0 +1,171 @@
+"""From plans and graphs to the C++ convolution by edge (``csrc/tfn_conv.cpp``): a plan written down as integers; the two calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor
+
+from se3_fast.graph import Graph
+from se3_fast.plan import ConvolutionPlan
+from se3_fast.so3 import alignment_map, generators
+
+ROUNDING_ERROR = 1e-9
+"""Entries of the generators below this are zero."""
+
+TURNED_AXES = (0, 2)
+"""The axes x and z: in an edge's frame nothing turns about y, which is the edge."""
+
+
+@dataclass(frozen=True)
+class NativeConvolution:
+    """The calls of one convolution by edge.
+
+    Attributes:
+        plan: what is coupled.
+        graph: its edges.
+        wigner: [E, sum of (2d+1)^2] Wigner blocks in the compute dtype, float32 or float64.
+        pool: whether the messages of each node's incoming edges are summed.
+    """
+
+    plan: ConvolutionPlan
+    graph: Graph
+    wigner: Tensor
+    pool: bool
+
+    def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Messages by ascending degree.
+
+        Args:
+            tensors: node features and edge features by degree, h [E, K] and last radial weights [C_out * C_in * F, K] by group;
+                contiguous, in the dtype of ``wigner``.
+        """
+        edges = (self.graph.src, self.graph.dst, *self.graph.incoming())
+        return torch.ops.se3_fast_cpp.tfn_conv(*self._split(tensors), self.wigner, *edges, *self._description(tensors), self.pool)
+
+    def backward(
+        self, tensors: Sequence[Tensor], grads: Sequence[Tensor], rel_pos: Tensor | None, with_weights: bool
+    ) -> tuple[list[Tensor | None], Tensor | None]:
+        """Gradients of all tensors and of the directions.
+
+        Args:
+            tensors: as given to :meth:`forward`.
+            grads: gradients of the messages by ascending degree.
+            rel_pos: [E, 3] in the dtype of ``wigner`` if the gradient with respect to it is wanted.
+            with_weights: whether the gradients of the weights are wanted; they are None otherwise.
+
+        Returns:
+            The gradients of ``tensors``, and that of ``rel_pos`` through the directions or None.
+        """
+        edges = (self.graph.src, self.graph.dst, *self.graph.outgoing())
+        found = torch.ops.se3_fast_cpp.tfn_conv_backward(
+            [grad.contiguous() for grad in grads],
+            *self._split(tensors),
+            self.wigner,
+            *edges,
+            self.wigner if rel_pos is None else rel_pos.contiguous(),
+            *self._description(tensors),
+            self.pool,
+            with_weights,
+            rel_pos is not None,
+        )
+        gradients: list[Tensor | None] = list(found)
+        rel_pos_gradient = gradients.pop() if rel_pos is not None else None
+        return gradients + [None] * (len(tensors) - len(gradients)), rel_pos_gradient
+
+    @cached_property
+    def _counts(self) -> tuple[int, ...]:
+        num_groups = len(self.plan.groups)
+        return len(self.plan.node_channels), len(self.plan.edge_channels), num_groups, num_groups
+
+    def _split(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Nodes, edges, hidden, weights."""
+        remaining = iter(tensors)
+        return [[next(remaining) for _ in range(count)] for count in self._counts]
+
+    def _description(self, tensors: Sequence[Tensor]) -> tuple[list[int], Tensor]:
+        return describe(self.plan, tensors[-1].shape[1])
+
+
+@cache
+def describe(plan: ConvolutionPlan, width: int) -> tuple[list[int], Tensor]:
+    """A plan as ``csrc/tfn_conv.cpp`` reads it.
+
+    Returns:
+        The integers: K; numbers of node, edge and output degrees, each followed by (degree, channels); number of groups; number of
+        pairs, followed by (group, d_in, d_out, C_in, C_out, first path, the group's paths); number of generator entries, followed
+        by (degree, row, column, 0 for x or 1 for z). And float64 coefficients: the maps from paths to aligned weights by pair, then
+        one for each generator entry.
+    """
+    integers, coefficients = [width], []
+    for channels in (plan.node_channels, plan.edge_channels, plan.channels_out):
+        integers += [len(channels), *(number for entry in channels for number in entry)]
+    integers += [len(plan.groups), sum(len(group.pairs) for group in plan.groups)]
+    for index, group in enumerate(plan.groups):
+        for pair in group.pairs:
+            degrees = (pair.degree_in, pair.degree_out)
+            integers += [index, *degrees, group.channels_in, group.channels_out, pair.start, group.num_paths]
+            mapped = alignment_map(*degrees)
+            coefficients.append(torch.ones_like(mapped) if group.is_basis_free else mapped)
+    entries = []
+    for degree in range(1, plan.max_degree + 1):
+        matrices = generators(degree)[list(TURNED_AXES)]
+        for axis, row, column in (matrices.abs() > ROUNDING_ERROR).nonzero().tolist():
+            entries.append((degree, row, column, axis))
+            coefficients.append(matrices[axis, row, column])
+    integers += [len(entries), *(number for entry in entries for number in entry)]
+    return integers, torch.cat([values.flatten() for values in coefficients])
+
+
+@torch.library.register_fake("se3_fast_cpp::tfn_conv")
+def _forward_shapes(
+    nodes: list[Tensor],
+    edges: list[Tensor],
+    hidden: list[Tensor],
+    weights: list[Tensor],
+    wigner: Tensor,
+    src: Tensor,
+    dst: Tensor,
+    in_order: Tensor,
+    in_offsets: Tensor,
+    description: list[int],
+    coefficients: Tensor,
+    pool: bool,
+) -> list[Tensor]:
+    count = nodes[0].shape[0] if pool else src.shape[0]
+    return [wigner.new_empty(count, channels, 2 * degree + 1) for degree, channels in _output_channels(description)]
+
+
+@torch.library.register_fake("se3_fast_cpp::tfn_conv_backward")
+def _backward_shapes(
+    grads: list[Tensor],
+    nodes: list[Tensor],
+    edges: list[Tensor],
+    hidden: list[Tensor],
+    weights: list[Tensor],
+    wigner: Tensor,
+    src: Tensor,
+    dst: Tensor,
+    out_order: Tensor,
+    out_offsets: Tensor,
+    rel_pos: Tensor,
+    description: list[int],
+    coefficients: Tensor,
+    pool: bool,
+    with_weights: bool,
+    with_positions: bool,
+) -> list[Tensor]:
+    operands = [*nodes, *edges, *hidden, *(weights if with_weights else []), *([rel_pos] if with_positions else [])]
+    return [torch.empty_like(operand) for operand in operands]
+
+
+def _output_channels(description: list[int]) -> list[list[int]]:
+    """(degree, channels) of the messages, from what :func:`describe` wrote."""
+    start = 1
+    for _ in range(2):  # over the node and the edge degrees
+        start += 1 + 2 * description[start]
+    numbers = description[start + 1 : start + 1 + 2 * description[start]]
+    return [numbers[index : index + 2] for index in range(0, len(numbers), 2)]

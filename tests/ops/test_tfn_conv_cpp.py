@@ -1,0 +1,214 @@
+"""The C++ convolution by edge against ``dense`` in float64: output and every gradient."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import se3_fast
+from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
+from se3_fast.native import library
+from se3_fast.ops.tfn_conv import tfn_conv
+from se3_fast.plan import ConvolutionPlan
+from tests.ops.test_tfn_conv import CASES, FULL, NONE, PARTIAL, Case, Result, assert_equal, run, run_operation
+from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
+
+if not library.is_available():
+    pytest.skip(f"the compiled operations, {library.reason()}", allow_module_level=True)
+
+from se3_fast.native import tfn_conv_by_source as by_source
+from se3_fast.native.tfn_conv import NativeConvolution
+
+CPP_CASES = CASES | {
+    "full, tiles of two vectors and a rest": Case({0: 33, 1: 33}, {0: 50, 1: 50}, num_edges=45),
+    "full, several blocks": Case({0: 5, 1: 5, 2: 5}, {0: 17, 1: 17, 2: 17}, num_nodes=40, num_edges=97),
+    "by output, edge features": Case({0: 4, 1: 3}, {0: 5, 1: 2}, PARTIAL, {0: 2, 1: 3}),
+}
+
+
+@pytest.fixture(autouse=True)
+def by_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_source, "is_by_source_faster", lambda *arguments: False)
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
+@pytest.mark.parametrize("case", CPP_CASES.values(), ids=CPP_CASES.keys())
+@pytest.mark.usefixtures("poisoned_memory")
+def test_equals_dense(case: Case, pool: bool) -> None:
+    assert_equal(run(case, "cpp", pool=pool), run(case, "dense", pool=pool), TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["full, 4 degrees", "by output, mixed", "by input, mixed", "pairs, protein fibers"])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
+    result = run_operation(CASES[name], "cpp", dtype)
+    assert {value.dtype for value in (result.outputs | result.gradients).values()} == {dtype}
+    assert_equal(result, run_operation(CASES[name], "dense", torch.float64), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("width", [1, 5, 33])
+def test_radial_widths(width: int) -> None:
+    plan = make_convolution(Fiber({0: 5, 1: 5, 2: 5}), Fiber({0: 3, 1: 3, 2: 3})).plan
+    assert_equal(*(run_width(plan, width, backend) for backend in ("cpp", "dense")), TOLERANCE[torch.float64])
+
+
+def run_width(plan: ConvolutionPlan, width: int, backend: str) -> Result:
+    graph, nodes, hidden, weights = operands(plan, 9, 50, width)
+    with se3_fast.backend(backend):
+        geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], plan.max_degree)
+        outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=True)
+    sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values()).backward()
+    leaves = {**nodes, "hidden": hidden[0], "weight": weights[0]}
+    return Result(outputs, {name: leaf.grad for name, leaf in leaves.items()})
+
+
+def operands(
+    plan: ConvolutionPlan, num_nodes: int, num_edges: int, width: int
+) -> tuple[Graph, dict[str, Tensor], list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    nodes = {str(degree): leaf(num_nodes, channels, 2 * degree + 1) for degree, channels in plan.node_channels}
+    hidden = [leaf(num_edges, width) for _ in plan.groups]
+    weights = [leaf(group.channels_out * group.channels_in * group.num_paths, width) for group in plan.groups]
+    return random_graph(num_nodes, num_edges), nodes, hidden, weights
+
+
+@pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
+def test_many_edges_in_several_waves(pool: bool) -> None:
+    case = Case({0: 2, 1: 2}, {0: 2, 1: 2}, num_nodes=300, num_edges=30_000)
+    assert_equal(run(case, "cpp", pool=pool), run(case, "torch", pool=pool), TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("name", ["full, 4 degrees", "by output, mixed", "edge features of degree 1 and 2"])
+def test_low_memory_has_every_gradient(name: str) -> None:
+    kept, recomputed = (run(CASES[name], "cpp", low_memory=low_memory) for low_memory in (False, True))
+    assert_equal(recomputed, kept, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("name", ["full, several blocks", "pairs, protein fibers"])
+@pytest.mark.usefixtures("threads")
+def test_two_runs_are_identical(name: str) -> None:
+    first, second = (run(CPP_CASES[name], "cpp", torch.float32, pool=True) for _ in range(2))
+    assert_equal(first, run(CPP_CASES[name], "dense", pool=True), TOLERANCE[torch.float32])
+    for key, value in (first.outputs | first.gradients).items():
+        assert torch.equal(value, (second.outputs | second.gradients)[key]), key
+
+
+@pytest.mark.parametrize("fuse_level", [FULL, NONE], ids=["full", "pairs"])
+def test_gradcheck(fuse_level: ConvSE3FuseLevel) -> None:
+    fiber = Fiber({0: 2, 1: 2})
+    module = make_convolution(fiber, fiber, fuse_level=fuse_level, pool=True)
+    graph = random_graph(4, 6)
+
+    def convolve(rel_pos: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
+        geometry = EdgeGeometry.from_relative_positions(rel_pos, 1)
+        nodes = dict(zip(("0", "1"), features, strict=True))
+        with se3_fast.backend("cpp"):
+            return tuple(module(nodes, {"0": rel_pos.norm(dim=-1)[:, None, None]}, graph, geometry).values())
+
+    inputs = [graph.edata["rel_pos"], *random_features(fiber, 4).values()]
+    assert torch.autograd.gradcheck(convolve, [tensor.requires_grad_() for tensor in inputs])
+
+
+@pytest.mark.parametrize("distance_from_pole", [0.0, 1e-7])
+@pytest.mark.parametrize("pole", [1.0, -1.0])
+def test_position_gradient_at_the_poles(pole: float, distance_from_pole: float) -> None:
+    fiber = Fiber({0: 3, 1: 3, 2: 3})
+    module = make_convolution(fiber, fiber, pool=False)
+    graph, nodes = random_graph(3, 2), random_features(fiber, 3)
+    gradients = []
+    for backend in ("dense", "cpp"):
+        near_pole = [distance_from_pole, 2 * pole, -distance_from_pole]
+        rel_pos = torch.tensor([[0.0, pole, 0.0], near_pole], dtype=torch.float64, requires_grad=True)
+        with se3_fast.backend(backend):
+            geometry = EdgeGeometry.from_relative_positions(rel_pos, 2)
+            outputs = module(nodes, {"0": rel_pos.norm(dim=-1)[:, None, None]}, graph, geometry)
+        sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values()).backward()
+        gradients.append(rel_pos.grad)
+    assert relative_error(gradients[1], gradients[0]) < TOLERANCE[torch.float64]
+
+
+def test_frozen_weights_have_no_gradient() -> None:
+    """The gradient of the weights is the most expensive one; it is not made where nobody asks."""
+    plan = make_convolution(Fiber({0: 3, 1: 3}), Fiber({0: 2, 1: 2})).plan
+    graph, nodes, hidden, weights = operands(plan, 5, 12, 32)
+    frozen = [weight.detach() for weight in weights]
+    geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 1)
+    gradients = []
+    for chosen in (weights, frozen):
+        with se3_fast.backend("cpp"):
+            outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, chosen, pool=True)
+        gradients.append(torch.autograd.grad(outputs["1"].square().sum(), [*nodes.values(), *hidden]))
+    for with_weights, without in zip(*gradients, strict=True):
+        assert torch.equal(with_weights, without)
+
+
+def test_node_order_does_not_matter() -> None:
+    """Edges sorted by destination and edges in any order: the same sums, in the order of the edges."""
+    case = CPP_CASES["full, several blocks"]
+    plan = make_convolution(Fiber(case.fiber_in), Fiber(case.fiber_out)).plan
+    graph, nodes, hidden, weights = operands(plan, 40, 97, 32)
+    order = graph.dst.argsort(stable=True)
+    sorted_graph = Graph(graph.src[order], graph.dst[order], 40)
+    results = []
+    for one, rel_pos, values in (
+        (graph, graph.edata["rel_pos"], hidden[0]),
+        (sorted_graph, graph.edata["rel_pos"][order], hidden[0][order]),
+    ):
+        with se3_fast.backend("cpp"), torch.no_grad():
+            geometry = EdgeGeometry.from_relative_positions(rel_pos, 2)
+            results.append(tfn_conv(plan, one, geometry, nodes, {}, [values], weights, pool=True))
+    for key, value in results[0].items():
+        assert torch.equal(value, results[1][key])
+
+
+def test_shapes_for_the_compiler() -> None:
+    """Schema and fake results of both operations agree with what they do."""
+    plan = make_convolution(Fiber({0: 3, 1: 3}), Fiber({0: 2, 1: 2})).plan
+    graph, nodes, hidden, weights = operands(plan, 5, 12, 8)
+    geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 1)
+    convolution = NativeConvolution(plan, graph, geometry.wigner, pool=True)
+    tensors = [tensor.detach() for tensor in (*nodes.values(), *hidden, *weights)]
+    arguments = [*convolution._split(tensors), geometry.wigner, graph.src, graph.dst]
+    description = convolution._description(tensors)
+    checks = ("test_schema", "test_faketensor")
+    operations = torch.ops.se3_fast_cpp
+    torch.library.opcheck(operations.tfn_conv.default, (*arguments, *graph.incoming(), *description, True), test_utils=checks)
+    grads = convolution.forward(tensors)
+    torch.library.opcheck(
+        operations.tfn_conv_backward.default,
+        (grads, *arguments, *graph.outgoing(), graph.edata["rel_pos"], *description, True, True, True),
+        test_utils=checks,
+    )
+
+
+@pytest.mark.skipif(torch.ops.se3_fast_cpp.instruction_set() != "avx512", reason="this is a lesser processor itself")
+@pytest.mark.parametrize("instructions", ["baseline", "avx2"])
+def test_on_lesser_processors(instructions: str) -> None:
+    """Some of this file's comparisons with ``dense`` once more in a process that takes the processor for an older one."""
+    chosen = "test_radial_widths or (test_operation_in_each_dtype and mixed) or (test_equals_dense and (several or tiles))"
+    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", chosen]
+    environment = os.environ | {"SE3_FAST_INSTRUCTIONS": instructions}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout
+    ask = "import torch, se3_fast.native.library as l; l.is_available(); print(torch.ops.se3_fast_cpp.instruction_set())"
+    answer = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == instructions

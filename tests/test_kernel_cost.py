@@ -1,0 +1,61 @@
+"""The kernels' costs against small numbers counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton")
+
+from se3_fast.kernels import basis, edge_attention, edge_frames, equivariant_norm, radial
+
+
+def test_edge_frames() -> None:
+    assert edge_frames.cost(num_edges=2, itemsize=4) == (0, 40, 2 * (12 + 16))
+
+
+@pytest.mark.parametrize(("degree", "flop"), [(0, 14), (1, 132), (2, 450)])
+def test_rows_of_wigner_blocks(degree: int, flop: int) -> None:
+    """Each order m: rows of 2d+1 entries; d+1 terms of 8 FLOP for both rows of K, and 3 for each row of D."""
+    assert edge_frames.wigner_rows_flop(degree) == flop
+
+
+def test_basis() -> None:
+    """Degrees 0 and 1: bases of 1, 3, 3 and 27 entries; harmonics of degrees 0 to 2."""
+    forward, backward = basis.cost(max_degree=1, num_edges=2, itemsize=2)
+    assert forward == (0, 2 * (4 * 34 + 60 * 9), 2 * (12 + 34 * 2))
+    assert backward == (0, 2 * (4 * 34 + 150 * 9), 2 * (12 + 12 + 34 * 2))
+
+
+def test_radial() -> None:
+    """3 invariants, 16 units: 3 x 16 and 16 x 16 weights."""
+    forward, backward = radial.cost(num_groups=2, num_edges=1, num_invariants=3, width=16, itemsize=2)
+    assert forward == (2 * 2 * (48 + 256), 2 * 18 * 16, 12 + 2 * 32)
+    assert backward == (3 * 2 * 2 * (48 + 256), 3 * 2 * 18 * 16, 12 + 3 * 2 * 32)
+    _, backward = radial.cost(num_groups=2, num_edges=1, num_invariants=3, width=16, itemsize=2, with_invariants=True)
+    assert backward == (3 * 2 * 2 * (48 + 256) + 2 * 2 * 48, 3 * 2 * 18 * 16, 12 + 12 + 4 * 2 * 32)
+
+
+def test_equivariant_norm() -> None:
+    """Three nodes with two channels of degrees 0 and 1: 24 values."""
+    forward, backward = equivariant_norm.cost(num_nodes=3, channels=2, degrees=(0, 1), itemsize=4)
+    assert forward == (0, 96, 192)
+    assert backward == (0, 240, 288)
+
+
+def test_edge_attention() -> None:
+    """Two nodes, three edges, two heads with a value of 4 and a key of 5 features."""
+    forward, backward = edge_attention.cost(num_nodes=2, num_edges=3, num_heads=2, value_width=4, key_width=5, itemsize=2)
+    assert forward == (0, 3 * (20 + 16 + 20), 3 * (36 + 8) + 2 * (36 + 16))
+    assert backward == (0, 3 * (70 + 40 + 40), 3 * (72 + 8) + 2 * (56 + 16))
+
+
+def test_edge_attention_in_frames() -> None:
+    """One node, one edge, one head with one channel of degree 1 in value and key, float32.
+
+    Rows of D: 132 FLOP a set; turning one channel: 2 x 9; a channel has 3 values.
+    """
+    layout = edge_attention.frame_layout(1, ((1, 1),), ((1, 1),))
+    forward, backward = edge_attention.cost_in_frames(layout, num_nodes=1, num_edges=1, itemsize=4)
+    assert forward == (0, 2 * 132 + 18 + 18 + 6 + 3 + 10, 3 * 24 + 8 + 16 + 24 + 16)
+    assert backward == (0, 3 * 132 + 54 + 36 + 18 + 15 + 20, 4 * 24 + 8 + 16 + 36 + 16)
+    assert forward.flop == forward.vector_flop
