@@ -1,14 +1,17 @@
 # make train   train on the sample data set          make test    run the tests
-# make bench   backends side by side                 make lint    ruff and mypy
+# make bench   backends side by side                 make lint    ruff, mypy, shellcheck, hadolint
+# make gpu     tests and measurements on a CUDA GPU, in the Python that has its PyTorch (PYTHON=...)
+# make sanitize   the tests of the C++ operations under the address and undefined-behaviour sanitizers
 
 PYTHON ?= python3
 BIN := .venv/bin
+SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: setup train test bench lint clean
+.PHONY: setup train test bench gpu sanitize lint clean
 
 setup: .venv/installed
 
-.venv/installed: requirements-dev.txt setup.py pyproject.toml
+.venv/installed: requirements-dev.txt setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*.h)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
@@ -25,10 +28,22 @@ test: setup
 bench: setup
 	$(BIN)/python -m bench
 
+gpu:
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(PYTHON) -m bench.gpu
+
+sanitize: setup
+	CXXFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 SE3_FAST_LIBRARY=build/sanitized/se3_fast/native/operations.so \
+	    $(BIN)/python -m pytest -q -s tests/ops/test_*_cpp*.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck scripts/*.sh
+	$(BIN)/hadolint Dockerfile
 
 clean:
 	rm -rf .venv results build dist *.egg-info

@@ -73,6 +73,8 @@ class NotBuilt(Exception):
 
 def find_toolchain() -> Toolchain:
     """The compiler and PyTorch, or the error that says which of them is missing."""
+    if os.environ.get("SE3_FAST_CPP") == "0":
+        raise NotBuilt("SE3_FAST_CPP=0 leaves them out")
     if sys.platform not in ("linux", "darwin"):
         raise NotBuilt(f"they are built on Linux and macOS, not on {sys.platform}")
     compiler = shlex.split(os.environ.get("CXX", "")) or next(
@@ -235,8 +237,6 @@ def go_without(error: NotBuilt) -> None:
 
 def extensions() -> list[Extension]:
     """The library, if it can be built; else nothing, so that the wheel is one for any platform."""
-    if os.environ.get("SE3_FAST_CPP") == "0":
-        return []
     try:
         find_toolchain()
     except NotBuilt as error:
@@ -257,7 +257,7 @@ setup(
     package_dir={"se3_fast": "se3_fast", "se3_fast.kernels": "kernels", "se3_fast.csrc": "csrc"},
     package_data={
         "se3_fast": ["py.typed"],
-        "se3_fast.data": ["sample.npz"],
+        "se3_fast.data": ["sample.npz", "force_sample.npz"],
         "se3_fast.csrc": ["*.cu", "*.cuh"],  # compiled at first use
     },
     ext_modules=extensions(),

@@ -356,11 +356,15 @@ void add_to_nodes(const Convolution<T>& problem, const Side& side, const Wave& w
     });
 }
 
+void clear(const Tensor& tensor) {
+    if (tensor.numel() > 0) std::memset(tensor.mutable_data_ptr(), 0, tensor.numel() * tensor.element_size());
+}
+
 std::vector<Tensor> zeros(const Tensor& like, int64_t count, const std::vector<std::pair<int64_t, int64_t>>& channels) {
     std::vector<Tensor> result;
     for (const auto& [degree, size] : channels) {
         result.push_back(empty(like, {count, size, 2 * degree + 1}));
-        std::memset(result.back().mutable_data_ptr(), 0, result.back().numel() * result.back().element_size());
+        clear(result.back());
     }
     return result;
 }
@@ -606,7 +610,7 @@ struct Backward {
         std::vector<Tensor> result;
         for (const Tensor& weight : problem.weights) {
             result.push_back(empty(weight, {weight.size(0), weight.size(1)}));
-            if (problem.num_edges == 0) std::memset(result.back().mutable_data_ptr(), 0, weight.numel() * sizeof(T));
+            if (problem.num_edges == 0) clear(result.back());
         }
         if (problem.num_edges == 0) return result;
         struct Task {

@@ -718,9 +718,9 @@ def _tile_in_frames(layout: FrameLayout, num_nodes: int, num_edges: int, dtype: 
     """The tiles [edges, components, heads x channels] of a program, one per degree.
 
     As :func:`_tile`, but all degrees' tiles are live at once, twice in the backward kernel, with the addresses of each: 1,024
-    values in sum, those of the largest degree 4 a thread. Then nothing spills at 4 degrees, where registers allow no more than 8
-    warps a multiprocessor whatever the tile; at 2 degrees there are 16. Hence no more edges than a node has, rounded. float64
-    takes twice the registers: half the values, by 4 warps.
+    values in sum, those of the largest degree 4 a thread at 4 degrees, where registers allow no more than 8 warps a multiprocessor
+    whatever the tile, and 8 a thread at fewer; but 4 in float32 with narrow heads. With these nothing is spilled on any GPU. Hence
+    no more edges than a node has, rounded. float64 takes twice the registers: half the values, by 4 warps.
     """
     widest = max(*layout.values[1::4], *layout.keys[1::4], 1)
     live = widest * sum(layout.degrees[1::4])  # values of one edge and head
@@ -731,7 +731,8 @@ def _tile_in_frames(layout: FrameLayout, num_nodes: int, num_edges: int, dtype: 
     edges = min(_power_of_two_below(math.sqrt(2) * num_edges / num_nodes), room // fewest_heads)
     heads = min(room // edges, all_heads)
     values = edges * heads * widest * max(layout.degrees[1::4], default=1)
-    return _Tile(edges, heads, 4 if is_double else min(max(values // 128, 1), 8))
+    is_narrow = len(layout.degrees) > 2 * 4 or (dtype == torch.float32 and widest < 8)
+    return _Tile(edges, heads, 4 if is_double else min(max(values // (128 if is_narrow else 256), 1), 8))
 
 
 def _power_of_two_below(value: float) -> int:

@@ -1,13 +1,13 @@
-"""Force fields: an energy that is a sum over atoms, and forces as its gradient.
+"""Force fields: an energy that is a sum over atoms, and forces as its negative gradient.
 
-Units: positions in Angstrom, energies in eV, forces in eV/Angstrom, for :class:`ForceField`; :func:`energy_and_forces` takes a model
-of any units, and its forces are in the model's unit of energy over that of the positions.
+A :class:`ForceField` takes Angstrom and gives eV and eV/Angstrom. :func:`energy_and_forces` takes any model of energies; forces are
+then in the model's unit of energy over that of the positions.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +18,99 @@ from se3_fast.fiber import Fiber
 from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
 from se3_fast.layers import ConvSE3FuseLevel
 from se3_fast.model import SE3Transformer
+from se3_fast.training.checkpoint import load_weights, read_checkpoint
+from se3_fast.training.errors import CheckpointError
 
 LARGEST_ATOMIC_NUMBER = 118
-SHORTEST_DISTANCE = 0.6
-"""Angstrom; where the Gaussians of the distance begin. Few bonds are shorter than H-H, 0.74."""
+FIRST_CENTRE = 0.6
+"""Angstrom, centre of the first Gaussian: no bond is shorter (H-H: 0.74)."""
+
+LAST_CENTRE = 6.0
+"""Angstrom, centre of the last Gaussian where there is no cutoff; beyond, the plain distance is left."""
+
+
+def molecule_graph(
+    pos: Tensor, atomic_numbers: Tensor, batch_num_nodes: Sequence[int] | Tensor | None = None, cutoff: float | None = None
+) -> Graph:
+    """The graph of one molecule, or of several in a batch, that a :class:`ForceField` takes.
+
+    Args:
+        pos: [N, 3], Angstrom.
+        atomic_numbers: [N] int64.
+        batch_num_nodes: [B] atoms of each molecule; default: one molecule.
+        cutoff: longest edge, in Angstrom; None: an edge between any two atoms of a molecule.
+
+    Returns:
+        A graph with ``ndata['pos']``, ``ndata['atomic_numbers']`` and ``edata['rel_pos']``.
+
+    Raises:
+        ValueError: if shapes do not fit, or the cutoff is not positive.
+    """
+    if atomic_numbers.shape != pos.shape[:1]:
+        raise ValueError(f"atomic_numbers: expected shape [{pos.shape[0]}], got {list(atomic_numbers.shape)}")
+    graph = complete_graph(pos, batch_num_nodes) if cutoff is None else radius_graph(pos, cutoff, batch_num_nodes)
+    graph.ndata["atomic_numbers"] = atomic_numbers
+    return graph
+
+
+def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+    """Energies of a batch of molecules, and the forces on their atoms: minus the gradient with respect to the positions.
+
+    Args:
+        model: called as ``model(graph, *inputs)``; returns an energy per molecule, [B] or [B, 1]. It must read the positions from
+            ``graph.edata['rel_pos']`` or ``graph.ndata['pos']`` alone.
+        graph: Graph, DGLGraph or PyTorch Geometric data with ``ndata['pos']`` [N, 3]. It is left as it is; edges stay those it has.
+        *inputs: what else the model takes, for example node and edge features.
+        create_graph: keep what a loss on the results needs to be differentiated (training). Otherwise both are detached.
+
+    Returns:
+        Energies [B] and forces [N, 3].
+
+    Raises:
+        ValueError: if the graph has no positions, or the energies do not depend on them.
+    """
+    graph = as_graph(graph)
+    if "pos" not in graph.ndata:
+        raise ValueError(f"graph: expected ndata['pos'] of shape [N, 3], got ndata with {sorted(graph.ndata)}")
+    moved = copy.copy(graph)
+    with torch.enable_grad():
+        pos = graph.ndata["pos"].detach().requires_grad_()
+        rel_pos = pos.index_select(0, graph.dst) - pos.index_select(0, graph.src)
+        moved.ndata, moved.edata = {**graph.ndata, "pos": pos}, {**graph.edata, "rel_pos": rel_pos}
+        energies = model(moved, *inputs).view(-1)
+        if not energies.requires_grad:
+            raise ValueError("model: expected energies that depend on the positions, got ones without a gradient")
+        (gradient,) = torch.autograd.grad(energies.sum(), pos, create_graph=create_graph, materialize_grads=True)
+    return (energies if create_graph else energies.detach()), -gradient
 
 
 class ForceField(nn.Module):
     """The energy of molecules: an SE(3)-Transformer on elements and distances, and a perceptron for the energy of each atom.
 
-        E = sum_i ( reference[element of i] + scale * e_i )
+        E = sum over atoms i of  reference[element of i] + scale * e_i
 
-    Every edge carries Gaussians of its length and the elements of its two atoms. Energy and forces are those of an isolated molecule
-    and do not depend on where or how it lies, or on the order of atoms of the same element.
+    An edge carries its length, Gaussians of it, and the elements of its two atoms. The energy does not depend on where or how a
+    molecule lies, nor on the order of its atoms.
 
     Args:
-        elements: atomic numbers of the elements that the molecules may have.
+        elements: atomic numbers of the elements that molecules may have.
         num_layers: attention blocks.
         num_degrees: hidden features have the degrees 0..num_degrees-1.
         num_channels: channels of each hidden degree.
         num_heads: attention heads; must divide ``num_channels / channels_div``.
         channels_div: keys and values have this many times fewer channels.
-        num_gaussians: Gaussians that describe a distance.
-        cutoff: atoms further apart than this, in Angstrom, have no edge; None: all pairs of a molecule have one. The energy jumps a
-            little where an atom crosses a cutoff, since attention divides by a sum over neighbours.
-        longest_distance: Angstrom, centre of the last Gaussian; by default the cutoff, or 6.
+        num_gaussians: Gaussians of the distance, with centres from 0.6 Angstrom to the cutoff.
+        cutoff: longest edge of the graphs it is trained on, in Angstrom; None: they are complete (the last centre is at 6). With a
+            cutoff the energy jumps where an atom crosses it, because attention divides by a sum over neighbours.
 
     Attributes:
-        reference_energies: [118 + 1] float64, eV, energy of an atom by atomic number; set by :meth:`set_scale`.
-        scale: [] float32, eV; set by :meth:`set_scale`.
+        elements: the atomic numbers, ascending.
+        config: the arguments, as plain values.
+        reference_energies: [119] float64, eV, by atomic number.
+        scale: [], eV.
 
     Raises:
-        ValueError: if an element does not exist, or sizes do not fit each other.
+        ValueError: if there is no such element, or the sizes do not fit each other.
     """
 
     reference_energies: Tensor
@@ -61,7 +122,7 @@ class ForceField(nn.Module):
         self,
         elements: Sequence[int],
         num_layers: int = 2,
-        num_degrees: int = 3,
+        num_degrees: int = 2,
         num_channels: int = 16,
         num_heads: int = 4,
         channels_div: int = 2,
@@ -69,52 +130,114 @@ class ForceField(nn.Module):
         cutoff: float | None = None,
     ) -> None:
         super().__init__()
-        self.elements = sorted(set(elements))
-        self.cutoff = cutoff
+        elements = sorted(set(elements))
+        if not elements or not 1 <= elements[0] <= elements[-1] <= LARGEST_ATOMIC_NUMBER:
+            raise ValueError(f"elements: expected atomic numbers from 1 to {LARGEST_ATOMIC_NUMBER}, got {elements}")
+        if num_gaussians < 2:
+            raise ValueError(f"num_gaussians: expected at least 2, got {num_gaussians}")
+        if cutoff is not None and not cutoff > FIRST_CENTRE:
+            raise ValueError(f"cutoff: expected more than {FIRST_CENTRE} Angstrom, got {cutoff}")
+        self.elements = elements
+        self.config = {
+            "elements": elements,
+            "num_layers": num_layers,
+            "num_degrees": num_degrees,
+            "num_channels": num_channels,
+            "num_heads": num_heads,
+            "channels_div": channels_div,
+            "num_gaussians": num_gaussians,
+            "cutoff": cutoff,
+        }
         width = num_degrees * num_channels
         self.transformer = SE3Transformer(
             num_layers=num_layers,
-            fiber_in=Fiber({0: len(self.elements)}),
+            fiber_in=Fiber({0: len(elements)}),
             fiber_hidden=Fiber.create(num_degrees, num_channels),
             fiber_out=Fiber({0: width}),
             num_heads=num_heads,
             channels_div=channels_div,
-            fiber_edge=Fiber({0: num_gaussians + 2 * len(self.elements)}),
+            fiber_edge=Fiber({0: num_gaussians + 2 * len(elements)}),
             return_type=0,
-            norm=NORM,
-            use_layer_norm=LN,
             fuse_level=ConvSE3FuseLevel.FULL,
         )
         self.energy_of_atom = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
         column_of_element = torch.full((LARGEST_ATOMIC_NUMBER + 1,), -1)
-        column_of_element[self.elements] = torch.arange(len(self.elements))
+        column_of_element[elements] = torch.arange(len(elements))
+        centres = torch.linspace(FIRST_CENTRE, LAST_CENTRE if cutoff is None else cutoff, num_gaussians)
         self.register_buffer("column_of_element", column_of_element, persistent=False)
-        self.register_buffer("centres", torch.linspace(SHORTEST_DISTANCE, cutoff or 6.0, num_gaussians), persistent=False)
+        self.register_buffer("centres", centres, persistent=False)
         self.register_buffer("reference_energies", torch.zeros(LARGEST_ATOMIC_NUMBER + 1, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, graph: Any) -> Tensor:
-        z = graph.ndata["atomic_numbers"]
-        kinds = nn.functional.one_hot(self.column_of_element[z], len(self.elements)).to(self.centres.dtype)
-        distances = graph.edata["rel_pos"].norm(dim=-1, keepdim=True)
-        width = 1.0 * (self.centres[1] - self.centres[0])
-        gaussians = torch.exp(-0.5 * ((distances - self.centres) / width) ** 2)
-        edges = torch.cat([gaussians, kinds[graph.src], kinds[graph.dst]], -1)
-        inv = self.transformer(graph, {"0": kinds[:, :, None]}, {"0": edges[:, :, None]})
-        e = self.energy_of_atom(inv.squeeze(-1)).squeeze(-1)
-        e = self.reference_energies[z] + (self.scale * e).double()
-        sizes = graph.batch_num_nodes()
-        g = torch.arange(len(sizes)).repeat_interleave(sizes)
-        return e.new_zeros(len(sizes)).index_add(0, g, e)
-NORM = True
-LN = True
+    def set_scale(self, reference_energies: Mapping[int, float], scale: float) -> None:
+        """Choose the energies that atoms have before the network adds to them, and the size of what it adds.
 
-def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-    graph = copy.copy(as_graph(graph))
-    with torch.enable_grad():
-        pos = graph.ndata["pos"].detach().requires_grad_()
-        graph.ndata = {**graph.ndata, "pos": pos}
-        graph.edata = {**graph.edata, "rel_pos": pos.index_select(0, graph.dst) - pos.index_select(0, graph.src)}
-        energies = model(graph, *inputs)
-        (gradient,) = torch.autograd.grad(energies.sum(), pos, create_graph=create_graph)
-    return (energies, -gradient) if create_graph else (energies.detach(), -gradient)
+        Args:
+            reference_energies: eV by atomic number.
+            scale: eV; the mean absolute force of the training set times 1 Angstrom is a good choice.
+        """
+        for element, energy in reference_energies.items():
+            self.reference_energies[element] = energy
+        self.scale.fill_(scale)
+
+    def forward(self, graph: Any) -> Tensor:
+        """Evaluate the energy.
+
+        Args:
+            graph: as from :func:`molecule_graph`: ``ndata['atomic_numbers']`` [N] and ``edata['rel_pos']`` [E, 3], Angstrom.
+
+        Returns:
+            [B] float64 (a total energy has more digits than single precision holds), eV.
+
+        Raises:
+            ValueError: if the graph lacks the data, or has an element that the force field does not know.
+        """
+        graph = as_graph(graph)
+        if "atomic_numbers" not in graph.ndata:
+            raise ValueError(f"graph: expected ndata['atomic_numbers'] of shape [N], got ndata with {sorted(graph.ndata)}")
+        kinds = self._kinds(graph.ndata["atomic_numbers"])  # [N, elements]
+        invariants = self.transformer(graph, {"0": kinds[:, :, None]}, {"0": self._edge_features(graph, kinds)})  # [N, C, 1]
+        own = self.energy_of_atom(invariants.squeeze(-1)).squeeze(-1)  # [N]
+        return self.reference_energy(graph) + _sum_over_atoms((self.scale * own).double(), graph)
+
+    def reference_energy(self, graph: Graph) -> Tensor:
+        """The sum of the reference energies of each molecule's atoms, [B] float64, eV."""
+        return _sum_over_atoms(self.reference_energies[graph.ndata["atomic_numbers"]], graph)
+
+    def _kinds(self, atomic_numbers: Tensor) -> Tensor:
+        """One-hot elements, [N, elements]."""
+        columns = self.column_of_element[atomic_numbers]
+        if len(columns) and int(columns.min()) < 0:
+            unknown = atomic_numbers[columns < 0].unique().tolist()
+            raise ValueError(f"graph: expected the elements {self.elements}, got {unknown} in ndata['atomic_numbers']")
+        return nn.functional.one_hot(columns, len(self.elements)).to(self.centres.dtype)
+
+    def _edge_features(self, graph: Graph, kinds: Tensor) -> Tensor:
+        """Gaussians of the length, elements of source and destination, [E, ., 1]."""
+        length = graph.edata["rel_pos"].norm(dim=-1, keepdim=True)  # [E, 1]
+        spacing = self.centres[1] - self.centres[0]
+        gaussians = torch.exp(-0.5 * ((length - self.centres) / spacing).square())
+        return torch.cat([gaussians, kinds[graph.src], kinds[graph.dst]], 1)[:, :, None]
+
+
+def _sum_over_atoms(values: Tensor, graph: Graph) -> Tensor:
+    """Sum [N] over the atoms of each molecule, [B]."""
+    sizes = graph.batch_num_nodes()
+    molecule = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=len(values))
+    return values.new_zeros(len(sizes)).index_add(0, molecule, values)
+
+
+def load_force_field(path: str | Path) -> ForceField:
+    """The force field of a checkpoint that ``python -m se3_fast.train_forces`` wrote, on the CPU, ready to be evaluated.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged, or holds another model.
+    """
+    path = Path(path)
+    checkpoint = read_checkpoint(path)
+    config = checkpoint.get("model_config", {})
+    if "elements" not in config:
+        raise CheckpointError(f"{path}: expected a checkpoint of se3_fast.train_forces, got one of another model")
+    model = ForceField(**config)
+    load_weights(model, checkpoint["state_dict"], path)
+    return model.eval()

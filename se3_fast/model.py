@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import as_graph
-from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, NormSE3
+from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, LinearSE3, NormSE3
+from se3_fast.layers.attention import ChannelsDivisor
 from se3_fast.ops.edge_frames import EdgeGeometry
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
+
+EdgeLength = Literal["lin", "arcsin", "log", "zero"]
+FinalLayer = Literal["conv", "lin", "att"]
 
 
 class Sequential(nn.Sequential):
@@ -36,7 +40,8 @@ class SE3Transformer(nn.Module):
         fiber_hidden: structure between the layers.
         fiber_out: structure of the output.
         num_heads: attention heads; must divide the channels of keys and values.
-        channels_div: keys and values have this many times fewer channels than ``fiber_hidden``.
+        channels_div: keys and values have this many times fewer channels than ``fiber_hidden``; one number, or a number for each
+            degree, or None (see :class:`AttentionBlockSE3`).
         fiber_edge: structure of the edge features, without the edge length (the model appends it).
         return_type: return only the features of this degree, as a tensor.
         pooling: pool the features of ``return_type`` over the nodes of each graph, ``avg`` or ``max``.
@@ -45,11 +50,20 @@ class SE3Transformer(nn.Module):
         tensor_cores: choose fuse level FULL; otherwise PARTIAL.
         low_memory: choose fuse level NONE, and keep only the inputs of each layer for the backward pass.
         fuse_level: choose the parameterisation whatever ``tensor_cores`` and ``low_memory`` say.
+        final_layer: ``conv``, a convolution with self-interaction; ``lin``, a linear map; ``att``, an attention block with one
+            head, in which only the channels of degree 0 are divided.
+        populate_edge: what is appended to the edge features of degree 0: ``lin``, the edge length r; ``arcsin``,
+            arsinh(max(r, 4) - 4) / 3; ``log``, log(1 + r); ``zero``, 0.
+        sum_over_edge: the final convolution sums over the incoming edges of a node; otherwise it takes their mean.
+        compute_gradients: False: gradients reach the positions through the edge lengths alone, not through directions. Otherwise
+            they are complete wherever ``rel_pos`` requires grad.
 
-    Any other keyword argument is ignored with a warning, as code written for the published implementation may pass more.
+    The last four arguments are those of the protein-design branches of the published implementation. Any other keyword argument is
+    ignored with a warning, as code written for the published implementation may pass more.
 
     Raises:
-        ValueError: if ``pooling`` is given without ``return_type``, or fibers, heads and divisors do not fit each other.
+        ValueError: if ``pooling`` is given without ``return_type``, an option is not among those named, or fibers, heads and
+            divisors do not fit each other.
     """
 
     def __init__(
@@ -59,7 +73,7 @@ class SE3Transformer(nn.Module):
         fiber_hidden: Fiber,
         fiber_out: Fiber,
         num_heads: int,
-        channels_div: int,
+        channels_div: ChannelsDivisor,
         fiber_edge: Fiber | None = None,
         return_type: int | None = None,
         pooling: Literal["avg", "max"] | None = None,
@@ -68,9 +82,16 @@ class SE3Transformer(nn.Module):
         tensor_cores: bool = False,
         low_memory: bool = False,
         fuse_level: ConvSE3FuseLevel | None = None,
+        final_layer: FinalLayer = "conv",
+        populate_edge: EdgeLength = "lin",
+        sum_over_edge: bool = True,
+        compute_gradients: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        for name, option, known in (("final_layer", final_layer, FinalLayer), ("populate_edge", populate_edge, EdgeLength)):
+            if option not in get_args(known):
+                raise ValueError(f"{name}: expected one of {', '.join(get_args(known))}, got {option!r}")
         if kwargs:
             warnings.warn(f"SE3Transformer ignores the arguments {', '.join(sorted(kwargs))}", stacklevel=2)
         if pooling is not None and return_type is None:
@@ -86,6 +107,8 @@ class SE3Transformer(nn.Module):
         self.tensor_cores = tensor_cores
         self.low_memory = low_memory
         self.fuse_level = fuse_level or _published_fuse_level(tensor_cores, low_memory)
+        self.populate_edge = populate_edge
+        self.compute_gradients = compute_gradients
         common: dict[str, Any] = {
             "fiber_edge": self.fiber_edge,
             "use_layer_norm": use_layer_norm,
@@ -99,7 +122,13 @@ class SE3Transformer(nn.Module):
             if norm:
                 modules.append(NormSE3(fiber_hidden))
             fiber_in = fiber_hidden
-        modules.append(ConvSE3(fiber_in, fiber_out, self_interaction=True, **common))
+        if final_layer == "conv":
+            modules.append(ConvSE3(fiber_in, fiber_out, self_interaction=True, sum_over_edge=sum_over_edge, **common))
+        elif final_layer == "lin":
+            modules.append(LinearSE3(fiber_in, fiber_out))
+        else:
+            divisors = _final_divisors(fiber_out, channels_div)
+            modules.append(AttentionBlockSE3(fiber_in, fiber_out, num_heads=1, channels_div=divisors, **common))
         self.graph_modules = Sequential(*modules)
         if pooling is not None and return_type is not None:
             self.pooling_module = GPooling(feat_type=return_type, pool=pooling)
@@ -132,14 +161,15 @@ class SE3Transformer(nn.Module):
             raise ValueError(f"graph: expected edata['rel_pos'] of shape [E, 3], got edata with {sorted(graph.edata)}")
         rel_pos = graph.edata["rel_pos"]
         if basis is None:
-            basis = EdgeGeometry.from_relative_positions(rel_pos, self.max_degree)
+            directions = rel_pos.detach() if self.compute_gradients is False else rel_pos
+            basis = EdgeGeometry.from_relative_positions(directions, self.max_degree)
         elif not isinstance(basis, EdgeGeometry):
             basis = EdgeGeometry.from_bases(basis, self.max_degree)
         num_nodes = self.fiber_in.check_features(node_feats, "node_feats")
         if num_nodes != graph.num_nodes():
             raise ValueError(f"node_feats: expected features of the graph's {graph.num_nodes()} nodes, got {num_nodes}")
         self.fiber_edge.check_features(edge_feats or {}, "edge_feats")
-        edge_feats = _with_edge_length(rel_pos, edge_feats or {})
+        edge_feats = _with_edge_length(rel_pos, edge_feats or {}, self.populate_edge)
         result = self.graph_modules(node_feats, edge_feats, graph=graph, basis=basis)
         if self.pooling is not None:
             return self.pooling_module(result, graph=graph)
@@ -257,8 +287,23 @@ def _published_fuse_level(tensor_cores: bool, low_memory: bool) -> ConvSE3FuseLe
     return ConvSE3FuseLevel.FULL if tensor_cores else ConvSE3FuseLevel.PARTIAL
 
 
-def _with_edge_length(rel_pos: Tensor, edge_feats: Features) -> Features:
-    """The edge features with |r| as last degree-0 channel."""
+def _final_divisors(fiber: Fiber, channels_div: ChannelsDivisor) -> dict[int, int]:
+    """Divisors of a final attention block: that of degree 0, and 1 for the others, which often have one or two channels."""
+    divisors = dict.fromkeys(fiber.degrees, 1)
+    if isinstance(channels_div, Mapping):
+        by_degree = {int(degree): divisor for degree, divisor in channels_div.items()}
+        return divisors | {0: by_degree.get(0, 1)}
+    return divisors | {0: channels_div or 1}
+
+
+def _with_edge_length(rel_pos: Tensor, edge_feats: Features, populate_edge: EdgeLength) -> Features:
+    """The edge features with |r|, as ``populate_edge`` says, as last degree-0 channel."""
     length = rel_pos.norm(dim=-1)[:, None, None]  # [E, 1, 1]
+    if populate_edge == "arcsin":
+        length = torch.asinh(length.clamp(min=4.0) - 4.0) / 3.0
+    elif populate_edge == "log":
+        length = torch.log1p(length)
+    elif populate_edge == "zero":
+        length = torch.zeros_like(length)
     invariants = torch.cat([edge_feats["0"], length], 1) if "0" in edge_feats else length
     return {**edge_feats, "0": invariants}

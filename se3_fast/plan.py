@@ -107,7 +107,7 @@ class ConvolutionPlan:
         """The plan that :meth:`to_json` wrote."""
         fields = json.loads(text)
         groups = [
-            RadialGroup(**{name: tuple(value) if isinstance(value, list) else value for name, value in group.items()})
+            RadialGroup(**group | {name: tuple(group[name]) for name in ("degrees_in", "degrees_out")})
             for group in fields.pop("groups")
         ]
         return ConvolutionPlan(**{name: tuple(map(tuple, value)) for name, value in fields.items()}, groups=tuple(groups))

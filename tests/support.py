@@ -56,12 +56,14 @@ def make_convolution(
     fiber_edge: Fiber | None = None,
     fuse_level: ConvSE3FuseLevel = ConvSE3FuseLevel.FULL,
     max_degree: int | None = None,
+    use_layer_norm: bool = True,
     **arguments: bool,
 ) -> ConvSE3:
     """A float64 convolution with reproducible weights."""
     torch.manual_seed(0)
     if max_degree is None:
         max_degree = max(*fiber_in.degrees, *fiber_out.degrees)
+    arguments |= {"use_layer_norm": use_layer_norm}
     return ConvSE3(fiber_in, fiber_out, fiber_edge or Fiber({}), max_degree=max_degree, fuse_level=fuse_level, **arguments).double()
 
 

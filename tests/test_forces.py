@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 import se3_fast
 from se3_fast import EdgeGeometry, Fiber, Graph, SE3Transformer
+from se3_fast.native import library
 from se3_fast.ops import second_derivatives
 from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
 
 EXACT = TOLERANCE[torch.float64]
-BACKENDS = ["torch"]
+BACKENDS = ["torch", *(["cpp"] if library.is_available() else [])]
 FIBER_IN, FIBER_EDGE = Fiber({0: 3, 1: 2}), Fiber({0: 2, 1: 1})
 
 
@@ -61,6 +62,13 @@ def _gradients_of_force_loss(backend: str, arguments: dict[str, bool]) -> list[T
         (gradient,) = torch.autograd.grad(energy, pos, create_graph=True)
         (gradient.square().sum() + energy).backward()
     return [gradient.detach(), pos.grad, *(parameter.grad for parameter in model.parameters())]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_loss_on_forces_by_triton() -> None:
+    arguments = {"tensor_cores": True}
+    expected, found = (_gradients_of_force_loss(name, arguments) for name in ("dense", "triton"))
+    assert max(map(relative_error, found, expected)) < 100 * EXACT
 
 
 @pytest.mark.usefixtures("small_chunks")

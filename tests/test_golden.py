@@ -29,8 +29,8 @@ from se3_fast.so3 import wigner_3j
 from tests.support import TRITON_DEVICE
 
 TOLERANCE = 1e-10
-BACKENDS = ("dense", "torch by edge", "torch by source", "cpp by edge", "cpp by source", "triton")
-LARGEST_INTERPRETED = 120_000
+BACKENDS = ("dense", "torch by edge", "torch by source", "cpp by edge", "cpp by source", "triton by edge", "triton by source")
+LARGEST_INTERPRETED = {"triton by edge": 120_000, "triton by source": 40_000}
 """Bytes of the largest file that is run through Triton's interpreter."""
 DIRECTORY = Path(os.environ.get("SE3_FAST_GOLDEN_DIR", Path(__file__).parent / "golden"))
 FILES = sorted(DIRECTORY.glob("*.npz"))
@@ -299,7 +299,7 @@ def test_directory_has_files() -> None:
 
 
 def runs(path: Path, backend: str) -> bool:
-    return backend != "triton" or torch.cuda.is_available() or path.stat().st_size <= LARGEST_INTERPRETED
+    return torch.cuda.is_available() or path.stat().st_size <= LARGEST_INTERPRETED.get(backend, path.stat().st_size)
 
 
 @pytest.mark.parametrize(
@@ -307,12 +307,12 @@ def runs(path: Path, backend: str) -> bool:
     [pytest.param(path, backend, id=f"{path.stem}-{backend}") for path in FILES for backend in BACKENDS if runs(path, backend)],
 )
 def test_golden(path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if backend == "triton":
-        pytest.importorskip("triton")
-    golden = Golden(path, TRITON_DEVICE if backend == "triton" else torch.device("cpu"))
-    kind = golden.config["kind"]
     name, _, order = backend.partition(" ")
+    golden = Golden(path, TRITON_DEVICE if name == "triton" else torch.device("cpu"))
+    kind = golden.config["kind"]
     module: ModuleType = aligned
+    if name == "triton":
+        module = pytest.importorskip("se3_fast.fused.tfn_conv_by_source")
     if name == "cpp":
         if not library.is_available():
             pytest.skip(f"the compiled operations, {library.reason()}")

@@ -139,7 +139,7 @@ def read_molecules(path: str | os.PathLike[str], task: str) -> Molecules:
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}")
-    file = _ArrayFile(Path(path))
+    file = ArrayFile(Path(path), ARRAY_NAMES)
     n_node = file.integers("n_node", (None,))
     n_edge = file.integers("n_edge", (len(n_node),))
     file.check(len(n_node) > 0, "n_node holds no molecules")
@@ -186,21 +186,30 @@ def check_archive(path: str | os.PathLike[str]) -> None:
         raise DataError(f"{path}: expected the arrays {', '.join(ARRAY_NAMES)}; missing {', '.join(missing)}")
 
 
-class _ArrayFile:
-    """An ``.npz`` file whose arrays are read one at a time, so that only what is kept stays in memory."""
+class ArrayFile:
+    """An ``.npz`` file whose arrays are read one at a time, so that only what is kept stays in memory.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        names: Arrays that it must hold.
+
+    Raises:
+        DataError: It is missing or not an archive, or an array is missing.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path = path
         self.check(path.is_file(), "no such file")
         try:
             with zipfile.ZipFile(path) as archive:
-                names = {Path(name).stem for name in archive.namelist()}
+                self.names = {Path(name).stem for name in archive.namelist()}
         except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
             raise DataError(f"{path}: not a whole .npz archive ({_one_line(error)})") from error
-        missing = [name for name in ARRAY_NAMES if name not in names]
-        self.check(not missing, f"expected the arrays {', '.join(ARRAY_NAMES)}; missing {', '.join(missing)}")
+        missing = [name for name in names if name not in self.names]
+        self.check(not missing, f"expected the arrays {', '.join(names)}; missing {', '.join(missing)}")
 
     def check(self, condition: bool | np.bool_, fault: str) -> None:
+        """Report a fault unless a condition holds."""
         if not condition:
             raise DataError(f"{self.path}: {fault}")
 
@@ -212,6 +221,7 @@ class _ArrayFile:
             raise DataError(f"{self.path}: {fault} (molecule {molecule}, row {row})")
 
     def check_finite(self, name: str, rows: np.ndarray, counts: np.ndarray) -> None:
+        """Report the molecule of the first row [*, columns] with a value that is not finite."""
         self.check_rows(np.isfinite(rows).min(axis=1), counts, f"array {name!r} has values that are not finite")
 
     def read(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -234,11 +244,13 @@ class _ArrayFile:
         return array
 
     def integers(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        """Read an array of integers, as int64."""
         array = self.read(name, shape)
         self.check(array.dtype.kind in "iu", f"array {name!r} must hold integers, got {array.dtype}")
         return array.astype(np.int64, copy=False)
 
     def numbers(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        """Read an array of numbers, in their own type."""
         array = self.read(name, shape)
         self.check(array.dtype.kind in "biuf", f"array {name!r} must hold numbers, got {array.dtype}")
         return array
@@ -256,7 +268,7 @@ class _ArrayFile:
         return compact if np.array_equal(compact, kept) else kept.astype(np.float32)
 
 
-def _local_indices(file: _ArrayFile, name: str, indices: np.ndarray, atoms_of_edges: np.ndarray, n_edge: np.ndarray) -> np.ndarray:
+def _local_indices(file: ArrayFile, name: str, indices: np.ndarray, atoms_of_edges: np.ndarray, n_edge: np.ndarray) -> np.ndarray:
     file.check_rows((indices >= 0) & (indices < atoms_of_edges), n_edge, f"{name} names an atom that its molecule does not have")
     return indices.astype(np.uint8 if len(indices) == 0 or indices.max() < 256 else np.int32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +13,13 @@ from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.low_memory import recompute_in_backward
-from se3_fast.ops.edge_attention import aligned_edge_attention, edge_attention
+from se3_fast.ops.edge_attention import aligned_edge_attention, edge_attention, message_attention, takes_messages
 from se3_fast.ops.edge_frames import EdgeGeometry
 
 if TYPE_CHECKING:
     from se3_fast.fused.edge_attention import AlignedMessages
+
+ChannelsDivisor = int | Mapping[int, int] | Mapping[str, int] | None
 
 
 class AttentionSE3(nn.Module):
@@ -104,14 +107,15 @@ class AttentionBlockSE3(nn.Module):
         fiber_out: structure of the output.
         fiber_edge: structure of the edge features, without the edge length.
         num_heads: number of attention heads.
-        channels_div: keys and values have this many times fewer channels than ``fiber_out``.
+        channels_div: keys and values have this many times fewer channels than ``fiber_out``; one number, or one for each degree
+            (``{0: 4, 1: 1}``, keys may be strings); None: as many channels.
         use_layer_norm: layer normalisation in the radial profiles.
         max_degree: largest degree of the model.
         fuse_level: see :class:`ConvSE3FuseLevel`.
         low_memory: keep only the inputs of the block for the backward pass; keys and values are computed again there.
 
     Raises:
-        ValueError: if ``channels_div`` does not divide a channel count of ``fiber_out``.
+        ValueError: if ``channels_div`` does not divide a channel count of ``fiber_out``, or lacks one of its degrees.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class AttentionBlockSE3(nn.Module):
         fiber_out: Fiber,
         fiber_edge: Fiber | None = None,
         num_heads: int = 4,
-        channels_div: int = 2,
+        channels_div: ChannelsDivisor = 2,
         use_layer_norm: bool = False,
         max_degree: int = 4,
         fuse_level: ConvSE3FuseLevel = ConvSE3FuseLevel.FULL,
@@ -128,15 +132,9 @@ class AttentionBlockSE3(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        for degree, channels in fiber_out:
-            if channels % channels_div:
-                raise ValueError(
-                    f"channels_div: expected a divisor of the {channels} channels of degree {degree} in fiber_out, "
-                    f"got {channels_div}"
-                )
         self.fiber_in = fiber_in
         self.low_memory = low_memory
-        self.value_fiber = Fiber([(degree, channels // channels_div) for degree, channels in fiber_out])
+        self.value_fiber = _divided(fiber_out, channels_div)
         self.key_fiber = Fiber([(degree, channels) for degree, channels in self.value_fiber if fiber_in[degree] > 0])
         self.to_key_value = ConvSE3(
             fiber_in,
@@ -195,6 +193,26 @@ class AttentionBlockSE3(nn.Module):
         if messages is not None:
             return self.attention.in_frames(messages, query)
         key_value = self.to_key_value(node_features, edge_features, graph, geometry)
+        if takes_messages(graph.device):
+            return message_attention(key_value, query, graph, self.value_fiber, self.attention.num_heads)
         value = {str(degree): key_value[str(degree)][:, :channels] for degree, channels in self.value_fiber}
         key = {str(degree): key_value[str(degree)][:, self.value_fiber[degree] :] for degree, _ in self.key_fiber}
         return self.attention(value, key, query, graph)
+
+
+def _divided(fiber: Fiber, channels_div: ChannelsDivisor) -> Fiber:
+    """The fiber with the channels of every degree divided by its divisor."""
+    if not isinstance(channels_div, Mapping):
+        divisors = dict.fromkeys(fiber.degrees, 1 if channels_div is None else channels_div)
+    else:
+        divisors = {int(degree): divisor for degree, divisor in channels_div.items()}
+    missing = sorted(set(fiber.degrees) - set(divisors))
+    if missing:
+        raise ValueError(f"channels_div: expected divisors for the degrees {fiber.degrees} of fiber_out, got none for {missing}")
+    for degree, channels in fiber:
+        if divisors[degree] < 1 or channels % divisors[degree]:
+            raise ValueError(
+                f"channels_div: expected a divisor of the {channels} channels of degree {degree} in fiber_out, "
+                f"got {divisors[degree]}"
+            )
+    return Fiber([(degree, channels // divisors[degree]) for degree, channels in fiber])

@@ -89,7 +89,7 @@ class RadialConvolution(nn.Module):
 
 
 class ConvSE3(nn.Module):
-    """TFN convolution: equivariant messages along the edges, optionally with self-interaction and summed over incoming edges.
+    """TFN convolution: equivariant messages along the edges, optionally with self-interaction and pooled over incoming edges.
 
     Equation: DESIGN section 1; Thomas et al., Tensor field networks (arXiv:1802.08219); Fuchs et al., SE(3)-Transformers
     (arXiv:2006.10503), equation 8.
@@ -99,13 +99,14 @@ class ConvSE3(nn.Module):
         fiber_out: structure of the output.
         fiber_edge: structure of the edge features, without the edge length. Degree 0 feeds the radial profiles; a degree d > 0 is
             appended to the source features of degree d, if ``fiber_in`` has that degree.
-        pool: sum the messages of each node's incoming edges; otherwise return one message per edge.
+        pool: sum the messages of each node's incoming edges (or see ``sum_over_edge``); otherwise return one message per edge.
         use_layer_norm: layer normalisation in the radial profiles.
         self_interaction: add a linear map of the destination's own features to every message.
         max_degree: largest degree of the model; fusing needs degrees 0..max_degree.
         fuse_level: how many pairs share a radial profile.
         allow_fused_output: without pooling and where outputs are fused, return one tensor [E, C, sum of 2d+1] instead of a dict.
         low_memory: keep only the inputs for the backward pass and compute everything else again there.
+        sum_over_edge: pooling sums (the default); otherwise it takes the mean over a node's incoming edges, 0 where there are none.
     """
 
     def __init__(
@@ -114,16 +115,18 @@ class ConvSE3(nn.Module):
         fiber_out: Fiber,
         fiber_edge: Fiber,
         pool: bool = True,
-        use_layer_norm: bool = True,
+        use_layer_norm: bool = False,
         self_interaction: bool = False,
         max_degree: int = 4,
         fuse_level: ConvSE3FuseLevel = ConvSE3FuseLevel.FULL,
         allow_fused_output: bool = False,
         low_memory: bool = False,
+        sum_over_edge: bool = True,
     ) -> None:
         super().__init__()
         self.fiber_in, self.fiber_out, self.fiber_edge = fiber_in, fiber_out, fiber_edge
         self.pool = pool
+        self.sum_over_edge = sum_over_edge
         self.self_interaction = self_interaction
         self.max_degree = max_degree
         self.allow_fused_output = allow_fused_output
@@ -183,6 +186,8 @@ class ConvSE3(nn.Module):
             messages = self._messages(node_feats, edge_feats, graph, geometry)
         if self.self_interaction:
             messages = self._add_self_interaction(messages, node_feats, graph)
+        if self.pool and not self.sum_over_edge:
+            messages = _over_incoming_edges(messages, graph)
         if self.allow_fused_output and not self.pool and len(self.plan.groups[0].degrees_out) > 1:
             return torch.cat([messages[str(degree)] for degree in self.fiber_out.degrees], -1)
         return messages
@@ -233,6 +238,12 @@ class ConvSE3(nn.Module):
         num_edges = Fiber(expected).check_features(edge_feats, "edge_feats")
         if num_edges != graph.num_edges():
             raise ValueError(f"edge_feats: expected features of the graph's {graph.num_edges()} edges, got {num_edges}")
+
+
+def _over_incoming_edges(sums: Features, graph: Graph) -> Features:
+    """Sums over each node's incoming edges divided by their number."""
+    counts = graph.in_degrees().clamp(min=1)[:, None, None]
+    return {degree: total / counts.to(total.dtype) for degree, total in sums.items()}
 
 
 def _radial_groups(

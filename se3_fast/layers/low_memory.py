@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -23,7 +24,7 @@ def recompute_in_backward(function: Callable[Parameters, Result], *args: Paramet
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
     if torch.compiler.is_compiling():  # the backend is fixed while tracing
-        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(partial(function, **kwargs), *args, use_reentrant=False, preserve_rng_state=False)
     name = chosen_backend()
 
     def on_same_backend(*inner: Any) -> Result:

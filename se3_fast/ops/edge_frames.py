@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.basis import get_basis
 from se3_fast.reference import basis as reference_basis
 from se3_fast.reference.edge_frames import edge_directions, wigner_blocks
+from se3_fast.so3 import axis_swap
 
 
 @torch.library.custom_op("se3_fast::wigner_blocks", mutates_args=())
 def _wigner_blocks(direction: Tensor, max_degree: int) -> Tensor:
-    """:func:`~se3_fast.reference.edge_frames.wigner_blocks` as one node of compiled graphs."""
+    """:func:`~se3_fast.reference.edge_frames.wigner_blocks`, or ``csrc/edge_frames.cpp``, as one node of compiled graphs."""
+    if selected_backend(direction.device) == "cpp":
+        return torch.ops.se3_fast_cpp.wigner_blocks(direction.contiguous(), max_degree, _axis_swaps(max_degree))
     with torch.autocast(direction.device.type, enabled=False):
         return wigner_blocks(direction, max_degree)
+
+
+@cache
+def _axis_swaps(max_degree: int) -> Tensor:
+    """J_d of the degrees 0..max_degree in a row, float64."""
+    return torch.cat([axis_swap(degree).flatten() for degree in range(max_degree + 1)])
 
 
 @_wigner_blocks.register_fake

@@ -7,15 +7,16 @@ the nonlinearity is ReLU. On backend ``triton`` results have the dtype of the fe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from se3_fast.fiber import Features
 from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.opaque import OpaqueOperation
+from se3_fast.ops.second_derivatives import differentiable_gradients
 from se3_fast.reference import equivariant_norm as reference
 
 _MAX_FUSED_DEGREES = 7
@@ -75,15 +76,25 @@ class FusedNorm(torch.autograd.Function):
         return tuple(kernels.forward(features, scale, shift, epsilon))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of scale, shift and the features."""
         from se3_fast.kernels import equivariant_norm as kernels
 
         scale, shift, *features = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            evaluate = partial(_in_pytorch, ctx.epsilon)
+            operands = [scale, shift, *features]
+            return None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[1:], gradients)
         contiguous = [gradient.contiguous() for gradient in gradients]
         results, of_scale, of_shift = kernels.backward(features, contiguous, scale, shift, ctx.epsilon)
         return None, of_scale, of_shift, *results
+
+
+def _in_pytorch(epsilon: float, operands: Sequence[Tensor]) -> list[Tensor]:
+    """What :class:`FusedNorm` computes, from its tensors."""
+    scale, shift, *features = operands
+    by_degree = {str(degree): feature for degree, feature in enumerate(features)}
+    return list(reference.group_norm(by_degree, scale, shift, epsilon, torch.relu).values())
 
 
 _opaque_norm = OpaqueOperation(

@@ -1,21 +1,23 @@
 """The hidden layers of all radial profiles of a convolution.
 
-Formula: :mod:`se3_fast.reference.radial`. Backends: that module, and ``triton`` (``kernels/radial.py``), which takes all profiles
-in one launch each way and keeps the invariants only.
+Formula: :mod:`se3_fast.reference.radial`. Backends: that module, ``triton`` (``kernels/radial.py``) and ``cpp``
+(``csrc/radial.cpp``), which take all profiles in one call each way and keep the invariants only.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.opaque import OpaqueOperation
+from se3_fast.ops.second_derivatives import differentiable_gradients
 from se3_fast.reference import radial as reference
 from se3_fast.reference.radial import LAYER_NORM_EPSILON, RadialLayer
 
@@ -31,9 +33,13 @@ def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer
         profiles: the parameters of each profile; all with or all without layer norm.
 
     Returns:
-        h of each profile, [E, K], in the autocast dtype where autocast is on; from ``triton`` all in one tensor, [groups, E, K].
+        h of each profile, [E, K], in the autocast dtype where autocast is on; from ``triton`` and ``cpp`` all in one tensor,
+        [groups, E, K].
     """
-    if selected_backend(invariants.device) != "triton":
+    backend_name = selected_backend(invariants.device)
+    if backend_name == "cpp" and not torch.compiler.is_compiling():
+        return _by_cpp(invariants, profiles)
+    if backend_name != "triton":
         return [reference.radial(invariants, layers) for layers in profiles]
     from se3_fast.kernels.radial import Shape
 
@@ -50,6 +56,65 @@ def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer
     return hidden
 
 
+def _by_cpp(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer]]) -> Tensor:
+    """By the compiled CPU operation, which computes in float32 or float64."""
+    from se3_fast.native import radial as native  # noqa: F401  (shapes)
+
+    first, _ = profiles[0]
+    device_type = invariants.device.type
+    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else invariants.dtype
+    compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    parameters = [tensor for layers in profiles for layer in layers for tensor in layer if tensor is not None]
+    operands = (tensor.to(compute_dtype) for tensor in (invariants, *parameters))
+    return CppRadial.apply(len(first.bias), first.scale is not None, len(profiles), *operands).to(dtype)
+
+
+class CppRadial(torch.autograd.Function):
+    """All profiles by the compiled CPU operation (``csrc/radial.cpp``); keeps the invariants and the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, width: int, has_norm: bool, num_groups: int, invariants: Tensor, *parameters: Tensor) -> Tensor:
+        """h of all groups, [groups, E, K], from the parameters of all groups in a row, each in the order of RadialLayer."""
+        ctx.arguments = (width, has_norm, LAYER_NORM_EPSILON)
+        ctx.num_groups = num_groups
+        ctx.save_for_backward(invariants, *parameters)
+        return torch.ops.se3_fast_cpp.radial(invariants.contiguous(), _table(parameters, num_groups), *ctx.arguments)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the invariants and of the parameters."""
+        invariants, *parameters = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            evaluate = partial(_in_pytorch, ctx.num_groups, ctx.arguments[1])
+            operands = [invariants, *parameters]
+            return None, None, None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[3:], [gradient])
+        table = _table(parameters, ctx.num_groups)
+        with_invariants = ctx.needs_input_grad[3]
+        of_table, *of_invariants = torch.ops.se3_fast_cpp.radial_backward(
+            gradient.contiguous(), invariants.contiguous(), table, *ctx.arguments, with_invariants
+        )
+        parts = of_table.flatten().split([parameter.numel() for parameter in parameters])
+        of_parameters = [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
+        return None, None, None, of_invariants[0] if with_invariants else None, *of_parameters
+
+
+def _table(parameters: Sequence[Tensor], num_groups: int) -> Tensor:
+    """The parameters in a row per group."""
+    return torch.cat([parameter.flatten() for parameter in parameters]).view(num_groups, -1)
+
+
+def _in_pytorch(num_groups: int, has_norm: bool, operands: Sequence[Tensor]) -> list[Tensor]:
+    """What :class:`CppRadial` computes, from its tensors."""
+    invariants, *parameters = operands
+    remaining = iter(parameters)
+
+    def layer() -> RadialLayer:
+        weight, bias = next(remaining), next(remaining)
+        return RadialLayer(weight, bias, next(remaining), next(remaining)) if has_norm else RadialLayer(weight, bias, None, None)
+
+    return [torch.stack([reference.radial(invariants, (layer(), layer())) for _ in range(num_groups)])]
+
+
 class FusedRadial(torch.autograd.Function):
     """All profiles by one Triton kernel each way; keeps the invariants and the parameters."""
 
@@ -64,14 +129,30 @@ class FusedRadial(torch.autograd.Function):
         return kernels.forward(invariants, parameters, shape, dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the invariants, where they need one, and of the parameters."""
         from se3_fast.kernels import radial as kernels
 
         invariants, parameters = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            evaluate = partial(_of_table, ctx.shape, gradient.dtype)
+            operands = [invariants, parameters]
+            return None, None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[2:], [gradient])
         with_invariants = ctx.needs_input_grad[2]
         return None, None, *kernels.backward(invariants, parameters, gradient.contiguous(), ctx.shape, with_invariants)
+
+
+def _of_table(shape: Shape, dtype: torch.dtype, operands: Sequence[Tensor]) -> list[Tensor]:
+    """What :class:`FusedRadial` computes, from its tensors."""
+    invariants, table = operands
+    width = shape.width
+    shapes: list[tuple[int, ...]] = []
+    for num_inputs in (invariants.shape[1], width):
+        shapes += [(width, num_inputs), (width,), *([(width,), (width,)] if shape.has_norm else [])]
+    rows = (row.split([math.prod(part) for part in shapes]) for row in table)
+    parameters = [part.view(of_part) for row in rows for part, of_part in zip(row, shapes, strict=True)]
+    (hidden,) = _in_pytorch(len(table), shape.has_norm, [invariants, *parameters])
+    return [hidden.to(dtype)]
 
 
 @torch.compiler.assume_constant_result

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from se3_fast.graph import Graph
+from se3_fast.ops.backend import backend
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.plan import ConvolutionPlan
 from se3_fast.reference import tfn_conv as reference
@@ -59,6 +60,24 @@ class TwiceDifferentiable(torch.autograd.Function):
             chosen = [leaf for leaf in leaves if leaf.requires_grad]
             found = iter(torch.autograd.grad(results, chosen, gradients, retain_graph=True, materialize_grads=True))
         return None, None, *(next(found) if is_wanted else None for is_wanted in ctx.wanted)
+
+
+def differentiable_gradients(
+    function: Evaluate, operands: Sequence[Tensor], wanted: Sequence[bool], gradients: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients of a function as autograd finds them, themselves differentiable; None for operands that are not wanted.
+
+    Args:
+        function: in plain PyTorch.
+        operands: its arguments.
+        wanted: with respect to which of them.
+        gradients: of its results.
+    """
+    chosen = [operand for operand, is_wanted in zip(operands, wanted, strict=True) if is_wanted]
+    with torch.enable_grad():
+        results = function(operands)
+    found = iter(torch.autograd.grad(results, chosen, gradients, create_graph=True, allow_unused=True, materialize_grads=True))
+    return [next(found) if is_wanted else None for is_wanted in wanted]
 
 
 def convolution_gradients(
@@ -127,7 +146,8 @@ def _chunk_gradients(
     hidden = [next(remaining) for _ in plan.groups]
     weights = [next(remaining).to(hidden[0].dtype) for _ in plan.groups]
     geometry = EdgeGeometry(rel_pos, max_degree)
-    messages = reference.tfn_conv(plan, geometry.basis, features, hidden, weights)
+    with backend("dense"):  # bases that autograd can follow any number of times
+        messages = reference.tfn_conv(plan, geometry.basis, features, hidden, weights)
     chosen = [operand for operand, is_wanted in zip(operands, wanted, strict=True) if is_wanted]
     outputs = [messages[str(degree)] for degree, _ in plan.channels_out]
     return torch.autograd.grad(outputs, chosen, gradients, create_graph=True, materialize_grads=True)

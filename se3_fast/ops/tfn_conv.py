@@ -325,7 +325,7 @@ def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
     src, dst, in_order, in_offsets, out_order, out_offsets, rel_pos, frames, *rest = operands
     graph = Graph.from_orders(src, dst, EdgeOrder(in_order, in_offsets), EdgeOrder(out_order, out_offsets))
     has_angles = _frames_name(backend_name) == "angles"
-    geometry = EdgeGeometry(rel_pos, max_degree, **({"angles": frames} if has_angles else {"wigner": frames}))
+    geometry = EdgeGeometry(rel_pos, max_degree, wigner=None if has_angles else frames, angles=frames if has_angles else None)
     remaining = iter(rest)
     call = _Call(
         plan,

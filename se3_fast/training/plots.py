@@ -46,7 +46,7 @@ def plot_learning_curve(history: Sequence[dict[str, Any]], unit: str, path: Path
     _save(figure, path)
 
 
-def plot_parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: str, path: Path) -> None:
+def plot_parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: str, path: Path, counted: str = "molecules") -> None:
     """Predicted against known values.
 
     Args:
@@ -55,6 +55,7 @@ def plot_parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: s
         name: The property.
         unit: Its unit.
         path: PNG file to write.
+        counted: What the M values are of.
 
     Raises:
         OSError: The file cannot be written.
@@ -68,7 +69,7 @@ def plot_parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: s
     axes.set(
         xlabel=f"{name}, known ({unit})",
         ylabel=f"{name}, predicted ({unit})",
-        title=f"MAE {error:.4g} {unit}, {len(targets)} molecules",
+        title=f"MAE {error:.4g} {unit}, {len(targets)} {counted}",
         aspect="equal",
     )
     _save(figure, path)

@@ -118,15 +118,15 @@ class Trainer:
             record["train_loss"] = self.train_epoch(loader)
             validation = None
             if self.finished or _is_due(self.epochs_done, self.options.eval_interval):
-                validation = self._evaluate(self.data_module.val_dataloader())
+                validation = self.evaluate(self.data_module.val_dataloader())
                 record["validation_mae"] = validation.mae
             self.history.append(record)
             self._report_epoch(record, time.perf_counter() - start)
             if self.finished or _is_due(self.epochs_done, self.options.ckpt_interval):
                 self._save()
         return TrainingResult(
-            test=self._evaluate(self.data_module.test_dataloader()),
-            validation=validation or self._evaluate(self.data_module.val_dataloader()),
+            test=self.evaluate(self.data_module.test_dataloader()),
+            validation=validation or self.evaluate(self.data_module.val_dataloader()),
         )
 
     def train_epoch(self, loader: Any) -> float:
@@ -170,14 +170,19 @@ class Trainer:
 
     def _accumulate(self, batch: Any, in_group: int, ends_group: bool) -> Tensor:
         """Add the gradient of a batch, one of `in_group` that make a step; return its loss []."""
-        *inputs, target = move_batch(batch, self.world.device)
+        batch = move_batch(batch, self.world.device)
         with _gradient_exchange(self.parallel_model, ends_group):
-            with self.precision.autocast():
-                prediction = self.parallel_model(*inputs)
-            loss = l1_loss(prediction.float(), target)
+            loss = self.batch_loss(batch)
             self.scaler.scale(loss / in_group).backward()
-        self.molecules_seen += target.shape[0]
+        self.molecules_seen += batch[-1].shape[0]
         return loss
+
+    def batch_loss(self, batch: Any) -> Tensor:
+        """The loss [] of a batch on the device; a subclass may define another."""
+        *inputs, target = batch
+        with self.precision.autocast():
+            prediction = self.parallel_model(*inputs)
+        return l1_loss(prediction.float(), target)
 
     def _optimizer_step(self) -> None:
         if self.options.gradient_clip is not None:
@@ -190,7 +195,8 @@ class Trainer:
         if self.options.max_steps is not None:
             self.scheduler.step()
 
-    def _evaluate(self, loader: Any) -> Evaluation:
+    def evaluate(self, loader: Any) -> Evaluation:
+        """The errors over a loader; a subclass may have others."""
         return evaluate(self.model, loader, self.scale, self.world, self.precision)
 
     def _progress_bar(self, batches: int) -> tqdm:

@@ -1,0 +1,139 @@
+// Attention over incoming edges on the CPU: the operations edge_attention and edge_attention_backward of torch.ops.se3_fast_cpp.
+//
+// Values and keys come degree by degree, side by side in one tensor as a convolution leaves them, [E][value row, key row]; so nothing
+// is copied or put together. Nodes are shared among threads; all that is written belongs to one node.
+
+#include "edge_attention.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "parallel.h"
+#include "workspace.h"
+
+namespace {
+
+using namespace se3_fast;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using Integers = std::vector<int64_t>;
+
+constexpr int64_t NODES_PER_TASK = 4;
+
+template <typename T>
+T* data(const Tensor& tensor) {
+    return static_cast<T*>(tensor.data_ptr());
+}
+
+// messages: [E][value row + key row] by degree; queries: [N][key row] of the degrees that have keys. widths: of the rows of values.
+template <typename T>
+std::vector<AttentionPart<T>> parts_of(const Tensors& messages, const Tensors& queries, const Integers& widths, int64_t heads) {
+    std::vector<AttentionPart<T>> parts;
+    std::size_t next_query = 0;
+    for (std::size_t index = 0; index < messages.size(); ++index) {
+        AttentionPart<T> part{};
+        const int64_t row = messages[index].size(1);
+        part.value_run = widths[index] / heads;
+        part.key_run = (row - widths[index]) / heads;
+        part.value_stride = part.key_stride = row;
+        part.value = data<T>(messages[index]);
+        part.key = part.value + widths[index];
+        if (part.key_run > 0) part.query = data<T>(queries[next_query++]);
+        parts.push_back(part);
+    }
+    return parts;
+}
+
+// Calls run(node, its edges, their number, weights, weight_gradients, partial) for all nodes; the last three are scratch.
+template <typename T, typename Run>
+void for_each_node(const Tensor& order, const Tensor& offsets, const Attention<T>& attention, const Run& run) {
+    const int64_t num_nodes = offsets.size(0) - 1;
+    const int64_t *edges = data<int64_t>(order), *starts = data<int64_t>(offsets);
+    int64_t table = 0, row = 0;
+    for (int64_t node = 0; node < num_nodes; ++node) table = std::max(table, (starts[node + 1] - starts[node]) * attention.heads);
+    for (int64_t index = 0; index < attention.num_parts; ++index)
+        row = std::max(row, attention.heads * std::max(attention.parts[index].value_run, attention.parts[index].key_run));
+    share_tasks((num_nodes + NODES_PER_TASK - 1) / NODES_PER_TASK, [&](const auto& next) {
+        const Scratch<T> weights(table), gradients(table), partial(row);
+        for (int64_t task = next(); task >= 0; task = next()) {
+            const int64_t stop = std::min(num_nodes, (task + 1) * NODES_PER_TASK);
+            for (int64_t node = task * NODES_PER_TASK; node < stop; ++node)
+                run(node, edges + starts[node], starts[node + 1] - starts[node], weights.data(), gradients.data(), partial.data());
+        }
+    });
+}
+
+template <typename T>
+Attention<T> attention_of(const std::vector<AttentionPart<T>>& parts, int64_t heads) {
+    int64_t width = 0;
+    for (const AttentionPart<T>& part : parts) width += part.key_run * heads;
+    return {parts.data(), int64_t(parts.size()), heads, T(1 / std::sqrt(double(std::max<int64_t>(width, 1))))};
+}
+
+Tensors edge_attention(Tensors messages, Tensors queries, Tensor order, Tensor offsets, Integers widths, int64_t heads) {
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        auto parts = parts_of<T>(messages, queries, widths, heads);
+        Tensors results;
+        for (std::size_t index = 0; index < parts.size(); ++index) {
+            const int64_t sizes[] = {offsets.size(0) - 1, widths[index]};
+            results.push_back(torch::stable::new_empty(messages[index], {sizes, 2}));
+            parts[index].result = data<T>(results.back());
+        }
+        const Attention<T> attention = attention_of(parts, heads);
+        for_each_node(order, offsets, attention, [&](int64_t node, const int64_t* edges, int64_t count, T* weights, T*, T* partial) {
+            SE3_FAST_CALL(attend<T>, attention, node, edges, count, weights, partial);
+        });
+        return results;
+    };
+    return messages[0].scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+}
+
+// Gradients of the messages, then of the queries.
+Tensors edge_attention_backward(Tensors gradients, Tensors messages, Tensors queries, Tensor order, Tensor offsets, Integers widths,
+                                int64_t heads) {
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        auto parts = parts_of<T>(messages, queries, widths, heads);
+        Tensors results;
+        for (std::size_t index = 0; index < parts.size(); ++index) {
+            results.push_back(torch::stable::empty_like(messages[index]));
+            parts[index].gradient = data<T>(gradients[index]);
+            parts[index].value_gradient = data<T>(results.back());
+            parts[index].key_gradient = parts[index].value_gradient + widths[index];
+        }
+        std::size_t next_query = 0;
+        for (AttentionPart<T>& part : parts)
+            if (part.key_run > 0) {
+                results.push_back(torch::stable::empty_like(queries[next_query++]));
+                part.query_gradient = data<T>(results.back());
+            }
+        const Attention<T> attention = attention_of(parts, heads);
+        for_each_node(order, offsets, attention, [&](int64_t node, const int64_t* edges, int64_t count, T* weights, T* found, T* partial) {
+            SE3_FAST_CALL(attend_backward<T>, attention, node, edges, count, weights, found, partial);
+        });
+        return results;
+    };
+    return messages[0].scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(se3_fast_cpp, m) {
+    m.def(
+        "edge_attention(Tensor[] messages, Tensor[] queries, Tensor order, Tensor offsets, int[] widths, int heads) -> Tensor[]");
+    m.def(
+        "edge_attention_backward(Tensor[] gradients, Tensor[] messages, Tensor[] queries, Tensor order, Tensor offsets, "
+        "int[] widths, int heads) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(se3_fast_cpp, CPU, m) {
+    m.impl("edge_attention", TORCH_BOX(&edge_attention));
+    m.impl("edge_attention_backward", TORCH_BOX(&edge_attention_backward));
+}

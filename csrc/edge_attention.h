@@ -1,0 +1,41 @@
+// Attention over incoming edges on the CPU: what the driver (edge_attention.cpp) and the loops (edge_attention_vector.cpp) share.
+
+#pragma once
+
+#include <cstdint>
+
+#include "instruction_set.h"
+
+namespace se3_fast {
+
+// The features of one degree: of every edge a row of values and one of keys, of every node one of queries. A row is H runs, one for
+// each head. Rows of values and keys may stand in one tensor, hence their strides; those of nodes are contiguous.
+template <typename T>
+struct AttentionPart {
+    int64_t value_run, key_run;  // elements of a run; no keys and queries: 0
+    int64_t value_stride, key_stride;
+    const T *value, *key, *query;
+    T* result;
+    const T* gradient;                              // backward: of the result
+    T *value_gradient, *key_gradient, *query_gradient;  // backward; strides as above
+};
+
+template <typename T>
+struct Attention {
+    const AttentionPart<T>* parts;
+    int64_t num_parts, heads;
+    T scale;  // of the scores
+};
+
+}  // namespace se3_fast
+
+SE3_FAST_DECLARE(
+    // The result of a node from its `count` incoming edges. Scratch: weights, [count][heads]; partial, a row of any part.
+    template <typename T> void attend(
+        const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, T* weights, T* partial);
+
+    // Its gradients; weight_gradients: scratch as the weights.
+    template <typename T> void attend_backward(
+        const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, T* weights, T* weight_gradients,
+        T* partial);
+)

@@ -1,0 +1,130 @@
+// The hidden layers of all radial profiles of a convolution on the CPU: the operations radial and radial_backward of
+// torch.ops.se3_fast_cpp. Edges are cut into chunks, and the chunks dealt out to the threads in order; the gradients of the parameters
+// are kept per thread and added up in the threads' order.
+
+#include "radial.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "parallel.h"
+#include "workspace.h"
+
+namespace {
+
+using namespace se3_fast;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename T>
+T* data(const Tensor& tensor) {
+    return static_cast<T*>(tensor.data_ptr());
+}
+
+// The chunks of the edges, shared out: share s has the chunks first(s) .. first(s + 1) - 1.
+struct Chunks {
+    int64_t num_edges, num_chunks, num_shares;
+
+    explicit Chunks(int64_t num_edges)
+        : num_edges(num_edges),
+          num_chunks((num_edges + RADIAL_CHUNK - 1) / RADIAL_CHUNK),
+          num_shares(std::clamp<int64_t>(num_chunks, 1, torch::stable::get_num_threads())) {}
+
+    int64_t first(int64_t share) const { return share * num_chunks / num_shares; }
+    int64_t count(int64_t chunk) const { return std::min(RADIAL_CHUNK, num_edges - chunk * RADIAL_CHUNK); }
+};
+
+// The packed parameters of all groups.
+template <typename T>
+Scratch<T> pack(const RadialShape& shape, const Tensor& parameters) {
+    const int64_t size = SE3_FAST_CALL(radial_packed_size<T>, shape);
+    Scratch<T> packed(parameters.size(0) * size);
+    for (int64_t group = 0; group < parameters.size(0); ++group)
+        SE3_FAST_CALL(pack_radial<T>, shape, data<T>(parameters) + group * shape.size(), packed.data() + group * size);
+    return packed;
+}
+
+Tensor radial(Tensor invariants, Tensor parameters, int64_t width, bool has_norm, double epsilon) {
+    const RadialShape shape{invariants.size(1), width, has_norm, epsilon};
+    const int64_t num_groups = parameters.size(0), num_edges = invariants.size(0);
+    const int64_t sizes[] = {num_groups, num_edges, width};
+    const Tensor hidden = torch::stable::new_empty(invariants, {sizes, 3});
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        const Scratch<T> packed = pack<T>(shape, parameters);
+        const int64_t packed_size = SE3_FAST_CALL(radial_packed_size<T>, shape);
+        const int64_t workspace_size = SE3_FAST_CALL(radial_workspace_size<T>, shape);
+        const Chunks chunks(num_edges);
+        for_each_task(chunks.num_shares, [&](int64_t share) {
+            const Scratch<T> workspace(workspace_size);
+            for (int64_t chunk = chunks.first(share); chunk < chunks.first(share + 1); ++chunk)
+                for (int64_t group = 0; group < num_groups; ++group) {
+                    const int64_t edge = chunk * RADIAL_CHUNK;
+                    SE3_FAST_CALL(radial_chunk<T>, shape, packed.data() + group * packed_size, data<T>(invariants) + edge * shape.inputs,
+                                  chunks.count(chunk), data<T>(hidden) + (group * num_edges + edge) * width, workspace.data());
+                }
+        });
+    };
+    invariants.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+    return hidden;
+}
+
+// Gradients of the parameters, and of the invariants where they are wanted.
+std::vector<Tensor> radial_backward(Tensor gradient, Tensor invariants, Tensor parameters, int64_t width, bool has_norm, double epsilon,
+                                    bool with_invariants) {
+    const RadialShape shape{invariants.size(1), width, has_norm, epsilon};
+    const int64_t num_groups = parameters.size(0), num_edges = invariants.size(0);
+    std::vector<Tensor> results{torch::stable::empty_like(parameters)};
+    if (with_invariants) results.push_back(torch::stable::empty_like(invariants));
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        const Scratch<T> packed = pack<T>(shape, parameters);
+        const int64_t packed_size = SE3_FAST_CALL(radial_packed_size<T>, shape);
+        const int64_t gradient_size = SE3_FAST_CALL(radial_gradient_size<T>, shape);
+        const int64_t workspace_size = SE3_FAST_CALL(radial_workspace_size<T>, shape);
+        const Chunks chunks(num_edges);
+        T* const into = with_invariants ? data<T>(results[1]) : nullptr;
+        const int64_t share_size = num_groups * gradient_size;
+        const Scratch<T> gradients(chunks.num_shares * share_size);
+        for_each_task(chunks.num_shares, [&](int64_t share) {
+            const Scratch<T> workspace(workspace_size);
+            T* const of_share = gradients.data() + share * share_size;
+            std::memset(of_share, 0, share_size * sizeof(T));
+            for (int64_t chunk = chunks.first(share); chunk < chunks.first(share + 1); ++chunk) {
+                const int64_t edge = chunk * RADIAL_CHUNK, count = chunks.count(chunk);
+                T* const into_chunk = with_invariants ? into + edge * shape.inputs : nullptr;
+                if (with_invariants) std::memset(into_chunk, 0, count * shape.inputs * sizeof(T));
+                for (int64_t group = 0; group < num_groups; ++group)
+                    SE3_FAST_CALL(radial_chunk_backward<T>, shape, packed.data() + group * packed_size,
+                                  data<T>(invariants) + edge * shape.inputs, count,
+                                  data<T>(gradient) + (group * num_edges + edge) * width, of_share + group * gradient_size, into_chunk,
+                                  workspace.data());
+            }
+        });
+        for_each_task(num_groups, [&](int64_t group) {
+            SE3_FAST_CALL(unpack_radial_gradient<T>, shape, gradients.data() + group * gradient_size, chunks.num_shares, share_size,
+                          data<T>(results[0]) + group * shape.size());
+        });
+    };
+    invariants.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+    return results;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(se3_fast_cpp, m) {
+    m.def("radial(Tensor invariants, Tensor parameters, int width, bool has_norm, float epsilon) -> Tensor");
+    m.def(
+        "radial_backward(Tensor gradient, Tensor invariants, Tensor parameters, int width, bool has_norm, float epsilon, "
+        "bool with_invariants) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(se3_fast_cpp, CPU, m) {
+    m.impl("radial", TORCH_BOX(&radial));
+    m.impl("radial_backward", TORCH_BOX(&radial_backward));
+}

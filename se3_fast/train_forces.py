@@ -1,0 +1,151 @@
+"""Train a force field on energies and forces: `python -m se3_fast.train_forces --help`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, ForceDataModule
+from se3_fast.forces import ForceField
+from se3_fast.training.arguments import (
+    add_training_arguments,
+    natural_float,
+    natural_int,
+    positive_float,
+    positive_int,
+    training_options,
+)
+from se3_fast.training.benchmark import benchmark_training
+from se3_fast.training.checkpoint import read_checkpoint
+from se3_fast.training.distributed import World, open_world
+from se3_fast.training.errors import run_command, user_errors
+from se3_fast.training.force_trainer import ForceTrainer, report_forces
+from se3_fast.training.random_state import seed_everything
+
+_DEFAULTS = {
+    "epochs": 30,
+    "learning_rate": 0.003,
+    "min_learning_rate": 3e-5,
+    "weight_decay": 0.0,
+    "gradient_clip": 10.0,
+    "eval_interval": 5,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of all options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m se3_fast.train_forces",
+        description="Train a force field on energies (eV) and forces (eV/Angstrom) of molecules.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_data_arguments(parser)
+    _add_model_arguments(parser)
+    add_training_arguments(parser)
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--energy_weight", type=natural_float, default=0.1, help="weight of the error of a molecule's energy, eV")
+    loss.add_argument(
+        "--force_weight", type=natural_float, default=1.0, help="weight of the error of force components, eV/Angstrom"
+    )
+    parser.set_defaults(**_DEFAULTS, amp=False, amp_dtype="auto")
+    return parser
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data", type=Path, default=FORCE_SAMPLE_PATH, help="frames (.npz); the default is shipped with the package"
+    )
+    group.add_argument("--num_train", type=positive_int, default=None, help="training frames; None: all that are marked so")
+    group.add_argument(
+        "--num_validation", type=positive_int, default=None, help="validation frames, the rest tests; None: half of what is left"
+    )
+    group.add_argument("--batch_size", type=positive_int, default=10, help="frames per batch and process")
+    group.add_argument("--num_workers", type=natural_int, default=0, help="processes that load data; 0: none")
+    group.add_argument("--cutoff", type=positive_float, default=None, help="longest edge, Angstrom; None: complete graphs")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--num_layers", type=positive_int, default=2, help="attention layers")
+    group.add_argument("--num_heads", type=positive_int, default=4, help="attention heads")
+    group.add_argument("--num_degrees", type=positive_int, default=2, help="degrees of the hidden features, from 0")
+    group.add_argument("--num_channels", type=positive_int, default=16, help="channels of every degree")
+    group.add_argument("--channels_div", type=positive_int, default=2, help="channels are divided by this inside the attention")
+    group.add_argument("--num_gaussians", type=positive_int, default=16, help="Gaussians that describe a distance")
+
+
+def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
+    """Data, model and trainer that the command line asks for.
+
+    Raises:
+        ValueError: The data, the checkpoint or an option is at fault.
+        OSError: A file cannot be read or written.
+        ImportError: An option needs a package that is not installed.
+    """
+    checkpoint = read_checkpoint(arguments.load_ckpt_path) if arguments.load_ckpt_path else {}
+    seed = arguments.seed if arguments.seed is not None else int(checkpoint.get("seed", world.gather(torch.seed() % 2**31)[0]))
+    seed_everything(seed)
+    data_module = ForceDataModule(
+        arguments.data,
+        batch_size=arguments.batch_size,
+        num_train=arguments.num_train,
+        num_validation=arguments.num_validation,
+        cutoff=arguments.cutoff,
+        num_workers=arguments.num_workers,
+        seed=seed,
+    )
+    names = ("num_layers", "num_degrees", "num_channels", "num_heads", "channels_div", "num_gaussians", "cutoff")
+    model = ForceField(data_module.elements, **{name: getattr(arguments, name) for name in names})
+    data = {
+        "file": arguments.data.name,
+        "num_train": data_module.num_train,
+        "num_validation": data_module.num_validation,
+    }
+    loss = {"energy_weight": arguments.energy_weight, "force_weight": arguments.force_weight}
+    return ForceTrainer(
+        model,
+        data_module,
+        training_options(arguments),
+        **loss,
+        world=world,
+        metadata={"model_config": model.config, "data": data, "loss": loss, "seed": seed},
+        resume_from=arguments.load_ckpt_path,
+    )
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Run the command with parsed arguments.
+
+    Raises:
+        CommandError: The input is at fault.
+        TrainingError: The loss is not finite.
+    """
+    with open_world(arguments.device) as world:
+        quiet = arguments.silent or not world.is_main
+        logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
+        with user_errors():
+            trainer = prepare(arguments, world)
+        if arguments.benchmark:
+            throughput = benchmark_training(trainer)
+            if world.is_main:
+                print(f"training throughput: {throughput.molecules_per_millisecond:.4g} molecules/ms")
+        else:
+            report_forces(trainer, trainer.fit())
+        trainer.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, train, and return the exit status."""
+    parsed = build_parser().parse_args(arguments)
+    return run_command(lambda: train(parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The force-field command as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+import torch
+
+from se3_fast import train_forces
+from se3_fast.data.force_frames import FORCE_SAMPLE_PATH
+from se3_fast.data.npz_file import write_npz
+from se3_fast.forces import energy_and_forces, load_force_field, molecule_graph
+from se3_fast.training import read_checkpoint
+
+Run = Callable[..., CompletedProcess[str]]
+TINY = "--num_layers 1 --num_channels 8 --num_heads 2 --num_gaussians 16 --num_train 40 --num_validation 10 --seed 5 --device cpu"
+
+
+@pytest.fixture(scope="session")
+def few_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the frames of ethanol and dimethyl ether of the sample: 80 train, 20 do not; all have nine atoms."""
+    with np.load(FORCE_SAMPLE_PATH) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    frames = np.isin(arrays["smiles"], [b"CCO", b"COC"])
+    atoms = np.repeat(frames, arrays["n_atoms"])
+    path = tmp_path_factory.mktemp("frames") / "few.npz"
+    write_npz(path, {name: values[atoms if name in ("z", "pos", "forces_eV_A") else frames] for name, values in arrays.items()})
+    return path
+
+
+def _words(data: Path, folder: Path, *more: object) -> list[str]:
+    given = ["--data", data, "--save_ckpt_path", folder / "model.pth", "--log_dir", folder / "log", "--silent", *more]
+    return [*TINY.split(), *map(str, given)]
+
+
+@pytest.fixture(scope="module")
+def trained(few_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a whole run of six epochs."""
+    folder = tmp_path_factory.mktemp("trained")
+    more = ["--epochs", 6, "--batch_size", 4, "--lr", 0.01, "--eval_interval", 1, "--ckpt_interval", 1]
+    assert train_forces.main(_words(few_frames, folder, *more)) == 0
+    return folder
+
+
+def test_the_loss_falls_and_the_errors_are_reported(trained: Path) -> None:
+    history = read_checkpoint(trained / "model.pth")["history"]
+    assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
+    last = json.loads((trained / "log" / "dllogger_results.json").read_text().splitlines()[-1].removeprefix("DLLL "))["data"]
+    assert last["validation_force_mae"] == pytest.approx(history[-1]["validation_mae"])
+    assert last["validation_force_ratio"] == pytest.approx(last["validation_force_mae"] / last["validation_mean_absolute_force"])
+    assert {"test_force_mae", "test_energy_mae", "validation_energy_mae"} <= set(last)
+    for name in ("learning_curve", "parity_forces", "parity_energies"):
+        assert (trained / "log" / f"{name}.png").exists()
+
+
+def test_a_loaded_force_field_repeats_the_reported_errors(trained: Path, few_frames: Path) -> None:
+    """In eV and eV/Angstrom, from the arrays of the file."""
+    model = load_force_field(trained / "model.pth")
+    data = train_forces.ForceDataModule(few_frames, num_train=40, num_validation=10)
+    frames = data.ds_val.dataset.frames.select(data.ds_val.indices)
+    energies, forces = energy_and_forces(model, molecule_graph(frames.pos, frames.atomic_numbers, frames.n_atoms))
+    last = json.loads((trained / "log" / "dllogger_results.json").read_text().splitlines()[-1].removeprefix("DLLL "))["data"]
+    assert float((forces - frames.forces).abs().mean()) == pytest.approx(last["validation_force_mae"], rel=1e-4)
+    assert float((energies - frames.energies).abs().mean()) == pytest.approx(last["validation_energy_mae"], rel=1e-4)
+
+
+def test_resumed_equals_uninterrupted(few_frames: Path, tmp_path: Path) -> None:
+    """To the last bit. The schedule is over steps, so that a run that is stopped has the same rates."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ["--max_steps", 6, "--energy_weight", 1]
+    assert train_forces.main(_words(few_frames, whole, *common, "--epochs", 2)) == 0
+    assert train_forces.main(_words(few_frames, parts, *common, "--epochs", 1)) == 0
+    assert train_forces.main(_words(few_frames, parts, *common, "--epochs", 2, "--load_ckpt_path", parts / "model.pth")) == 0
+    expected, found = (read_checkpoint(folder / "model.pth") for folder in (whole, parts))
+    assert found["step"] == expected["step"] == 6
+    assert all(torch.equal(value, found["state_dict"][name]) for name, value in expected["state_dict"].items())
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(run_python: Run, few_frames: Path, tmp_path: Path) -> None:
+    assert train_forces.main(_words(few_frames, tmp_path / "one", "--epochs", 1, "--batch_size", 20)) == 0
+    words = _words(few_frames, tmp_path / "two", "--epochs", 1, "--batch_size", 10)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    finished = run_python(*launcher, "-m", "se3_fast.train_forces", *words)
+    assert finished.returncode == 0, finished.stderr
+    one, two = (read_checkpoint(tmp_path / name / "model.pth")["history"][0] for name in ("one", "two"))
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+    assert two["validation_mae"] == pytest.approx(one["validation_mae"], rel=1e-4)
+
+
+@pytest.mark.parametrize("more", [["--cutoff", 2.0], ["--accumulate_grad_batches", 2], ["--benchmark"], ["--num_degrees", 1]])
+def test_options(few_frames: Path, tmp_path: Path, more: list[object], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_forces.main(_words(few_frames, tmp_path, "--epochs", 1, *more)) == 0
+    assert ("molecules/ms" if "--benchmark" in more else "force MAE") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--data", "nowhere.npz"], "nowhere.npz: no such file"),
+        (["--num_train", 1000], "few.npz: expected 1 to 80 training frames, got 1000"),
+        (["--num_heads", 3], "num_heads"),
+        (["--cutoff", 0.5], "cutoff: expected more than 0.6 Angstrom, got 0.5"),
+        (["--energy_weight", 0, "--force_weight", 0], "energy_weight and force_weight: expected none below 0 and one above"),
+        (["--load_ckpt_path", "{trained}/model.pth", "--num_channels", 4], "num_channels is 8 in the checkpoint, 4 in this run"),
+        (["--load_ckpt_path", "{trained}/model.pth", "--num_train", 30], "num_train is 40 in the checkpoint, 30 in this run"),
+    ],
+)
+def test_mistakes_get_one_line(
+    trained: Path, few_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[object], named: str
+) -> None:
+    words = [str(word).replace("{trained}", str(trained)) for word in more]
+    assert train_forces.main(_words(few_frames, tmp_path, *words)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and named in error
