@@ -271,6 +271,7 @@ setup(
         "tensorboard>=2.10",
         "matplotlib>=3.6",
         "requests>=2.28",
+        "safetensors>=0.4",
         "pytorch_optimizer>=3.0",
     ],
     extras_require={

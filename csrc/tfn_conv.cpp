@@ -66,7 +66,8 @@ struct Description {
         num_groups = *at++;
         int64_t alignment = 0;
         for (int64_t count = *at++; count > 0; --count, at += 7) {
-            DegreePair pair{at[0], at[1], at[2], index_of(nodes, at[1]), index_of(outputs, at[2]), at[3], at[4], at[5], at[6], alignment};
+            DegreePair pair{at[0], at[1], at[2], index_of(nodes, at[1]), index_of(outputs, at[2]),
+                            at[3], at[4], at[5], at[6], alignment};
             alignment += pair.paths() * pair.paths();
             pairs.push_back(pair);
         }
@@ -159,7 +160,9 @@ struct Contraction {
         for (const Tile& tile : tiles)
             for (const Term* term = terms.data() + tile.first_term; term < terms.data() + tile.last_term; ++term) {
                 const DegreePair* pair = &plan.pairs[term->pair];
-                const auto is_same = [&](const PairTile& one) { return one.pair == pair && one.first_channel == tile.first_channel; };
+                const auto is_same = [&](const PairTile& one) {
+                    return one.pair == pair && one.first_channel == tile.first_channel;
+                };
                 auto found = std::find_if(result.begin(), result.end(), is_same);
                 if (found == result.end()) found = result.insert(found, {pair, tile.first_channel, tile.vectors, {}});
                 found->weights.push_back(term->weights);  // m ascends
@@ -398,8 +401,9 @@ std::vector<Tensor> forward(const Convolution<T>& problem, const Tensor& in_orde
                 problem.read_hidden(edges, count, hidden, nullptr, 0);
                 for (int64_t place = 0; place < count; ++place)
                     problem.align_input(table, edges[place], place, scratch, rows, nullptr);
-                SE3_FAST_CALL(contract_block<T>, contraction.tiles.data(), int64_t(contraction.tiles.size()), contraction.terms.data(),
-                              weights.data(), rows.data(), hidden.data(), problem.padded, count, tiles.data());
+                SE3_FAST_CALL(contract_block<T>, contraction.tiles.data(), int64_t(contraction.tiles.size()),
+                              contraction.terms.data(), weights.data(), rows.data(), hidden.data(), problem.padded, count,
+                              tiles.data());
                 for (int64_t place = 0; place < count; ++place) {
                     T* into = pool ? messages + (first - wave.first + place) * outputs.components : message;
                     for (std::size_t index = 0; index < outputs.degrees.size(); ++index) {
@@ -434,7 +438,8 @@ struct Backward {
     const Scratch<T> table = problem.node_table(problem.nodes, inputs);
     const Scratch<T> grad_table = dst != nullptr ? problem.node_table(grads, outputs) : Scratch<T>(0);
     const Scratch<T> weight_gradients{std::size_t(with_weights ? forward_terms.num_weights : 0)};
-    std::vector<GeneratorEntry> input_generators = generators(problem.plan.nodes), output_generators = generators(problem.plan.outputs);
+    const std::vector<GeneratorEntry> input_generators = generators(problem.plan.nodes);
+    const std::vector<GeneratorEntry> output_generators = generators(problem.plan.outputs);
 
     std::vector<Tensor> node_gradients = zeros(problem.wigner_tensor, problem.num_nodes, problem.plan.nodes);
     std::vector<Tensor> edge_gradients = zeros(problem.wigner_tensor, problem.num_edges, problem.plan.edges);
@@ -536,7 +541,8 @@ struct Backward {
             for (std::size_t index = 0; index < outputs.degrees.size(); ++index)
                 problem.read_components(grads[index], edge, outputs.degrees[index], 0, local.scratch);
         for (const DegreeLayout& layout : outputs.degrees)
-            SE3_FAST_CALL(align_edge<T>, layout, problem.frame(edge), components, place, local.gradient_rows.data(), gradient_tiles);
+            SE3_FAST_CALL(align_edge<T>, layout, problem.frame(edge), components, place, local.gradient_rows.data(),
+                          gradient_tiles);
     }
 
     void write_hidden_gradient(int64_t edge, int64_t place, const Local& local) const {
@@ -559,8 +565,8 @@ struct Backward {
     // (tau x r) / |r|^2 with the torque tau of DESIGN 1.2, whose component along the edge vanishes.
     void write_position_gradient(int64_t edge, int64_t place, const Local& local, const T* gradient_tiles) const {
         T from_outputs[2], from_inputs[2], tau[3];
-        SE3_FAST_CALL(torque<T>, outputs.degrees.data(), output_generators.data(), int64_t(output_generators.size()), gradient_tiles,
-                      local.outputs.data(), place, from_outputs);
+        SE3_FAST_CALL(torque<T>, outputs.degrees.data(), output_generators.data(), int64_t(output_generators.size()),
+                      gradient_tiles, local.outputs.data(), place, from_outputs);
         SE3_FAST_CALL(torque<T>, inputs.degrees.data(), input_generators.data(), int64_t(input_generators.size()),
                       local.gradient.data(), local.tiles.data(), place, from_inputs);
         const T about_x = from_outputs[0] - from_inputs[0], about_z = from_outputs[1] - from_inputs[1];
@@ -640,8 +646,8 @@ struct Backward {
 using Tensors = std::vector<Tensor>;
 using Integers = std::vector<int64_t>;
 
-Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src, Tensor dst, Tensor in_order,
-                 Tensor in_offsets, Integers description, Tensor coefficients, bool pool) {
+Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src, Tensor dst,
+                 Tensor in_order, Tensor in_offsets, Integers description, Tensor coefficients, bool pool) {
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         const Convolution<T> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
@@ -652,12 +658,13 @@ Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, 
 
 // Gradients of nodes, edges, hidden; of the weights and of rel_pos where they are wanted.
 Tensors tfn_conv_backward(Tensors grads, Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src,
-                          Tensor dst, Tensor out_order, Tensor out_offsets, Tensor rel_pos, Integers description, Tensor coefficients,
-                          bool pool, bool with_weights, bool with_positions) {
+                          Tensor dst, Tensor out_order, Tensor out_offsets, Tensor rel_pos, Integers description,
+                          Tensor coefficients, bool pool, bool with_weights, bool with_positions) {
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         const Convolution<T> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
-        Backward<T> backward{problem, grads, pool ? read<int64_t>(dst) : nullptr, with_positions ? &rel_pos : nullptr, with_weights};
+        const int64_t* node_of_gradient = pool ? read<int64_t>(dst) : nullptr;
+        Backward<T> backward{problem, grads, node_of_gradient, with_positions ? &rel_pos : nullptr, with_weights};
         backward.run(read<int64_t>(out_order), read<int64_t>(out_offsets));
         Tensors results = backward.node_gradients;
         const auto append = [&](const Tensors& more) { results.insert(results.end(), more.begin(), more.end()); };

@@ -139,8 +139,8 @@ SE3_FAST_DECLARE(
 
     // <left, G right> on an edge of a block for the generators about x and z.
     template <typename T> void torque(
-        const DegreeLayout* layouts, const GeneratorEntry* entries, int64_t num_entries, const T* left, const T* right, int64_t edge,
-        T* about_x_and_z);
+        const DegreeLayout* layouts, const GeneratorEntry* entries, int64_t num_entries, const T* left, const T* right,
+        int64_t edge, T* about_x_and_z);
 
     // total[width] = the sum of rows[count][width].
     template <typename T> void sum_rows(const T* rows, int64_t count, int64_t width, T* total);

@@ -272,9 +272,9 @@ template <typename T, int SPAN, bool IS_UPPER, std::size_t... LANE>
 inline Vector<T> exchange(Vector<T> upper, Vector<T> lower, std::index_sequence<LANE...>) {
     constexpr int N = LANES<T>;
     if constexpr (IS_UPPER)
-        return __builtin_shufflevector(upper, lower, (int(LANE) & SPAN ? N + int(LANE) - SPAN : int(LANE))...);
+        return shuffle<T, (int(LANE) & SPAN ? N + int(LANE) - SPAN : int(LANE))...>(upper, lower);
     else
-        return __builtin_shufflevector(upper, lower, (int(LANE) & SPAN ? N + int(LANE) : int(LANE) + SPAN)...);
+        return shuffle<T, (int(LANE) & SPAN ? N + int(LANE) : int(LANE) + SPAN)...>(upper, lower);
 }
 
 template <typename T, int SPAN = 1>
@@ -367,7 +367,8 @@ void align_weights(
     constexpr int N = LANES<T>;
     const int64_t paths = pair.paths(), width = vectors * N, step_size = 2 * width;
     const int64_t tile_channels = is_backward ? pair.channels_in : pair.channels_out;
-    const int64_t steps = is_backward ? pair.channels_out : width_hidden, num_slices = is_backward ? width_hidden : pair.channels_in;
+    const int64_t steps = is_backward ? pair.channels_out : width_hidden;
+    const int64_t num_slices = is_backward ? width_hidden : pair.channels_in;
     const int64_t path_step = pair.group_paths * width_hidden;  // from one pair of channels to the next
     const int64_t lane_step = (is_backward ? 1 : pair.channels_in) * path_step;
     const int64_t other_step = (is_backward ? pair.channels_in : 1) * path_step;
@@ -389,8 +390,8 @@ void align_weights(
                     transpose<T>(square);
                     for (int64_t lane = 0; lane < N && k + lane < width_hidden; ++lane) {
                         const int64_t slice = is_backward ? k + lane : other, step = is_backward ? other : k + lane;
-                        const int64_t place =
-                            row > 0 ? (slice * steps + step) * step_size : (slice / 2 * steps + step) * step_size + slice % 2 * width;
+                        const int64_t place = row > 0 ? (slice * steps + step) * step_size
+                                                      : (slice / 2 * steps + step) * step_size + slice % 2 * width;
                         store(slices[row] + place + v * N, square[lane]);
                         if (row == 0 && slice + 1 == num_slices && slice % 2 == 0)  // nothing stands beside the last slice
                             store(slices[row] + place + width + v * N, Vector<T>{});
@@ -426,7 +427,8 @@ void to_components(
     const int64_t size = 2 * degree + 1;
     for (int64_t component = 0; component < size; ++component) {
         T* row = components + component * vectors * LANES<T>;
-        for (int64_t channel = 0; channel < channels; ++channel) row[first_channel + channel] = features[channel * size + component];
+        for (int64_t channel = 0; channel < channels; ++channel)
+            row[first_channel + channel] = features[channel * size + component];
         for (int64_t channel = first_channel + channels; channel < vectors * LANES<T>; ++channel) row[channel] = 0;
     }
 }

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace se3_fast {
 namespace SE3_FAST_INSTRUCTIONS {
@@ -39,6 +40,17 @@ inline void store(T* to, Vector<T> values) {
 template <typename T>
 inline Vector<T> broadcast(T value) {
     return value - Vector<T>{};
+}
+
+// Elements of two vectors chosen by number, those of the second one counted on from those of the first.
+template <typename T, int... ELEMENT>
+inline Vector<T> shuffle(Vector<T> first, Vector<T> second) {
+#if defined(__clang__)
+    return __builtin_shufflevector(first, second, ELEMENT...);
+#else
+    using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+    return __builtin_shuffle(first, second, Vector<Index>{ELEMENT...});
+#endif
 }
 
 template <typename T>

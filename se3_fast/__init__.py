@@ -1,6 +1,7 @@
 """se3_fast: SE(3)-Transformers for PyTorch."""
 
 from se3_fast.fiber import Fiber
+from se3_fast.fuse_level import convert_fuse_level
 from se3_fast.graph import Graph, complete_graph, nearest_neighbour_graph, radius_graph
 from se3_fast.layers import (
     AttentionBlockSE3,
@@ -41,6 +42,7 @@ __all__ = [
     "build_for_state_dict",
     "check_state_dict",
     "complete_graph",
+    "convert_fuse_level",
     "fuse_level_of_state_dict",
     "get_basis",
     "nearest_neighbour_graph",

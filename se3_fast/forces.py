@@ -67,7 +67,7 @@ def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: 
         Energies [B] and forces [N, 3].
 
     Raises:
-        ValueError: if the graph has no positions, or the energies do not depend on them.
+        ValueError: if the graph has no positions, or the energies carry no gradient.
     """
     graph = as_graph(graph)
     if "pos" not in graph.ndata:

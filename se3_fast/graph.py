@@ -52,10 +52,10 @@ class Graph:
         ndata: dict[str, Tensor] | None = None,
         edata: dict[str, Tensor] | None = None,
     ) -> None:
-        _check_edges(src, dst, num_nodes)
+        self._num_nodes = num_nodes if isinstance(num_nodes, torch.SymInt) else int(num_nodes)
+        _check_edges(src, dst, self._num_nodes)
         self.src = src.long()
         self.dst = dst.long()
-        self._num_nodes = num_nodes if isinstance(num_nodes, torch.SymInt) else int(num_nodes)
         self._batch_num_nodes = _batch_sizes("batch_num_nodes", batch_num_nodes, self._num_nodes, src.device)
         self._batch_num_edges = _batch_sizes("batch_num_edges", batch_num_edges, src.shape[0], src.device)
         if self._batch_num_nodes.shape != self._batch_num_edges.shape:
@@ -98,6 +98,18 @@ class Graph:
         """Number of edges of the whole batch."""
         return self.src.shape[0]
 
+    def number_of_nodes(self) -> int:
+        """As :meth:`num_nodes`."""
+        return self.num_nodes()
+
+    def number_of_edges(self) -> int:
+        """As :meth:`num_edges`."""
+        return self.num_edges()
+
+    def nodes(self) -> Tensor:
+        """[N] int64, the numbers of all nodes."""
+        return torch.arange(self._num_nodes, device=self.device)
+
     def edges(self) -> tuple[Tensor, Tensor]:
         """``(src, dst)``, each [E] int64."""
         return self.src, self.dst
@@ -138,7 +150,7 @@ class Graph:
             self._sources = (nodes[: len(counts)], counts)
         return self._sources
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Graph:
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Graph:
         """This graph with all its tensors on ``device`` (itself if they are there already)."""
         if torch.device(device) == self.device:
             return self
@@ -166,6 +178,10 @@ class Graph:
             f"Graph(num_nodes={self._num_nodes}, num_edges={self.num_edges()}, batch_size={self.batch_size}, "
             f"ndata={sorted(self.ndata)}, edata={sorted(self.edata)}, device={self.device})"
         )
+
+    def cpu(self) -> Graph:
+        """This graph with all its tensors on the CPU (itself if they are there already)."""
+        return self.to("cpu")
 
     @staticmethod
     def batch(graphs: Sequence[Graph]) -> Graph:

@@ -169,7 +169,7 @@ class SE3Transformer(nn.Module):
         if num_nodes != graph.num_nodes():
             raise ValueError(f"node_feats: expected features of the graph's {graph.num_nodes()} nodes, got {num_nodes}")
         self.fiber_edge.check_features(edge_feats or {}, "edge_feats")
-        edge_feats = _with_edge_length(rel_pos, edge_feats or {}, self.populate_edge)
+        edge_feats = with_edge_length(rel_pos, edge_feats or {}, self.populate_edge)
         result = self.graph_modules(node_feats, edge_feats, graph=graph, basis=basis)
         if self.pooling is not None:
             return self.pooling_module(result, graph=graph)
@@ -281,6 +281,25 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None
         raise ValueError(f"state_dict: expected no parameter '{superfluous[0]}', got one of shape {given[superfluous[0]]}")
 
 
+def with_edge_length(rel_pos: Tensor, edge_feats: Features, populate_edge: EdgeLength = "lin") -> Features:
+    """The edge features with the edge length as last channel of degree 0.
+
+    Args:
+        rel_pos: [E, 3].
+        edge_feats: ``{d: [E, C, 2d+1]}``, with or without degree 0.
+        populate_edge: what is made of the length, see :class:`SE3Transformer`.
+    """
+    length = rel_pos.norm(dim=-1)[:, None, None]  # [E, 1, 1]
+    if populate_edge == "arcsin":
+        length = torch.asinh(length.clamp(min=4.0) - 4.0) / 3.0
+    elif populate_edge == "log":
+        length = torch.log1p(length)
+    elif populate_edge == "zero":
+        length = torch.zeros_like(length)
+    invariants = torch.cat([edge_feats["0"], length], 1) if "0" in edge_feats else length
+    return {**edge_feats, "0": invariants}
+
+
 def _published_fuse_level(tensor_cores: bool, low_memory: bool) -> ConvSE3FuseLevel:
     if low_memory:
         return ConvSE3FuseLevel.NONE
@@ -294,16 +313,3 @@ def _final_divisors(fiber: Fiber, channels_div: ChannelsDivisor) -> dict[int, in
         by_degree = {int(degree): divisor for degree, divisor in channels_div.items()}
         return divisors | {0: by_degree.get(0, 1)}
     return divisors | {0: channels_div or 1}
-
-
-def _with_edge_length(rel_pos: Tensor, edge_feats: Features, populate_edge: EdgeLength) -> Features:
-    """The edge features with |r|, as ``populate_edge`` says, as last degree-0 channel."""
-    length = rel_pos.norm(dim=-1)[:, None, None]  # [E, 1, 1]
-    if populate_edge == "arcsin":
-        length = torch.asinh(length.clamp(min=4.0) - 4.0) / 3.0
-    elif populate_edge == "log":
-        length = torch.log1p(length)
-    elif populate_edge == "zero":
-        length = torch.zeros_like(length)
-    invariants = torch.cat([edge_feats["0"], length], 1) if "0" in edge_feats else length
-    return {**edge_feats, "0": invariants}

@@ -34,8 +34,8 @@ class NativeConvolutionBySource:
         """Messages by ascending degree.
 
         Args:
-            tensors: node features by degree, h [E, K] and last radial weights [C_out * C_in * F, K] by group; contiguous, in the dtype
-                of ``wigner``.
+            tensors: node features by degree, h [E, K] and last radial weights [C_out * C_in * F, K] by group; contiguous, in the
+                dtype of ``wigner``.
         """
         return torch.ops.se3_fast_cpp.tfn_conv_by_source(*self._split(tensors), *self._constants())
 

@@ -1,8 +1,8 @@
 """Attention over incoming edges.
 
 Formula: :mod:`se3_fast.reference.edge_attention`. Backends: that module, ``triton`` (``kernels/edge_attention.py``) and ``cpp``
-(``csrc/edge_attention.cpp``). With backend ``triton`` there is a second form, which takes the messages of a convolution as they are in
-the frames of their edges; with backend ``cpp`` one that takes them degree by degree, each the value and the key in one tensor.
+(``csrc/edge_attention.cpp``). With backend ``triton`` there is a second form, which takes the messages of a convolution as they are
+in the frames of their edges; with backend ``cpp`` one that takes them degree by degree, each the value and the key in one tensor.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def message_attention(messages: Features, query: Features, graph: Graph, value_f
     """Attention whose values and keys are the messages of a convolution, as it returns them; backend ``cpp``.
 
     Args:
-        messages: ``{d: [E, C, 2d+1]}`` for the degrees of ``value_fiber``, of each the channels of the value, then those of the key.
+        messages: ``{d: [E, C, 2d+1]}`` for the degrees of ``value_fiber``: the channels of the value, then those of the key.
         query: ``{d: [N, C, 2d+1]}`` for the degrees that have keys.
         graph: N nodes, E edges.
         value_fiber: structure of the values.

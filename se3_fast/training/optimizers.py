@@ -83,7 +83,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
         CheckpointError: The state belongs to another optimizer or to other parameters.
     """
     expected = sum(len(group["params"]) for group in optimizer.param_groups)
-    found = sum(len(group["params"]) for group in saved["param_groups"])
+    found = sum(len(group["params"]) for group in saved.get("param_groups", []))
     if expected != found:
         raise CheckpointError(f"{path}: expected an optimizer state of {expected} parameters, got one of {found}")
     groups = optimizer.state_dict()["param_groups"]

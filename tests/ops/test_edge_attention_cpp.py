@@ -78,9 +78,7 @@ def run(case: Case, dtype: torch.dtype, by_message: bool) -> tuple[list[Tensor],
 def test_messages_equal_dense(case: Case, dtype: torch.dtype) -> None:
     (outputs, gradients), again = (run(case, dtype, by_message=True) for _ in range(2))
     truth = run(case, torch.float64, by_message=False)
-    for result, repeated, expected in zip(
-        outputs + gradients, again[0] + again[1], truth[0] + truth[1], strict=True
-    ):
+    for result, repeated, expected in zip(outputs + gradients, again[0] + again[1], truth[0] + truth[1], strict=True):
         assert result.dtype == dtype
         assert relative_error(result, expected) < TOLERANCE[dtype]
         assert torch.equal(result, repeated)

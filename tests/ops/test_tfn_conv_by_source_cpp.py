@@ -173,9 +173,7 @@ def test_shapes_for_the_compiler() -> None:
     operations = torch.ops.se3_fast_cpp
     torch.library.opcheck(operations.tfn_conv_by_source.default, arguments, test_utils=checks)
     gradients = convolution.forward(tensors)
-    torch.library.opcheck(
-        operations.tfn_conv_by_source_backward.default, (gradients, *arguments, True, True), test_utils=checks
-    )
+    torch.library.opcheck(operations.tfn_conv_by_source_backward.default, (gradients, *arguments, True, True), test_utils=checks)
 
 
 def test_order_of_contraction(monkeypatch: pytest.MonkeyPatch) -> None:

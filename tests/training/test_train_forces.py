@@ -52,6 +52,7 @@ def test_the_loss_falls_and_the_errors_are_reported(trained: Path) -> None:
     assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
     last = json.loads((trained / "log" / "dllogger_results.json").read_text().splitlines()[-1].removeprefix("DLLL "))["data"]
     assert last["validation_force_mae"] == pytest.approx(history[-1]["validation_mae"])
+    assert last["validation_force_ratio"] < 0.8  # 1: no force at all
     assert last["validation_force_ratio"] == pytest.approx(last["validation_force_mae"] / last["validation_mean_absolute_force"])
     assert {"test_force_mae", "test_energy_mae", "validation_energy_mae"} <= set(last)
     for name in ("learning_curve", "parity_forces", "parity_energies"):

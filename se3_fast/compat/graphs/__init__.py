@@ -1,0 +1,1 @@
+"""Holds the package ``dgl`` under its own name."""

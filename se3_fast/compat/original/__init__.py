@@ -1,0 +1,1 @@
+"""Holds the package ``se3_transformer`` under its own name."""

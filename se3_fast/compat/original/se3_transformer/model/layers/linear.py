@@ -1,0 +1,5 @@
+"""Linear maps."""
+
+from se3_fast.layers import LinearSE3
+
+__all__ = ["LinearSE3"]
