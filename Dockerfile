@@ -18,12 +18,16 @@ RUN apt-get update \
 ENV VIRTUAL_ENV=/opt/se3_fast
 ENV PATH=/opt/se3_fast/bin:${PATH}
 COPY requirements-dev.txt /source/
-# Versions are those of requirements-dev.txt, but for PyTorch and Triton, which come with the base or with TORCH.
+# Versions are those of requirements-dev.txt; PyTorch stays what the base or TORCH has, and with it what it asks for itself.
+# hadolint ignore=DL3013
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv --system-site-packages /opt/se3_fast \
-    && grep --invert-match --extended-regexp '^(torch|triton|#)' /source/requirements-dev.txt > /source/constraints.txt \
+    && if [ -n "${TORCH}" ]; then python -m pip install --no-cache-dir "${TORCH}"; fi \
+    && grep --invert-match --extended-regexp '^(torch|triton|cuda-bindings|nvidia-.*)==' /source/requirements-dev.txt \
+        > /source/constraints.txt \
+    && python -c "from importlib.metadata import version; print('torch==' + version('torch'))" >> /source/constraints.txt \
     && python -m pip install --no-cache-dir --constraint /source/constraints.txt \
-        ${TORCH} 'setuptools>=70.1' wheel e3nn numpy tqdm torchmetrics tensorboard matplotlib requests pytorch_optimizer \
+        'setuptools>=70.1' wheel e3nn numpy tqdm torchmetrics tensorboard matplotlib requests pytorch_optimizer \
         ${ARCHITECTURES:+cuda-bindings}
 COPY . /source
 RUN if [ -n "${ARCHITECTURES}" ]; then export SE3_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST="${ARCHITECTURES}"; fi \

@@ -1,7 +1,7 @@
 // Attention over incoming edges on the CPU: the operations edge_attention and edge_attention_backward of torch.ops.se3_fast_cpp.
 //
-// Values and keys come degree by degree, side by side in one tensor as a convolution leaves them, [E][value row, key row]; so nothing
-// is copied or put together. Nodes are shared among threads; all that is written belongs to one node.
+// Values and keys come degree by degree, side by side in one tensor as a convolution leaves them, [E][value row, key row]; so
+// nothing is copied or put together. Nodes are shared among threads; all that is written belongs to one node.
 
 #include "edge_attention.h"
 
@@ -50,21 +50,19 @@ std::vector<AttentionPart<T>> parts_of(const Tensors& messages, const Tensors& q
     return parts;
 }
 
-// Calls run(node, its edges, their number, weights, weight_gradients, partial) for all nodes; the last three are scratch.
+// Calls run(node, its edges, their number, most of any node, workspace) for all nodes.
 template <typename T, typename Run>
 void for_each_node(const Tensor& order, const Tensor& offsets, const Attention<T>& attention, const Run& run) {
     const int64_t num_nodes = offsets.size(0) - 1;
     const int64_t *edges = data<int64_t>(order), *starts = data<int64_t>(offsets);
-    int64_t table = 0, row = 0;
-    for (int64_t node = 0; node < num_nodes; ++node) table = std::max(table, (starts[node + 1] - starts[node]) * attention.heads);
-    for (int64_t index = 0; index < attention.num_parts; ++index)
-        row = std::max(row, attention.heads * std::max(attention.parts[index].value_run, attention.parts[index].key_run));
+    int64_t most = 0;
+    for (int64_t node = 0; node < num_nodes; ++node) most = std::max(most, starts[node + 1] - starts[node]);
     share_tasks((num_nodes + NODES_PER_TASK - 1) / NODES_PER_TASK, [&](const auto& next) {
-        const Scratch<T> weights(table), gradients(table), partial(row);
+        const Scratch<T> workspace(SE3_FAST_CALL(attention_workspace_size<T>, attention, most));
         for (int64_t task = next(); task >= 0; task = next()) {
             const int64_t stop = std::min(num_nodes, (task + 1) * NODES_PER_TASK);
             for (int64_t node = task * NODES_PER_TASK; node < stop; ++node)
-                run(node, edges + starts[node], starts[node + 1] - starts[node], weights.data(), gradients.data(), partial.data());
+                run(node, edges + starts[node], starts[node + 1] - starts[node], most, workspace.data());
         }
     });
 }
@@ -87,8 +85,8 @@ Tensors edge_attention(Tensors messages, Tensors queries, Tensor order, Tensor o
             parts[index].result = data<T>(results.back());
         }
         const Attention<T> attention = attention_of(parts, heads);
-        for_each_node(order, offsets, attention, [&](int64_t node, const int64_t* edges, int64_t count, T* weights, T*, T* partial) {
-            SE3_FAST_CALL(attend<T>, attention, node, edges, count, weights, partial);
+        for_each_node(order, offsets, attention, [&](int64_t node, const int64_t* edges, int64_t count, int64_t most, T* memory) {
+            SE3_FAST_CALL(attend<T>, attention, node, edges, count, most, memory);
         });
         return results;
     };
@@ -115,8 +113,8 @@ Tensors edge_attention_backward(Tensors gradients, Tensors messages, Tensors que
                 part.query_gradient = data<T>(results.back());
             }
         const Attention<T> attention = attention_of(parts, heads);
-        for_each_node(order, offsets, attention, [&](int64_t node, const int64_t* edges, int64_t count, T* weights, T* found, T* partial) {
-            SE3_FAST_CALL(attend_backward<T>, attention, node, edges, count, weights, found, partial);
+        for_each_node(order, offsets, attention, [&](int64_t node, const int64_t* edges, int64_t count, int64_t most, T* memory) {
+            SE3_FAST_CALL(attend_backward<T>, attention, node, edges, count, most, memory);
         });
         return results;
     };

@@ -30,12 +30,14 @@ struct Attention {
 }  // namespace se3_fast
 
 SE3_FAST_DECLARE(
-    // The result of a node from its `count` incoming edges. Scratch: weights, [count][heads]; partial, a row of any part.
-    template <typename T> void attend(
-        const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, T* weights, T* partial);
+    // Elements of workspace for nodes of up to `most_edges` incoming edges.
+    template <typename T> int64_t attention_workspace_size(const Attention<T>& attention, int64_t most_edges);
 
-    // Its gradients; weight_gradients: scratch as the weights.
+    // The result of a node from its `count` incoming edges.
+    template <typename T> void attend(
+        const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, int64_t most_edges, T* workspace);
+
+    // Its gradients.
     template <typename T> void attend_backward(
-        const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, T* weights, T* weight_gradients,
-        T* partial);
+        const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, int64_t most_edges, T* workspace);
 )

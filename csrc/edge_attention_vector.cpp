@@ -4,33 +4,25 @@
 // Backward, with g the gradient of out and the softmax made again:
 //     dvalue[e, h] = w[e, h] g[n, h],   dw[e, h] = <g[n, h], value[e, h]>,   ds = w (dw - sum_e w dw)
 //     dkey[e, h] = ds[e, h] query[n, h] / sqrt(F),   dquery[n, h] = sum_e ds[e, h] key[e, h] / sqrt(F)
-// A few multiply-adds for each value read: bound by reading keys and values from memory, twice in all.
+// The runs of a head are a few elements, shorter than a vector. So rows are multiplied whole, and sums over runs, and the way back
+// from heads to runs, are products with a matrix that says which element belongs to which head. Bound by reading keys and values.
 
 #include "edge_attention.h"
-#include "vector.h"
+#include "small_product.h"
 
 namespace se3_fast {
 namespace SE3_FAST_INSTRUCTIONS {
 namespace {
 
+constexpr int64_t CHUNK = 24;  // edges that are treated together, and summed up before they are added to the rest
+
 inline float exponential(float value) { return __builtin_expf(value); }
 inline double exponential(double value) { return __builtin_exp(value); }
 
 template <typename T>
-inline T inner_product(const T* left, const T* right, int64_t count) {
-    T total = 0;
-    for (int64_t index = 0; index < count; ++index) total += left[index] * right[index];
-    return total;
-}
-
-template <typename T>
-inline void add_scaled(T factor, const T* values, int64_t count, T* total) {
-    for (int64_t index = 0; index < count; ++index) total[index] += factor * values[index];
-}
-
-template <typename T>
-inline void write_scaled(T factor, const T* values, int64_t count, T* into) {
-    for (int64_t index = 0; index < count; ++index) into[index] = factor * values[index];
+constexpr int64_t padded(int64_t count) {
+    constexpr int64_t step = 64 / int64_t(sizeof(T));
+    return (count + step - 1) / step * step;
 }
 
 template <typename T>
@@ -38,114 +30,216 @@ inline void fill_zero(T* values, int64_t count) {
     for (int64_t index = 0; index < count; ++index) values[index] = 0;
 }
 
-// total[row] = the sum over places of add(place, into)'s rows. Some places are summed up before they are added to the rest: a sum of
-// sums has less rounding error than one long sum.
-template <typename T, typename Add>
-inline void sum_in_parts(int64_t count, int64_t row, T* partial, T* total, const Add& add) {
-    constexpr int64_t PART = 32;
-    fill_zero(total, row);
-    for (int64_t first = 0; first < count; first += PART) {
-        fill_zero(partial, row);
-        for (int64_t place = first; place < count && place < first + PART; ++place) add(place, partial);
-        for (int64_t index = 0; index < row; ++index) total[index] += partial[index];
+template <typename T>
+int64_t longest_row(const Attention<T>& attention) {
+    int64_t run = 1;
+    for (int64_t index = 0; index < attention.num_parts; ++index) {
+        const AttentionPart<T>& part = attention.parts[index];
+        if (part.value_run > run) run = part.value_run;
+        if (part.key_run > run) run = part.key_run;
+    }
+    return padded<T>(attention.heads * run);
+}
+
+// Scratch of a thread.
+template <typename T>
+struct Buffers {
+    int64_t heads;            // padded
+    T *weights, *gradients;   // w and dw or ds, [edge][heads]
+    T* rows;                  // of a chunk, [CHUNK][row]
+    T* is_of_head;            // [element][heads], 1 where an element of a row belongs to a head, else 0
+    T* has_element;           // its transpose, [head][row]
+
+    Buffers(const Attention<T>& attention, int64_t most_edges, T* memory) : heads(padded<T>(attention.heads)) {
+        const int64_t row = longest_row(attention);
+        weights = memory;
+        gradients = weights + most_edges * heads;
+        rows = gradients + most_edges * heads;
+        is_of_head = rows + CHUNK * row;
+        has_element = is_of_head + row * heads;
+    }
+
+    static int64_t size(const Attention<T>& attention, int64_t most_edges) {
+        const int64_t heads = padded<T>(attention.heads), row = longest_row(attention);
+        return 2 * most_edges * heads + CHUNK * row + 2 * row * heads;
+    }
+
+    void set_runs(int64_t num_heads, int64_t run) const {
+        const int64_t row = padded<T>(num_heads * run);
+        fill_zero(is_of_head, row * heads);
+        fill_zero(has_element, num_heads * row);
+        for (int64_t index = 0; index < num_heads * run; ++index) {
+            is_of_head[index * heads + index / run] = 1;
+            has_element[index / run * row + index] = 1;
+        }
+    }
+};
+
+template <typename Visit>
+inline void for_each_chunk(int64_t count, const Visit& visit) {
+    for (int64_t first = 0; first < count; first += CHUNK) visit(first, count - first < CHUNK ? count - first : CHUNK);
+}
+
+// sums[edge][head] += <features of the edge, those of the node>; of_edges: rows of edges, `stride` apart.
+template <typename T>
+void add_inner_products(
+    const Attention<T>& attention, const Buffers<T>& buffers, int64_t run, const T* of_edges, int64_t stride, const T* of_node,
+    const int64_t* edges, int64_t count, T* sums) {
+    const int64_t length = attention.heads * run, row = padded<T>(length);
+    buffers.set_runs(attention.heads, run);
+    for_each_chunk(count, [&](int64_t first, int64_t size) {
+        for (int64_t place = 0; place < size; ++place) {
+            const T* from = of_edges + edges[first + place] * stride;
+            T* into = buffers.rows + place * row;
+            for (int64_t index = 0; index < length; ++index) into[index] = from[index] * of_node[index];
+        }
+        multiply<false, true>(Product<T>{
+            size, buffers.heads, length, buffers.rows, row, buffers.is_of_head, buffers.heads, sums + first * buffers.heads,
+            buffers.heads});
+    });
+}
+
+// Calls use(edge, a factor for each element of its row) for all edges, from factors[edge][head]; and for every chunk
+// finish(number of its edges, elements from one row to the next).
+template <typename T, typename Use, typename Finish>
+void for_each_spread(
+    const Attention<T>& attention, const Buffers<T>& buffers, int64_t run, const T* factors, const int64_t* edges, int64_t count,
+    const Use& use, const Finish& finish) {
+    const int64_t row = padded<T>(attention.heads * run);
+    buffers.set_runs(attention.heads, run);
+    for_each_chunk(count, [&](int64_t first, int64_t size) {
+        multiply<false, false>(Product<T>{
+            size, row, attention.heads, factors + first * buffers.heads, buffers.heads, buffers.has_element, row, buffers.rows,
+            row});
+        for (int64_t place = 0; place < size; ++place) use(edges[first + place], buffers.rows + place * row);
+        finish(size, row);
+    });
+}
+
+// Adds the chunk's rows up.
+template <typename T>
+void add_rows(const T* rows, int64_t count, int64_t row, int64_t length, T* total) {
+    for (int64_t index = 0; index < length; ++index) {
+        T sum = 0;
+        for (int64_t place = 0; place < count; ++place) sum += rows[place * row + index];
+        total[index] += sum;
     }
 }
 
-// w of a node's edges, [count][heads].
+// w of a node's edges.
 template <typename T>
-void softmax_weights(const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, T* weights) {
-    const int64_t heads = attention.heads;
-    fill_zero(weights, count * heads);
+void softmax_weights(
+    const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, const Buffers<T>& buffers) {
+    const int64_t heads = attention.heads, stride = buffers.heads;
+    fill_zero(buffers.weights, count * stride);
     for (int64_t index = 0; index < attention.num_parts; ++index) {
         const AttentionPart<T>& part = attention.parts[index];
         const T* query = part.query + node * heads * part.key_run;
-        for (int64_t place = 0; place < count && part.key_run > 0; ++place) {
-            const T* key = part.key + edges[place] * part.key_stride;
-            for (int64_t head = 0; head < heads; ++head)
-                weights[place * heads + head] += inner_product(key + head * part.key_run, query + head * part.key_run, part.key_run);
-        }
+        if (part.key_run > 0)
+            add_inner_products(
+                attention, buffers, part.key_run, part.key, part.key_stride, query, edges, count, buffers.weights);
     }
-    for (int64_t head = 0; head < heads; ++head) {
-        T largest = weights[head];
+    for (int64_t head = 0; head < heads && count > 0; ++head) {
+        T* weights = buffers.weights + head;
+        T largest = weights[0];
         double total = 0;
         for (int64_t place = 1; place < count; ++place)
-            if (weights[place * heads + head] > largest) largest = weights[place * heads + head];
+            if (weights[place * stride] > largest) largest = weights[place * stride];
         for (int64_t place = 0; place < count; ++place) {
-            T& weight = weights[place * heads + head];
-            weight = exponential(attention.scale * (weight - largest));
-            total += weight;
+            weights[place * stride] = exponential(attention.scale * (weights[place * stride] - largest));
+            total += weights[place * stride];
         }
-        for (int64_t place = 0; place < count; ++place) weights[place * heads + head] /= T(total);
+        for (int64_t place = 0; place < count; ++place) weights[place * stride] /= T(total);
+    }
+}
+
+// ds in place of dw.
+template <typename T>
+void differentiate_softmax(const Attention<T>& attention, int64_t count, const Buffers<T>& buffers) {
+    for (int64_t head = 0; head < attention.heads; ++head) {
+        double total = 0;
+        for (int64_t place = 0; place < count; ++place) {
+            const int64_t at = place * buffers.heads + head;
+            total += double(buffers.weights[at]) * buffers.gradients[at];
+        }
+        for (int64_t place = 0; place < count; ++place) {
+            const int64_t at = place * buffers.heads + head;
+            buffers.gradients[at] = attention.scale * buffers.weights[at] * (buffers.gradients[at] - T(total));
+        }
     }
 }
 
 }  // namespace
 
 template <typename T>
-void attend(const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, T* weights, T* partial) {
-    const int64_t heads = attention.heads;
-    if (count > 0) softmax_weights(attention, node, edges, count, weights);
+int64_t attention_workspace_size(const Attention<T>& attention, int64_t most_edges) {
+    return Buffers<T>::size(attention, most_edges);
+}
+
+template <typename T>
+void attend(
+    const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, int64_t most_edges, T* workspace) {
+    const Buffers<T> buffers(attention, most_edges, workspace);
+    softmax_weights(attention, node, edges, count, buffers);
     for (int64_t index = 0; index < attention.num_parts; ++index) {
         const AttentionPart<T>& part = attention.parts[index];
-        T* result = part.result + node * heads * part.value_run;
-        sum_in_parts(count, heads * part.value_run, partial, result, [&](int64_t place, T* into) {
-            const T* value = part.value + edges[place] * part.value_stride;
-            for (int64_t head = 0; head < heads; ++head)
-                add_scaled(weights[place * heads + head], value + head * part.value_run, part.value_run, into + head * part.value_run);
-        });
+        const int64_t length = attention.heads * part.value_run;
+        T* result = part.result + node * length;
+        fill_zero(result, length);
+        for_each_spread(
+            attention, buffers, part.value_run, buffers.weights, edges, count,
+            [&](int64_t edge, T* spread) {
+                const T* value = part.value + edge * part.value_stride;
+                for (int64_t element = 0; element < length; ++element) spread[element] *= value[element];
+            },
+            [&](int64_t size, int64_t row) { add_rows(buffers.rows, size, row, length, result); });
     }
 }
 
 template <typename T>
 void attend_backward(
-    const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, T* weights, T* weight_gradients,
-    T* partial) {
-    const int64_t heads = attention.heads;
-    if (count > 0) softmax_weights(attention, node, edges, count, weights);
-    fill_zero(weight_gradients, count * heads);
+    const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, int64_t most_edges, T* workspace) {
+    const Buffers<T> buffers(attention, most_edges, workspace);
+    softmax_weights(attention, node, edges, count, buffers);
+    fill_zero(buffers.gradients, count * buffers.heads);
     for (int64_t index = 0; index < attention.num_parts; ++index) {
         const AttentionPart<T>& part = attention.parts[index];
-        const T* gradient = part.gradient + node * heads * part.value_run;
-        for (int64_t place = 0; place < count; ++place) {
-            const T* value = part.value + edges[place] * part.value_stride;
-            T* value_gradient = part.value_gradient + edges[place] * part.value_stride;
-            for (int64_t head = 0; head < heads; ++head) {
-                const T* run = gradient + head * part.value_run;
-                weight_gradients[place * heads + head] += inner_product(run, value + head * part.value_run, part.value_run);
-                write_scaled(weights[place * heads + head], run, part.value_run, value_gradient + head * part.value_run);
-            }
-        }
+        const int64_t length = attention.heads * part.value_run;
+        const T* gradient = part.gradient + node * length;
+        add_inner_products(
+            attention, buffers, part.value_run, part.value, part.value_stride, gradient, edges, count, buffers.gradients);
+        for_each_spread(
+            attention, buffers, part.value_run, buffers.weights, edges, count,
+            [&](int64_t edge, T* spread) {
+                T* into = part.value_gradient + edge * part.value_stride;
+                for (int64_t element = 0; element < length; ++element) into[element] = spread[element] * gradient[element];
+            },
+            [](int64_t, int64_t) {});
     }
-    for (int64_t head = 0; head < heads; ++head) {
-        double total = 0;
-        for (int64_t place = 0; place < count; ++place) total += weights[place * heads + head] * weight_gradients[place * heads + head];
-        const T mean = T(total);
-        for (int64_t place = 0; place < count; ++place) {
-            T& gradient = weight_gradients[place * heads + head];
-            gradient = attention.scale * weights[place * heads + head] * (gradient - mean);
-        }
-    }
+    differentiate_softmax(attention, count, buffers);
     for (int64_t index = 0; index < attention.num_parts; ++index) {
         const AttentionPart<T>& part = attention.parts[index];
         if (part.key_run == 0) continue;
-        const T* query = part.query + node * heads * part.key_run;
-        T* query_gradient = part.query_gradient + node * heads * part.key_run;
-        sum_in_parts(count, heads * part.key_run, partial, query_gradient, [&](int64_t place, T* into) {
-            const T* key = part.key + edges[place] * part.key_stride;
-            T* key_gradient = part.key_gradient + edges[place] * part.key_stride;
-            for (int64_t head = 0; head < heads; ++head) {
-                const T gradient = weight_gradients[place * heads + head];
-                const int64_t run = head * part.key_run;
-                write_scaled(gradient, query + run, part.key_run, key_gradient + run);
-                add_scaled(gradient, key + run, part.key_run, into + run);
-            }
-        });
+        const int64_t length = attention.heads * part.key_run;
+        const T* query = part.query + node * length;
+        T* query_gradient = part.query_gradient + node * length;
+        fill_zero(query_gradient, length);
+        for_each_spread(
+            attention, buffers, part.key_run, buffers.gradients, edges, count,
+            [&](int64_t edge, T* spread) {
+                const T* key = part.key + edge * part.key_stride;
+                T* into = part.key_gradient + edge * part.key_stride;
+                for (int64_t element = 0; element < length; ++element) into[element] = spread[element] * query[element];
+                for (int64_t element = 0; element < length; ++element) spread[element] *= key[element];
+            },
+            [&](int64_t size, int64_t row) { add_rows(buffers.rows, size, row, length, query_gradient); });
     }
 }
 
 #define SE3_FAST_INSTANTIATE(T)                                                                        \
-    template void attend<T>(const Attention<T>&, int64_t, const int64_t*, int64_t, T*, T*);            \
-    template void attend_backward<T>(const Attention<T>&, int64_t, const int64_t*, int64_t, T*, T*, T*);
+    template int64_t attention_workspace_size<T>(const Attention<T>&, int64_t);                        \
+    template void attend<T>(const Attention<T>&, int64_t, const int64_t*, int64_t, int64_t, T*);       \
+    template void attend_backward<T>(const Attention<T>&, int64_t, const int64_t*, int64_t, int64_t, T*);
 
 SE3_FAST_INSTANTIATE(float)
 SE3_FAST_INSTANTIATE(double)

@@ -45,6 +45,8 @@ Tensor wigner_blocks(Tensor direction, int64_t max_degree, Tensor axis_swaps) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(se3_fast_cpp, m) { m.def("wigner_blocks(Tensor direction, int max_degree, Tensor axis_swaps) -> Tensor"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(se3_fast_cpp, m) {
+    m.def("wigner_blocks(Tensor direction, int max_degree, Tensor axis_swaps) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(se3_fast_cpp, CPU, m) { m.impl("wigner_blocks", TORCH_BOX(&wigner_blocks)); }

@@ -1,6 +1,6 @@
 // The hidden layers of all radial profiles of a convolution on the CPU: the operations radial and radial_backward of
-// torch.ops.se3_fast_cpp. Edges are cut into chunks, and the chunks dealt out to the threads in order; the gradients of the parameters
-// are kept per thread and added up in the threads' order.
+// torch.ops.se3_fast_cpp. Edges are cut into chunks, and the chunks dealt out to the threads in order; the gradients of the
+// parameters are kept per thread and added up in the threads' order.
 
 #include "radial.h"
 
@@ -65,8 +65,9 @@ Tensor radial(Tensor invariants, Tensor parameters, int64_t width, bool has_norm
             for (int64_t chunk = chunks.first(share); chunk < chunks.first(share + 1); ++chunk)
                 for (int64_t group = 0; group < num_groups; ++group) {
                     const int64_t edge = chunk * RADIAL_CHUNK;
-                    SE3_FAST_CALL(radial_chunk<T>, shape, packed.data() + group * packed_size, data<T>(invariants) + edge * shape.inputs,
-                                  chunks.count(chunk), data<T>(hidden) + (group * num_edges + edge) * width, workspace.data());
+                    SE3_FAST_CALL(radial_chunk<T>, shape, packed.data() + group * packed_size,
+                                  data<T>(invariants) + edge * shape.inputs, chunks.count(chunk),
+                                  data<T>(hidden) + (group * num_edges + edge) * width, workspace.data());
                 }
         });
     };
@@ -75,8 +76,8 @@ Tensor radial(Tensor invariants, Tensor parameters, int64_t width, bool has_norm
 }
 
 // Gradients of the parameters, and of the invariants where they are wanted.
-std::vector<Tensor> radial_backward(Tensor gradient, Tensor invariants, Tensor parameters, int64_t width, bool has_norm, double epsilon,
-                                    bool with_invariants) {
+std::vector<Tensor> radial_backward(Tensor gradient, Tensor invariants, Tensor parameters, int64_t width, bool has_norm,
+                                    double epsilon, bool with_invariants) {
     const RadialShape shape{invariants.size(1), width, has_norm, epsilon};
     const int64_t num_groups = parameters.size(0), num_edges = invariants.size(0);
     std::vector<Tensor> results{torch::stable::empty_like(parameters)};
@@ -102,8 +103,8 @@ std::vector<Tensor> radial_backward(Tensor gradient, Tensor invariants, Tensor p
                 for (int64_t group = 0; group < num_groups; ++group)
                     SE3_FAST_CALL(radial_chunk_backward<T>, shape, packed.data() + group * packed_size,
                                   data<T>(invariants) + edge * shape.inputs, count,
-                                  data<T>(gradient) + (group * num_edges + edge) * width, of_share + group * gradient_size, into_chunk,
-                                  workspace.data());
+                                  data<T>(gradient) + (group * num_edges + edge) * width, of_share + group * gradient_size,
+                                  into_chunk, workspace.data());
             }
         });
         for_each_task(num_groups, [&](int64_t group) {

@@ -17,7 +17,7 @@ struct RadialShape {
     bool has_norm;
     double epsilon;
 
-    // Parameters of a group, as they are given: of each layer weight [K][inputs of the layer], bias, and with a norm scale and shift.
+    // Parameters of a group as they are given: of each layer weight [K][inputs of the layer], bias, and with a norm scale, shift.
     int64_t layer_size(int64_t layer_inputs) const { return width * (layer_inputs + (has_norm ? 3 : 1)); }
     int64_t size() const { return layer_size(inputs) + layer_size(width); }
 };

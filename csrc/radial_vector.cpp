@@ -27,6 +27,11 @@ void fill_zero(T* values, int64_t count) {
     for (int64_t index = 0; index < count; ++index) values[index] = 0;
 }
 
+template <typename T>
+inline Vector<T> rectified(Vector<T> values) {
+    return values > 0 ? values : Vector<T>{};
+}
+
 // The packed parameters of a layer, or their gradients: one after the other.
 template <typename T>
 struct Layer {
@@ -34,18 +39,21 @@ struct Layer {
     T* by_input;   // W^T, [inputs][padded K]
     T* by_output;  // W, [K][padded inputs]; parameters only
     T *bias, *scale, *shift, *end;  // [padded K]; without a norm there is the bias alone
+    T* mask;                        // [padded K], 1 up to K, then 0; parameters only
 
     Layer(int64_t inputs, int64_t width, bool has_norm, bool is_gradient, T* memory) : inputs(inputs), width(width) {
         by_input = memory;
         by_output = by_input + inputs * padded<T>(width);
         bias = by_output + (is_gradient ? 0 : width * padded<T>(inputs));
         end = bias + (has_norm ? 3 : 1) * padded<T>(width);
+        mask = is_gradient ? nullptr : end;
         scale = has_norm ? bias + padded<T>(width) : nullptr;
         shift = has_norm ? scale + padded<T>(width) : nullptr;
     }
 
     static int64_t size(int64_t inputs, int64_t width, bool has_norm, bool is_gradient) {
-        return padded<T>(width) * (inputs + (has_norm ? 3 : 1)) + (is_gradient ? 0 : width * padded<T>(inputs));
+        const int64_t parameters_only = is_gradient ? 0 : width * padded<T>(inputs) + padded<T>(width);
+        return padded<T>(width) * (inputs + (has_norm ? 3 : 1)) + parameters_only;
     }
 };
 
@@ -88,30 +96,26 @@ void apply_layer(
         count, stride, layer.inputs, inputs, input_stride, layer.by_input, stride, activations.outputs, stride});
     for (int64_t edge = 0; edge < count; ++edge) {
         T *outputs = activations.outputs + edge * stride, *normalised = activations.normalised + edge * stride;
-        if (!shape.has_norm) {
-            for (int64_t k = 0; k < stride; ++k) {
-                const T value = outputs[k] + layer.bias[k];
-                outputs[k] = value > 0 ? value : T(0);
-            }
-            continue;
-        }
         Vector<T> total{};
         for (int64_t k = 0; k < stride; k += LANES<T>) {
             const Vector<T> value = load(outputs + k) + load(layer.bias + k);
-            store(outputs + k, value);
+            store(outputs + k, shape.has_norm ? value : rectified<T>(value));
             total += value;
         }
-        const T mean = sum<T>(total) / T(width);
-        for (int64_t k = 0; k < width; ++k) normalised[k] = outputs[k] - mean;
-        fill_zero(normalised + width, stride - width);
+        if (!shape.has_norm) continue;
+        const Vector<T> mean = broadcast(sum<T>(total) / T(width));
         Vector<T> squares{};
-        for (int64_t k = 0; k < stride; k += LANES<T>) squares += load(normalised + k) * load(normalised + k);
+        for (int64_t k = 0; k < stride; k += LANES<T>) {
+            const Vector<T> centred = (load(outputs + k) - mean) * load(layer.mask + k);
+            store(normalised + k, centred);
+            squares += centred * centred;
+        }
         const T inverse = 1 / square_root(sum<T>(squares) / T(width) + T(shape.epsilon));
         activations.inverse[edge] = inverse;
-        for (int64_t k = 0; k < stride; ++k) {
-            normalised[k] *= inverse;
-            const T value = normalised[k] * layer.scale[k] + layer.shift[k];
-            outputs[k] = value > 0 ? value : T(0);
+        for (int64_t k = 0; k < stride; k += LANES<T>) {
+            const Vector<T> value = load(normalised + k) * broadcast(inverse);
+            store(normalised + k, value);
+            store(outputs + k, rectified<T>(value * load(layer.scale + k) + load(layer.shift + k)));
         }
     }
 }
@@ -125,22 +129,30 @@ void differentiate_norm(
     for (int64_t edge = 0; edge < count; ++edge) {
         T* row = gradient + edge * stride;
         const T *outputs = activations.outputs + edge * stride, *normalised = activations.normalised + edge * stride;
-        for (int64_t k = 0; k < stride; ++k) row[k] = outputs[k] > 0 ? row[k] : T(0);
-        if (shape.has_norm) {
-            Vector<T> total{}, overlap{};
-            for (int64_t k = 0; k < stride; k += LANES<T>) {
-                const Vector<T> values = load(row + k), n = load(normalised + k), scaled = values * load(layer.scale + k);
+        Vector<T> total{}, overlap{};
+        for (int64_t k = 0; k < stride; k += LANES<T>) {
+            Vector<T> values = load(outputs + k) > 0 ? load(row + k) : Vector<T>{};
+            if (shape.has_norm) {
+                const Vector<T> n = load(normalised + k);
                 store(gradients.scale + k, load(gradients.scale + k) + values * n);
                 store(gradients.shift + k, load(gradients.shift + k) + values);
-                store(row + k, scaled);
-                total += scaled;
-                overlap += scaled * n;
+                values *= load(layer.scale + k);
+                total += values;
+                overlap += values * n;
             }
-            const T mean = sum<T>(total) / T(shape.width), mean_overlap = sum<T>(overlap) / T(shape.width);
-            for (int64_t k = 0; k < shape.width; ++k)
-                row[k] = activations.inverse[edge] * (row[k] - mean - normalised[k] * mean_overlap);
+            store(row + k, values);
         }
-        for (int64_t k = 0; k < stride; ++k) gradients.bias[k] += row[k];
+        const Vector<T> mean = broadcast(sum<T>(total) / T(shape.width));
+        const Vector<T> mean_overlap = broadcast(sum<T>(overlap) / T(shape.width));
+        for (int64_t k = 0; k < stride; k += LANES<T>) {
+            Vector<T> values = load(row + k);
+            if (shape.has_norm) {
+                const Vector<T> inverse = broadcast(activations.inverse[edge]) * load(layer.mask + k);
+                values = inverse * (values - mean - load(normalised + k) * mean_overlap);
+                store(row + k, values);
+            }
+            store(gradients.bias + k, load(gradients.bias + k) + values);
+        }
     }
 }
 
@@ -178,6 +190,7 @@ void pack_radial(const RadialShape& shape, const T* parameters, T* packed) {
         parameters += width * layer.inputs;
         for (T* vector = layer.bias; vector < layer.end; vector += stride)
             for (int64_t k = 0; k < width; ++k) vector[k] = *parameters++;
+        for (int64_t k = 0; k < width; ++k) layer.mask[k] = 1;
     }
 }
 
@@ -226,7 +239,8 @@ void radial_chunk_backward(
         fill_zero(of_second + edge * stride + width, stride - width);
     }
     differentiate_norm(shape, layers.second, gradients.second, count, second, of_second);
-    multiply<true, true>(Product<T>{width, stride, count, first.outputs, stride, of_second, stride, gradients.second.by_input, stride});
+    multiply<true, true>(Product<T>{
+        width, stride, count, first.outputs, stride, of_second, stride, gradients.second.by_input, stride});
     multiply<false, false>(Product<T>{count, stride, width, of_second, stride, layers.second.by_output, stride, of_first, stride});
     differentiate_norm(shape, layers.first, gradients.first, count, first, of_first);
     multiply<true, true>(Product<T>{

@@ -2,9 +2,9 @@
 //
 //     C[row][column] (+)= sum over steps of A[row][step] * B[step][column]
 //
-// B and C are row-major, with whole vectors of columns. A is row-major (A_IS_TRANSPOSED: it is stored as [step][row]). A tile of up to
-// MOST_ROWS rows and two vectors of C stands in registers while the steps are walked over once: for each step two loads from B, one
-// broadcast from A for each row. 85 to 95 % of the processor's peak where B stays in the first-level cache.
+// B and C are row-major, with whole vectors of columns. A is row-major (A_IS_TRANSPOSED: it is stored as [step][row]). A tile of
+// up to MOST_ROWS rows and two vectors of C stands in registers while the steps are walked over once: for each step two loads from
+// B, one broadcast from A for each row. Bound by the multiply-add units where B stays in the first-level cache.
 
 #pragma once
 

@@ -1,9 +1,10 @@
-// TFN convolution on the CPU, by source: the operations tfn_conv_by_source and tfn_conv_by_source_backward of torch.ops.se3_fast_cpp.
+// TFN convolution on the CPU, by source: the operations tfn_conv_by_source and tfn_conv_by_source_backward of
+// torch.ops.se3_fast_cpp.
 //
 // The source nodes are dealt out to the threads in ranges of about the same cost; a thread walks over its range block by block
-// (tfn_conv_by_source.h). Messages and gradients of h belong to edges and gradients of features to sources, hence to one thread; sums
-// at destinations and gradients of weights are kept per thread and added up in the threads' order. So results depend on the number of
-// threads in their last digits, and on nothing else.
+// (tfn_conv_by_source.h). Messages and gradients of h belong to edges and gradients of features to sources, hence to one thread;
+// sums at destinations and gradients of weights are kept per thread and added up in the threads' order. So results depend on the
+// number of threads in their last digits, and on nothing else.
 
 #include "tfn_conv_by_source.h"
 
@@ -120,7 +121,8 @@ struct Convolution {
         }
         for (int64_t count = *at++; count > 0; --count, at += 7) {
             const SourceGroup& group = groups[at[0]];
-            tiles.push_back({at[0], at[1], at[2], at[3], at[4] != 0, at[5], at[6], coefficients, forward_size, blocks_size, transposed_size});
+            tiles.push_back({at[0], at[1], at[2], at[3], at[4] != 0, at[5], at[6], coefficients, forward_size, blocks_size,
+                             transposed_size});
             coefficients += at[6];
             forward_size += padded<T>(group.channels_out) * width * group.channels_in;
             blocks_size += group.channels_out * group.channels_in * padded<T>(width);
@@ -133,7 +135,7 @@ struct Convolution {
         return row_length;
     }
 
-    // Calls run(thread's number, its blocks' function arguments) for all blocks: run(share, segments, number of segments, workspace).
+    // Calls run(share, segments, their number, workspace) for all blocks.
     template <typename Run>
     void for_each_block(const Shares& shares, bool is_backward, const Run& run) const {
         const int64_t fitting = BLOCK_BYTES / int64_t(sizeof(T)) / problem.row_length;
@@ -143,8 +145,8 @@ struct Convolution {
             const Scratch<T> workspace(size);
             for (int64_t first = shares.bounds[share], stop = shares.bounds[share + 1]; first < stop;) {
                 int64_t last = first, edges = 0;
-                while (last < stop && last - first < MOST_SEGMENTS && (last == first || edges + shares.segments[last].count <= fitting))
-                    edges += shares.segments[last++].count;
+                const auto fits = [&]() { return last == first || edges + shares.segments[last].count <= fitting; };
+                while (last < stop && last - first < MOST_SEGMENTS && fits()) edges += shares.segments[last++].count;
                 run(share, shares.segments.data() + first, last - first, workspace.data());
                 first = last;
             }
@@ -175,7 +177,8 @@ Tensors forward(Convolution<T>& convolution, const Shares& shares, const Tensor&
     SourceProblem<T>& problem = convolution.problem;
     const int64_t rows = pool ? num_nodes : num_edges, table = num_nodes * problem.row_length;
     Tensors messages;
-    for (const SourceDegree& output : convolution.outputs) messages.push_back(empty(wigner, {rows, output.channels, output.size()}));
+    for (const SourceDegree& output : convolution.outputs)
+        messages.push_back(empty(wigner, {rows, output.channels, output.size()}));
     const Scratch<T> packed(convolution.forward_size);
     for_each_task(problem.num_tiles, [&](int64_t tile) {
         SE3_FAST_CALL(pack_forward<T>, problem, problem.tiles[tile], packed.data() + problem.tiles[tile].forward);
@@ -247,8 +250,8 @@ Tensors backward(Convolution<T>& convolution, const Shares& shares, const Tensor
         const SourceGroup& group = problem.groups[index];
         const int64_t size = group.channels_in * group.paths * problem.width;
         for_each_task(group.channels_out, [&](int64_t channel) {
-            SE3_FAST_CALL(unpack_gradient<T>, problem, index, channel, block_gradients.data(), shares.count(), convolution.blocks_size,
-                          of_weights[index] + channel * size);
+            SE3_FAST_CALL(unpack_gradient<T>, problem, index, channel, block_gradients.data(), shares.count(),
+                          convolution.blocks_size, of_weights[index] + channel * size);
         });
     }
     Tensors results = node_gradients;

@@ -1,9 +1,9 @@
 // TFN convolution on the CPU, by source: what the driver (tfn_conv_by_source.cpp) and the loops over vectors
 // (tfn_conv_by_source_vector.cpp) share.
 //
-// Channels and the width K of h are padded to whole cache lines of PADDING bytes, whatever the instruction set. Weights are cut into
-// tiles: one aligned weight (m, parity, d_in, d_out) of a radial group, C_in x C_out x K values. A block is the outgoing edges of some
-// source nodes; what a block needs in between is its thread's workspace.
+// Channels and the width K of h are padded to whole cache lines of PADDING bytes, whatever the instruction set. Weights are cut
+// into tiles: one aligned weight (m, parity, d_in, d_out) of a radial group, C_in x C_out x K values. A block is the outgoing edges
+// of some source nodes; what a block needs in between is its thread's workspace.
 
 #pragma once
 
@@ -76,7 +76,7 @@ struct SourceProblem {
     const T* transposed;
 };
 
-// Where a block's results go. Messages and their gradients are by output; dst is not null: [N][row_length] and one tensor per output.
+// Where a block's results go, and the gradients that its backward pass starts from.
 template <typename T>
 struct SourceResults {
     T* const* messages;          // forward: [E][C][2d+1] by output
@@ -97,9 +97,10 @@ SE3_FAST_DECLARE(
     // Packs them for the backward pass, twice (see SourceTile).
     template <typename T> void pack_backward(const SourceProblem<T>& problem, const SourceTile& tile, T* blocks, T* transposed);
 
-    // Gradient of the weights of a group for one output channel: from that of the blocks, of which there are `count`, `stride` apart.
+    // Gradient of the weights of a group for one output channel, from `count` gradients of the blocks, `stride` apart.
     template <typename T> void unpack_gradient(
-        const SourceProblem<T>& problem, int64_t group, int64_t channel, const T* gradients, int64_t count, int64_t stride, T* result);
+        const SourceProblem<T>& problem, int64_t group, int64_t channel, const T* gradients, int64_t count, int64_t stride,
+        T* result);
 
     // Elements of workspace for blocks of so many edges.
     template <typename T> int64_t workspace_size(const SourceProblem<T>& problem, int64_t most_edges, bool is_backward);
@@ -115,5 +116,6 @@ SE3_FAST_DECLARE(
         T* workspace);
 
     // Features [C][2d+1] of a degree from components [2d+1][padded C], summed over `count` tables, `stride` apart.
-    template <typename T> void write_sums(const SourceDegree& degree, const T* components, int64_t count, int64_t stride, T* features);
+    template <typename T> void write_sums(
+        const SourceDegree& degree, const T* components, int64_t count, int64_t stride, T* features);
 )

@@ -191,8 +191,10 @@ void turn(const T* frame, int64_t size, int64_t stride, const T* right, T* left)
     for (int64_t column = 0; column < stride; column += LANES<T>)
         for (int64_t row = 0; row < size; ++row) {
             Vector<T> total{};
-            for (int64_t other = 0; other < size; ++other)
-                total += broadcast(frame[IS_TRANSPOSED ? other * size + row : row * size + other]) * load(right + other * stride + column);
+            for (int64_t other = 0; other < size; ++other) {
+                const T factor = frame[IS_TRANSPOSED ? other * size + row : row * size + other];
+                total += broadcast(factor) * load(right + other * stride + column);
+            }
             store(left + row * stride + column, total);
         }
 }
@@ -255,7 +257,8 @@ void add_overlap(
     const Turn<T> turn(tile, input.degree);
     for (int64_t index = 0; index < count; ++index) {
         const T* frame = problem.wigner + edges[index] * problem.wigner_stride + input.wigner();
-        const T* middle = buffers.gradients + (place + index) * problem.row_length + output.start + output.degree * stride + first_channel;
+        const T* row = buffers.gradients + (place + index) * problem.row_length;
+        const T* middle = row + output.start + output.degree * stride + first_channel;
         T* overlap = buffers.overlap + (place + index) * size * size;
         for (int64_t right = 0; right < size; ++right) {
             Vector<T> of_minus{}, of_plus{};
@@ -321,7 +324,8 @@ void make_messages(const SourceProblem<T>& problem, const Block& block, const Bu
                 for (int64_t l = 0; l < size; ++l)
                     multiply<false, false>(Product<T>{
                         count, slice, width, buffers.hidden + place * stride, stride,
-                        buffers.table + (segment * size + l) * buffers.table_stride, slice, buffers.products + l * slice, size * slice});
+                        buffers.table + (segment * size + l) * buffers.table_stride, slice, buffers.products + l * slice,
+                        size * slice});
                 const int64_t* edges = problem.order + first;
                 add_messages(problem, tile, buffers.products, slice, channel, place, edges, count, buffers.messages);
                 if (torque != nullptr)
@@ -343,8 +347,9 @@ void align_gradients(
             const int64_t size = output.size(), channels = output.channels, stride = padded<T>(channels);
             const T* from = gradients[index] + row * channels * size;
             for (int64_t k = 0; k < size; ++k) {
-                for (int64_t channel = 0; channel < channels; ++channel) components[k * stride + channel] = from[channel * size + k];
-                for (int64_t channel = channels; channel < stride; ++channel) components[k * stride + channel] = 0;
+                T* row_of_k = components + k * stride;
+                for (int64_t channel = 0; channel < channels; ++channel) row_of_k[channel] = from[channel * size + k];
+                fill_zero(row_of_k + channels, stride - channels);
             }
             turn<true>(problem.wigner + edge * problem.wigner_stride + output.wigner(), size, stride, components,
                        aligned + place * problem.row_length + output.start);
@@ -355,8 +360,8 @@ void align_gradients(
 // dU of a chunk for some channels of a tile, [edge][l][slice].
 template <typename T>
 void gradient_of_products(
-    const SourceProblem<T>& problem, const SourceTile& tile, int64_t slice, int64_t first_channel, int64_t place, const int64_t* edges,
-    int64_t count, const T* gradients, T* into) {
+    const SourceProblem<T>& problem, const SourceTile& tile, int64_t slice, int64_t first_channel, int64_t place,
+    const int64_t* edges, int64_t count, const T* gradients, T* into) {
     const SourceDegree &input = problem.inputs[tile.input], &output = problem.outputs[tile.output];
     const int64_t size = input.size(), stride = padded<T>(output.channels);
     const Turn<T> turn(tile, input.degree);
@@ -386,7 +391,8 @@ void add_gradients(
     multiply_features(buffers, rows, channels_in, blocks, slice, stride);
     fill_zero(buffers.table_gradient, rows * buffers.table_stride);
     block.for_each_chunk([&](int64_t segment, int64_t place, int64_t first, int64_t count) {
-        gradient_of_products(problem, tile, slice, channel, place, problem.order + first, count, buffers.messages, buffers.products);
+        gradient_of_products(
+            problem, tile, slice, channel, place, problem.order + first, count, buffers.messages, buffers.products);
         for (int64_t l = 0; l < size; ++l) {
             const int64_t row = (segment * size + l) * buffers.table_stride;
             multiply<false, true>(Product<T>{
@@ -452,7 +458,8 @@ void aligned_weights(
     const SourceProblem<T>& problem, const SourceTile& tile, int64_t channel_out, int64_t channel_in, int64_t first, int64_t count,
     T* into) {
     const SourceGroup& group = problem.groups[tile.group];
-    const T* from = problem.weights[tile.group] + (channel_out * group.channels_in + channel_in) * group.paths * problem.width + first;
+    const int64_t pair = channel_out * group.channels_in + channel_in;
+    const T* from = problem.weights[tile.group] + pair * group.paths * problem.width + first;
     fill_zero(into, count);
     for (int64_t path = 0; path < tile.num_paths; ++path) {
         const T coefficient = T(tile.alignment[path]);
@@ -490,7 +497,8 @@ void pack_forward(const SourceProblem<T>& problem, const SourceTile& tile, T* pa
 template <typename T>
 void pack_backward(const SourceProblem<T>& problem, const SourceTile& tile, T* blocks, T* transposed) {
     const SourceGroup& group = problem.groups[tile.group];
-    const int64_t width = problem.width, stride = padded<T>(width), channels_in = group.channels_in, padded_in = padded<T>(channels_in);
+    const int64_t width = problem.width, stride = padded<T>(width);
+    const int64_t channels_in = group.channels_in, padded_in = padded<T>(channels_in);
     for (int64_t channel = 0; channel < group.channels_out; ++channel) {
         for (int64_t channel_in = 0; channel_in < channels_in; ++channel_in) {
             aligned_weights(problem, tile, channel, channel_in, 0, width, blocks + channel_in * stride);
@@ -508,7 +516,8 @@ void pack_backward(const SourceProblem<T>& problem, const SourceTile& tile, T* b
 
 template <typename T>
 void unpack_gradient(
-    const SourceProblem<T>& problem, int64_t group_index, int64_t channel, const T* gradients, int64_t count, int64_t stride, T* result) {
+    const SourceProblem<T>& problem, int64_t group_index, int64_t channel, const T* gradients, int64_t count, int64_t stride,
+    T* result) {
     const SourceGroup& group = problem.groups[group_index];
     const int64_t width = problem.width, row = group.paths * width;
     fill_zero(result, group.channels_in * row);
@@ -541,7 +550,8 @@ int64_t workspace_size(const SourceProblem<T>& problem, int64_t most_edges, bool
 
 template <typename T>
 void forward_block(
-    const SourceProblem<T>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T>& results, T* memory) {
+    const SourceProblem<T>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T>& results,
+    T* memory) {
     const Block block{segments, num_segments};
     Workspace<T> workspace(memory);
     const Buffers<T> buffers(problem, block.num_edges(), false, workspace);
@@ -566,7 +576,8 @@ void forward_block(
 
 template <typename T>
 void torque_block(
-    const SourceProblem<T>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T>& results, T* memory) {
+    const SourceProblem<T>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T>& results,
+    T* memory) {
     const Block block{segments, num_segments};
     Workspace<T> workspace(memory);
     const Buffers<T> buffers(problem, block.num_edges(), false, workspace);
@@ -579,7 +590,8 @@ void torque_block(
 
 template <typename T>
 void backward_block(
-    const SourceProblem<T>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T>& results, T* memory) {
+    const SourceProblem<T>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T>& results,
+    T* memory) {
     const Block block{segments, num_segments};
     const int64_t num_edges = block.num_edges(), stride = padded<T>(problem.width);
     Workspace<T> workspace(memory);
@@ -601,8 +613,8 @@ void backward_block(
             fill_zero(buffers.feature_gradient, num_segments * size * padded_in);
         }
         for (int64_t channel = 0; channel < group.channels_out; channel += SLICE_CHANNELS) {
-            const int64_t rest = group.channels_out - channel;
-            add_gradients(problem, block, tile, channel, rest < SLICE_CHANNELS ? rest : SLICE_CHANNELS, buffers, results.block_gradients);
+            const int64_t rest = group.channels_out - channel, slice = rest < SLICE_CHANNELS ? rest : SLICE_CHANNELS;
+            add_gradients(problem, block, tile, channel, slice, buffers, results.block_gradients);
         }
         if (is_last_of_group || tile.input != problem.tiles[index + 1].input)
             for (int64_t segment = 0; segment < num_segments; ++segment)

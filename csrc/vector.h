@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 namespace se3_fast {
 namespace SE3_FAST_INSTRUCTIONS {
@@ -53,11 +54,19 @@ inline Vector<T> shuffle(Vector<T> first, Vector<T> second) {
 #endif
 }
 
+// Adds to every element the one SPAN places on, round and round; then the same for half the span, and so on.
+template <typename T, int SPAN, int... LANE>
+inline Vector<T> add_round(Vector<T> values, std::integer_sequence<int, LANE...> lanes) {
+    values += shuffle<T, (LANE ^ SPAN)...>(values, values);
+    if constexpr (SPAN > 1)
+        return add_round<T, SPAN / 2>(values, lanes);
+    else
+        return values;
+}
+
 template <typename T>
 inline T sum(Vector<T> values) {
-    T total = 0;
-    for (int lane = 0; lane < LANES<T>; ++lane) total += values[lane];
-    return total;
+    return add_round<T, LANES<T> / 2>(values, std::make_integer_sequence<int, LANES<T>>())[0];
 }
 
 }  // namespace SE3_FAST_INSTRUCTIONS

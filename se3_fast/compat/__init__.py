@@ -11,6 +11,7 @@ that holds a package ``se3_transformer``, and comes before any that is installed
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def install(name: str = "se3_transformer", with_dgl: bool = False) -> None:
 
     Raises:
         RuntimeError: if another package of that name has been imported before.
+        ImportError: if the package that ``name`` lies in is not there.
     """
     _put(name, _SE3_TRANSFORMER)
     if with_dgl:
@@ -57,3 +59,6 @@ def _put(name: str, folder: Path) -> None:
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
     specification.loader.exec_module(module)
+    package, _, last = name.rpartition(".")
+    if package:
+        setattr(importlib.import_module(package), last, module)  # as the import of a submodule does

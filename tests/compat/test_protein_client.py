@@ -95,7 +95,7 @@ class Outcome(NamedTuple):
 
 
 def design_step(
-    se3: nn.Module, shape: dict[str, int], graph_of: Callable[..., Any], library: Any, is_checkpointed: bool
+    se3: nn.Module, shape: dict[str, int], graph_of: Callable[..., Any], library: Any, is_checkpointed: bool = False
 ) -> Outcome:
     """One update of a structure, and the gradients of a loss on it with respect to all parameters and features."""
     dtype = next(se3.parameters()).dtype
@@ -133,15 +133,15 @@ def assert_equal(one: Outcome, other: Outcome) -> None:
 def test_graphs_of_all_libraries_give_the_same(name: str, fork: dict[str, Any]) -> None:
     shape = SHAPES[name]
     se3 = block(shape, **fork)
-    truth = design_step(se3, shape, own_graph, se3_fast, is_checkpointed=False)
+    truth = design_step(se3, shape, own_graph, se3_fast)
     assert truth.state.shape[-1] == shape["l0_out"] and truth.state.isfinite().all() and truth.rotation.abs().sum() > 0
     assert all(gradient.isfinite().all() for gradient in truth.gradients)
     assert sum(float(gradient.norm()) > 0 for gradient in truth.gradients) > len(truth.gradients) - 5
-    assert_equal(design_step(se3, shape, dgl_graph, stand_in, is_checkpointed=False), truth)
+    assert_equal(design_step(se3, shape, dgl_graph, stand_in), truth)
     assert_equal(design_step(copy.deepcopy(se3), shape, own_graph, se3_fast, is_checkpointed=True), truth)
     for library, graph_of in GRAPHS.items():
         if library != "se3_fast":
-            assert_equal(design_step(se3, shape, graph_of, pytest.importorskip(library), is_checkpointed=False), truth)
+            assert_equal(design_step(se3, shape, graph_of, pytest.importorskip(library)), truth)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -149,9 +149,9 @@ def test_results_are_those_of_the_published_formula(name: str, monkeypatch: pyte
     short = backbone()[:40]  # the formula materialises everything
     monkeypatch.setitem(globals(), "backbone", lambda: short)
     se3 = block(SHAPES[name]).double()
-    outcome = design_step(se3, SHAPES[name], own_graph, se3_fast, is_checkpointed=False)
+    outcome = design_step(se3, SHAPES[name], own_graph, se3_fast)
     with se3_fast.backend("dense"):
-        truth = design_step(se3, SHAPES[name], own_graph, se3_fast, is_checkpointed=False)
+        truth = design_step(se3, SHAPES[name], own_graph, se3_fast)
     for value, expected in zip((*outcome[:3], *outcome.gradients), (*truth[:3], *truth.gradients), strict=True):
         assert relative_error(value, expected) < 1e-11
 
@@ -160,9 +160,14 @@ def test_parameters_are_found_by_the_names_that_pipelines_look_for() -> None:
     se3 = block(SHAPES["protein_full"])
     names = [name for name, _ in se3.named_parameters()]
     radial = [name for name in names if "radial_func" in name]
-    assert len(radial) == 9 * (2 + 2)  # two output degrees in both convolutions
-    assert sum("net.6" in name for name in radial) == 4 and all(name.endswith("weight") for name in radial if "net.6" in name)
-    assert "graph_modules.0.to_key_value.conv_in.0.radial_func.net.6.weight" not in names
+    last_layers = [name for name in radial if "net.6" in name]
+    assert sorted(last_layers) == [
+        "graph_modules.0.to_key_value.conv_in.0.radial_func.net.6.weight",
+        "graph_modules.0.to_key_value.conv_in.1.radial_func.net.6.weight",
+        "graph_modules.2.conv_out.0.radial_func.net.6.weight",
+        "graph_modules.2.conv_out.1.radial_func.net.6.weight",
+    ]
+    assert len(radial) == 9 * len(last_layers)
     last = se3.graph_modules[-1]
     for degree in ("0", "1"):
         nn.init.zeros_(last.to_kernel_self[degree])
@@ -170,7 +175,7 @@ def test_parameters_are_found_by_the_names_that_pipelines_look_for() -> None:
         if "net.6" in name:
             nn.init.zeros_(parameter)
     shape = SHAPES["protein_full"]
-    assert not design_step(se3, shape, own_graph, se3_fast, is_checkpointed=False).state.any()
+    assert not design_step(se3, shape, own_graph, se3_fast).state.any()
 
 
 def test_the_final_linear_layer_is_found_by_its_name() -> None:

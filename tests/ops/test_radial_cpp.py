@@ -23,7 +23,7 @@ CASES = {
     "many invariants": (49, 65, 32, 1, True),
     "odd width, no norm": (33, 1, 17, 1, False),
     "one edge": (1, 33, 5, 3, True),
-    "one invariant, width 3": (7, 1, 3, 2, True),
+    "one invariant, width 7": (7, 1, 7, 2, True),
     "no edges": (0, 3, 4, 2, True),
 }
 """Edges, invariants, width, profiles, and whether they have layer norms."""
