@@ -161,12 +161,15 @@ Scratch<T> zeroed(int64_t size) {
     return memory;
 }
 
-template <typename T>
+void fill_zero(const Tensor& tensor) {
+    if (tensor.numel() > 0) std::memset(tensor.mutable_data_ptr(), 0, tensor.numel() * tensor.element_size());
+}
+
 Tensors zeros_like(const Tensors& tensors) {
     Tensors result;
     for (const Tensor& tensor : tensors) {
         result.push_back(empty_like(tensor));
-        std::memset(result.back().mutable_data_ptr(), 0, tensor.numel() * sizeof(T));
+        fill_zero(result.back());
     }
     return result;
 }
@@ -220,14 +223,14 @@ Tensors backward(Convolution<T>& convolution, const Shares& shares, const Tensor
     problem.transposed = transposed.data();
     problem.forward_weights = packed.data();
 
-    const Tensors node_gradients = zeros_like<T>(nodes);
+    const Tensors node_gradients = zeros_like(nodes);
     Tensors hidden_gradients, weight_gradients, torque;
     for (const Tensor& values : hidden) hidden_gradients.push_back(empty_like(values));
     if (with_weights)
         for (const Tensor& weight : weights) weight_gradients.push_back(empty_like(weight));
     if (with_positions) {
         torque.push_back(empty(wigner, {wigner.size(0), 3}));
-        std::memset(torque[0].mutable_data_ptr(), 0, torque[0].numel() * sizeof(T));
+        fill_zero(torque[0]);
     }
     const auto of_nodes = write_all<T>(node_gradients), of_hidden = write_all<T>(hidden_gradients);
     const auto of_weights = write_all<T>(weight_gradients);

@@ -160,6 +160,8 @@ class SE3Transformer(nn.Module):
         if "rel_pos" not in graph.edata:
             raise ValueError(f"graph: expected edata['rel_pos'] of shape [E, 3], got edata with {sorted(graph.edata)}")
         rel_pos = graph.edata["rel_pos"]
+        if rel_pos.shape != (graph.num_edges(), 3):
+            raise ValueError(f"graph: expected edata['rel_pos'] of shape [{graph.num_edges()}, 3], got {list(rel_pos.shape)}")
         if basis is None:
             directions = rel_pos.detach() if self.compute_gradients is False else rel_pos
             basis = EdgeGeometry.from_relative_positions(directions, self.max_degree)

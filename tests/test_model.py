@@ -233,6 +233,8 @@ def test_errors() -> None:
         model(graph, {"0": nodes["0"][:6]}, edges)
     with pytest.raises(ValueError, match=r"graph: expected edata\['rel_pos'\]"):
         model(Graph(graph.src, graph.dst, 7), nodes, edges)
+    with pytest.raises(ValueError, match=rf"graph: expected edata\['rel_pos'\] of shape \[{graph.num_edges()}, 3\], got \[2, 3\]"):
+        model(Graph(graph.src, graph.dst, 7, edata={"rel_pos": torch.zeros(2, 3)}), nodes, edges)
     graph.edata["rel_pos"][3, 1] = torch.nan
     with pytest.raises(ValueError, match="rel_pos: expected finite relative positions"):
         model(graph, nodes, edges)
