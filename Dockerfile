@@ -26,12 +26,12 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     && grep --invert-match --extended-regexp '^(torch|triton|cuda-bindings|nvidia-.*)==' /source/requirements-dev.txt \
         > /source/constraints.txt \
     && python -c "from importlib.metadata import version; print('torch==' + version('torch'))" >> /source/constraints.txt \
-    && python -m pip install --no-cache-dir --constraint /source/constraints.txt \
-        'setuptools>=70.1' wheel e3nn numpy tqdm torchmetrics tensorboard matplotlib requests pytorch_optimizer \
-        ${ARCHITECTURES:+cuda-bindings}
+    && python -m pip install --no-cache-dir 'setuptools>=70.1' wheel
 COPY . /source
-RUN if [ -n "${ARCHITECTURES}" ]; then export SE3_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST="${ARCHITECTURES}"; fi \
-    && SE3_FAST_CPP=1 python -m pip install --no-cache-dir --no-build-isolation --no-deps /source
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    if [ -n "${ARCHITECTURES}" ]; then export SE3_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST="${ARCHITECTURES}"; fi \
+    && SE3_FAST_CPP=1 python -m pip install --no-cache-dir --no-build-isolation --constraint /source/constraints.txt \
+        "/source${ARCHITECTURES:+[cuda]}"
 
 FROM ${RUNTIME_IMAGE}
 LABEL org.opencontainers.image.title="se3_fast" \
