@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -32,14 +30,6 @@ CASES = {
 """Values, keys, nodes (the last one isolated), edges."""
 
 Case = tuple[dict[int, int], dict[int, int], int, int]
-
-
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def graph_of(num_nodes: int, num_edges: int) -> Graph:

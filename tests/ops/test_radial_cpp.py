@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -27,14 +25,6 @@ CASES = {
     "no edges": (0, 3, 4, 2, True),
 }
 """Edges, invariants, width, profiles, and whether they have layer norms."""
-
-
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def leaves(case: tuple[int, int, int, int, bool], dtype: torch.dtype) -> list[Tensor]:

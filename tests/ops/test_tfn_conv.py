@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber
+from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
 from se3_fast.aligned import tfn_conv as aligned
 from se3_fast.layers.convolution import ConvSE3
 from se3_fast.ops.tfn_conv import tfn_conv
+from se3_fast.plan import ConvolutionPlan
 from tests.support import TOLERANCE, TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
 
 FULL, PARTIAL, NONE = ConvSE3FuseLevel.FULL, ConvSE3FuseLevel.PARTIAL, ConvSE3FuseLevel.NONE
@@ -142,6 +143,32 @@ def run_operation(case: Case, backend: str, dtype: torch.dtype) -> Result:
     named = {f"hidden.{index}": tensor for index, tensor in enumerate(hidden)}
     named |= {f"weight.{index}": tensor for index, tensor in enumerate(weights)} | nodes
     return Result(outputs, {name: tensor.grad for name, tensor in named.items() if tensor.grad is not None})
+
+
+def run_width(plan: ConvolutionPlan, width: int, backend: str) -> Result:
+    """The operation with a radial width of its own."""
+    graph, nodes, hidden, weights = operands(plan, 9, 50, width)
+    with se3_fast.backend(backend):
+        geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], plan.max_degree)
+        outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=True)
+    sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values()).backward()
+    leaves = {**nodes, "hidden": hidden[0], "weight": weights[0]}
+    return Result(outputs, {name: leaf.grad for name, leaf in leaves.items()})
+
+
+def operands(
+    plan: ConvolutionPlan, num_nodes: int, num_edges: int, width: int
+) -> tuple[Graph, dict[str, Tensor], list[Tensor], list[Tensor]]:
+    """A random graph, and float64 leaves: node features, h and the last radial weights."""
+    generator = torch.Generator().manual_seed(5)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    nodes = {str(degree): leaf(num_nodes, channels, 2 * degree + 1) for degree, channels in plan.node_channels}
+    hidden = [leaf(num_edges, width) for _ in plan.groups]
+    weights = [leaf(group.channels_out * group.channels_in * group.num_paths, width) for group in plan.groups]
+    return random_graph(num_nodes, num_edges), nodes, hidden, weights
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,8 +14,7 @@ import se3_fast
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
 from se3_fast.native import library
 from se3_fast.ops.tfn_conv import tfn_conv
-from se3_fast.plan import ConvolutionPlan
-from tests.ops.test_tfn_conv import CASES, FULL, NONE, PARTIAL, Case, Result, assert_equal, run, run_operation
+from tests.ops.test_tfn_conv import CASES, FULL, NONE, PARTIAL, Case, assert_equal, operands, run, run_operation, run_width
 from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
 
 if not library.is_available():
@@ -35,14 +33,6 @@ CPP_CASES = CASES | {
 @pytest.fixture(autouse=True)
 def by_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_source, "is_by_source_faster", lambda *arguments: False)
-
-
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
@@ -65,30 +55,6 @@ def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
 def test_radial_widths(width: int) -> None:
     plan = make_convolution(Fiber({0: 5, 1: 5, 2: 5}), Fiber({0: 3, 1: 3, 2: 3})).plan
     assert_equal(*(run_width(plan, width, backend) for backend in ("cpp", "dense")), TOLERANCE[torch.float64])
-
-
-def run_width(plan: ConvolutionPlan, width: int, backend: str) -> Result:
-    graph, nodes, hidden, weights = operands(plan, 9, 50, width)
-    with se3_fast.backend(backend):
-        geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], plan.max_degree)
-        outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=True)
-    sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values()).backward()
-    leaves = {**nodes, "hidden": hidden[0], "weight": weights[0]}
-    return Result(outputs, {name: leaf.grad for name, leaf in leaves.items()})
-
-
-def operands(
-    plan: ConvolutionPlan, num_nodes: int, num_edges: int, width: int
-) -> tuple[Graph, dict[str, Tensor], list[Tensor], list[Tensor]]:
-    generator = torch.Generator().manual_seed(5)
-
-    def leaf(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
-
-    nodes = {str(degree): leaf(num_nodes, channels, 2 * degree + 1) for degree, channels in plan.node_channels}
-    hidden = [leaf(num_edges, width) for _ in plan.groups]
-    weights = [leaf(group.channels_out * group.channels_in * group.num_paths, width) for group in plan.groups]
-    return random_graph(num_nodes, num_edges), nodes, hidden, weights
 
 
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
