@@ -5,31 +5,19 @@
 
 #include "edge_attention.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "parallel.h"
+#include "tensor.h"
 #include "workspace.h"
 
 namespace {
 
 using namespace se3_fast;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
-using Integers = std::vector<int64_t>;
 
 constexpr int64_t NODES_PER_TASK = 4;
-
-template <typename T>
-T* data(const Tensor& tensor) {
-    return static_cast<T*>(tensor.data_ptr());
-}
 
 // messages: [E][value row + key row] by degree; queries: [N][key row] of the degrees that have keys. widths: of the rows of values.
 template <typename T>
@@ -42,9 +30,9 @@ std::vector<AttentionPart<T>> parts_of(const Tensors& messages, const Tensors& q
         part.value_run = widths[index] / heads;
         part.key_run = (row - widths[index]) / heads;
         part.value_stride = part.key_stride = row;
-        part.value = data<T>(messages[index]);
+        part.value = read<T>(messages[index]);
         part.key = part.value + widths[index];
-        if (part.key_run > 0) part.query = data<T>(queries[next_query++]);
+        if (part.key_run > 0) part.query = read<T>(queries[next_query++]);
         parts.push_back(part);
     }
     return parts;
@@ -54,7 +42,7 @@ std::vector<AttentionPart<T>> parts_of(const Tensors& messages, const Tensors& q
 template <typename T, typename Run>
 void for_each_node(const Tensor& order, const Tensor& offsets, const Attention<T>& attention, const Run& run) {
     const int64_t num_nodes = offsets.size(0) - 1;
-    const int64_t *edges = data<int64_t>(order), *starts = data<int64_t>(offsets);
+    const int64_t *edges = read<int64_t>(order), *starts = read<int64_t>(offsets);
     int64_t most = 0;
     for (int64_t node = 0; node < num_nodes; ++node) most = std::max(most, starts[node + 1] - starts[node]);
     share_tasks((num_nodes + NODES_PER_TASK - 1) / NODES_PER_TASK, [&](const auto& next) {
@@ -80,9 +68,8 @@ Tensors edge_attention(Tensors messages, Tensors queries, Tensor order, Tensor o
         auto parts = parts_of<T>(messages, queries, widths, heads);
         Tensors results;
         for (std::size_t index = 0; index < parts.size(); ++index) {
-            const int64_t sizes[] = {offsets.size(0) - 1, widths[index]};
-            results.push_back(torch::stable::new_empty(messages[index], {sizes, 2}));
-            parts[index].result = data<T>(results.back());
+            results.push_back(empty(messages[index], {offsets.size(0) - 1, widths[index]}));
+            parts[index].result = write<T>(results.back());
         }
         const Attention<T> attention = attention_of(parts, heads);
         for_each_node(order, offsets, attention, [&](int64_t node, const int64_t* edges, int64_t count, int64_t most, T* memory) {
@@ -90,7 +77,7 @@ Tensors edge_attention(Tensors messages, Tensors queries, Tensor order, Tensor o
         });
         return results;
     };
-    return messages[0].scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+    return by_type(messages[0], run);
 }
 
 // Gradients of the messages, then of the queries.
@@ -102,15 +89,15 @@ Tensors edge_attention_backward(Tensors gradients, Tensors messages, Tensors que
         Tensors results;
         for (std::size_t index = 0; index < parts.size(); ++index) {
             results.push_back(torch::stable::empty_like(messages[index]));
-            parts[index].gradient = data<T>(gradients[index]);
-            parts[index].value_gradient = data<T>(results.back());
+            parts[index].gradient = read<T>(gradients[index]);
+            parts[index].value_gradient = write<T>(results.back());
             parts[index].key_gradient = parts[index].value_gradient + widths[index];
         }
         std::size_t next_query = 0;
         for (AttentionPart<T>& part : parts)
             if (part.key_run > 0) {
                 results.push_back(torch::stable::empty_like(queries[next_query++]));
-                part.query_gradient = data<T>(results.back());
+                part.query_gradient = write<T>(results.back());
             }
         const Attention<T> attention = attention_of(parts, heads);
         for_each_node(order, offsets, attention, [&](int64_t node, const int64_t* edges, int64_t count, int64_t most, T* memory) {
@@ -118,7 +105,7 @@ Tensors edge_attention_backward(Tensors gradients, Tensors messages, Tensors que
         });
         return results;
     };
-    return messages[0].scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+    return by_type(messages[0], run);
 }
 
 }  // namespace

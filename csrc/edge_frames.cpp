@@ -2,44 +2,35 @@
 
 #include "edge_frames.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 
 #include "parallel.h"
+#include "tensor.h"
 #include "workspace.h"
 
 namespace {
 
 using namespace se3_fast;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 template <typename T>
 void write_blocks(const Tensor& direction, int64_t max_degree, const Tensor& axis_swaps, const Tensor& blocks) {
     const int64_t num_edges = direction.size(0), length = blocks.size(1);
-    const T* from = static_cast<const T*>(direction.const_data_ptr());
-    T* into = static_cast<T*>(blocks.mutable_data_ptr());
+    const T* from = read<T>(direction);
+    T* into = write<T>(blocks);
     share_tasks((num_edges + FRAME_EDGES - 1) / FRAME_EDGES, [&](const auto& next) {
         const Scratch<T> workspace(SE3_FAST_CALL(frame_workspace_size, max_degree));
         for (int64_t task = next(); task >= 0; task = next()) {
             const int64_t edge = task * FRAME_EDGES;
             SE3_FAST_CALL(wigner_blocks<T>, from + 3 * edge, std::min(FRAME_EDGES, num_edges - edge), max_degree,
-                          static_cast<const double*>(axis_swaps.const_data_ptr()), into + edge * length, workspace.data());
+                          read<double>(axis_swaps), into + edge * length, workspace.data());
         }
     });
 }
 
 // direction: [E, 3]; axis_swaps: J_d of the degrees 0..max_degree in a row, float64.
 Tensor wigner_blocks(Tensor direction, int64_t max_degree, Tensor axis_swaps) {
-    const int64_t sizes[] = {direction.size(0), axis_swaps.numel()};
-    const Tensor blocks = torch::stable::new_empty(direction, {sizes, 2});
-    if (direction.scalar_type() == ScalarType::Double)
-        write_blocks<double>(direction, max_degree, axis_swaps, blocks);
-    else
-        write_blocks<float>(direction, max_degree, axis_swaps, blocks);
+    const Tensor blocks = empty(direction, {direction.size(0), axis_swaps.numel()});
+    by_type(direction, [&](auto zero) { write_blocks<decltype(zero)>(direction, max_degree, axis_swaps, blocks); });
     return blocks;
 }
 

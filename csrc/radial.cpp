@@ -4,27 +4,17 @@
 
 #include "radial.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "parallel.h"
+#include "tensor.h"
 #include "workspace.h"
 
 namespace {
 
 using namespace se3_fast;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-template <typename T>
-T* data(const Tensor& tensor) {
-    return static_cast<T*>(tensor.data_ptr());
-}
 
 // The chunks of the edges, shared out: share s has the chunks first(s) .. first(s + 1) - 1.
 struct Chunks {
@@ -45,15 +35,14 @@ Scratch<T> pack(const RadialShape& shape, const Tensor& parameters) {
     const int64_t size = SE3_FAST_CALL(radial_packed_size<T>, shape);
     Scratch<T> packed(parameters.size(0) * size);
     for (int64_t group = 0; group < parameters.size(0); ++group)
-        SE3_FAST_CALL(pack_radial<T>, shape, data<T>(parameters) + group * shape.size(), packed.data() + group * size);
+        SE3_FAST_CALL(pack_radial<T>, shape, read<T>(parameters) + group * shape.size(), packed.data() + group * size);
     return packed;
 }
 
 Tensor radial(Tensor invariants, Tensor parameters, int64_t width, bool has_norm, double epsilon) {
     const RadialShape shape{invariants.size(1), width, has_norm, epsilon};
     const int64_t num_groups = parameters.size(0), num_edges = invariants.size(0);
-    const int64_t sizes[] = {num_groups, num_edges, width};
-    const Tensor hidden = torch::stable::new_empty(invariants, {sizes, 3});
+    const Tensor hidden = empty(invariants, {num_groups, num_edges, width});
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         const Scratch<T> packed = pack<T>(shape, parameters);
@@ -66,21 +55,21 @@ Tensor radial(Tensor invariants, Tensor parameters, int64_t width, bool has_norm
                 for (int64_t group = 0; group < num_groups; ++group) {
                     const int64_t edge = chunk * RADIAL_CHUNK;
                     SE3_FAST_CALL(radial_chunk<T>, shape, packed.data() + group * packed_size,
-                                  data<T>(invariants) + edge * shape.inputs, chunks.count(chunk),
-                                  data<T>(hidden) + (group * num_edges + edge) * width, workspace.data());
+                                  read<T>(invariants) + edge * shape.inputs, chunks.count(chunk),
+                                  write<T>(hidden) + (group * num_edges + edge) * width, workspace.data());
                 }
         });
     };
-    invariants.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+    by_type(invariants, run);
     return hidden;
 }
 
 // Gradients of the parameters, and of the invariants where they are wanted.
-std::vector<Tensor> radial_backward(Tensor gradient, Tensor invariants, Tensor parameters, int64_t width, bool has_norm,
+Tensors radial_backward(Tensor gradient, Tensor invariants, Tensor parameters, int64_t width, bool has_norm,
                                     double epsilon, bool with_invariants) {
     const RadialShape shape{invariants.size(1), width, has_norm, epsilon};
     const int64_t num_groups = parameters.size(0), num_edges = invariants.size(0);
-    std::vector<Tensor> results{torch::stable::empty_like(parameters)};
+    Tensors results{torch::stable::empty_like(parameters)};
     if (with_invariants) results.push_back(torch::stable::empty_like(invariants));
     const auto run = [&](auto zero) {
         using T = decltype(zero);
@@ -89,7 +78,7 @@ std::vector<Tensor> radial_backward(Tensor gradient, Tensor invariants, Tensor p
         const int64_t gradient_size = SE3_FAST_CALL(radial_gradient_size<T>, shape);
         const int64_t workspace_size = SE3_FAST_CALL(radial_workspace_size<T>, shape);
         const Chunks chunks(num_edges);
-        T* const into = with_invariants ? data<T>(results[1]) : nullptr;
+        T* const into = with_invariants ? write<T>(results[1]) : nullptr;
         const int64_t share_size = num_groups * gradient_size;
         const Scratch<T> gradients(chunks.num_shares * share_size);
         for_each_task(chunks.num_shares, [&](int64_t share) {
@@ -102,17 +91,17 @@ std::vector<Tensor> radial_backward(Tensor gradient, Tensor invariants, Tensor p
                 if (with_invariants) std::memset(into_chunk, 0, count * shape.inputs * sizeof(T));
                 for (int64_t group = 0; group < num_groups; ++group)
                     SE3_FAST_CALL(radial_chunk_backward<T>, shape, packed.data() + group * packed_size,
-                                  data<T>(invariants) + edge * shape.inputs, count,
-                                  data<T>(gradient) + (group * num_edges + edge) * width, of_share + group * gradient_size,
+                                  read<T>(invariants) + edge * shape.inputs, count,
+                                  read<T>(gradient) + (group * num_edges + edge) * width, of_share + group * gradient_size,
                                   into_chunk, workspace.data());
             }
         });
         for_each_task(num_groups, [&](int64_t group) {
             SE3_FAST_CALL(unpack_radial_gradient<T>, shape, gradients.data() + group * gradient_size, chunks.num_shares, share_size,
-                          data<T>(results[0]) + group * shape.size());
+                          write<T>(results[0]) + group * shape.size());
         });
     };
-    invariants.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+    by_type(invariants, run);
     return results;
 }
 

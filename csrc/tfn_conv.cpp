@@ -7,10 +7,6 @@
 
 #include "tfn_conv.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -18,32 +14,17 @@
 #include <vector>
 
 #include "parallel.h"
+#include "tensor.h"
 #include "workspace.h"
 
 namespace {
 
 using namespace se3_fast;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 constexpr int64_t WAVE_BYTES = int64_t(16) << 20;
 constexpr int64_t NODES_PER_TASK = 16;
 constexpr int64_t SLICES_PER_TASK = 8;
 constexpr int64_t CHANNELS_PER_TASK = 8;
-
-template <typename T>
-const T* read(const Tensor& tensor) {
-    return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-T* write(const Tensor& tensor) {
-    return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
-    return torch::stable::new_empty(like, {sizes.data(), sizes.size()});
-}
 
 // The plan as integers (se3_fast/native/tfn_conv.py writes them).
 struct Description {
@@ -54,7 +35,7 @@ struct Description {
     std::vector<std::array<int64_t, 4>> generators;  // degree, row, column, axis
     int64_t first_generator;                         // among the coefficients
 
-    explicit Description(const std::vector<int64_t>& values) {
+    explicit Description(const Integers& values) {
         const int64_t* at = values.data();
         const auto channels = [&](auto& into) {
             for (int64_t count = *at++; count > 0; --count, at += 2) into.emplace_back(at[0], at[1]);
@@ -119,7 +100,7 @@ struct Side {
 struct PairTile {
     const DegreePair* pair;
     int64_t first_channel, vectors;
-    std::vector<int64_t> weights;  // of the terms, by m
+    Integers weights;  // of the terms, by m
 
     // Where the slices of an aligned weight begin: R_even by m, then R_odd by m from 1 on (beside R_even).
     int64_t start(int64_t weight, int64_t lanes) const {
@@ -180,15 +161,15 @@ struct Convolution {
     const double* coefficients;
     const T* wigner;
     const int64_t* src;
-    const std::vector<Tensor>& nodes;
-    const std::vector<Tensor>& edges;
-    const std::vector<Tensor>& hidden;
-    const std::vector<Tensor>& weights;
+    const Tensors& nodes;
+    const Tensors& edges;
+    const Tensors& hidden;
+    const Tensors& weights;
     const Tensor& wigner_tensor;
     const int64_t num_nodes, num_edges, wigner_size;
 
-    Convolution(const std::vector<int64_t>& description, const Tensor& coefficients, const std::vector<Tensor>& nodes,
-                const std::vector<Tensor>& edges, const std::vector<Tensor>& hidden, const std::vector<Tensor>& weights,
+    Convolution(const Integers& description, const Tensor& coefficients, const Tensors& nodes,
+                const Tensors& edges, const Tensors& hidden, const Tensors& weights,
                 const Tensor& wigner, const Tensor& src)
         : plan(description),
           lanes(SE3_FAST_CALL(lanes<T>)),
@@ -241,7 +222,7 @@ struct Convolution {
     }
 
     // Features of nodes, [N][C][2d+1] by degree, component-major: [N][side.components].
-    Scratch<T> node_table(const std::vector<Tensor>& features, const Side& side) const {
+    Scratch<T> node_table(const Tensors& features, const Side& side) const {
         Scratch<T> table(num_nodes * side.components);
         for_each_task((num_nodes + NODES_PER_TASK - 1) / NODES_PER_TASK, [&](int64_t task) {
             const int64_t stop = std::min(num_nodes, (task + 1) * NODES_PER_TASK);
@@ -344,7 +325,7 @@ void read_order(const int64_t* order, int64_t first, int64_t count, int64_t* edg
 // Adds the rows of a wave's edges, component-major, to the features of the nodes that they are ordered by.
 template <typename T>
 void add_to_nodes(const Convolution<T>& problem, const Side& side, const Wave& wave, const int64_t* order, const int64_t* offsets,
-                  const int64_t* node_of_edge, const T* rows, const std::vector<Tensor>& features) {
+                  const int64_t* node_of_edge, const T* rows, const Tensors& features) {
     const int64_t first_node = node_of_edge[order[wave.first]], num_nodes = node_of_edge[order[wave.last - 1]] + 1 - first_node;
     for_each_task((num_nodes + NODES_PER_TASK - 1) / NODES_PER_TASK, [&](int64_t task) {
         const Scratch<T> total(side.components);
@@ -359,15 +340,11 @@ void add_to_nodes(const Convolution<T>& problem, const Side& side, const Wave& w
     });
 }
 
-void clear(const Tensor& tensor) {
-    if (tensor.numel() > 0) std::memset(tensor.mutable_data_ptr(), 0, tensor.numel() * tensor.element_size());
-}
-
-std::vector<Tensor> zeros(const Tensor& like, int64_t count, const std::vector<std::pair<int64_t, int64_t>>& channels) {
-    std::vector<Tensor> result;
+Tensors zeros(const Tensor& like, int64_t count, const std::vector<std::pair<int64_t, int64_t>>& channels) {
+    Tensors result;
     for (const auto& [degree, size] : channels) {
         result.push_back(empty(like, {count, size, 2 * degree + 1}));
-        clear(result.back());
+        fill_zero(result.back());
     }
     return result;
 }
@@ -380,7 +357,7 @@ Scratch<T> zeroed(int64_t size) {
 }
 
 template <typename T>
-std::vector<Tensor> forward(const Convolution<T>& problem, const Tensor& in_order, const Tensor& in_offsets, const Tensor& dst,
+Tensors forward(const Convolution<T>& problem, const Tensor& in_order, const Tensor& in_offsets, const Tensor& dst,
                             bool pool) {
     const Side& outputs = problem.outputs;
     const Contraction contraction(problem.plan, problem.inputs, outputs, false, problem.lanes);
@@ -423,7 +400,7 @@ std::vector<Tensor> forward(const Convolution<T>& problem, const Tensor& in_orde
 template <typename T>
 struct Backward {
     const Convolution<T>& problem;
-    const std::vector<Tensor>& grads;
+    const Tensors& grads;
     const int64_t* dst;     // null: there is a gradient for each edge, not for each node
     const Tensor* rel_pos;  // null: its gradient is not wanted
     const bool with_weights;
@@ -441,9 +418,9 @@ struct Backward {
     const std::vector<GeneratorEntry> input_generators = generators(problem.plan.nodes);
     const std::vector<GeneratorEntry> output_generators = generators(problem.plan.outputs);
 
-    std::vector<Tensor> node_gradients = zeros(problem.wigner_tensor, problem.num_nodes, problem.plan.nodes);
-    std::vector<Tensor> edge_gradients = zeros(problem.wigner_tensor, problem.num_edges, problem.plan.edges);
-    std::vector<Tensor> hidden_gradients = empty_hidden();
+    Tensors node_gradients = zeros(problem.wigner_tensor, problem.num_nodes, problem.plan.nodes);
+    Tensors edge_gradients = zeros(problem.wigner_tensor, problem.num_edges, problem.plan.edges);
+    Tensors hidden_gradients = empty_hidden();
     Tensor position_gradient = rel_pos != nullptr ? empty(*rel_pos, {problem.num_edges, 3}) : Tensor();
 
     // What a wave leaves for the gradient of the weights and the sums at nodes.
@@ -456,8 +433,8 @@ struct Backward {
         Scratch<T> tiles, gradient_rows, gradient, outputs, hidden, hidden_gradient, partial, scratch, components;
     };
 
-    std::vector<Tensor> empty_hidden() const {
-        std::vector<Tensor> result;
+    Tensors empty_hidden() const {
+        Tensors result;
         for (const Tensor& hidden : problem.hidden) result.push_back(empty(hidden, {problem.num_edges, problem.plan.width_hidden}));
         return result;
     }
@@ -612,11 +589,11 @@ struct Backward {
     }
 
     // The gradients of the last radial weights in their own layout.
-    std::vector<Tensor> published_weight_gradients() const {
-        std::vector<Tensor> result;
+    Tensors published_weight_gradients() const {
+        Tensors result;
         for (const Tensor& weight : problem.weights) {
             result.push_back(empty(weight, {weight.size(0), weight.size(1)}));
-            if (problem.num_edges == 0) clear(result.back());
+            if (problem.num_edges == 0) fill_zero(result.back());
         }
         if (problem.num_edges == 0) return result;
         struct Task {
@@ -643,8 +620,6 @@ struct Backward {
     }
 };
 
-using Tensors = std::vector<Tensor>;
-using Integers = std::vector<int64_t>;
 
 Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src, Tensor dst,
                  Tensor in_order, Tensor in_offsets, Integers description, Tensor coefficients, bool pool) {
@@ -653,7 +628,7 @@ Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, 
         const Convolution<T> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
         return forward<T>(problem, in_order, in_offsets, dst, pool);
     };
-    return wigner.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+    return by_type(wigner, run);
 }
 
 // Gradients of nodes, edges, hidden; of the weights and of rel_pos where they are wanted.
@@ -674,7 +649,7 @@ Tensors tfn_conv_backward(Tensors grads, Tensors nodes, Tensors edges, Tensors h
         if (with_positions) results.push_back(backward.position_gradient);
         return results;
     };
-    return wigner.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+    return by_type(wigner, run);
 }
 
 }  // namespace

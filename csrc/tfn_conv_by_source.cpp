@@ -8,38 +8,21 @@
 
 #include "tfn_conv_by_source.h"
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "parallel.h"
+#include "tensor.h"
 #include "workspace.h"
 
 namespace {
 
 using namespace se3_fast;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
-using Integers = std::vector<int64_t>;
 
 constexpr int64_t MOST_SEGMENT_EDGES = 1024;  // a source with more is cut up
 constexpr int64_t SOURCE_COST = 24;           // of T, in edges
 constexpr int64_t LEAST_COST = 4 * SOURCE_COST;  // of what is worth a thread
-
-template <typename T>
-const T* read(const Tensor& tensor) {
-    return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-T* write(const Tensor& tensor) {
-    return static_cast<T*>(tensor.mutable_data_ptr());
-}
 
 template <typename T>
 std::vector<const T*> read_all(const Tensors& tensors) {
@@ -55,12 +38,10 @@ std::vector<T*> write_all(const Tensors& tensors) {
     return result;
 }
 
-Tensor empty(const Tensor& like, const Integers& sizes) { return torch::stable::new_empty(like, {sizes.data(), sizes.size()}); }
-
 // The edges by source, cut into segments, and these shared out: thread t has the segments bounds[t] .. bounds[t + 1] - 1.
 struct Shares {
     std::vector<SourceSegment> segments;
-    std::vector<int64_t> bounds{0};
+    Integers bounds{0};
 
     Shares(const Tensor& out_offsets, int64_t num_nodes) {
         const int64_t* offsets = read<int64_t>(out_offsets);
@@ -159,10 +140,6 @@ Scratch<T> zeroed(int64_t size) {
     Scratch<T> memory(size);
     std::memset(memory.data(), 0, size * sizeof(T));
     return memory;
-}
-
-void fill_zero(const Tensor& tensor) {
-    if (tensor.numel() > 0) std::memset(tensor.mutable_data_ptr(), 0, tensor.numel() * tensor.element_size());
 }
 
 Tensors zeros_like(const Tensors& tensors) {
@@ -271,7 +248,7 @@ Tensors tfn_conv_by_source(Tensors nodes, Tensors hidden, Tensors weights, Tenso
         const int64_t num_nodes = nodes[0].size(0);
         return forward<T>(convolution, Shares(out_offsets, num_nodes), wigner, num_nodes, dst.size(0), pool);
     };
-    return wigner.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+    return by_type(wigner, run);
 }
 
 Tensors tfn_conv_by_source_backward(Tensors gradients, Tensors nodes, Tensors hidden, Tensors weights, Tensor wigner, Tensor dst,
@@ -283,7 +260,7 @@ Tensors tfn_conv_by_source_backward(Tensors gradients, Tensors nodes, Tensors hi
         const Shares shares(out_offsets, nodes[0].size(0));
         return backward<T>(convolution, shares, nodes, hidden, weights, gradients, wigner, with_weights, with_positions);
     };
-    return wigner.scalar_type() == ScalarType::Double ? run(0.0) : run(0.0f);
+    return by_type(wigner, run);
 }
 
 }  // namespace
