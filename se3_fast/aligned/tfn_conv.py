@@ -99,6 +99,30 @@ class Problem:
     is_by_source: bool
     is_pooled: bool
 
+    def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Messages by ascending output degree: [E, C, 2d+1], or [N, C, 2d+1] summed over incoming edges.
+
+        Args:
+            tensors: node features and edge features by degree, h [E, K] and last radial weights [C_out * C_in * F, K] by group.
+        """
+        return _forward(self, self.operands(tensors))
+
+    def backward(
+        self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], rel_pos: Tensor | None, with_weights: bool
+    ) -> tuple[list[Tensor | None], Tensor | None]:
+        """Gradients of all tensors and of the directions.
+
+        Args:
+            tensors: as given to :meth:`forward`.
+            gradients: of the messages by ascending output degree.
+            rel_pos: [E, 3] if the gradient with respect to it is wanted.
+            with_weights: whether the gradients of the weights are wanted; they are None otherwise.
+
+        Returns:
+            The gradients of ``tensors``, and that of ``rel_pos`` through the directions or None.
+        """
+        return _backward(self, self.operands(tensors), gradients, rel_pos, with_weights)
+
     def operands(self, tensors: Sequence[Tensor]) -> Operands:
         """Operands from their tensors in a row: nodes, edges, hidden, weights."""
         remaining = iter(tensors)
@@ -214,8 +238,7 @@ def is_by_source_faster(plan: ConvolutionPlan, num_edges: int, num_sources: int)
     return num_sources * per_source + num_edges * per_edge < num_edges * by_edge
 
 
-def forward(problem: Problem, operands: Operands) -> list[Tensor]:
-    """Messages by ascending output degree: [E, C, 2d+1], or [N, C, 2d+1] summed over incoming edges."""
+def _forward(problem: Problem, operands: Operands) -> list[Tensor]:
     example = operands.hidden[0]
     rows = problem.graph.num_nodes() if problem.is_pooled else problem.graph.num_edges()
     sums = _accumulation_dtype(example) if problem.is_pooled else example.dtype
@@ -233,20 +256,9 @@ def forward(problem: Problem, operands: Operands) -> list[Tensor]:
     return [result.to(example.dtype).transpose(1, 2).contiguous() for result in results.values()]
 
 
-def backward(
-    problem: Problem, operands: Operands, rel_pos: Tensor | None, grads: list[Tensor]
-) -> tuple[Tensor | None, list[Tensor]]:
-    """Gradients of a convolution.
-
-    Args:
-        problem: as given to :func:`forward`.
-        operands: as given to :func:`forward`.
-        rel_pos: [E, 3] if the gradient with respect to it is wanted, else None.
-        grads: gradients of the messages by ascending output degree.
-
-    Returns:
-        The gradient through the directions with respect to ``rel_pos`` (or None), and those of nodes, edges, hidden and weights.
-    """
+def _backward(
+    problem: Problem, operands: Operands, of_messages: Sequence[Tensor], rel_pos: Tensor | None, with_weights: bool
+) -> tuple[list[Tensor | None], Tensor | None]:
     gradients = Operands(
         {degree: _zeros_to_sum(tensor) for degree, tensor in operands.nodes.items()},
         {degree: _zeros_to_sum(tensor) for degree, tensor in operands.edges.items()},
@@ -257,19 +269,19 @@ def backward(
     rel_pos_gradient = torch.zeros_like(rel_pos) if rel_pos is not None else None
     for chunk in _chunks(problem, operands):
         incoming = {}
-        for (degree, _), grad in zip(problem.plan.channels_out, grads, strict=True):
+        for (degree, _), grad in zip(problem.plan.channels_out, of_messages, strict=True):
             rows = problem.graph.dst[chunk.edges] if problem.is_pooled else chunk.edges
             incoming[degree] = _align(problem.blocks(degree, chunk.edges), grad[rows])
         torque = _chunk_backward(problem, operands, chunk, incoming, gradients, rel_pos is not None)
         if rel_pos is not None and rel_pos_gradient is not None and torque is not None:
-            rel_pos_gradient[chunk.edges] = _torque_to_gradient(torque, rel_pos[chunk.edges])
+            rel_pos_gradient[chunk.edges] = torque_to_gradient(torque, rel_pos[chunk.edges])
     dtype = problem.wigner.dtype
     summed = [*gradients.nodes.values(), *gradients.edges.values(), *gradients.hidden]
     weight_gradients = [
-        _weight_blocks_backward(group, weight, problem.is_by_source, block_gradients)
+        _weight_blocks_backward(group, weight, problem.is_by_source, block_gradients) if with_weights else None
         for group, weight, block_gradients in zip(problem.plan.groups, operands.weights, gradients.blocks, strict=True)
     ]
-    return rel_pos_gradient, [*(gradient.to(dtype) for gradient in summed), *weight_gradients]
+    return [*(gradient.to(dtype) for gradient in summed), *weight_gradients], rel_pos_gradient
 
 
 class Chunk(NamedTuple):
@@ -589,10 +601,12 @@ def _generator_product(left: Components, right: Components) -> Tensor:
     return total
 
 
-def _torque_to_gradient(torque: Tensor, rel_pos: Tensor) -> Tensor:
-    """(tau x r) / |r|^2, [n, 3]; 0 for an edge without direction."""
-    squared = rel_pos.square().sum(-1, keepdim=True)
-    return torch.linalg.cross(torque.to(rel_pos), rel_pos) / torch.where(squared > 0, squared, 1.0)
+def torque_to_gradient(torque: Tensor, rel_pos: Tensor) -> Tensor:
+    """(tau x r) / |r|^2, [n, 3], from the torque on edges; 0 for an edge without direction (DESIGN 1.2)."""
+    largest = rel_pos.abs().amax(-1, keepdim=True)
+    scaled = rel_pos / torch.where(largest > 0, largest, 1.0)  # whose square neither overflows nor vanishes
+    squared = scaled.square().sum(-1, keepdim=True) * largest
+    return torch.linalg.cross(torque.to(rel_pos), scaled) / torch.where(largest > 0, squared, 1.0)
 
 
 def _zeros_to_sum(tensor: Tensor) -> Tensor:

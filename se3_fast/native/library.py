@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -38,4 +39,5 @@ def reason() -> str:
         torch.ops.load_library(str(path))
     except OSError as error:
         return f"which could not be loaded: {error}"
+    import_module("se3_fast.native.shapes")  # registers with what was loaded
     return ""

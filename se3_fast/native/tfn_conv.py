@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ TURNED_AXES = (0, 2)
 
 @dataclass(frozen=True)
 class NativeConvolution:
-    """The calls of one convolution by edge.
+    """The calls of one convolution by edge; :mod:`se3_fast.native.tfn_conv_by_source` has those by source.
 
     Attributes:
         plan: what is coupled.
@@ -47,44 +47,48 @@ class NativeConvolution:
         return torch.ops.se3_fast_cpp.tfn_conv(*self._split(tensors), self.wigner, *edges, *self._description(tensors), self.pool)
 
     def backward(
-        self, tensors: Sequence[Tensor], grads: Sequence[Tensor], rel_pos: Tensor | None, with_weights: bool
+        self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], rel_pos: Tensor | None, with_weights: bool
     ) -> tuple[list[Tensor | None], Tensor | None]:
         """Gradients of all tensors and of the directions.
 
         Args:
             tensors: as given to :meth:`forward`.
-            grads: gradients of the messages by ascending degree.
-            rel_pos: [E, 3] in the dtype of ``wigner`` if the gradient with respect to it is wanted.
+            gradients: of the messages by ascending degree.
+            rel_pos: [E, 3] if the gradient with respect to it is wanted.
             with_weights: whether the gradients of the weights are wanted; they are None otherwise.
 
         Returns:
             The gradients of ``tensors``, and that of ``rel_pos`` through the directions or None.
         """
-        edges = (self.graph.src, self.graph.dst, *self.graph.outgoing())
-        found = torch.ops.se3_fast_cpp.tfn_conv_backward(
-            [grad.contiguous() for grad in grads],
+        of_messages = [gradient.contiguous() for gradient in gradients]
+        positions = None if rel_pos is None else rel_pos.to(self.wigner.dtype).contiguous()
+        found: list[Tensor | None] = list(self._gradients(tensors, of_messages, positions, with_weights))
+        of_positions = found.pop() if rel_pos is not None else None
+        padded = found + [None] * (len(tensors) - len(found))
+        return padded, None if of_positions is None or rel_pos is None else of_positions.to(rel_pos.dtype)
+
+    def _gradients(
+        self, tensors: Sequence[Tensor], of_messages: list[Tensor], rel_pos: Tensor | None, with_weights: bool
+    ) -> list[Tensor]:
+        """Gradients of the tensors, without the weights' where they are not wanted; that of ``rel_pos`` last where it is."""
+        return torch.ops.se3_fast_cpp.tfn_conv_backward(
+            of_messages,
             *self._split(tensors),
             self.wigner,
-            *edges,
-            self.wigner if rel_pos is None else rel_pos.contiguous(),
+            *(self.graph.src, self.graph.dst, *self.graph.outgoing()),
+            self.wigner if rel_pos is None else rel_pos,
             *self._description(tensors),
             self.pool,
             with_weights,
             rel_pos is not None,
         )
-        gradients: list[Tensor | None] = list(found)
-        rel_pos_gradient = gradients.pop() if rel_pos is not None else None
-        return gradients + [None] * (len(tensors) - len(gradients)), rel_pos_gradient
-
-    @cached_property
-    def _counts(self) -> tuple[int, ...]:
-        num_groups = len(self.plan.groups)
-        return len(self.plan.node_channels), len(self.plan.edge_channels), num_groups, num_groups
 
     def _split(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         """Nodes, edges, hidden, weights."""
+        num_groups = len(self.plan.groups)
+        counts = (len(self.plan.node_channels), len(self.plan.edge_channels), num_groups, num_groups)
         remaining = iter(tensors)
-        return [[next(remaining) for _ in range(count)] for count in self._counts]
+        return [[next(remaining) for _ in range(count)] for count in counts]
 
     def _description(self, tensors: Sequence[Tensor]) -> tuple[list[int], Tensor]:
         return describe(self.plan, tensors[-1].shape[1])
@@ -118,54 +122,3 @@ def describe(plan: ConvolutionPlan, width: int) -> tuple[list[int], Tensor]:
             coefficients.append(matrices[axis, row, column])
     integers += [len(entries), *(number for entry in entries for number in entry)]
     return integers, torch.cat([values.flatten() for values in coefficients])
-
-
-@torch.library.register_fake("se3_fast_cpp::tfn_conv")
-def _forward_shapes(
-    nodes: list[Tensor],
-    edges: list[Tensor],
-    hidden: list[Tensor],
-    weights: list[Tensor],
-    wigner: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    in_order: Tensor,
-    in_offsets: Tensor,
-    description: list[int],
-    coefficients: Tensor,
-    pool: bool,
-) -> list[Tensor]:
-    count = nodes[0].shape[0] if pool else src.shape[0]
-    return [wigner.new_empty(count, channels, 2 * degree + 1) for degree, channels in _output_channels(description)]
-
-
-@torch.library.register_fake("se3_fast_cpp::tfn_conv_backward")
-def _backward_shapes(
-    grads: list[Tensor],
-    nodes: list[Tensor],
-    edges: list[Tensor],
-    hidden: list[Tensor],
-    weights: list[Tensor],
-    wigner: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    out_order: Tensor,
-    out_offsets: Tensor,
-    rel_pos: Tensor,
-    description: list[int],
-    coefficients: Tensor,
-    pool: bool,
-    with_weights: bool,
-    with_positions: bool,
-) -> list[Tensor]:
-    operands = [*nodes, *edges, *hidden, *(weights if with_weights else []), *([rel_pos] if with_positions else [])]
-    return [torch.empty_like(operand) for operand in operands]
-
-
-def _output_channels(description: list[int]) -> list[list[int]]:
-    """(degree, channels) of the messages, from what :func:`describe` wrote."""
-    start = 1
-    for _ in range(2):  # over the node and the edge degrees
-        start += 1 + 2 * description[start]
-    numbers = description[start + 1 : start + 1 + 2 * description[start]]
-    return [numbers[index : index + 2] for index in range(0, len(numbers), 2)]

@@ -3,82 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from se3_fast.aligned.tfn_conv import torque_to_gradient
 from se3_fast.graph import Graph
+from se3_fast.native.tfn_conv import NativeConvolution
 from se3_fast.plan import ConvolutionPlan, RadialGroup
 from se3_fast.so3 import alignment_map, generators
 
 
-@dataclass(frozen=True)
-class NativeConvolutionBySource:
-    """The calls of one convolution by source; without edge features of degree > 0.
-
-    Attributes:
-        plan: what is coupled.
-        graph: its edges.
-        wigner: [E, sum of (2d+1)^2] Wigner blocks in the compute dtype, float32 or float64.
-        pool: whether the messages of each node's incoming edges are summed.
-    """
-
-    plan: ConvolutionPlan
-    graph: Graph
-    wigner: Tensor
-    pool: bool
+class NativeConvolutionBySource(NativeConvolution):
+    """The calls of one convolution by source; without edge features of degree > 0."""
 
     def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Messages by ascending degree.
+        """Messages by ascending degree, from the tensors of :meth:`NativeConvolution.forward`."""
+        return torch.ops.se3_fast_cpp.tfn_conv_by_source(*self._arguments(tensors))
 
-        Args:
-            tensors: node features by degree, h [E, K] and last radial weights [C_out * C_in * F, K] by group; contiguous, in the
-                dtype of ``wigner``.
-        """
-        return torch.ops.se3_fast_cpp.tfn_conv_by_source(*self._split(tensors), *self._constants())
-
-    def backward(
-        self, tensors: Sequence[Tensor], grads: Sequence[Tensor], rel_pos: Tensor | None, with_weights: bool
-    ) -> tuple[list[Tensor | None], Tensor | None]:
-        """Gradients of all tensors and of the directions.
-
-        Args:
-            tensors: as given to :meth:`forward`.
-            grads: gradients of the messages by ascending degree.
-            rel_pos: [E, 3] in the dtype of ``wigner`` if the gradient with respect to it is wanted.
-            with_weights: whether the gradients of the weights are wanted.
-
-        Returns:
-            The gradients of ``tensors``, and that of ``rel_pos`` through the directions or None.
-        """
-        contiguous = [grad.contiguous() for grad in grads]
-        arguments = (*self._split(tensors), *self._constants(), with_weights, rel_pos is not None)
-        found = torch.ops.se3_fast_cpp.tfn_conv_by_source_backward(contiguous, *arguments)
-        gradients: list[Tensor | None] = list(found)
+    def _gradients(
+        self, tensors: Sequence[Tensor], of_messages: list[Tensor], rel_pos: Tensor | None, with_weights: bool
+    ) -> list[Tensor]:
+        arguments = (*self._arguments(tensors), with_weights, rel_pos is not None)
+        found = torch.ops.se3_fast_cpp.tfn_conv_by_source_backward(of_messages, *arguments)
         if rel_pos is None:
-            return gradients + [None] * (len(tensors) - len(gradients)), None
-        torque = found[-1]
-        gradients = gradients[:-1]
-        return gradients + [None] * (len(tensors) - len(gradients)), _position_gradient(torque, rel_pos)
+            return found
+        *gradients, torque = found
+        return [*gradients, torque_to_gradient(torque, rel_pos)]
 
-    def _split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Nodes, hidden, weights."""
-        num_nodes, num_groups = len(self.plan.node_channels), len(self.plan.groups)
-        hidden_end = num_nodes + num_groups
-        return list(tensors[:num_nodes]), list(tensors[num_nodes:hidden_end]), list(tensors[hidden_end:])
-
-    def _constants(self) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int], Tensor, bool]:
-        return self.wigner, self.graph.dst, *self.graph.outgoing(), *describe(self.plan), self.pool
-
-
-def _position_gradient(torque: Tensor, rel_pos: Tensor) -> Tensor:
-    """(tau x r) / |r|^2, [E, 3]; 0 for an edge without direction (DESIGN 1.2)."""
-    largest = rel_pos.abs().amax(-1, keepdim=True)
-    scaled = rel_pos / torch.where(largest > 0, largest, 1.0)  # whose square neither overflows nor vanishes
-    squared = scaled.square().sum(-1, keepdim=True) * largest
-    return torch.linalg.cross(torque, scaled) / torch.where(largest > 0, squared, 1.0)
+    def _arguments(self, tensors: Sequence[Tensor]) -> tuple[object, ...]:
+        nodes, _, hidden, weights = self._split(tensors)
+        return nodes, hidden, weights, self.wigner, self.graph.dst, *self.graph.outgoing(), *describe(self.plan), self.pool
 
 
 def is_by_source_faster(plan: ConvolutionPlan, graph: Graph, width: int) -> bool:
@@ -147,44 +103,3 @@ def _aligned_weights(group: RadialGroup) -> list[tuple[int, int, int, int, int, 
                 m, is_odd = (row, 0) if row <= smaller else (row - smaller, 1)
                 result.append((degree_in, pair.degree_out, m, is_odd, pair.start, coefficients))
     return result
-
-
-@torch.library.register_fake("se3_fast_cpp::tfn_conv_by_source")
-def _forward_shapes(
-    nodes: list[Tensor],
-    hidden: list[Tensor],
-    weights: list[Tensor],
-    wigner: Tensor,
-    dst: Tensor,
-    out_order: Tensor,
-    out_offsets: Tensor,
-    description: list[int],
-    coefficients: Tensor,
-    pool: bool,
-) -> list[Tensor]:
-    start = 1 + 2 * description[0]
-    numbers = description[start + 1 : start + 1 + 2 * description[start]]
-    count = nodes[0].shape[0] if pool else dst.shape[0]
-    pairs = zip(numbers[::2], numbers[1::2], strict=True)
-    return [wigner.new_empty(count, channels, 2 * degree + 1) for degree, channels in pairs]
-
-
-@torch.library.register_fake("se3_fast_cpp::tfn_conv_by_source_backward")
-def _backward_shapes(
-    gradients: list[Tensor],
-    nodes: list[Tensor],
-    hidden: list[Tensor],
-    weights: list[Tensor],
-    wigner: Tensor,
-    dst: Tensor,
-    out_order: Tensor,
-    out_offsets: Tensor,
-    description: list[int],
-    coefficients: Tensor,
-    pool: bool,
-    with_weights: bool,
-    with_positions: bool,
-) -> list[Tensor]:
-    torque = [wigner.new_empty(wigner.shape[0], 3)] if with_positions else []
-    operands = [*nodes, *hidden, *(weights if with_weights else [])]
-    return [torch.empty_like(operand) for operand in operands] + torque

@@ -93,8 +93,6 @@ def message_attention(messages: Features, query: Features, graph: Graph, value_f
 
 def _by_cpp(messages: list[Tensor], queries: list[Tensor], graph: Graph, widths: list[int], num_heads: int) -> list[Tensor]:
     """By the compiled CPU operation, which computes in float32 or float64; see :class:`CppEdgeAttention`."""
-    from se3_fast.native import edge_attention as native  # noqa: F401  (shapes)
-
     dtype = messages[0].dtype
     compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     operands = [tensor.to(compute_dtype).contiguous() for tensor in (*messages, *queries)]

@@ -58,8 +58,6 @@ def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer
 
 def _by_cpp(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer]]) -> Tensor:
     """By the compiled CPU operation, which computes in float32 or float64."""
-    from se3_fast.native import radial as native  # noqa: F401  (shapes)
-
     first, _ = profiles[0]
     device_type = invariants.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else invariants.dtype

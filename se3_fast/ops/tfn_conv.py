@@ -187,9 +187,9 @@ def _aligned(call: _Call) -> tuple[Tensor, ...]:
     num_sources = len(call.graph.sources_by_out_degree()[1])
     is_by_source = aligned.is_by_source_faster(call.plan, call.graph.num_edges(), num_sources)
     wigner = call.geometry.wigner_as(call.dtype)
-    problem = aligned.Problem(call.plan, call.graph, wigner, is_by_source, call.pool)
+    convolution = aligned.Problem(call.plan, call.graph, wigner, is_by_source, call.pool)
     tensors = (*call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights)
-    return AlignedConvolution.apply(problem, call.geometry.rel_pos, *tensors)
+    return OperandConvolution.apply(convolution, call.geometry.rel_pos, *tensors)
 
 
 def _triton(call: _Call) -> tuple[Tensor, ...]:
@@ -229,7 +229,7 @@ def _cpp(call: _Call) -> tuple[Tensor, ...]:
     convolution = make(call.plan, call.graph, call.geometry.wigner_as(dtype), call.pool)
     tensors = (*call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights)
     operands = (tensor.to(dtype).contiguous() for tensor in tensors)
-    messages = CppConvolution.apply(convolution, call.geometry.rel_pos, *operands)
+    messages = OperandConvolution.apply(convolution, call.geometry.rel_pos, *operands)
     return tuple(message.to(call.dtype) for message in messages)
 
 
@@ -356,37 +356,17 @@ def _compute_dtype(device_type: str, example: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else example.dtype
 
 
-class AlignedConvolution(torch.autograd.Function):
-    """The convolution in edge-aligned frames, with its backward written by hand.
+class OperandConvolution(torch.autograd.Function):
+    """The convolution of backends that keep its operands only: node features, edge features, h and the weights.
 
-    Keeps node features, edge features, h and the weights; recomputes everything else.
+    In plain PyTorch (:class:`se3_fast.aligned.tfn_conv.Problem`) or by the compiled CPU operations
+    (:class:`se3_fast.native.tfn_conv.NativeConvolution`); everything else is made again in the backward pass, written by hand.
     """
 
     @staticmethod
-    def forward(ctx: Any, problem: aligned.Problem, rel_pos: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Messages by ascending degree, from the tensors of the problem's operands."""
-        ctx.problem = problem
-        ctx.save_for_backward(rel_pos, *tensors)
-        return tuple(aligned.forward(problem, problem.operands(tensors)))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of rel_pos (where it needs one) and of all operands."""
-        rel_pos, *tensors = ctx.saved_tensors
-        differentiated = rel_pos if ctx.needs_input_grad[1] else None
-        rel_pos_gradient, gradients = aligned.backward(ctx.problem, ctx.problem.operands(tensors), differentiated, list(grads))
-        return None, rel_pos_gradient, *gradients
-
-
-class CppConvolution(torch.autograd.Function):
-    """The convolution by the compiled CPU operations (``csrc/tfn_conv.cpp``, ``csrc/tfn_conv_by_source.cpp``).
-
-    Keeps node features, edge features, h and the weights; makes everything else again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, convolution: NativeConvolution, rel_pos: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, convolution: aligned.Problem | NativeConvolution, rel_pos: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         """Messages by ascending degree, from the tensors that ``convolution`` takes."""
         ctx.convolution = convolution
         ctx.save_for_backward(rel_pos, *tensors)
@@ -397,11 +377,10 @@ class CppConvolution(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of rel_pos (where it needs one) and of all tensors."""
         rel_pos, *tensors = ctx.saved_tensors
-        convolution = ctx.convolution
-        needs_weights = any(ctx.needs_input_grad[-len(convolution.plan.groups) :])
-        differentiated = rel_pos.to(convolution.wigner.dtype) if ctx.needs_input_grad[1] else None
-        gradients, rel_pos_gradient = convolution.backward(tensors, grads, differentiated, needs_weights)
-        return None, None if rel_pos_gradient is None else rel_pos_gradient.to(rel_pos.dtype), *gradients
+        needs_weights = any(ctx.needs_input_grad[-len(ctx.convolution.plan.groups) :])
+        differentiated = rel_pos if ctx.needs_input_grad[1] else None
+        gradients, rel_pos_gradient = ctx.convolution.backward(tensors, grads, differentiated, needs_weights)
+        return None, rel_pos_gradient, *gradients
 
 
 class FusedConvolution(torch.autograd.Function):

@@ -15,7 +15,6 @@ from tests.support import TOLERANCE, leaves, random_features, relative_error
 if not library.is_available():
     pytest.skip(f"the compiled operations, {library.reason()}", allow_module_level=True)
 
-from se3_fast.native import edge_attention as native  # noqa: F401  (shapes)
 
 HEADS = 2
 

@@ -14,7 +14,6 @@ from tests.support import TOLERANCE, relative_error
 if not library.is_available():
     pytest.skip(f"the compiled operations, {library.reason()}", allow_module_level=True)
 
-from se3_fast.native import radial as native  # noqa: F401  (shapes)
 
 CASES = {
     "two profiles": (100, 5, 32, 2, True),

@@ -133,7 +133,7 @@ def test_shapes_for_the_compiler() -> None:
     geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 1)
     convolution = by_source.NativeConvolutionBySource(plan, graph, geometry.wigner, pool=True)
     tensors = [tensor.detach() for tensor in (*nodes.values(), *hidden, *weights)]
-    arguments = (*convolution._split(tensors), *convolution._constants())
+    arguments = convolution._arguments(tensors)
     checks = ("test_schema", "test_faketensor")
     operations = torch.ops.se3_fast_cpp
     torch.library.opcheck(operations.tfn_conv_by_source.default, arguments, test_utils=checks)
