@@ -13,6 +13,7 @@ from torch import Tensor
 
 from se3_fast.cuda import library
 from se3_fast.fused.tfn_conv import FeatureRows, Launches, pair_tables
+from se3_fast.graph import EdgeOrder
 from se3_fast.so3 import generators
 
 WIDTH = 32  # of h
@@ -40,11 +41,11 @@ class CudaLaunches(Launches):
 
     def contract(self, aligned_features: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
         """y~, [rows, E]."""
-        return self._contract(aligned_features, hidden, self._reordered(weights, (0, 1, 3, 2)), False)
+        return self._contract(aligned_features, hidden, self.reordered(weights, WIDTH, (0, 1, 3, 2)), False)
 
     def contract_transposed(self, gradient: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
         """The gradient of x~, [rows, E]."""
-        return self._contract(gradient, hidden, self._reordered(weights, (0, 3, 1, 2)), True)
+        return self._contract(gradient, hidden, self.reordered(weights, WIDTH, (0, 3, 1, 2)), True)
 
     def radial_gradients(
         self, aligned_features: Tensor, gradient: Tensor, hidden: Tensor, weights: Tensor
@@ -113,44 +114,16 @@ class CudaLaunches(Launches):
             )
         return outputs
 
-    def _reordered(self, weights: Tensor, axes: tuple[int, ...]) -> Tensor:
-        """The aligned weights with their axes [.., C_in, K, C_out] in another order, in a row."""
-        parts, start = [], 0
-        for group in self.plan.groups:
-            size = group.num_paths * group.channels_in * WIDTH * group.channels_out
-            block = weights[start : start + size].view(-1, group.channels_in, WIDTH, group.channels_out)
-            parts.append(block.permute(axes).flatten())
-            start += size
-        return torch.cat(parts)
-
-    def _align(
-        self, features: Tensor, index: Tensor | None, into: Tensor, rows: FeatureRows, degree: int, first_channel: int
-    ) -> None:
-        features = features.contiguous()
-        place = (rows.starts[degree] + first_channel, dict(rows.channels)[degree])
+    def _launch_align(self, features: Tensor, index: Tensor | None, into: Tensor, degree: int, place: tuple[int, int]) -> None:
         before = [features, index, self.angles]
         self._launch_rotation(f"align_{self._element}", before, degree, into, place, per_edge=True, channels=features.shape[1])
 
-    def _rotate(
-        self,
-        values: Tensor,
-        rows: FeatureRows,
-        degree: int,
-        first_channel: int,
-        channels: int,
-        is_summed: bool,
-        by_source: bool,
-    ) -> Tensor:
-        place = (rows.starts[degree] + first_channel, dict(rows.channels)[degree])
-        count = self.graph.num_nodes() if is_summed else self.graph.num_edges()
-        output = self.empty(count, channels, 2 * degree + 1)
+    def _launch_rotate(self, values: Tensor, output: Tensor, degree: int, place: tuple[int, int]) -> None:
+        self._launch_rotation(f"rotate_{self._element}", [values, self.angles], degree, output, place, per_edge=True)
+
+    def _launch_rotate_sum(self, values: Tensor, edges: EdgeOrder, output: Tensor, degree: int, place: tuple[int, int]) -> None:
         before = [values, self.angles]
-        if is_summed:
-            order, offsets = self.graph.outgoing() if by_source else self.graph.incoming()
-            self._launch_rotation(f"rotate_sum_{self._element}", before, degree, output, place, False, order=(order, offsets))
-        else:
-            self._launch_rotation(f"rotate_{self._element}", before, degree, output, place, per_edge=True)
-        return output
+        self._launch_rotation(f"rotate_sum_{self._element}", before, degree, output, place, per_edge=False, order=edges)
 
     def _launch_rotation(
         self,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.aligned.tfn_conv import orders
-from se3_fast.graph import Graph
+from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv as kernels
 from se3_fast.kernels.cost import Cost
 from se3_fast.kernels.edge_frames import wigner_table
@@ -51,6 +51,10 @@ class FeatureRows:
     def count(self) -> int:
         """Number of rows."""
         return sum((2 * degree + 1) * channels for degree, channels in self.channels)
+
+    def place(self, degree: int, first_channel: int) -> tuple[int, int]:
+        """Row of a channel of a degree's first component, and the rows from one component to the next."""
+        return self.starts[degree] + first_channel, dict(self.channels)[degree]
 
     def row(self, degree: int, order: int) -> int:
         """Row of the first channel of the component of order m."""
@@ -268,7 +272,7 @@ class Launches:
     def contract_transposed(self, gradient: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
         """The gradient of x~, [rows, E]."""
         result = self.empty_rows(self.rows_in)
-        transposed = self._transpose(weights, hidden.shape[2])
+        transposed = self.reordered(weights, hidden.shape[2], (0, 3, 2, 1))
         kernels.contract(gradient, hidden, transposed, self._contraction(hidden, True), True, result)
         return result
 
@@ -329,9 +333,7 @@ class Launches:
         degree: int,
         first_channel: int,
     ) -> None:
-        start, stride = rows.starts[degree] + first_channel, dict(rows.channels)[degree]
-        table = self.wigner_table(degree)
-        kernels.align(features.contiguous(), index, self.angles, table, into, start, stride)
+        self._launch_align(features.contiguous(), index, into, degree, rows.place(degree, first_channel))
 
     def _rotate(
         self,
@@ -343,27 +345,34 @@ class Launches:
         is_summed: bool,
         by_source: bool,
     ) -> Tensor:
-        start, stride = rows.starts[degree] + first_channel, dict(rows.channels)[degree]
-        table = self.wigner_table(degree)
         count = self.graph.num_nodes() if is_summed else self.graph.num_edges()
         output = self.empty(count, channels, 2 * degree + 1)
+        place = rows.place(degree, first_channel)
         if is_summed:
-            order, offsets = self.graph.outgoing() if by_source else self.graph.incoming()
-            kernels.rotate_sum(values, self.angles, table, order, offsets, output, start, stride)
+            self._launch_rotate_sum(values, self.graph.outgoing() if by_source else self.graph.incoming(), output, degree, place)
         else:
-            kernels.rotate(values, self.edge_numbers, self.angles, table, output, start, stride)
+            self._launch_rotate(values, output, degree, place)
         return output
+
+    def _launch_align(self, features: Tensor, index: Tensor | None, into: Tensor, degree: int, place: tuple[int, int]) -> None:
+        kernels.align(features, index, self.angles, self.wigner_table(degree), into, *place)
+
+    def _launch_rotate(self, values: Tensor, output: Tensor, degree: int, place: tuple[int, int]) -> None:
+        kernels.rotate(values, self.edge_numbers, self.angles, self.wigner_table(degree), output, *place)
+
+    def _launch_rotate_sum(self, values: Tensor, edges: EdgeOrder, output: Tensor, degree: int, place: tuple[int, int]) -> None:
+        kernels.rotate_sum(values, self.angles, self.wigner_table(degree), *edges, output, *place)
 
     def _contraction(self, hidden: Tensor, is_transposed: bool) -> list[kernels.ContractionTable]:
         return contraction_tables(self.plan, hidden.shape[2], is_transposed, hidden.device)
 
-    def _transpose(self, weights: Tensor, width: int) -> Tensor:
-        """The aligned weights with both channel axes exchanged, in a row."""
+    def reordered(self, weights: Tensor, width: int, axes: tuple[int, ...]) -> Tensor:
+        """The aligned weights, in a row, with their axes [.., C_in, K, C_out] in another order."""
         parts, start = [], 0
         for group in self.plan.groups:
             size = group.num_paths * group.channels_in * width * group.channels_out
             block = weights[start : start + size].view(-1, group.channels_in, width, group.channels_out)
-            parts.append(block.transpose(1, 3).flatten())
+            parts.append(block.permute(axes).flatten())
             start += size
         return torch.cat(parts)
 
