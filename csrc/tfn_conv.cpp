@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <tuple>
 #include <vector>
@@ -549,16 +550,19 @@ struct Backward {
         const T about_x = from_outputs[0] - from_inputs[0], about_z = from_outputs[1] - from_inputs[1];
         const T* r = read<T>(*rel_pos) + 3 * edge;
         T* into = write<T>(position_gradient) + 3 * edge;
-        const T squared = r[0] * r[0] + r[1] * r[1] + r[2] * r[2];
-        if (squared == 0 || problem.wigner_size == 1) {
+        // Scaled by the largest component, so that the square of the length neither vanishes nor overflows.
+        const T largest = std::max({std::abs(r[0]), std::abs(r[1]), std::abs(r[2])});
+        if (largest == 0 || problem.wigner_size == 1) {
             into[0] = into[1] = into[2] = 0;
             return;
         }
         const T* frame = problem.frame(edge) + 1;  // the block of degree 1
         for (int64_t axis = 0; axis < 3; ++axis) tau[axis] = frame[3 * axis] * about_x + frame[3 * axis + 2] * about_z;
-        into[0] = (tau[1] * r[2] - tau[2] * r[1]) / squared;
-        into[1] = (tau[2] * r[0] - tau[0] * r[2]) / squared;
-        into[2] = (tau[0] * r[1] - tau[1] * r[0]) / squared;
+        const T x = r[0] / largest, y = r[1] / largest, z = r[2] / largest;
+        const T squared = (x * x + y * y + z * z) * largest;
+        into[0] = (tau[1] * z - tau[2] * y) / squared;
+        into[1] = (tau[2] * x - tau[0] * z) / squared;
+        into[2] = (tau[0] * y - tau[1] * x) / squared;
     }
 
     void add_weight_gradients(const Wave& wave, const Held& kept, bool is_first) const {

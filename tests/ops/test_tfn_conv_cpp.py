@@ -1,10 +1,11 @@
-"""The C++ convolution by edge against ``dense`` in float64: output and every gradient."""
+"""The C++ convolution, by edge and by source, against ``dense`` in float64: output and every gradient."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -27,12 +28,20 @@ CPP_CASES = CASES | {
     "full, tiles of two vectors and a rest": Case({0: 33, 1: 33}, {0: 50, 1: 50}, num_edges=45),
     "full, several blocks": Case({0: 5, 1: 5, 2: 5}, {0: 17, 1: 17, 2: 17}, num_nodes=40, num_edges=97),
     "by output, edge features": Case({0: 4, 1: 3}, {0: 5, 1: 2}, PARTIAL, {0: 2, 1: 3}),
+    "by output, invariant edge features": Case({0: 4, 1: 4}, {0: 5, 1: 2}, PARTIAL, {0: 3}),
+    "by output, several chunks of a source's edges": Case({0: 3, 1: 3}, {0: 5, 1: 2}, PARTIAL, num_nodes=3, num_edges=150),
 }
 
 
-@pytest.fixture(autouse=True)
-def by_edge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_source, "is_by_source_faster", lambda *arguments: False)
+@pytest.fixture(autouse=True, params=["by edge", "by source"])
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The contraction order; edge features of degree > 0 go by edge all the same."""
+    is_by_source = request.param == "by source"
+    monkeypatch.setattr(by_source, "is_by_source_faster", lambda plan, *sizes: is_by_source and not plan.edge_channels)
+    return request.param
+
+
+in_order = partial(pytest.mark.parametrize, "order", indirect=True)
 
 
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
@@ -51,7 +60,7 @@ def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     assert_equal(result, run_operation(CASES[name], "dense", torch.float64), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("width", [1, 5, 33])
+@pytest.mark.parametrize("width", [1, 5, 33, 70])
 def test_radial_widths(width: int) -> None:
     plan = make_convolution(Fiber({0: 5, 1: 5, 2: 5}), Fiber({0: 3, 1: 3, 2: 3})).plan
     assert_equal(*(run_width(plan, width, backend) for backend in ("cpp", "dense")), TOLERANCE[torch.float64])
@@ -60,6 +69,14 @@ def test_radial_widths(width: int) -> None:
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
 def test_many_edges_in_several_waves(pool: bool) -> None:
     case = Case({0: 2, 1: 2}, {0: 2, 1: 2}, num_nodes=300, num_edges=30_000)
+    assert_equal(run(case, "cpp", pool=pool), run(case, "torch", pool=pool), TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
+@pytest.mark.usefixtures("threads")
+def test_source_with_very_many_edges(pool: bool) -> None:
+    """More than a block holds: such a source is cut up."""
+    case = Case({0: 2, 1: 2}, {0: 2, 1: 2}, num_nodes=3, num_edges=5000)
     assert_equal(run(case, "cpp", pool=pool), run(case, "torch", pool=pool), TOLERANCE[torch.float64])
 
 
@@ -92,6 +109,25 @@ def test_gradcheck(fuse_level: ConvSE3FuseLevel) -> None:
 
     inputs = [graph.edata["rel_pos"], *random_features(fiber, 4).values()]
     assert torch.autograd.gradcheck(convolve, [tensor.requires_grad_() for tensor in inputs])
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+@pytest.mark.parametrize("pole", [1.0, -1.0])
+def test_position_gradient_of_edges_of_any_length(pole: float, scale: float) -> None:
+    """Their square may neither vanish nor overflow."""
+    fiber = Fiber({0: 3, 1: 3, 2: 3})
+    graph, nodes, hidden, weights = operands(make_convolution(fiber, fiber).plan, 3, 2, 32)
+    plan = make_convolution(fiber, fiber).plan
+    gradients = []
+    for backend, unit in (("dense", 1.0), ("cpp", scale)):
+        near_pole = [1e-7, 2 * pole, -1e-7]
+        rel_pos = (unit * torch.tensor([[0.0, pole, 0.0], near_pole], dtype=torch.float64)).requires_grad_()
+        with se3_fast.backend(backend):
+            geometry = EdgeGeometry.from_relative_positions(rel_pos, 2)
+            outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=False)
+        total = sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values())
+        gradients.append(torch.autograd.grad(total, rel_pos)[0] * unit)
+    assert relative_error(gradients[1], gradients[0]) < TOLERANCE[torch.float64]
 
 
 @pytest.mark.parametrize("distance_from_pole", [0.0, 1e-7])
@@ -127,6 +163,7 @@ def test_frozen_weights_have_no_gradient() -> None:
         assert torch.equal(with_weights, without)
 
 
+@in_order(["by edge"])
 def test_node_order_does_not_matter() -> None:
     """Edges sorted by destination and edges in any order: the same sums, in the order of the edges."""
     case = CPP_CASES["full, several blocks"]
@@ -146,6 +183,7 @@ def test_node_order_does_not_matter() -> None:
         assert torch.equal(value, results[1][key])
 
 
+@in_order(["by edge"])
 def test_shapes_for_the_compiler() -> None:
     """Schema and fake results of both operations agree with what they do."""
     plan = make_convolution(Fiber({0: 3, 1: 3}), Fiber({0: 2, 1: 2})).plan
@@ -166,6 +204,35 @@ def test_shapes_for_the_compiler() -> None:
     )
 
 
+@in_order(["by source"])
+def test_shapes_for_the_compiler_by_source() -> None:
+    """Schema and fake results of both operations agree with what they do."""
+    plan = make_convolution(Fiber({0: 3, 1: 3}), Fiber({0: 2, 1: 2})).plan
+    graph, nodes, hidden, weights = operands(plan, 5, 12, 8)
+    geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 1)
+    convolution = by_source.NativeConvolutionBySource(plan, graph, geometry.wigner, pool=True)
+    tensors = [tensor.detach() for tensor in (*nodes.values(), *hidden, *weights)]
+    arguments = convolution._arguments(tensors)
+    checks = ("test_schema", "test_faketensor")
+    operations = torch.ops.se3_fast_cpp
+    torch.library.opcheck(operations.tfn_conv_by_source.default, arguments, test_utils=checks)
+    gradients = convolution.forward(tensors)
+    torch.library.opcheck(operations.tfn_conv_by_source_backward.default, (gradients, *arguments, True, True), test_utils=checks)
+
+
+@in_order(["by edge"])
+def test_order_of_contraction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bond graphs are contracted by edge, complete graphs by source, edge features of degree > 0 by edge."""
+    monkeypatch.undo()
+    fiber = Fiber.create(4, 32)
+    plan, with_edges = (make_convolution(fiber, fiber, edges).plan for edges in (None, Fiber({1: 2})))
+    sparse, full = random_graph(100, 200), random_graph(20, 380)
+    assert not by_source.is_by_source_faster(plan, sparse, 32)
+    assert by_source.is_by_source_faster(plan, full, 32)
+    assert not by_source.is_by_source_faster(with_edges, full, 32)
+
+
+@in_order(["by edge"])
 @pytest.mark.skipif(torch.ops.se3_fast_cpp.instruction_set() != "avx512", reason="this is a lesser processor itself")
 @pytest.mark.parametrize("instructions", ["baseline", "avx2"])
 def test_on_lesser_processors(instructions: str) -> None:
