@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-import torch
 
 from se3_fast.data import QM9DataModule
 from se3_fast.training.arguments import (
@@ -17,10 +13,10 @@ from se3_fast.training.arguments import (
     add_training_arguments,
     training_options,
 )
-from se3_fast.training.benchmark import benchmark_training
 from se3_fast.training.checkpoint import check_same, read_checkpoint
-from se3_fast.training.distributed import World, open_world
-from se3_fast.training.errors import run_command, user_errors
+from se3_fast.training.command import common_seed, train_command
+from se3_fast.training.distributed import World
+from se3_fast.training.errors import run_command
 from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
 from se3_fast.training.random_state import seed_everything
 from se3_fast.training.report import report_training
@@ -52,7 +48,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
         ImportError: An option needs a package that is not installed.
     """
     checkpoint = read_checkpoint(arguments.load_ckpt_path) if arguments.load_ckpt_path else {}
-    seed = _common_seed(arguments.seed, checkpoint, world)
+    seed = common_seed(arguments.seed, checkpoint, world)
     seed_everything(seed)
     config = model_config_from_arguments(arguments, QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
     if checkpoint and "model_config" not in checkpoint:
@@ -90,22 +86,7 @@ def train(arguments: argparse.Namespace) -> None:
         CommandError: The input is at fault.
         TrainingError: The loss is not finite.
     """
-    with open_world(arguments.device) as world:
-        quiet = arguments.silent or not world.is_main
-        logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
-        _train_in_world(arguments, world)
-
-
-def _train_in_world(arguments: argparse.Namespace, world: World) -> None:
-    with user_errors():
-        trainer = prepare(arguments, world)
-    if arguments.benchmark:
-        throughput = benchmark_training(trainer)
-        if world.is_main:
-            print(f"training throughput: {throughput.molecules_per_millisecond:.4g} molecules/ms")
-    else:
-        report_training(trainer, trainer.fit(), arguments.task)
-    trainer.close()
+    train_command(arguments, prepare, lambda trainer, result: report_training(trainer, result, arguments.task))
 
 
 def _data_module(arguments: argparse.Namespace, seed: int) -> QM9DataModule:
@@ -119,14 +100,6 @@ def _data_module(arguments: argparse.Namespace, seed: int) -> QM9DataModule:
         seed=seed,
         dataset=arguments.dataset,
     )
-
-
-def _common_seed(given: int | None, checkpoint: dict[str, Any], world: World) -> int:
-    """The seed given, else that of the run which is resumed, else one drawn by the main process."""
-    if given is not None:
-        return given
-    drawn = int(torch.seed() % 2**31)
-    return int(checkpoint.get("seed", world.gather(drawn)[0]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

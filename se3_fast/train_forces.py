@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, ForceDataModule
 from se3_fast.forces import ForceField
@@ -20,10 +17,10 @@ from se3_fast.training.arguments import (
     positive_int,
     training_options,
 )
-from se3_fast.training.benchmark import benchmark_training
-from se3_fast.training.checkpoint import read_checkpoint
-from se3_fast.training.distributed import World, open_world
-from se3_fast.training.errors import run_command, user_errors
+from se3_fast.training.checkpoint import check_same, read_checkpoint
+from se3_fast.training.command import common_seed, train_command
+from se3_fast.training.distributed import World
+from se3_fast.training.errors import run_command
 from se3_fast.training.force_trainer import ForceTrainer, report_forces
 from se3_fast.training.random_state import seed_everything
 
@@ -90,7 +87,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         ImportError: An option needs a package that is not installed.
     """
     checkpoint = read_checkpoint(arguments.load_ckpt_path) if arguments.load_ckpt_path else {}
-    seed = arguments.seed if arguments.seed is not None else int(checkpoint.get("seed", world.gather(torch.seed() % 2**31)[0]))
+    seed = common_seed(arguments.seed, checkpoint, world)
     seed_everything(seed)
     data_module = ForceDataModule(
         arguments.data,
@@ -103,6 +100,8 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
     )
     names = ("num_layers", "num_degrees", "num_channels", "num_heads", "channels_div", "num_gaussians", "cutoff")
     model = ForceField(data_module.elements, **{name: getattr(arguments, name) for name in names})
+    if checkpoint:
+        check_same(arguments.load_ckpt_path, "model", checkpoint.get("model_config"), model.config)
     data = {
         "file": arguments.data.name,
         "num_train": data_module.num_train,
@@ -127,18 +126,7 @@ def train(arguments: argparse.Namespace) -> None:
         CommandError: The input is at fault.
         TrainingError: The loss is not finite.
     """
-    with open_world(arguments.device) as world:
-        quiet = arguments.silent or not world.is_main
-        logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
-        with user_errors():
-            trainer = prepare(arguments, world)
-        if arguments.benchmark:
-            throughput = benchmark_training(trainer)
-            if world.is_main:
-                print(f"training throughput: {throughput.molecules_per_millisecond:.4g} molecules/ms")
-        else:
-            report_forces(trainer, trainer.fit())
-        trainer.close()
+    train_command(arguments, prepare, report_forces)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -91,8 +91,11 @@ class CudaLaunches(Launches):
         turned = torch.stack([-torque[1], torch.zeros_like(torque[0]), torque[0]])  # [3, E]: torque x polar axis
         output = rel_pos.new_empty(len(rel_pos), 1, 3, dtype=torch.float32)
         self._launch_rotation("rotate_float", [turned, self.angles], 1, output, (0, 1), per_edge=True)
-        length = rel_pos.norm(dim=-1, keepdim=True)
-        return (output.squeeze(1) / torch.where(length > 0, length, 1.0)).to(rel_pos.dtype)
+        largest = rel_pos.abs().amax(-1, keepdim=True)
+        has_length = largest > 0
+        scaled = rel_pos / torch.where(has_length, largest, 1.0)  # whose square neither overflows nor vanishes
+        length = largest * scaled.norm(dim=-1, keepdim=True)
+        return (output.squeeze(1) / torch.where(has_length, length, 1.0)).to(rel_pos.dtype)
 
     def _torque(self, rows: FeatureRows, gradient: Tensor, values: Tensor) -> Tensor:
         """<g, G_a v> about the axes x and z, [2, E] float32."""
