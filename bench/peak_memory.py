@@ -1,11 +1,13 @@
 """Peak memory of one training step above what model, gradients and inputs take: run in a process of its own.
 
-``python -m bench.peak_memory WORKLOAD BACKEND`` prints bytes. A step on a small instance first makes what every process pays once
-(thread pools, library buffers); the step measured then runs in the same process.
+``python -m bench.peak_memory WORKLOAD BACKEND`` prints bytes. A step before the one measured makes what a process pays once (thread
+pools, library buffers). The CPU's memory is counted by the system, so the C library must give back what is freed: by default it
+raises, as it goes, the size from which it does (M_MMAP_THRESHOLD), and a step then finds its memory in what the last one left.
 """
 
 from __future__ import annotations
 
+import ctypes
 import re
 import subprocess
 import sys
@@ -17,14 +19,16 @@ import torch
 import se3_fast
 from bench.workloads import DEVICE, build
 
-SMALL = 2
+M_MMAP_THRESHOLD = -3
+"""Number of the parameter in glibc's mallopt: bytes of an allocation from which freed memory goes back to the system."""
 
 
 def measure(name: str, backend: str) -> int:
     """Peak bytes of a forward and backward pass above those before it: resident on the CPU, allocated on a GPU."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 * 1024)  # its initial value, no longer raised
     with se3_fast.backend(backend):
-        build(name, SMALL).forward_backward()
         workload = build(name)
+        workload.forward_backward()
         for parameter in workload.model.parameters():
             parameter.grad = parameter.detach().clone()
         if DEVICE.type == "cuda":

@@ -12,7 +12,7 @@ from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_frames import EdgeGeometry
-from se3_fast.ops.radial import RadialLayer, radial
+from se3_fast.ops.radial import RadialLayer, radial, recipe
 from se3_fast.ops.tfn_conv import aligned_messages, keeps_frames, prepare_geometry, tfn_conv
 from se3_fast.plan import ConvolutionPlan, RadialGroup
 
@@ -208,18 +208,20 @@ class ConvSE3(nn.Module):
         if not keeps_frames(geometry):
             return None
         self._check_inputs(node_feats, edge_feats, graph)
-        hidden, weights = self._radial(edge_feats)
+        invariants, layers, weights = self._radial(edge_feats)
+        hidden = radial(invariants, layers)
         return aligned_messages(self.plan, graph, geometry, node_feats, edge_feats, hidden, weights)
 
     def _messages(self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry) -> Features:
-        hidden, weights = self._radial(edge_feats)
-        return tfn_conv(self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, self.pool)
+        invariants, layers, weights = self._radial(edge_feats)
+        hidden, make_hidden = radial(invariants, layers), recipe(invariants, layers)
+        return tfn_conv(self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, self.pool, make_hidden)
 
-    def _radial(self, edge_feats: Features) -> tuple[Any, list[Tensor]]:
-        """h and the last weight of all radial profiles."""
+    def _radial(self, edge_feats: Features) -> tuple[Tensor, list[tuple[RadialLayer, RadialLayer]], list[Tensor]]:
+        """The invariants, and of all radial profiles the hidden layers and the last weight."""
         profiles = self.radial_profiles
-        hidden = radial(edge_feats["0"].squeeze(-1), [profile.hidden_layers() for profile in profiles])
-        return hidden, [profile.last_weight for profile in profiles]
+        layers = [profile.hidden_layers() for profile in profiles]
+        return edge_feats["0"].squeeze(-1), layers, [profile.last_weight for profile in profiles]
 
     def _add_self_interaction(self, messages: Features, node_feats: Features, graph: Graph) -> Features:
         """Add W x[dst] to every message; summed over incoming edges that is the in-degree times W x."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +38,14 @@ def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer
     """
     backend_name = selected_backend(invariants.device)
     if backend_name == "cpp" and not torch.compiler.is_compiling():
-        return _by_cpp(invariants, profiles)
+        return _by_cpp(invariants, profiles, _compute_dtype(invariants))
     if backend_name != "triton":
         return [reference.radial(invariants, layers) for layers in profiles]
     from se3_fast.kernels.radial import Shape
 
     first, _ = profiles[0]
     shape = Shape(width=len(first.bias), has_norm=first.scale is not None, epsilon=LAYER_NORM_EPSILON)
-    device_type = invariants.device.type
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else invariants.dtype
+    dtype = _compute_dtype(invariants)
     parameters = [tensor.flatten() for layers in profiles for layer in layers for tensor in layer if tensor is not None]
     table = torch.cat(parameters).view(len(profiles), -1)
     if torch.compiler.is_compiling():
@@ -56,11 +55,32 @@ def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer
     return hidden
 
 
-def _by_cpp(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer]]) -> Tensor:
+def recipe(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer]]) -> Callable[[], Tensor] | None:
+    """How to make h again, so that what comes after need not keep it; arguments as for :func:`radial`.
+
+    Returns:
+        A function that returns the values [groups, E, K] once more; None where nothing is gained, as :func:`radial` itself keeps
+        values of that size, or nobody may call back, in compiled graphs. On backend ``cpp`` it keeps the invariants only.
+    """
+    if torch.compiler.is_compiling() or selected_backend(invariants.device) != "cpp":
+        return None
+    constant, dtype = invariants.detach(), _compute_dtype(invariants)
+
+    def make() -> Tensor:
+        with torch.no_grad():
+            return _by_cpp(constant, profiles, dtype)
+
+    return make
+
+
+def _compute_dtype(invariants: Tensor) -> torch.dtype:
+    device_type = invariants.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else invariants.dtype
+
+
+def _by_cpp(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer]], dtype: torch.dtype) -> Tensor:
     """By the compiled CPU operation, which computes in float32 or float64."""
     first, _ = profiles[0]
-    device_type = invariants.device.type
-    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else invariants.dtype
     compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     parameters = [tensor for layers in profiles for layer in layers for tensor in layer if tensor is not None]
     operands = (tensor.to(compute_dtype) for tensor in (invariants, *parameters))

@@ -7,7 +7,7 @@ Formula: :mod:`se3_fast.reference.tfn_conv`. Backends: ``dense`` (that module), 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +44,7 @@ def tfn_conv(
     hidden: Sequence[Tensor] | Tensor,
     weights: Sequence[Tensor],
     pool: bool,
+    make_hidden: Callable[[], Tensor] | None = None,
 ) -> Features:
     """Messages of a TFN convolution.
 
@@ -56,6 +57,7 @@ def tfn_conv(
         hidden: output of the hidden radial layers for each group, [E, K]; or that of all in one tensor, [groups, E, K].
         weights: last radial weight of each group, [C_out * C_in * F, K], in the published row order.
         pool: sum over the incoming edges of each node; nodes without any get 0.
+        make_hidden: makes the values of ``hidden`` again, [groups, E, K]; a backend that keeps its operands then keeps none of it.
 
     Returns:
         ``{d: [N or E, C_d, 2d+1]}`` in the compute dtype: that of the operands, or of autocast.
@@ -65,7 +67,8 @@ def tfn_conv(
     """
     _check_degrees(plan, geometry)
     device_type = hidden[0].device.type
-    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, pool).in_compute_dtype(device_type)
+    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, pool, make_hidden)
+    call = call.in_compute_dtype(device_type)
     if torch.compiler.is_compiling() and not _runs_dense(geometry):
         return _compiled(call)
     with torch.autocast(device_type, enabled=False):
@@ -146,6 +149,7 @@ class _Call(NamedTuple):
     hidden: Sequence[Tensor] | Tensor
     weights: Sequence[Tensor]
     pool: bool
+    make_hidden: Callable[[], Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -189,7 +193,7 @@ def _aligned(call: _Call) -> tuple[Tensor, ...]:
     wigner = call.geometry.wigner_as(call.dtype)
     convolution = aligned.Problem(call.plan, call.graph, wigner, is_by_source, call.pool)
     tensors = (*call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights)
-    return OperandConvolution.apply(convolution, call.geometry.rel_pos, *tensors)
+    return OperandConvolution.apply(convolution, None, call.geometry.rel_pos, *tensors)
 
 
 def _triton(call: _Call) -> tuple[Tensor, ...]:
@@ -229,7 +233,7 @@ def _cpp(call: _Call) -> tuple[Tensor, ...]:
     convolution = make(call.plan, call.graph, call.geometry.wigner_as(dtype), call.pool)
     tensors = (*call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights)
     operands = (tensor.to(dtype).contiguous() for tensor in tensors)
-    messages = OperandConvolution.apply(convolution, call.geometry.rel_pos, *operands)
+    messages = OperandConvolution.apply(convolution, call.make_hidden, call.geometry.rel_pos, *operands)
     return tuple(message.to(call.dtype) for message in messages)
 
 
@@ -266,6 +270,7 @@ def _with_operands(call: _Call, operands: Sequence[Tensor]) -> _Call:
         edges={key: next(remaining) for key in call.edges},
         hidden=[next(remaining) for _ in call.plan.groups],
         weights=[next(remaining) for _ in call.plan.groups],
+        make_hidden=None,
     )
 
 
@@ -360,16 +365,22 @@ class OperandConvolution(torch.autograd.Function):
     """The convolution of backends that keep its operands only: node features, edge features, h and the weights.
 
     In plain PyTorch (:class:`se3_fast.aligned.tfn_conv.Problem`) or by the compiled CPU operations
-    (:class:`se3_fast.native.tfn_conv.NativeConvolution`); everything else is made again in the backward pass, written by hand.
+    (:class:`se3_fast.native.tfn_conv.NativeConvolution`); everything else is made again in the backward pass, written by hand; so
+    is h, the largest of them, where the call brings a way to make it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, convolution: aligned.Problem | NativeConvolution, rel_pos: Tensor, *tensors: Tensor
+        ctx: Any,
+        convolution: aligned.Problem | NativeConvolution,
+        make_hidden: Callable[[], Tensor] | None,
+        rel_pos: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         """Messages by ascending degree, from the tensors that ``convolution`` takes."""
-        ctx.convolution = convolution
-        ctx.save_for_backward(rel_pos, *tensors)
+        ctx.convolution, ctx.make_hidden = convolution, make_hidden
+        features, hidden, weights = _parted(tensors, len(convolution.plan.groups))
+        ctx.save_for_backward(rel_pos, *features, *(hidden if make_hidden is None else ()), *weights)
         return tuple(convolution.forward(tensors))
 
     @staticmethod
@@ -377,10 +388,20 @@ class OperandConvolution(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of rel_pos (where it needs one) and of all tensors."""
         rel_pos, *tensors = ctx.saved_tensors
-        needs_weights = any(ctx.needs_input_grad[-len(ctx.convolution.plan.groups) :])
-        differentiated = rel_pos if ctx.needs_input_grad[1] else None
+        num_groups = len(ctx.convolution.plan.groups)
+        if ctx.make_hidden is not None:
+            features, weights = tensors[:-num_groups], tensors[-num_groups:]
+            tensors = [*features, *(values.to(weights[0].dtype).contiguous() for values in ctx.make_hidden()), *weights]
+        needs_weights = any(ctx.needs_input_grad[-num_groups:])
+        differentiated = rel_pos if ctx.needs_input_grad[2] else None
         gradients, rel_pos_gradient = ctx.convolution.backward(tensors, grads, differentiated, needs_weights)
-        return None, rel_pos_gradient, *gradients
+        return None, None, rel_pos_gradient, *gradients
+
+
+def _parted(tensors: Sequence[Tensor], num_groups: int) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """Features, h and weights."""
+    end = len(tensors) - num_groups
+    return tensors[: end - num_groups], tensors[end - num_groups : end], tensors[end:]
 
 
 class FusedConvolution(torch.autograd.Function):

@@ -163,6 +163,23 @@ def test_frozen_weights_have_no_gradient() -> None:
         assert torch.equal(with_weights, without)
 
 
+def test_hidden_values_are_not_kept() -> None:
+    """h, by far the largest operand, is made again for the backward pass."""
+    num_edges, width = 700, 32
+    convolution = make_convolution(Fiber({0: 1}), Fiber({0: 2}), fuse_level=FULL)
+    graph = random_graph(10, num_edges)
+    node_features, edge_features = random_features(Fiber({0: 1}), 10), random_features(Fiber({0: 1}), num_edges)
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with se3_fast.backend("cpp"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        convolution(node_features, edge_features, graph, EdgeGeometry(graph.edata["rel_pos"], 0))
+    assert 0 < max(kept) < num_edges * width
+
+
 @in_order(["by edge"])
 def test_node_order_does_not_matter() -> None:
     """Edges sorted by destination and edges in any order: the same sums, in the order of the edges."""
