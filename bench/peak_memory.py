@@ -17,32 +17,36 @@ import psutil
 import torch
 
 import se3_fast
-from bench.workloads import DEVICE, build
+from bench.workloads import DEVICE, Workload, build
 
 M_MMAP_THRESHOLD = -3
 """Number of the parameter in glibc's mallopt: bytes of an allocation from which freed memory goes back to the system."""
 
 
 def measure(name: str, backend: str) -> int:
+    """Peak bytes of a training step of a workload."""
+    with se3_fast.backend(backend):
+        return peak_of_step(build(name))
+
+
+def peak_of_step(workload: Workload) -> int:
     """Peak bytes of a forward and backward pass above those before it: resident on the CPU, allocated on a GPU."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 * 1024)  # its initial value, no longer raised
-    with se3_fast.backend(backend):
-        workload = build(name)
+    workload.forward_backward()
+    for parameter in workload.model.parameters():
+        parameter.grad = parameter.detach().clone()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         workload.forward_backward()
-        for parameter in workload.model.parameters():
-            parameter.grad = parameter.detach().clone()
-        if DEVICE.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            workload.forward_backward()
-            return torch.cuda.max_memory_allocated() - before
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-        before = psutil.Process().memory_info().rss
-        workload.forward_backward()
-    return _high_water_mark() - before
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    before = psutil.Process().memory_info().rss
+    workload.forward_backward()
+    return high_water_mark() - before
 
 
-def _high_water_mark() -> int:
+def high_water_mark() -> int:
     """Peak resident bytes of this process (Linux); getrusage would count that of the process it was forked from."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))

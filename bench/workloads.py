@@ -126,7 +126,8 @@ def _qm9_complete(batch_size: int) -> Workload:
     return Workload(_qm9_model(5), (graph, nodes, {"0": features}))
 
 
-def _random_chain(length: int) -> Tensor:
+def random_chain(length: int) -> Tensor:
+    """Points [L, 3] with steps of 3.8 Angstrom, as those between residues."""
     steps = torch.randn(length, 3, generator=torch.Generator().manual_seed(0))
     return torch.cumsum(3.8 * steps / steps.norm(dim=1, keepdim=True), 0)
 
@@ -163,16 +164,21 @@ def _protein(
     return Workload(model, (graph, nodes, edges))
 
 
+def protein_full_of(pos: Tensor) -> Workload:
+    """``protein_full`` of the residues at ``pos`` [L, 3]."""
+    return _protein(complete_graph(pos), {0: 8, 1: 3}, {0: 8, 1: 2}, 32, 32)
+
+
 def _protein_full(length: int) -> Workload:
-    return _protein(complete_graph(_random_chain(length)), {0: 8, 1: 3}, {0: 8, 1: 2}, 32, 32)
+    return protein_full_of(random_chain(length))
 
 
 def _protein_refine(length: int) -> Workload:
-    return _protein(_neighbour_graph(_random_chain(length)), {0: 64, 1: 3}, {0: 64, 1: 2}, 32, 64)
+    return _protein(_neighbour_graph(random_chain(length)), {0: 64, 1: 3}, {0: 64, 1: 2}, 32, 64)
 
 
 def _protein_wide(length: int) -> Workload:
-    return _protein(_neighbour_graph(_random_chain(length)), {0: 64, 1: 2}, {0: 64, 1: 2}, 128, 64)
+    return _protein(_neighbour_graph(random_chain(length)), {0: 64, 1: 2}, {0: 64, 1: 2}, 128, 64)
 
 
 BUILDERS: dict[str, Callable[[int], Workload]] = {
