@@ -1,8 +1,8 @@
 """One block of a protein pipeline on the complete graph of a large protein: time and memory of a training step.
 
 ``python -m bench.large_protein [COORDINATES.npz] [--backends ...]``: ``protein_full`` on the C-alpha atoms of a file with arrays
-``pos`` [A, 3] and ``name`` [A], or on a random chain of as many residues as 5TPN has. Every backend runs in a process of its own; one
-that the system ends for want of memory is reported as such.
+``pos`` [A, 3] and ``name`` [A], or on a random chain of as many residues as 5TPN has. Every backend runs in a process of its
+own; one that the system ends for want of memory is reported as such.
 """
 
 from __future__ import annotations
