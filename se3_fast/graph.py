@@ -70,13 +70,26 @@ class Graph:
         self._sources: tuple[Tensor, list[int]] | None = None
 
     @staticmethod
-    def from_orders(src: Tensor, dst: Tensor, incoming: EdgeOrder, outgoing: EdgeOrder) -> Graph:
-        """A graph without data from all that the operations read of one, taken as it is."""
+    def from_orders(
+        src: Tensor,
+        dst: Tensor,
+        incoming: EdgeOrder,
+        outgoing: EdgeOrder,
+        batch_num_nodes: Tensor | None = None,
+        batch_num_edges: Tensor | None = None,
+        ndata: dict[str, Tensor] | None = None,
+        edata: dict[str, Tensor] | None = None,
+    ) -> Graph:
+        """A graph of which all is known that the operations read, taken as it is: nothing is checked, no device waited for.
+
+        Without the sizes of a batch only the operations can take it, no layer that pools.
+        """
         graph = object.__new__(Graph)
         graph.src, graph.dst = src, dst
         graph._num_nodes = incoming.offsets.shape[0] - 1
-        graph._batch_num_nodes = graph._batch_num_edges = src.new_empty(0)
-        graph.ndata, graph.edata = {}, {}
+        graph._batch_num_nodes = src.new_empty(0) if batch_num_nodes is None else batch_num_nodes
+        graph._batch_num_edges = src.new_empty(0) if batch_num_edges is None else batch_num_edges
+        graph.ndata, graph.edata = dict(ndata or {}), dict(edata or {})
         graph._incoming, graph._outgoing, graph._sources = incoming, outgoing, None
         return graph
 

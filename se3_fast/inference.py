@@ -108,6 +108,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> Inference:
         num_degrees=config["num_degrees"],
         precompute_bases=arguments.precompute_bases,
         dataset=dataset,
+        device=world.device,
     )
     scale = TargetScale.of(data_module)
     model_scale = TargetScale(data.get("mean", scale.mean), data.get("std", scale.std), scale.unit)

@@ -58,7 +58,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
         data = {"dataset": arguments.dataset, "task": arguments.task}
         check_same(arguments.load_ckpt_path, "data set", checkpoint.get("data"), data)
         check_same(arguments.load_ckpt_path, "model", checkpoint.get("model_config"), config)
-    data_module = _data_module(arguments, seed)
+    data_module = _data_module(arguments, seed, world)
     metadata = {
         "model_config": config,
         "data": {
@@ -89,7 +89,7 @@ def train(arguments: argparse.Namespace) -> None:
     train_command(arguments, prepare, lambda trainer, result: report_training(trainer, result, arguments.task))
 
 
-def _data_module(arguments: argparse.Namespace, seed: int) -> QM9DataModule:
+def _data_module(arguments: argparse.Namespace, seed: int, world: World) -> QM9DataModule:
     return QM9DataModule(
         data_dir=arguments.data_dir,
         task=arguments.task,
@@ -99,6 +99,7 @@ def _data_module(arguments: argparse.Namespace, seed: int) -> QM9DataModule:
         precompute_bases=arguments.precompute_bases,
         seed=seed,
         dataset=arguments.dataset,
+        device=world.device,
     )
 
 

@@ -170,21 +170,30 @@ def _group_alignment(group: RadialGroup) -> Tensor:
 
 
 @cache
-def _rows_of_input(group: RadialGroup, degree_in: int) -> list[int]:
-    """Where the aligned weights of one input degree stand, in the order (m, parity, d_out)."""
-    return [
+def _group_alignment_on(group: RadialGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The same, kept on a device: copied once, so that the work there can be recorded."""
+    with torch.inference_mode(False):  # or it could not be used where gradients are wanted later
+        return _group_alignment(group).to(device, dtype)
+
+
+@cache
+def _rows_of_input(group: RadialGroup, degree_in: int, device: torch.device) -> Tensor:
+    """Where the aligned weights of one input degree stand, in the order (m, parity, d_out): int64, on a device."""
+    rows = [
         order.start + (parity * len(order.degrees_in) + order.degrees_in.index(degree_in)) * len(order.degrees_out) + column
         for order in orders(group)
         if degree_in in order.degrees_in
         for parity in range(order.num_parities)
         for column in range(len(order.degrees_out))
     ]
+    with torch.inference_mode(False):
+        return torch.tensor(rows, device=device)
 
 
 def aligned_weight(group: RadialGroup, weight: Tensor) -> Tensor:
     """The last radial weight of a group, [C_out * C_in * F, K], mapped to the aligned ones, [aligned, C_in, K, C_out]."""
     paths = weight.unflatten(0, (group.channels_out, group.channels_in, group.num_paths))
-    return torch.einsum("gf,oifk->giko", _group_alignment(group).to(weight), paths)
+    return torch.einsum("gf,oifk->giko", _group_alignment_on(group, weight.device, weight.dtype), paths)
 
 
 def weight_blocks(group: RadialGroup, weight: Tensor, is_by_source: bool) -> list[Tensor]:
@@ -201,7 +210,7 @@ def weight_blocks(group: RadialGroup, weight: Tensor, is_by_source: bool) -> lis
     """
     aligned = aligned_weight(group, weight)
     if is_by_source:
-        rows = [aligned[_rows_of_input(group, degree)] for degree in group.degrees_in]
+        rows = [aligned[_rows_of_input(group, degree, weight.device)] for degree in group.degrees_in]
         return [row.permute(1, 2, 0, 3).flatten(1) for row in rows]
     blocks = []
     for order in orders(group):

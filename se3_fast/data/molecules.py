@@ -6,7 +6,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -59,50 +59,45 @@ class Molecules:
         """Return the number of molecules."""
         return len(self.numbers)
 
-    @staticmethod
-    def join(parts: Sequence[Molecules]) -> Molecules:
-        """Put molecules one after the other."""
-        return Molecules(**{name: torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS})
-
-
-_FIELDS = tuple(Molecules.__dataclass_fields__)
+    def to(self, device: torch.device | str) -> Molecules:
+        """These molecules on a device."""
+        return Molecules(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 class MoleculeDataset(torch.utils.data.Dataset[Molecules]):
-    """Random access to molecules: one by number, or many at once without a loop over them."""
+    """Random access to molecules, one by one. Batches come from :class:`se3_fast.data.resident.ResidentMolecules`."""
 
     def __init__(self, molecules: Molecules) -> None:
         """Serve these molecules; nothing is copied."""
         self.molecules = molecules
-        self.first_node = _starts(molecules.n_node)  # [M]
-        self.first_edge = _starts(molecules.n_edge)  # [M]
+        self._first_node = first_of_each(molecules.n_node)  # [M]
+        self._first_edge = first_of_each(molecules.n_edge)  # [M]
 
     def __len__(self) -> int:
         """Return the number of molecules."""
         return len(self.molecules)
 
     def __getitem__(self, number: int) -> Molecules:
-        """Return one molecule."""
-        return self.__getitems__([number])
-
-    def __getitems__(self, numbers: Sequence[int]) -> Molecules:
-        """Return molecules in the order of their numbers."""
-        chosen = torch.as_tensor(numbers, dtype=torch.int64)
+        """Return one molecule; nothing is copied."""
         everything = self.molecules
-        n_node, n_edge = everything.n_node[chosen], everything.n_edge[chosen]
-        nodes = ragged_indices(self.first_node[chosen], n_node)  # [n]
-        edges = ragged_indices(self.first_edge[chosen], n_edge)  # [e]
+        nodes = _rows(self._first_node[number], everything.n_node[number])
+        edges = _rows(self._first_edge[number], everything.n_edge[number])
+        alone = slice(number, number + 1)
         return Molecules(
-            numbers=everything.numbers[chosen],
-            n_node=n_node,
-            n_edge=n_edge,
+            numbers=everything.numbers[alone],
+            n_node=everything.n_node[alone],
+            n_edge=everything.n_edge[alone],
             node_attr=everything.node_attr[nodes],
             node_pos=everything.node_pos[nodes],
             edge_attr=everything.edge_attr[edges],
             src=everything.src[edges],
             dst=everything.dst[edges],
-            targets=everything.targets[chosen],
+            targets=everything.targets[alone],
         )
+
+
+def _rows(first: Tensor, count: Tensor) -> slice:
+    return slice(int(first), int(first + count))
 
 
 def ragged_indices(starts: Tensor, counts: Tensor) -> Tensor:
@@ -115,11 +110,12 @@ def ragged_indices(starts: Tensor, counts: Tensor) -> Tensor:
     Returns:
         [sum of counts] int64.
     """
-    shift = starts - _starts(counts)
+    shift = starts - first_of_each(counts)
     return torch.arange(int(counts.sum())) + shift.repeat_interleave(counts)
 
 
-def _starts(counts: Tensor) -> Tensor:
+def first_of_each(counts: Tensor) -> Tensor:
+    """Where each of several things begins that stand one after the other: ``counts`` [M] to [M]."""
     return counts.cumsum(0) - counts
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 from se3_fast.command_line import boolean
 from se3_fast.data.data_module import DataModule
@@ -23,11 +22,10 @@ from se3_fast.data.molecules import (
     MoleculeDataset,
     Molecules,
     check_archive,
-    ragged_indices,
     read_molecules,
 )
+from se3_fast.data.resident import AssembledMolecules, ResidentLoader, ResidentMolecules, device_with_room
 from se3_fast.data.tasks import TASK_UNITS, TASKS
-from se3_fast.graph import Graph
 
 SAMPLE_PATH = Path(__file__).with_name("sample.npz")
 """The data set that is shipped with the package (made by ``se3_fast.data.make_sample``)."""
@@ -73,6 +71,8 @@ class QM9DataModule(DataModule):
     ``edata['rel_pos']`` [E, 3] (Angstrom), ``{'0': [N, 6, 1]}``, ``{'0': [E, 4, 1]}`` and standardised targets [B], all
     float32. With ``precompute_bases`` an ``EdgeGeometry`` stands before the target.
 
+    The whole data set lies on the device, and batches are put together there: see :mod:`se3_fast.data.resident`.
+
     The split is the same for every task. Molecules whose target is unknown (NaN) are then left out.
 
     Attributes:
@@ -94,6 +94,7 @@ class QM9DataModule(DataModule):
         precompute_bases: bool = False,
         seed: int | None = None,
         dataset: str = "qm9",
+        device: torch.device | str = "cpu",
         **_other_options: Any,
     ) -> None:
         """Read the data; ``qm9_edge.npz`` is downloaded if it is not in ``data_dir``.
@@ -102,11 +103,12 @@ class QM9DataModule(DataModule):
             data_dir: Folder of ``qm9_edge.npz``; not used by the sample data set.
             task: One of ``TASKS``. The sample data set has mu, homo, lumo, gap and U0.
             batch_size: Molecules in a batch, on every process.
-            num_workers: Processes that assemble batches; 0 assembles them in the training process.
+            num_workers: For data sets of your own; these need no processes that assemble batches.
             num_degrees: Degrees of the model's features, for ``precompute_bases``.
             precompute_bases: Compute the geometry of all edges once, and keep it in memory.
             seed: Seed of the training order; None means 0.
             dataset: 'qm9' or 'sample'.
+            device: Where the data lie and batches are made; the host, if the device has no room for them.
             _other_options: Not used; so that all options of a command line can be given.
 
         Raises:
@@ -124,7 +126,8 @@ class QM9DataModule(DataModule):
         self.path = SAMPLE_PATH if dataset == "sample" else Path(data_dir) / "qm9_edge.npz"
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
 
-        self._molecules = MoleculeDataset(read_molecules(self.path, task))
+        molecules = read_molecules(self.path, task)
+        self._molecules = MoleculeDataset(molecules)
         self.ds_train, self.ds_val, self.ds_test = self._known_subsets()
         targets = self._molecules.molecules.targets[self.ds_train.indices].double()
         if len(targets) < 2 or not targets.std() > 0:
@@ -134,7 +137,12 @@ class QM9DataModule(DataModule):
             )
         self.targets_mean = targets.mean().item()
         self.targets_std = targets.std().item()
-        self._geometry = self._make_geometry(num_degrees - 1) if precompute_bases else None
+        self._max_degree = num_degrees - 1
+        frame_values = sum((2 * degree + 1) ** 2 for degree in range(num_degrees)) if precompute_bases else 0
+        self._resident = ResidentMolecules(molecules, device_with_room(molecules, device, frame_values))
+        self._geometry = None
+        if precompute_bases:
+            self._geometry = _edge_geometry(self._resident.relative_positions(), self._max_degree).with_frames()
 
     def prepare_data(self) -> None:
         """Download ``qm9_edge.npz`` if it is missing."""
@@ -153,38 +161,24 @@ class QM9DataModule(DataModule):
             )
         return [Subset(self._molecules, part[known[part]].tolist()) for part in parts]
 
-    def _make_geometry(self, max_degree: int) -> Any:
-        # Not at the top of the module: the operations are not needed to read data.
-        from se3_fast import EdgeGeometry
+    def _dataloader(self, dataset: Dataset[Any], sampler: Any) -> Any:
+        numbers = torch.tensor(cast(Subset[Molecules], dataset).indices, dtype=torch.int64)
+        return ResidentLoader(self._resident, numbers, sampler, self._dataloader_options["batch_size"], self._finish)
 
-        molecules = self._molecules.molecules
-        src, dst = _batch_edges(molecules)
-        geometry = EdgeGeometry.from_relative_positions(molecules.node_pos[dst] - molecules.node_pos[src], max_degree)
-        # A geometry is computed when it is first used; here, before there are worker processes that would each do it.
-        geometry.index_select(torch.zeros(0, dtype=torch.int64))
-        return geometry
-
-    def _collate(self, samples: Molecules | Sequence[Molecules]) -> tuple[Any, ...]:
-        """Make a batch of what the data set gives for a list of numbers, or of single molecules."""
-        molecules = samples if isinstance(samples, Molecules) else Molecules.join(samples)
-        src, dst = _batch_edges(molecules)
-        pos = molecules.node_pos
-        graph = Graph(
-            src,
-            dst,
-            num_nodes=len(pos),
-            batch_num_nodes=molecules.n_node,
-            batch_num_edges=molecules.n_edge,
-            ndata={"pos": pos},
-            edata={"rel_pos": pos[dst] - pos[src]},
-        )
-        node_feats = {"0": molecules.node_attr.float().unsqueeze(-1)}  # [N, 6, 1]
-        edge_feats = {"0": molecules.edge_attr.float().unsqueeze(-1)}  # [E, 4, 1]
-        target = (molecules.targets - self.targets_mean) / self.targets_std  # [B]
-        if self._geometry is None:
+    def _finish(self, molecules: AssembledMolecules, is_padded: bool) -> tuple[Any, ...]:
+        """The batch; a padded one always with the geometry, which knows that no edge has length zero, if so."""
+        graph, node_attr, edge_attr, edges, targets = molecules
+        node_feats = {"0": node_attr.float().unsqueeze(-1)}  # [N, 6, 1]
+        edge_feats = {"0": edge_attr.float().unsqueeze(-1)}  # [E, 4, 1]
+        target = (targets - self.targets_mean) / self.targets_std  # [B]
+        if self._geometry is None and not is_padded:
             return graph, node_feats, edge_feats, target
-        edges = ragged_indices(self._molecules.first_edge[molecules.numbers], molecules.n_edge)
-        return graph, node_feats, edge_feats, self._geometry.index_select(edges), target
+        zero_length_edges = None if self._resident.has_zero_length_edges else edges.new_empty(0)
+        if self._geometry is None:
+            geometry = _edge_geometry(graph.edata["rel_pos"], self._max_degree, zero_length_edges)
+        else:
+            geometry = self._geometry.index_select(edges, zero_length_edges)
+        return graph, node_feats, edge_feats, geometry, target
 
     @staticmethod
     def add_argparse_args(parent_parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -207,7 +201,8 @@ class QM9DataModule(DataModule):
         return f"{'QM9' if self.dataset == 'qm9' else 'Sample'}({self.task})"
 
 
-def _batch_edges(molecules: Molecules) -> tuple[Tensor, Tensor]:
-    """Return source and destination of every edge, [E] int64, counted over all molecules."""
-    first_atom = (molecules.n_node.cumsum(0) - molecules.n_node).repeat_interleave(molecules.n_edge)  # [E]
-    return molecules.src + first_atom, molecules.dst + first_atom
+def _edge_geometry(rel_pos: Tensor, max_degree: int, zero_length_edges: Tensor | None = None) -> Any:
+    # Not at the top of the module: the operations are not needed to read data.
+    from se3_fast import EdgeGeometry
+
+    return EdgeGeometry(rel_pos, max_degree, zero_length_edges=zero_length_edges)  # positions were checked when they were read

@@ -46,11 +46,14 @@ class EpochShuffleSampler(Sampler[int]):
         """Return the number of samples of this process."""
         return -(-self.num_samples // self.world_size)
 
+    def order(self) -> np.ndarray:
+        """The sample numbers of this process for the current epoch, [n] int64."""
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples)
+        return np.resize(order, len(self) * self.world_size)[self.rank :: self.world_size]
+
     def __iter__(self) -> Iterator[int]:
         """Yield the sample numbers of this process for the current epoch."""
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples)
-        order = np.resize(order, len(self) * self.world_size)
-        return iter(order[self.rank :: self.world_size].tolist())
+        return iter(self.order().tolist())
 
 
 class RankSubsetSampler(Sampler[int]):
@@ -71,6 +74,10 @@ class RankSubsetSampler(Sampler[int]):
     def __len__(self) -> int:
         """Return the number of samples of this process."""
         return len(self._numbers)
+
+    def order(self) -> np.ndarray:
+        """The sample numbers of this process in ascending order, [n] int64."""
+        return np.asarray(self._numbers, dtype=np.int64)
 
     def __iter__(self) -> Iterator[int]:
         """Yield the sample numbers of this process in ascending order."""

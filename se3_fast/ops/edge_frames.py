@@ -66,21 +66,24 @@ class EdgeGeometry:
         wigner: Tensor | None = None,
         bases: dict[str, Tensor] | None = None,
         angles: Tensor | None = None,
+        zero_length_edges: Tensor | None = None,
     ) -> None:
         self.rel_pos = rel_pos
         self.max_degree = max_degree
         self._bases = dict(bases or {})
         self._casts: dict[torch.dtype, Tensor] = {}
-        given = {"wigner": wigner, "angles": angles}
+        given = {"wigner": wigner, "angles": angles, "zero_length_edges": zero_length_edges}
         self._made = {name: tensor for name, tensor in given.items() if tensor is not None}
 
     @staticmethod
-    def from_relative_positions(rel_pos: Tensor, max_degree: int) -> EdgeGeometry:
+    def from_relative_positions(rel_pos: Tensor, max_degree: int, zero_length_edges: Tensor | None = None) -> EdgeGeometry:
         """Geometry from relative positions.
 
         Args:
             rel_pos: [E, 3] relative positions, any unit; zero-length edges are allowed.
             max_degree: largest degree of the features.
+            zero_length_edges: [n] int64, the edges of length zero where they are known; otherwise they are looked for, which waits
+                for the device.
 
         Raises:
             ValueError: for another shape, or a value that is not finite (checked for tensors on the CPU).
@@ -91,7 +94,7 @@ class EdgeGeometry:
         if is_checked and not rel_pos.isfinite().all():
             edge = int((~rel_pos.isfinite()).any(1).nonzero()[0])
             raise ValueError(f"rel_pos: expected finite relative positions, got {rel_pos[edge].tolist()} at edge {edge}")
-        return EdgeGeometry(rel_pos, max_degree)
+        return EdgeGeometry(rel_pos, max_degree, zero_length_edges=zero_length_edges)
 
     @staticmethod
     def from_bases(bases: dict[str, Tensor], max_degree: int) -> EdgeGeometry:
@@ -185,13 +188,26 @@ class EdgeGeometry:
         geometry._made, geometry._casts = self._made, self._casts
         return geometry
 
-    def index_select(self, edge_numbers: Tensor) -> EdgeGeometry:
-        """The geometry of some edges: ``edge_numbers`` [n] int64, in that order."""
+    def with_frames(self) -> EdgeGeometry:
+        """This geometry, the edges' frames made now in the form that the device's backend reads."""
+        _ = self.angles if selected_backend(self.rel_pos.device) == "triton" else self.wigner
+        return self
+
+    def index_select(self, edge_numbers: Tensor, zero_length_edges: Tensor | None = None) -> EdgeGeometry:
+        """The geometry of some edges: ``edge_numbers`` [n] int64, in that order, with the frames that are there already.
+
+        Args:
+            edge_numbers: [n] int64.
+            zero_length_edges: as for :meth:`from_relative_positions`, counted among the chosen ones.
+        """
+        wigner, angles = self._made.get("wigner"), self._made.get("angles")
         return EdgeGeometry(
             self.rel_pos[edge_numbers],
             self.max_degree,
-            wigner=self.wigner[edge_numbers],
+            wigner=None if wigner is None else wigner[edge_numbers],
             bases={key: basis[edge_numbers] for key, basis in self._bases.items()},
+            angles=None if angles is None else angles[:, edge_numbers],
+            zero_length_edges=zero_length_edges,
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> EdgeGeometry:
@@ -204,5 +220,7 @@ class EdgeGeometry:
 
     def _map(self, function: object) -> EdgeGeometry:
         assert callable(function)
-        bases = {key: function(basis) for key, basis in self._bases.items()}
-        return EdgeGeometry(function(self.rel_pos), self.max_degree, function(self.wigner), bases)
+        mapped = EdgeGeometry(function(self.rel_pos), self.max_degree)
+        mapped._bases = {key: function(basis) for key, basis in self._bases.items()}
+        mapped._made = {name: function(tensor) for name, tensor in self._made.items()}
+        return mapped

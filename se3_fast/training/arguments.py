@@ -74,12 +74,17 @@ def add_flag(group: argparse._ArgumentGroup, name: str, text: str) -> None:
     group.add_argument(f"--{name}", type=boolean, nargs="?", const=True, default=False, metavar="BOOL", help=text)
 
 
+def add_cuda_graphs(group: argparse._ArgumentGroup, text: str) -> None:
+    """Add `--cuda_graphs`, which is None unless given."""
+    group.add_argument("--cuda_graphs", type=boolean, nargs="?", const=True, default=None, metavar="BOOL", help=text)
+
+
 def add_run_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Add where the data are, how they are read, and what computes."""
     data = parser.add_argument_group("data loading")
     data.add_argument("--data_dir", type=Path, default=Path("./data"), help="folder of qm9_edge.npz")
     data.add_argument("--batch_size", type=positive_int, default=batch_size, help="molecules per batch and process")
-    data.add_argument("--num_workers", type=natural_int, default=8, help="processes that load data; 0: none")
+    data.add_argument("--num_workers", type=natural_int, default=8, help="processes that load a data set of your own; 0: none")
     compute = parser.add_argument_group("computation")
     compute.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
     add_flag(compute, "amp", "automatic mixed precision")
@@ -123,6 +128,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     loop.add_argument("--gradient_clip", type=positive_float, default=default.gradient_clip, help="largest norm of the gradient")
     loop.add_argument("--eval_interval", type=positive_int, default=default.eval_interval, help="epochs between evaluations")
     add_flag(loop, "benchmark", "measure the throughput: no evaluation, no checkpoint")
+    add_cuda_graphs(loop, "record training steps on the GPU and replay them; None: with --benchmark, where it is possible")
     _add_optimizer_arguments(parser, default)
     _add_output_arguments(parser, default)
 

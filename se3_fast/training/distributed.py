@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from .errors import user_errors
 
@@ -37,6 +38,18 @@ class World:
     def mean(self, value: float) -> float:
         """Mean of a number over all processes."""
         return sum(self.gather(value)) / self.size
+
+    def average(self, tensor: Tensor) -> None:
+        """Replace a tensor by its mean over all processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+            tensor.div_(self.size)
+
+    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Give tensors the values that they have in the main process."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes in the order of their ranks, on every process."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
 from se3_fast.data.force_frames import ForceDataModule, reference_energies
@@ -74,10 +74,10 @@ class ForceTrainer(Trainer):
         self.force_field = model
         super().__init__(model, data_module, options, world, metadata, resume_from)
 
-    def batch_loss(self, batch: Any) -> Tensor:
-        """The loss [] of a batch ``(graph, forces, energies)``."""
+    def batch_loss(self, model: nn.Module, batch: Any, num_padding_graphs: int = 0) -> Tensor:
+        """The loss [] of a batch ``(graph, forces, energies)``; frames are not padded."""
         graph, known_forces, known_energies = batch
-        energies, forces = energy_and_forces(self.parallel_model, graph, create_graph=True)
+        energies, forces = energy_and_forces(model, graph, create_graph=True)
         error = self.force_weight * l1_loss(forces, known_forces) + self.energy_weight * l1_loss(energies, known_energies)
         return error / self.force_field.scale
 

@@ -68,6 +68,26 @@ def build_schedule(optimizer: torch.optim.Optimizer, options: TrainingOptions) -
     return CosineAnnealingWarmRestarts(optimizer, options.max_steps or options.epochs, eta_min=smallest)
 
 
+def keep_rate_on_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Make the learning rates tensors, so that a recorded step reads what the schedule writes."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+
+
+def allow_recording(optimizer: torch.optim.Optimizer) -> None:
+    """Tell an optimizer that knows such a word that its steps are recorded."""
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
+
+
+def plain_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Its state with the learning rates as numbers, whatever :func:`keep_rate_on_device` did."""
+    state = optimizer.state_dict()
+    groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
     """Load the state of all parameters; learning rate, betas and weight decay stay those of `optimizer`.
 

@@ -30,6 +30,7 @@ class TrainingOptions:
         silent: No progress bar and no line for every epoch.
         wandb: Log to Weights & Biases as well.
         benchmark: Measure the throughput only: no evaluation and no checkpoint.
+        cuda_graphs: Record the steps on the GPU and replay them; None: with `benchmark`, where it is possible.
     """
 
     epochs: int = 100
@@ -51,3 +52,4 @@ class TrainingOptions:
     silent: bool = False
     wandb: bool = False
     benchmark: bool = False
+    cuda_graphs: bool | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .checkpoint import check_same, load_weights, read_checkpoint, write_checkpoint
 from .distributed import World
 from .errors import TrainingError
-from .evaluation import Evaluation, TargetScale, evaluate, move_batch
+from .evaluation import Evaluation, TargetScale, evaluate
 from .loggers import open_loggers
 from .loss_record import LossRecord
-from .optimizers import build_optimizer, build_schedule, load_optimizer_state
+from .optimizers import build_optimizer, build_schedule, load_optimizer_state, plain_state
 from .options import TrainingOptions
 from .precision import Precision
 from .random_state import capture_random_state, restore_random_state
+from .recorded import choose_recorder
+from .steps import DirectSteps, RecordedSteps, StepParts, Steps
 
 _MESSAGES = logging.getLogger(__name__)
 _BATCHES_BETWEEN_READINGS = 20
@@ -87,6 +87,7 @@ class Trainer:
         self.steps_done = 0
         self.molecules_seen = 0
         self.history: list[dict[str, Any]] = []
+        self._steps: tuple[Any, Steps] | None = None
         self._saved_random_state: dict[str, Any] | None = None
         if resume_from is not None:
             self._resume(resume_from)
@@ -94,7 +95,6 @@ class Trainer:
             options.save_ckpt_path.parent.mkdir(parents=True, exist_ok=True)
         self.loggers = open_loggers(options, self.world, self.epochs_done + 1)
         self.loggers.log_parameters({**asdict(options), **self.metadata})
-        self.parallel_model = _distribute(self.model, self.world)
 
     @property
     def finished(self) -> bool:
@@ -114,7 +114,7 @@ class Trainer:
         validation = None
         while not self.finished:
             start = time.perf_counter()
-            record = {"epoch": self.epochs_done + 1, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+            record = {"epoch": self.epochs_done + 1, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
             record["train_loss"] = self.train_epoch(loader)
             validation = None
             if self.finished or _is_due(self.epochs_done, self.options.eval_interval):
@@ -142,18 +142,22 @@ class Trainer:
         if batches == 0:
             raise TrainingError("the training set has no whole batch: choose a smaller --batch_size")
         _set_epoch(loader, self.epochs_done)
-        self.parallel_model.train()
+        self.model.train()
         losses = LossRecord()
         size = self.options.accumulate_grad_batches
-        with self._progress_bar(batches) as bar:
-            for index, batch in enumerate(loader):
+        steps = self._steps_of(loader)
+        with steps.running(), self._progress_bar(batches) as bar:
+            for index, batch in enumerate(steps.batches()):
                 ends_group = (index + 1) % size == 0 or index + 1 == batches
                 in_group = min(size, batches - index // size * size)
-                losses.add(self._accumulate(batch, in_group, ends_group), self.steps_done + 1)
+                batch_loss, samples = steps.accumulate(batch, in_group, ends_group)
+                losses.add(batch_loss, self.steps_done + 1)
+                self.molecules_seen += samples
                 if ends_group:
-                    self._optimizer_step()
+                    steps.update()
+                    self._count_step()
                 bar.update()
-                if (index + 1) % _BATCHES_BETWEEN_READINGS == 0:
+                if (index + 1) % _BATCHES_BETWEEN_READINGS == 0 and not steps.waits_for_nothing:
                     bar.set_postfix(loss=f"{losses.read():.4f}", refresh=False)
                 if self.finished:
                     break
@@ -166,31 +170,34 @@ class Trainer:
     def close(self) -> None:
         """Write what the loggers hold back, and let go of the other processes; a closed trainer trains no more."""
         self.loggers.close()
-        self.parallel_model = self.model
+        self._steps = None
 
-    def _accumulate(self, batch: Any, in_group: int, ends_group: bool) -> Tensor:
-        """Add the gradient of a batch, one of `in_group` that make a step; return its loss []."""
-        batch = move_batch(batch, self.world.device)
-        with _gradient_exchange(self.parallel_model, ends_group):
-            loss = self.batch_loss(batch)
-            self.scaler.scale(loss / in_group).backward()
-        self.molecules_seen += batch[-1].shape[0]
-        return loss
+    def batch_loss(self, model: nn.Module, batch: Any, num_padding_graphs: int = 0) -> Tensor:
+        """The loss [] of a batch on the device; a subclass may define another.
 
-    def batch_loss(self, batch: Any) -> Tensor:
-        """The loss [] of a batch on the device; a subclass may define another."""
+        Args:
+            model: The model to call.
+            batch: `(*inputs, target)`.
+            num_padding_graphs: Graphs at the end of the batch that have no target.
+        """
         *inputs, target = batch
         with self.precision.autocast():
-            prediction = self.parallel_model(*inputs)
-        return l1_loss(prediction.float(), target)
+            prediction = model(*inputs)
+        return l1_loss(prediction.float()[: prediction.shape[0] - num_padding_graphs], target)
 
-    def _optimizer_step(self) -> None:
-        if self.options.gradient_clip is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+    def _steps_of(self, loader: Any) -> Steps:
+        """The steps over the batches of a loader: kept, as recordings are, until another loader comes."""
+        if self._steps is None or self._steps[0] is not loader:
+            self._steps = loader, self._make_steps(loader)
+        return self._steps[1]
+
+    def _make_steps(self, loader: Any) -> Steps:
+        options = self.options
+        parts = StepParts(self.model, self.batch_loss, self.optimizer, self.scaler, options.gradient_clip, self.world)
+        recorder = choose_recorder(options, self.world.device, loader)
+        return DirectSteps(parts, loader) if recorder is None else RecordedSteps(parts, loader, recorder)
+
+    def _count_step(self) -> None:
         self.steps_done += 1
         if self.options.max_steps is not None:
             self.scheduler.step()
@@ -225,7 +232,7 @@ class Trainer:
             return
         checkpoint = {
             "state_dict": self.model.state_dict(),
-            "optimizer_state_dict": self.optimizer.state_dict(),
+            "optimizer_state_dict": plain_state(self.optimizer),
             "scheduler_state_dict": self.scheduler.state_dict(),
             "scaler_state_dict": self.scaler.state_dict(),
             "epoch": self.epochs_done,
@@ -272,16 +279,3 @@ def _set_epoch(loader: Any, epoch: int) -> None:
     set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
     if set_epoch is not None:
         set_epoch(epoch)
-
-
-def _distribute(model: nn.Module, world: World) -> nn.Module:
-    if world.size == 1:
-        return model
-    return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
-
-
-def _gradient_exchange(model: nn.Module, exchange: bool) -> AbstractContextManager[None]:
-    """Processes average their gradients only with the last batch that makes a step."""
-    if exchange or not isinstance(model, DistributedDataParallel):
-        return nullcontext()
-    return model.no_sync()

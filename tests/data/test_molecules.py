@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from se3_fast.data.molecules import DataError, MoleculeDataset, Molecules, check_archive, ragged_indices, read_molecules
+from se3_fast.data.molecules import DataError, MoleculeDataset, check_archive, ragged_indices, read_molecules
 from se3_fast.data.npz_file import write_npz
 
 Arrays = dict[str, np.ndarray]
@@ -47,16 +47,6 @@ def test_features_that_are_no_small_integers_become_float32(tmp_path: Path, arra
 def test_ragged_indices() -> None:
     indices = ragged_indices(torch.tensor([10, 3, 7]), torch.tensor([2, 0, 3]))
     assert indices.tolist() == [10, 11, 7, 8, 9]
-
-
-def test_many_molecules_equal_single_ones(data_dir: Path) -> None:
-    dataset = MoleculeDataset(read_molecules(data_dir / "qm9_edge.npz", "homo"))
-    numbers = [17, 0, 199, 17, 3]
-    together = dataset.__getitems__(numbers)
-    one_by_one = Molecules.join([dataset[number] for number in numbers])
-    for name in Molecules.__dataclass_fields__:
-        assert torch.equal(getattr(together, name), getattr(one_by_one, name)), name
-    assert together.numbers.tolist() == numbers
 
 
 def test_a_molecule_holds_its_own_rows(data_dir: Path, arrays: Arrays) -> None:

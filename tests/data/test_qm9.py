@@ -14,7 +14,6 @@ from torch.utils.data import TensorDataset, random_split
 
 from se3_fast.data import TASK_UNITS, TASKS, DataError, DownloadError, QM9DataModule
 from se3_fast.data import qm9 as qm9_module
-from se3_fast.data.molecules import Molecules
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.qm9 import split_indices, split_sizes
 
@@ -105,38 +104,6 @@ def test_batch_shapes_and_values(data_dir: Path, arrays: Arrays) -> None:
         np.testing.assert_array_equal(graph.edata["rel_pos"][edge : edge + e], pos[dst] - pos[src])
         np.testing.assert_array_equal(edge_feats["0"][edge : edge + e, :, 0], arrays["edge_attr"][edges])
         node, edge = node + n, edge + e
-
-
-def tensors(batch: tuple[Any, ...]) -> list[torch.Tensor]:
-    graph, node_feats, edge_feats, *_, target = batch
-    sizes = [graph.batch_num_nodes(), graph.batch_num_edges()]
-    return [
-        graph.src,
-        graph.dst,
-        *sizes,
-        *graph.ndata.values(),
-        *graph.edata.values(),
-        node_feats["0"],
-        edge_feats["0"],
-        target,
-    ]
-
-
-def test_assembled_batch_equals_collated_molecules(data_dir: Path) -> None:
-    data = module(data_dir)
-    numbers = [5, 100, 0, 31]
-    together = data._collate(data.ds_train.__getitems__(numbers))
-    one_by_one = data._collate([data.ds_train[number] for number in numbers])
-    assert isinstance(data.ds_train.__getitems__(numbers), Molecules)
-    for fast, slow in zip(tensors(together), tensors(one_by_one), strict=True):
-        assert fast.dtype == slow.dtype
-        assert torch.equal(fast, slow)
-
-
-def test_workers_give_the_same_batches(data_dir: Path) -> None:
-    alone, helped = (module(data_dir, num_workers=workers, seed=3).train_dataloader() for workers in (0, 2))
-    for one, other in zip(alone, helped, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
 
 
 def test_precomputed_geometry_is_that_of_the_batch(data_dir: Path) -> None:

@@ -43,7 +43,7 @@ PUBLISHED_DEFAULTS = {
     "num_degrees": 4,
     "num_channels": 32,
 }
-OWN_DEFAULTS = {"dataset": "qm9", "device": "auto", "amp_dtype": "auto", "max_steps": None}
+OWN_DEFAULTS = {"dataset": "qm9", "device": "auto", "amp_dtype": "auto", "max_steps": None, "cuda_graphs": None}
 
 
 def test_defaults_are_the_published_ones() -> None:
