@@ -1,15 +1,20 @@
-"""Run the model benchmarks and print the ratios between backends: ``python -m bench [more pytest arguments]``.
+"""Benchmarks side by side: ``python -m bench`` prints tables and writes ``bench/results/<device>.json`` and plots.
 
-The figures are written to ``bench/results/<device>.json``, with versions, date and commit.
+Whole models by all backends (:mod:`bench.bench_models`), the convolution by others (:mod:`bench.rivals`), its cost over sizes
+(:mod:`bench.scaling`), training and inference throughput (:mod:`bench.throughput`). ``--only`` chooses; what the file holds of the
+others stays. Further options are pytest's, for the models (``-k qm9``); single operations are measured with
+``pytest bench/bench_tfn_conv.py -o python_files='bench_*.py'`` and so on. Everything on a GPU, in one command: :mod:`bench.gpu`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -18,24 +23,104 @@ from typing import Any
 import pytest
 import torch
 
+from bench import plots, rivals, scaling, throughput
 from bench.workloads import BACKENDS, DEVICE
 
 RESULTS = Path(__file__).parent / "results"
 
 
+class ModelsFailed(RuntimeError):
+    """pytest ended the benchmark of the models with an exit code other than 0."""
+
+
 def main() -> int:
     """Run, print, write; the exit code is pytest's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what is measured")
+    parser.add_argument("--data_dir", type=Path, help="folder of qm9_edge.npz; without it the sample is used")
+    arguments, for_pytest = parser.parse_known_args()
+    arguments.pytest_arguments = for_pytest
+    file = RESULTS / f"{device_name()}.json"
+    RESULTS.mkdir(exist_ok=True)
+    for name in arguments.only:
+        try:
+            found = SECTIONS[name](arguments)
+        except ModelsFailed as error:
+            return int(str(error))
+        results = json.loads(file.read_text()) if file.exists() else {}
+        results |= {"environment": environment(), **found} if name == "models" else {name: {**_environment_of_section(), **found}}
+        file.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+def _environment_of_section() -> dict[str, Any]:
+    """That of all sections but the models', which find the C library as it is."""
+    allocator = {"allocator": "keeps freed memory"} if DEVICE.type == "cpu" else {}  # bench.timing.keep_freed_memory
+    return {"environment": environment() | allocator}
+
+
+def _models(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
-        arguments = [str(Path(__file__).parent / "bench_models.py"), "-q", f"--benchmark-json={raw}", "--benchmark-quiet"]
-        code = pytest.main([*arguments, "-o", "python_files=bench_*.py", *sys.argv[1:]])
+        options = [str(Path(__file__).parent / "bench_models.py"), "-q", f"--benchmark-json={raw}", "--benchmark-quiet"]
+        code = pytest.main([*options, "-o", "python_files=bench_*.py", *arguments.pytest_arguments])
         if code != 0:
-            return int(code)
+            raise ModelsFailed(int(code))
         rows = _rows(json.loads(raw.read_text())["benchmarks"])
     print(_table(rows))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{device_name()}.json").write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
-    return 0
+    return {"rows": rows}
+
+
+def _rivals(arguments: argparse.Namespace) -> dict[str, Any]:
+    rows = list(rivals.rows())
+    print(rivals.table(rows))
+    plots.plot_rivals(rows, rivals_title(), RESULTS / f"rivals_{device_name()}.png")
+    return {"rows": rows}
+
+
+def _scaling(arguments: argparse.Namespace) -> dict[str, Any]:
+    limits = scaling.Limits()
+    rows = scaling.sweep_edges(limits) + scaling.sweep_degrees(limits)
+    fits = scaling.fits(rows)
+    print(scaling.table(rows, fits))
+    plot_scaling(rows, fits)
+    return {"rows": rows, "fits": fits}
+
+
+def _throughput(arguments: argparse.Namespace) -> dict[str, Any]:
+    with throughput.data_set(arguments.data_dir) as data:
+        rows = [case | throughput.measure(data, **case) for case in throughput.cases()]
+    print(throughput.tables(rows))
+    return {"rows": rows}
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "models": _models,
+    "rivals": _rivals,
+    "scaling": _scaling,
+    "throughput": _throughput,
+}
+
+
+def rivals_title() -> str:
+    """Title of the plot of the rivals."""
+    return f"One convolution, degrees 0 to 3, 32 channels, {rivals.NUM_EDGES:,} edges, float32, {_short_device()}"
+
+
+def plot_scaling(rows: Sequence[dict[str, Any]], fits: Sequence[dict[str, Any]]) -> None:
+    """A plot for each sweep of :mod:`bench.scaling` that has a figure."""
+    fixed = {
+        "edges": f"degrees 0 to {scaling.MAX_DEGREE}",
+        "degrees": f"{scaling.EDGES_OF_DEGREES:,} edges",
+    }
+    for sweep in dict.fromkeys(fit["sweep"] for fit in fits):
+        title = f"One convolution, {fixed[sweep]}, 32 channels, float32, {_short_device()}"
+        plots.plot_scaling(rows, fits, sweep, title, RESULTS / f"scaling_{sweep}_{device_name()}.png")
+
+
+def _short_device() -> str:
+    threads = torch.get_num_threads()
+    return device_name().replace("_", " ") if DEVICE.type == "cuda" else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _rows(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -70,7 +155,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def device_name() -> str:
     """Name of the device that the benchmarks run on, as part of a file name."""
-    return torch.cuda.getdevice_name().replace(" ", "_") if DEVICE.type == "cuda" else "cpu"
+    return torch.cuda.get_device_name().replace(" ", "_") if DEVICE.type == "cuda" else "cpu"
 
 
 def environment() -> dict[str, Any]:

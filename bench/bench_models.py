@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 
 import pytest
@@ -10,6 +11,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import se3_fast
 from bench.peak_memory import measure_in_new_process
 from bench.workloads import BACKENDS, SIZES, Workload, build
+
+ROUNDS, FEWEST_ROUNDS = 7, 2
+SECONDS = 2.5
+"""About what the rounds of one call may take: what is slow is measured less often."""
 
 PASSES = {"forward": Workload.forward_only, "forward+backward": Workload.forward_backward}
 
@@ -35,4 +40,7 @@ def test_model(benchmark: BenchmarkFixture, name: str, direction: str, backend: 
     if direction == "forward+backward":
         benchmark.extra_info["peak_bytes"] = peak_memory_of(name, backend)
     with se3_fast.backend(backend):
-        benchmark.pedantic(PASSES[direction], args=(workload,), warmup_rounds=1, rounds=7)
+        start = time.perf_counter()
+        PASSES[direction](workload)  # warms up
+        rounds = min(ROUNDS, max(FEWEST_ROUNDS, int(SECONDS / (time.perf_counter() - start))))
+        benchmark.pedantic(PASSES[direction], args=(workload,), rounds=rounds)

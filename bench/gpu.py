@@ -1,9 +1,10 @@
 """Everything that wants a GPU, in one command: ``python -m bench.gpu`` (or ``make gpu``).
 
-Tests first (numerics, gradients, equivariance, reproducibility, 64-bit addressing), then the rates of the device, whole models
-(launches included) with their peak memory, and every operation at every workload (graph replay, cold caches). Written to
-``bench/results/<device>.json`` after every step, so that a run that is cut short keeps what it has; what the time did not allow is
-listed as not measured.
+Tests first (numerics, gradients, equivariance, reproducibility, 64-bit addressing), then the rates of the device; training and
+inference throughput in the published layout (:mod:`bench.throughput`); whole models (launches included) with their peak memory; the
+convolution by others (:mod:`bench.rivals`); its cost over sizes and the largest graph that fits (:mod:`bench.scaling`); and every
+operation at every workload (graph replay, cold caches). Written to ``bench/results/<device>.json`` after every step, so that a run
+that is cut short keeps what it has; what the time did not allow is listed as not measured.
 """
 
 from __future__ import annotations
@@ -31,8 +32,12 @@ from bench import (
     bench_equivariant_norm,
     bench_radial,
     bench_tfn_conv,
+    plots,
+    rivals,
+    scaling,
+    throughput,
 )
-from bench.__main__ import RESULTS, device_name, environment
+from bench.__main__ import RESULTS, device_name, environment, plot_scaling, rivals_title
 from bench.peak_memory import measure_in_new_process
 from bench.timing import Rates, cold_time, measured_rates
 from bench.workloads import BACKENDS, SIZES, Workload, build
@@ -53,13 +58,26 @@ PASSES: dict[str, Callable[[Workload], None]] = {
 }
 
 
+SECTIONS = ("throughput", "models", "rivals", "scaling", "operations")
+"""What is measured, in this order."""
+
+SHARES = {"throughput": 0.4, "models": 0.6, "rivals": 0.65, "scaling": 0.8, "operations": 1.0}
+"""The part of the time that has passed when a section ends at the latest, so that every section has its turn."""
+
+
 class Run:
     """The results so far, and the time that is left."""
 
     def __init__(self, seconds: float) -> None:
-        self.deadline = time.monotonic() + seconds
+        self.start, self.seconds = time.monotonic(), seconds
+        self.deadline = self.start + seconds
         self.file = RESULTS / f"{device_name()}.json"
-        self.results: dict[str, Any] = {"environment": environment(), "operations": [], "models": [], "not measured": []}
+        self.results: dict[str, Any] = {"environment": environment(), "not measured": []}
+        self.results |= {section: [] for section in (*SECTIONS, "largest graph")}
+
+    def begin(self, section: str) -> None:
+        """From now on the time that is left is that of a section."""
+        self.deadline = self.start + SHARES[section] * self.seconds
 
     def write(self) -> None:
         """Write everything so far."""
@@ -88,6 +106,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=450.0, help="stop measuring after this time; tests are not cut short")
     parser.add_argument("--no_tests", action="store_true", help="only measure")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="what is measured")
+    parser.add_argument("--data_dir", type=Path, help="folder of qm9_edge.npz; without it the sample is repeated to its size")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("expected a CUDA device, got none")
@@ -97,18 +117,69 @@ def main() -> int:
         run.results["tests"] = _tested()
         code = run.results["tests"]["exit_code"]
         run.write()
+        run.seconds -= min(run.seconds, time.monotonic() - run.start)
+        run.start = time.monotonic()
     rates = measured_rates()
     run.results["rates"] = {"flop_per_second": rates.flop_per_second, "bytes_per_second": rates.bytes_per_second}
-    for row in _models():
-        run.attempt("models", row, lambda row=row: _model_time(**row))
-    for row in _operations():
-        run.attempt("operations", row, lambda row=row: _operation_time(rates, **row))
-    _add_ratios(run.results["models"])
-    _add_ratios(run.results["operations"])
-    run.write()
+    measurements = {
+        "throughput": lambda: _measure_throughput(run, arguments.data_dir),
+        "models": lambda: _measure_models(run),
+        "rivals": lambda: _measure_rivals(run),
+        "scaling": lambda: _measure_scaling(run),
+        "operations": lambda: _measure_operations(run, rates),
+    }
+    for section in arguments.only:
+        run.begin(section)
+        measurements[section]()
+        run.write()
     print(_table(run.results))
     print(f"{run.file}; tests {'not run' if arguments.no_tests else run.results['tests']['summary']}")
     return code
+
+
+def _measure_throughput(run: Run, data_dir: Path | None) -> None:
+    with throughput.data_set(data_dir) as data:
+        for row in throughput.cases():
+            run.attempt("throughput", row, lambda row=row: throughput.measure(data, **row))
+    print(throughput.tables(run.results["throughput"]))
+
+
+def _measure_models(run: Run) -> None:
+    for row in _models():
+        run.attempt("models", row, lambda row=row: _model_time(**row))
+    _add_ratios(run.results["models"])
+
+
+def _measure_rivals(run: Run) -> None:
+    for name in rivals.compared():
+        if reason := rivals.missing(name):
+            run.results["not measured"].append({"name": name, "reason": reason})
+        else:
+            run.attempt("rivals", {"name": name}, lambda name=name: rivals.measure(name))
+    rows = run.results["rivals"]
+    print(rivals.table([*rows, *(row for row in run.results["not measured"] if "name" in row)]))
+    if rows:
+        plots.plot_rivals(rows, rivals_title(), RESULTS / f"rivals_{device_name()}.png")
+
+
+def _measure_scaling(run: Run) -> None:
+    limits = scaling.Limits(deadline=run.deadline)
+    for sweep in (scaling.sweep_edges, scaling.sweep_degrees):
+        for row in sweep(limits):
+            run.results["scaling" if "step_ms" in row else "not measured"].append(row)
+        run.write()
+    rows = run.results["scaling"]
+    run.results["scaling exponents"] = fits = scaling.fits(rows)
+    for backend in reversed(BACKENDS):  # the fastest first
+        run.attempt("largest graph", {"backend": backend}, lambda name=backend: scaling.largest_graph(name, run.deadline))
+    print(scaling.table(rows, fits))
+    plot_scaling(rows, fits)
+
+
+def _measure_operations(run: Run, rates: Rates) -> None:
+    for row in _operations():
+        run.attempt("operations", row, lambda row=row: _operation_time(rates, **row))
+    _add_ratios(run.results["operations"])
 
 
 def _tested() -> dict[str, Any]:

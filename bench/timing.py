@@ -1,9 +1,11 @@
-"""Times of GPU work: a captured graph replayed with cold caches; and the rates that the device reaches."""
+"""Times: of GPU work by a captured graph replayed with cold caches, of steps in turns; and the rates that the device reaches."""
 
 from __future__ import annotations
 
+import ctypes
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +14,22 @@ from se3_fast.kernels.cost import Cost
 
 FLUSHED_BYTES = 512 << 20
 """Written before every replay: several times the second-level cache of any GPU."""
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Numbers of parameters in glibc's mallopt."""
+
+
+def keep_freed_memory() -> None:
+    """From now on the C library keeps what is freed for what is allocated next (glibc; elsewhere nothing is done).
+
+    By default large arrays go back to the system and are mapped and cleared anew, which costs those most that write most: the
+    materialised algorithm and the libraries that read weights per edge from memory. Comparisons on the CPU spare them that.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 @dataclass
@@ -46,6 +64,25 @@ def cold_time(function: Callable[[], None], rounds: int = 15, with_launches: boo
         stop.synchronize()
         times.append(start.elapsed_time(stop))
     return Timing(statistics.median(times), graph is not None)
+
+
+def times_in_turns(steps: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median time of every step in milliseconds, launches included.
+
+    On the CPU the steps take turns, so that what else the machine does falls on all of them; with one thread their time is that of
+    the processor, which other processes change little.
+    """
+    if torch.cuda.is_available():
+        return {name: cold_time(step, rounds, with_launches=True).milliseconds for name, step in steps.items()}
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            start = clock()
+            step()
+            if number > 0:  # the first round warms up
+                times[name].append(clock() - start)
+    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
 def _captured(function: Callable[[], None]) -> torch.cuda.CUDAGraph | None:

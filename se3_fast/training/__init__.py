@@ -3,12 +3,13 @@
 from .checkpoint import read_checkpoint, write_checkpoint
 from .distributed import World, open_world
 from .errors import CheckpointError, TrainingError
-from .evaluation import Evaluation, TargetScale, evaluate
+from .evaluation import DirectPredictions, Evaluation, TargetScale, evaluate
 from .options import TrainingOptions
 from .trainer import Trainer, TrainingResult
 
 __all__ = [
     "CheckpointError",
+    "DirectPredictions",
     "Evaluation",
     "TargetScale",
     "Trainer",

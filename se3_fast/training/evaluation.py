@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError
 
+from se3_fast.data.resident import NumberedBatch, ResidentLoader
+
 from .distributed import World
 from .precision import Precision
+from .recorded import RecordedByShape, Recorder
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Evaluation:
         mean_predictor_mae: The same for predicting the training set's mean every time.
         predictions: [M] float64, in the unit. Samples of rank 0 first; one process keeps the loader's order.
         targets: [M] float64, in the unit.
-        latencies: [number of batches] seconds from a batch on the host to its predictions.
+        latencies: [number of batches] seconds from a batch on the host to its predictions, where they were measured.
         seconds: Duration of the whole pass, loading included.
     """
 
@@ -74,60 +78,138 @@ def move_batch(batch: Any, device: torch.device) -> Any:
     return batch.to(device, non_blocking=True)
 
 
-def evaluate(
-    model: nn.Module,
-    loader: Iterable[Any],
-    scale: TargetScale,
-    world: World,
-    precision: Precision,
-    model_scale: TargetScale | None = None,
-) -> Evaluation:
-    """Run the model over a loader without gradients.
+class Predictions(Protocol):
+    """The predictions of a model on the batches of a loader."""
+
+    def batches(self) -> Iterable[Any]:
+        """The batches, in the form that a call takes."""
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Prediction and target of each sample, standardised, [2, B] float32; the next call may overwrite them."""
+
+    def running(self) -> AbstractContextManager[None]:
+        """Within it all of the above is to be called."""
+
+
+class DirectPredictions:
+    """Every operation is launched as it comes.
 
     Args:
         model: Called as `model(*inputs)`; returns [B], standardised.
         loader: Yields batches `(*inputs, target)` with a standardised target [B]; every process has its own share.
+        precision: Precision of the forward pass.
+        device: The device of the model.
+    """
+
+    def __init__(self, model: nn.Module, loader: Iterable[Any], precision: Precision, device: torch.device) -> None:
+        self._model = model
+        self._loader = loader
+        self._precision = precision
+        self._device = device
+
+    def batches(self) -> Iterable[Any]:
+        """The loader's."""
+        return self._loader
+
+    def __call__(self, batch: Any) -> Tensor:
+        """See :class:`Predictions`."""
+        return self.predict(move_batch(batch, self._device))
+
+    def predict(self, batch: Any, num_padding_graphs: int = 0) -> Tensor:
+        """The same for a batch on the device, at whose end some graphs have no target."""
+        *inputs, target = batch
+        with self._precision.autocast():
+            prediction = self._model(*inputs)
+        return torch.stack([prediction.float()[: prediction.shape[0] - num_padding_graphs], target.float()])
+
+    def running(self) -> AbstractContextManager[None]:
+        """See :class:`Predictions`."""
+        return nullcontext()
+
+
+class RecordedPredictions:
+    """Batch assembly and forward pass recorded on the GPU for each of few padded shapes, and replayed.
+
+    Args:
+        direct: What is recorded.
+        loader: Its batches; on the device.
+        recorder: Records it.
+    """
+
+    def __init__(self, direct: DirectPredictions, loader: ResidentLoader, recorder: Recorder) -> None:
+        self._direct = direct
+        self._loader = loader
+        self._recorder = recorder
+        self._forward = RecordedByShape(self._assembled, loader, recorder)
+
+    def batches(self) -> Iterable[NumberedBatch]:
+        """The numbers of the molecules; their batch is assembled in the recording."""
+        return self._loader.numbered_batches()
+
+    def __call__(self, batch: NumberedBatch) -> Tensor:
+        """See :class:`Predictions`."""
+        return self._forward(batch)
+
+    def running(self) -> AbstractContextManager[None]:
+        """See :class:`Predictions`."""
+        return self._recorder.stream()
+
+    def _assembled(self, batch: NumberedBatch) -> Tensor:
+        return self._direct.predict(self._loader.assemble(batch, is_padded=True), num_padding_graphs=1)
+
+
+def evaluate(
+    model: nn.Module,
+    predictions: Predictions,
+    scale: TargetScale,
+    world: World,
+    model_scale: TargetScale | None = None,
+    is_timed: bool = False,
+) -> Evaluation:
+    """Predict a whole data set without gradients.
+
+    Args:
+        model: The model that predicts; in evaluation mode meanwhile.
+        predictions: Its predictions.
         scale: How the targets are standardised.
         world: The processes whose figures are put together.
-        precision: Precision of the forward pass.
         model_scale: What the model was trained with, where that is not `scale`.
+        is_timed: Wait for the device after every batch, for its latency.
     """
     model_scale = model_scale or scale
     shift = (model_scale.mean - scale.mean) / scale.std
     error = MeanAbsoluteError().to(world.device)
     mean_error = MeanAbsoluteError().to(world.device)
-    predictions: list[Tensor] = []
-    targets: list[Tensor] = []
+    pairs: list[Tensor] = []
     latencies: list[float] = []
     was_training = model.training
     model.eval()
     start = time.perf_counter()
-    with torch.no_grad():
-        for batch in loader:
+    with torch.no_grad(), predictions.running():
+        for batch in predictions.batches():
             batch_start = time.perf_counter()
-            *inputs, target = move_batch(batch, world.device)
-            with precision.autocast():
-                prediction = model(*inputs)
-            prediction = prediction.float() * (model_scale.std / scale.std) + shift
+            prediction, target = predictions(batch)
+            prediction = prediction * (model_scale.std / scale.std) + shift
             error.update(prediction, target)
             mean_error.update(torch.zeros_like(target), target)
-            predictions.append(prediction)
-            targets.append(target)
-            if world.device.type == "cuda":
-                torch.cuda.synchronize(world.device)
-            latencies.append(time.perf_counter() - batch_start)
+            pairs.append(torch.stack([prediction, target]))
+            if is_timed:
+                if world.device.type == "cuda":
+                    torch.cuda.current_stream().synchronize()
+                latencies.append(time.perf_counter() - batch_start)
+    found, known = _gather(pairs, world)
     seconds = time.perf_counter() - start
     model.train(was_training)
     return Evaluation(
         mae=error.compute().item() * scale.std,
         mean_predictor_mae=mean_error.compute().item() * scale.std,
-        predictions=scale.restore(_gather(predictions, world)),
-        targets=scale.restore(_gather(targets, world)),
+        predictions=scale.restore(found),
+        targets=scale.restore(known),
         latencies=latencies,
         seconds=seconds,
     )
 
 
-def _gather(parts: list[Tensor], world: World) -> Tensor:
-    own = torch.cat(parts).cpu() if parts else torch.empty(0)
-    return torch.cat(world.gather(own))
+def _gather(pairs: list[Tensor], world: World) -> Tensor:
+    own = torch.cat(pairs, 1).cpu() if pairs else torch.empty(2, 0)
+    return torch.cat(world.gather(own), 1)

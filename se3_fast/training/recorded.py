@@ -14,7 +14,6 @@ from torch import Tensor
 from se3_fast.data.resident import NumberedBatch, ResidentLoader
 
 from .errors import TrainingError
-from .options import TrainingOptions
 
 
 class Recorder(Protocol):
@@ -60,24 +59,28 @@ class CudaRecorder:
         torch.cuda.current_stream().wait_stream(self._stream)
 
 
-def choose_recorder(options: TrainingOptions, device: torch.device, loader: Any) -> Recorder | None:
-    """How the steps of a run are recorded; None: they are not.
+def choose_recorder(
+    cuda_graphs: bool | None, is_benchmark: bool, device: torch.device, loader: Any, optimizer: str = ""
+) -> Recorder | None:
+    """How work on the batches of a loader is recorded; None: it is not.
 
     Args:
-        options: `cuda_graphs` None means: where the throughput is measured, if nothing speaks against it.
-        device: what computes.
-        loader: the training batches.
+        cuda_graphs: Whether it is to be; None means: where the throughput is measured, if nothing speaks against it.
+        is_benchmark: Whether the throughput is measured.
+        device: What computes.
+        loader: The batches.
+        optimizer: The name of the optimizer whose steps are recorded too.
 
     Raises:
-        ValueError: they are to be recorded, and cannot be.
+        ValueError: It is to be recorded, and cannot be.
     """
-    wanted = options.cuda_graphs if options.cuda_graphs is not None else options.benchmark
+    wanted = is_benchmark if cuda_graphs is None else cuda_graphs
     obstacle = recording_obstacle(device, loader)
-    if options.optimizer == "lamb":
+    if optimizer == "lamb":
         obstacle = obstacle or "--optimizer adam or sgd, got lamb"
     if wanted and obstacle is None:
         return CudaRecorder(device)
-    if options.cuda_graphs:
+    if cuda_graphs:
         raise ValueError(f"--cuda_graphs: expected {obstacle}")
     return None
 

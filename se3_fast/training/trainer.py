@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .checkpoint import check_same, load_weights, read_checkpoint, write_checkpoint
 from .distributed import World
 from .errors import TrainingError
-from .evaluation import Evaluation, TargetScale, evaluate
+from .evaluation import DirectPredictions, Evaluation, TargetScale, evaluate
 from .loggers import open_loggers
 from .loss_record import LossRecord
 from .optimizers import build_optimizer, build_schedule, load_optimizer_state, plain_state
@@ -101,6 +101,11 @@ class Trainer:
         """Whether all epochs, or all steps of a limited run, are done."""
         limit = self.options.max_steps
         return self.epochs_done >= self.options.epochs or (limit is not None and self.steps_done >= limit)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether steps are recorded on the GPU; known once there was one."""
+        return self._steps is not None and self._steps[1].waits_for_nothing
 
     def fit(self) -> TrainingResult:
         """Train for the epochs that are left, then evaluate on the validation and the test set.
@@ -194,7 +199,7 @@ class Trainer:
     def _make_steps(self, loader: Any) -> Steps:
         options = self.options
         parts = StepParts(self.model, self.batch_loss, self.optimizer, self.scaler, options.gradient_clip, self.world)
-        recorder = choose_recorder(options, self.world.device, loader)
+        recorder = choose_recorder(options.cuda_graphs, options.benchmark, self.world.device, loader, options.optimizer)
         return DirectSteps(parts, loader) if recorder is None else RecordedSteps(parts, loader, recorder)
 
     def _count_step(self) -> None:
@@ -204,7 +209,8 @@ class Trainer:
 
     def evaluate(self, loader: Any) -> Evaluation:
         """The errors over a loader; a subclass may have others."""
-        return evaluate(self.model, loader, self.scale, self.world, self.precision)
+        predictions = DirectPredictions(self.model, loader, self.precision, self.world.device)
+        return evaluate(self.model, predictions, self.scale, self.world)
 
     def _progress_bar(self, batches: int) -> tqdm:
         return tqdm(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import se3_fast
-from se3_fast import EdgeGeometry, Fiber, SE3Transformer
+from se3_fast import EdgeGeometry, Fiber, Graph, SE3Transformer
 from se3_fast.ops.backend import selected_backend
 from tests.support import random_features, random_graph, relative_error
 
@@ -98,3 +98,42 @@ def test_compiled_model() -> None:
     expected = _results(model, torch.float32)
     found = _results(compiled, torch.float32)
     assert max(map(relative_error, found, expected)) < 1e-3
+
+
+class _OfTensors(nn.Module):
+    """A model as a function of tensors alone, the graph being fixed."""
+
+    def __init__(self, model: SE3Transformer, graph: Graph) -> None:
+        super().__init__()
+        self.model, self.graph = model, graph
+
+    def forward(self, rel_pos: Tensor, scalars: Tensor, vectors: Tensor, edge_scalars: Tensor) -> Tensor:
+        graph, no_edges = self.graph, self.graph.src.new_empty(0)
+        graph.edata["rel_pos"] = rel_pos
+        geometry = EdgeGeometry.from_relative_positions(rel_pos, self.model.max_degree, zero_length_edges=no_edges)
+        return self.model(graph, {"0": scalars, "1": vectors}, {"0": edge_scalars}, geometry)["0"]
+
+
+@pytest.mark.parametrize("has_position_gradient", [False, True])
+def test_graphed_callable(has_position_gradient: bool) -> None:
+    """``torch.cuda.make_graphed_callables``: forward and backward pass replayed on other values."""
+    graph = random_graph(50, 300).to("cuda")
+
+    def inputs(seed: int) -> tuple[Tensor, ...]:
+        nodes = random_features(FIBERS["fiber_in"], 50, seed)
+        rel_pos = torch.randn(300, 3, generator=torch.Generator().manual_seed(seed))
+        edges = random_features(Fiber({0: 4}), 300, seed)["0"]
+        tensors = tuple(tensor.float().cuda() for tensor in (rel_pos, nodes["0"], nodes["1"], edges))
+        return tuple(tensor.requires_grad_(number > 0 or has_position_gradient) for number, tensor in enumerate(tensors))
+
+    model = _OfTensors(_model(False, torch.float32), graph)
+    graphed = torch.cuda.make_graphed_callables(_OfTensors(_model(False, torch.float32), graph), inputs(0))
+    for seed in (1, 2):
+        results = []
+        for callable_ in (model, graphed):
+            tensors = inputs(seed)
+            output = callable_(*tensors)
+            output.square().sum().backward()
+            results.append([output.detach(), *(tensor.grad for tensor in tensors if tensor.requires_grad)])
+        for expected, found in zip(*results, strict=True):
+            assert relative_error(found, expected) < 1e-5

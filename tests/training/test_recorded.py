@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import se3_fast
 from se3_fast.data import QM9DataModule
 from se3_fast.training import Trainer, TrainingOptions
+from se3_fast.training.evaluation import DirectPredictions, RecordedPredictions, evaluate
 from se3_fast.training.model_config import build_model
 from se3_fast.training.recorded import CudaRecorder, RecordedByShape, choose_recorder
 
@@ -58,8 +59,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> RunAgain:
     """Takes the place of CUDA graphs in trainers with `cuda_graphs`."""
     recorder = RunAgain()
 
-    def choose(options: TrainingOptions, *_: Any) -> RunAgain | None:
-        return recorder if options.cuda_graphs else None
+    def choose(cuda_graphs: bool | None, *_: Any) -> RunAgain | None:
+        return recorder if cuda_graphs else None
 
     monkeypatch.setattr("se3_fast.training.trainer.choose_recorder", choose)
     return recorder
@@ -67,11 +68,11 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> RunAgain:
 
 @pytest.fixture
 def make(few_molecules: Path, tmp_path: Path) -> Callable[..., Trainer]:
-    """Trainers on 48 molecules in batches of 7."""
+    """Trainers on 48 molecules."""
 
-    def make_trainer(precompute_bases: bool = False, **options: Any) -> Trainer:
+    def make_trainer(precompute_bases: bool = False, batch_size: int = 7, **options: Any) -> Trainer:
         torch.manual_seed(0)
-        data = QM9DataModule(few_molecules, batch_size=7, num_degrees=2, seed=1, precompute_bases=precompute_bases)
+        data = QM9DataModule(few_molecules, batch_size=batch_size, num_degrees=2, seed=1, precompute_bases=precompute_bases)
         chosen = {"epochs": 3, "silent": True, "log_dir": tmp_path / "log", "optimizer": "sgd", "learning_rate": 0.05, **options}
         return Trainer(build_model(CONFIG), data, TrainingOptions(**chosen))
 
@@ -86,7 +87,7 @@ def weights(trainer: Trainer) -> Tensor:
     "options",
     [
         {},
-        {"accumulate_grad_batches": 3},
+        {"accumulate_grad_batches": 4},
         {"gradient_clip": 0.1},
         {"max_steps": 9},
         {"optimizer": "adam", "learning_rate": 0.002},
@@ -119,6 +120,17 @@ def test_few_recordings(make: Callable[..., Trainer], recorder: RunAgain) -> Non
         shapes += [(len(batch.numbers), *loader.padded_size(batch)) for batch in loader.numbered_batches()]
     trainer.fit()
     assert recorder.recordings == 1 + sum(shapes.count(shape) > 1 for shape in set(shapes))
+
+
+@pytest.mark.usefixtures("recorder")
+def test_the_learning_rate_is_where_a_recording_reads_it(make: Callable[..., Trainer]) -> None:
+    trainer = make(cuda_graphs=True, max_steps=50)
+    loader, group = trainer.data_module.train_dataloader(), trainer.optimizer.param_groups[0]
+    trainer._steps_of(loader)
+    rate, first = group["lr"], float(group["lr"])
+    trainer.train_epoch(loader)
+    assert group["lr"] is rate
+    assert float(rate) < first
 
 
 def test_checkpoints_of_recorded_training_are_plain(make: Callable[..., Trainer], recorder: RunAgain, tmp_path: Path) -> None:
@@ -178,9 +190,14 @@ class NothingWaits(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
-def test_nothing_waits_in_a_recorded_step(make: Callable[..., Trainer], recorder: RunAgain) -> None:
+@pytest.mark.parametrize("is_by_source", [False, True])
+@pytest.mark.usefixtures("recorder")
+def test_nothing_waits_in_a_recorded_step(
+    make: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, is_by_source: bool
+) -> None:
     """Batch assembly, forward pass, backward pass and optimizer, with the operations that a GPU runs."""
-    trainer = make(cuda_graphs=True, optimizer="adam", gradient_clip=1.0, amp=True, amp_dtype="bf16")
+    monkeypatch.setattr("se3_fast.fused.tfn_conv_by_source.is_by_source_faster", lambda *_: is_by_source)
+    trainer = make(batch_size=2, cuda_graphs=True, optimizer="adam", gradient_clip=1.0, amp=True, amp_dtype="bf16")
     loader = trainer.data_module.train_dataloader()
     steps = trainer._steps_of(loader)
     with se3_fast.backend("triton"):
@@ -188,29 +205,46 @@ def test_nothing_waits_in_a_recorded_step(make: Callable[..., Trainer], recorder
             with NothingWaits() if number else nullcontext():
                 steps.accumulate(batch, 1, True)
                 steps.update()
-            if number == 2:
+            if number == 1:
                 break
+
+
+def test_recorded_predictions_are_the_same(make: Callable[..., Trainer]) -> None:
+    """A second pass runs what was recorded in the first, with the parameters as they are then."""
+    trainer, recorder = make(), RunAgain()
+    loader = trainer.data_module.train_dataloader()
+    direct = DirectPredictions(trainer.model, loader, trainer.precision, trainer.world.device)
+    recorded = RecordedPredictions(direct, loader, recorder)
+    for _ in range(2):
+        expected, found = (evaluate(trainer.model, each, trainer.scale, trainer.world) for each in (direct, recorded))
+        assert found.predictions == pytest.approx(expected.predictions, rel=1e-6)
+        assert (found.targets == expected.targets).all()
+        assert found.mae == pytest.approx(expected.mae, rel=1e-5)
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.mul_(1.1)
+    assert recorder.recordings > 0
 
 
 def test_who_may_record(make: Callable[..., Trainer]) -> None:
     loader = make().data_module.train_dataloader()
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert choose_recorder(TrainingOptions(), cpu, loader) is None
-    assert choose_recorder(TrainingOptions(benchmark=True), cpu, loader) is None
-    wanted = TrainingOptions(cuda_graphs=True)
+    for wanted, is_benchmark in ((None, False), (None, True), (False, True)):
+        assert choose_recorder(wanted, is_benchmark, cpu, loader) is None
     with pytest.raises(ValueError, match="--cuda_graphs: expected a CUDA device, got cpu"):
-        choose_recorder(wanted, cpu, loader)
+        choose_recorder(True, False, cpu, loader)
     with pytest.raises(ValueError, match="expected batches that are made on the device, got those of a list"):
-        choose_recorder(wanted, cuda, [])
+        choose_recorder(True, False, cuda, [])
     with pytest.raises(ValueError, match="expected a data set that fits into the free memory of the device"):
-        choose_recorder(wanted, cuda, loader)
-    assert choose_recorder(TrainingOptions(benchmark=True), cuda, loader) is None
+        choose_recorder(True, False, cuda, loader)
+    assert choose_recorder(None, True, cuda, loader) is None
 
 
-def test_an_optimizer_that_cannot_be_recorded(make: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_that_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("se3_fast.training.recorded.recording_obstacle", lambda *_: None)
     monkeypatch.setattr(CudaRecorder, "__init__", lambda *_: None)
     cuda = torch.device("cuda")
-    assert isinstance(choose_recorder(TrainingOptions(cuda_graphs=True), cuda, []), CudaRecorder)
+    assert isinstance(choose_recorder(True, False, cuda, [], "adam"), CudaRecorder)
     with pytest.raises(ValueError, match="--cuda_graphs: expected --optimizer adam or sgd, got lamb"):
-        choose_recorder(TrainingOptions(cuda_graphs=True, optimizer="lamb"), cuda, [])
+        choose_recorder(True, False, cuda, [], "lamb")
+    assert choose_recorder(None, True, cuda, [], "lamb") is None

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 from se3_fast.data.samplers import EpochShuffleSampler
 from se3_fast.training import (
     CheckpointError,
+    DirectPredictions,
     TargetScale,
     Trainer,
     TrainingError,
@@ -143,7 +144,9 @@ def test_every_epoch_has_an_order_of_its_own(make_trainer: MakeTrainer, monkeypa
 def test_predictions_of_a_model_trained_on_other_targets_are_rescaled() -> None:
     data, model_scale = LinearData(), TargetScale(mean=-3.0, std=0.5, unit="eV")
     world = World(torch.device("cpu"))
-    found = evaluate(LinearModel(), data.val_dataloader(), TargetScale.of(data), world, Precision("cpu"), model_scale)
+    model = LinearModel()
+    predictions = DirectPredictions(model, data.val_dataloader(), Precision("cpu"), world.device)
+    found = evaluate(model, predictions, TargetScale.of(data), world, model_scale)
     features, targets = data.ds_val.tensors
     predictions = (LinearModel()(features) * 0.5 - 3.0).detach()
     assert found.predictions == pytest.approx(predictions.double().numpy(), rel=1e-5)
