@@ -52,11 +52,8 @@ def seconds_per_molecule(batches: Iterable[Any]) -> tuple[float, int]:
     return (time.perf_counter() - start) / molecules, molecules
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, help="folder of qm9_edge.npz")
-    folder = parser.parse_args().data_dir
+def measure(folder: Path | None) -> dict[str, Any]:
+    """Seconds of loading and of an epoch over all molecules, assembled and collated."""
     start = time.perf_counter()
     data = QM9DataModule(folder or "", dataset="qm9" if folder else "sample", batch_size=BATCH_SIZE, device=DEVICE)
     loading = time.perf_counter() - start
@@ -64,8 +61,7 @@ def main() -> None:
     resident, molecules = seconds_per_molecule(batch for part in parts for batch in part)
     slow = DataLoader(data.ds_train, batch_size=BATCH_SIZE, sampler=parts[0].sampler, collate_fn=collate)
     collated, collated_molecules = seconds_per_molecule(islice(slow, COLLATED_BATCHES))
-    results = {
-        "environment": environment(),
+    return {
         "data set": repr(data),
         "molecules": molecules,
         "loading_s": loading,
@@ -74,6 +70,13 @@ def main() -> None:
         "collated_epoch_s": collated * molecules,
         "times_faster": collated / resident,
     }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, help="folder of qm9_edge.npz")
+    results = {"environment": environment(), **measure(parser.parse_args().data_dir)}
     print(json.dumps(results, indent=1))
     (RESULTS / f"data_assembly_{device_name()}.json").write_text(json.dumps(results, indent=1) + "\n")
 

@@ -1,7 +1,7 @@
 """Everything that wants a GPU, in one command: ``python -m bench.gpu`` (or ``make gpu``).
 
-Tests first (numerics, gradients, equivariance, reproducibility, 64-bit addressing), then the rates of the device; training and
-inference throughput in the published layout (:mod:`bench.throughput`); whole models (launches included) with their peak memory; the
+Tests first (numerics, gradients, equivariance, reproducibility, 64-bit addressing), then the rates of the device; batch assembly,
+training and inference throughput in the published layout (:mod:`bench.throughput`); whole models with their peak memory; the
 convolution by others (:mod:`bench.rivals`); its cost over sizes and the largest graph that fits (:mod:`bench.scaling`); and every
 operation at every workload (graph replay, cold caches). Written to ``bench/results/<device>.json`` after every step, so that a run
 that is cut short keeps what it has; what the time did not allow is listed as not measured.
@@ -32,6 +32,7 @@ from bench import (
     bench_equivariant_norm,
     bench_radial,
     bench_tfn_conv,
+    data_assembly,
     plots,
     rivals,
     scaling,
@@ -73,7 +74,7 @@ class Run:
         self.deadline = self.start + seconds
         self.file = RESULTS / f"{device_name()}.json"
         self.results: dict[str, Any] = {"environment": environment(), "not measured": []}
-        self.results |= {section: [] for section in (*SECTIONS, "largest graph")}
+        self.results |= {section: [] for section in (*SECTIONS, "batch assembly", "largest graph")}
 
     def begin(self, section: str) -> None:
         """From now on the time that is left is that of a section."""
@@ -138,6 +139,7 @@ def main() -> int:
 
 
 def _measure_throughput(run: Run, data_dir: Path | None) -> None:
+    run.attempt("batch assembly", {}, lambda: data_assembly.measure(data_dir))
     with throughput.data_set(data_dir) as data:
         for row in throughput.cases():
             run.attempt("throughput", row, lambda row=row: throughput.measure(data, **row))
