@@ -41,7 +41,8 @@ class CudaRecorder:
         """
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # Only calls of this thread are judged: those that exchange gradients ask the device now and then.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 function()
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
