@@ -30,6 +30,8 @@ from bench import (
     bench_edge_attention,
     bench_edge_frames,
     bench_equivariant_norm,
+    bench_linear,
+    bench_pooling,
     bench_radial,
     bench_tfn_conv,
     data_assembly,
@@ -48,6 +50,8 @@ OPERATIONS: dict[str, ModuleType] = {
     "edge_attention": bench_edge_attention,
     "radial": bench_radial,
     "equivariant_norm": bench_equivariant_norm,
+    "linear": bench_linear,
+    "pooling": bench_pooling,
     "edge_frames": bench_edge_frames,
     "basis": bench_basis,
 }

@@ -7,7 +7,7 @@ With a CUDA device, what PyTorch's profiler saw on it is counted: kernels, copie
 counted instead: every launch of a Triton kernel (asked for through Triton's interpreter, but not carried out), and every PyTorch
 operation that the dispatcher sees and that is neither a view nor an allocation. Most of those are one kernel on a GPU; sorts, long
 sums, concatenations of more than a hundred tensors and the update of the optimizer can be several, and a matrix product may be two.
-The number depends on the model, not on the size of the batch. The output says which of the two it is.
+The output says which of the two it is.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from se3_fast.layers import AttentionSE3, GPooling, LinearSE3
 LAYERS = (AttentionBlockSE3, AttentionSE3, ConvSE3, GPooling, LinearSE3, NormSE3)
 """Layers that launches are counted for; those of other modules are under ``model``."""
 
-SMALL_SIZES = {"protein_full": 5, "protein_refine": 5, "protein_wide": 5}
-"""Where operations are only counted; of molecules two."""
+SIZES = {"qm9": 240, "qm9_complete": 32, "protein_full": 300, "protein_refine": 300, "protein_wide": 300}
+"""Those of DESIGN section 5; molecules of a batch, or residues."""
 
 NOT_LAUNCHED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "_reshape_alias"}
 """Operations that only allocate, or return a view though they are not marked as views."""
@@ -196,9 +196,8 @@ def main() -> None:
     parser.add_argument("workload", nargs="?", default="qm9", choices=list(BUILDERS), help="model and batch (default: qm9)")
     parser.add_argument("--amp", action="store_true", help="under autocast to float16")
     arguments = parser.parse_args()
-    size = None if DEVICE.type == "cuda" else SMALL_SIZES.get(arguments.workload, 2)
     with se3_fast.backend("triton"):
-        launches = count(build(arguments.workload, size), arguments.amp)
+        launches = count(build(arguments.workload, SIZES[arguments.workload]), arguments.amp)
     kind = "kernels, copies and fills on the device" if DEVICE.type == "cuda" else "operations issued, counted without a GPU"
     precision = "autocast to float16" if arguments.amp else "float32"
     print(f"{arguments.workload}, {precision}: {launches.counts.total()} launches per training step ({kind})\n")

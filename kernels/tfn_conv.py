@@ -5,12 +5,12 @@
 
 Six kernels, all driven by the same small tables, so that every fuse level is one launch:
 
-    align            gathers and rotates into the frames:      nodes [N, C, 2d+1] -> x~
+    align            gathers and rotates into the frames, all degrees at once:  nodes [N, C, 2d+1] -> x~
     contract         R tile by tile on the matrix unit, used at once: h, x~ -> y~. Its transpose (W transposed, odd sign flipped) is
                      the backward pass to x~
     hidden_gradient  dh = dR W^T,   dR_even = g+ x+ + g- x-,   dR_odd = g- x+ - g+ x-
     weight_gradient  dW = h^T dR; a program owns a slice of W and walks over all edges: no atomics, a fixed order
-    rotate           out of the frames, per edge or summed over the edges of a node: y~ -> out
+    rotate           out of the frames, per edge or (all degrees at once) summed over the edges of a node: y~ -> out
     position_gradient  the torque identity (DESIGN 1.2) in the frames, G_a the generators of rotations and g~, gx~ the gradients
                      of y~ and x~:  t_a = <g~, G_a y~> - <gx~, G_a x~>,  dr = D_1 (-t_z, 0, t_x) / |r|;  the component of t along
                      the edge turns nothing, so that G_y is not needed
@@ -28,6 +28,7 @@ and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.fused.t
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,9 @@ from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
 from .resources import CompileCase
+
+MAX_DEGREES = 7
+"""How many degrees one launch rotates."""
 
 _GENERATOR_CHANNELS = 8  # channels side by side in a tile of the position gradient
 
@@ -94,23 +98,73 @@ class GeneratorTable(NamedTuple):
     bounds: tuple[int, int, int]
 
 
+class DegreeBlock(NamedTuple):
+    """Features of one degree and where they stand in aligned ones.
+
+    Attributes:
+        degree: d.
+        features: [.., C, 2d+1].
+        table: that of :func:`~se3_fast.kernels.edge_frames.wigner_table` in the dtype of the angles.
+        row: row of the first component's first channel.
+        row_stride: rows from one component to the next.
+    """
+
+    degree: int
+    features: Tensor
+    table: Tensor
+    row: int
+    row_stride: int
+
+
 @triton.jit
-def _align_kernel(
-    features, index, angles, table, aligned, num_edges, channels, row, row_stride,
-    HAS_INDEX: tl.constexpr, DEGREE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+def _align_degree(
+    features, table, index, angles, aligned, num_edges, channels, row, row_stride, HAS_INDEX: tl.constexpr, DEGREE: tl.constexpr
 ):  # fmt: skip
+    # 2 DEGREE + 1 rounded up to a power of two
+    SIZE: tl.constexpr = 1 if DEGREE == 0 else (4 if DEGREE == 1 else (8 if DEGREE <= 3 else (16 if DEGREE <= 7 else 32)))
+    BLOCK: tl.constexpr = 128 if DEGREE == 0 else (64 if DEGREE == 1 else (16 if DEGREE <= 3 else 4))  # as rotation_block
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_edge = edge < num_edges
-    block = wigner_tile(angles, table, edge, is_edge, num_edges, DEGREE, SIZE, BLOCK)
-    source = tl.load(index + edge, mask=is_edge, other=0) if HAS_INDEX else edge
-    component = tl.arange(0, SIZE).to(tl.int64)
-    is_value = is_edge[:, None] & (component < 2 * DEGREE + 1)[None]
-    for channel in range(channels):
-        place = (source * channels + channel)[:, None] * (2 * DEGREE + 1) + component[None]
-        values = tl.load(features + place, mask=is_value, other=0.0).to(block.dtype)  # [BLOCK, SIZE]
-        turned = tl.sum(block * values[:, :, None], 1)
-        rows = row + component * row_stride + channel
-        tl.store(aligned + rows[None] * num_edges + edge[:, None], turned.to(aligned.dtype.element_ty), mask=is_value)
+    if tl.program_id(0).to(tl.int64) * BLOCK < num_edges:
+        block = wigner_tile(angles, table, edge, is_edge, num_edges, DEGREE, SIZE, BLOCK)
+        source = tl.load(index + edge, mask=is_edge, other=0) if HAS_INDEX else edge
+        component = tl.arange(0, SIZE).to(tl.int64)
+        is_value = is_edge[:, None] & (component < 2 * DEGREE + 1)[None]
+        for channel in range(channels):
+            place = (source * channels + channel)[:, None] * (2 * DEGREE + 1) + component[None]
+            values = tl.load(features + place, mask=is_value, other=0.0).to(block.dtype)  # [BLOCK, SIZE]
+            turned = tl.sum(block * values[:, :, None], 1)
+            rows = row + component * row_stride + channel
+            tl.store(aligned + rows[None] * num_edges + edge[:, None], turned.to(aligned.dtype.element_ty), mask=is_value)
+
+
+@triton.jit
+def _align_kernel(
+    features0, features1, features2, features3, features4, features5, features6,
+    table0, table1, table2, table3, table4, table5, table6,
+    index, angles, aligned, num_edges,
+    channels0, channels1, channels2, channels3, channels4, channels5, channels6,
+    row0, row1, row2, row3, row4, row5, row6,
+    row_stride0, row_stride1, row_stride2, row_stride3, row_stride4, row_stride5, row_stride6,
+    HAS_INDEX: tl.constexpr,
+    DEGREE0: tl.constexpr, DEGREE1: tl.constexpr, DEGREE2: tl.constexpr, DEGREE3: tl.constexpr,
+    DEGREE4: tl.constexpr, DEGREE5: tl.constexpr, DEGREE6: tl.constexpr,
+):  # fmt: skip
+    number = tl.program_id(1)
+    if number == 0:
+        _align_degree(features0, table0, index, angles, aligned, num_edges, channels0, row0, row_stride0, HAS_INDEX, DEGREE0)
+    if DEGREE1 >= 0 and number == 1:
+        _align_degree(features1, table1, index, angles, aligned, num_edges, channels1, row1, row_stride1, HAS_INDEX, DEGREE1)
+    if DEGREE2 >= 0 and number == 2:
+        _align_degree(features2, table2, index, angles, aligned, num_edges, channels2, row2, row_stride2, HAS_INDEX, DEGREE2)
+    if DEGREE3 >= 0 and number == 3:
+        _align_degree(features3, table3, index, angles, aligned, num_edges, channels3, row3, row_stride3, HAS_INDEX, DEGREE3)
+    if DEGREE4 >= 0 and number == 4:
+        _align_degree(features4, table4, index, angles, aligned, num_edges, channels4, row4, row_stride4, HAS_INDEX, DEGREE4)
+    if DEGREE5 >= 0 and number == 5:
+        _align_degree(features5, table5, index, angles, aligned, num_edges, channels5, row5, row_stride5, HAS_INDEX, DEGREE5)
+    if DEGREE6 >= 0 and number == 6:
+        _align_degree(features6, table6, index, angles, aligned, num_edges, channels6, row6, row_stride6, HAS_INDEX, DEGREE6)
 
 
 @triton.jit
@@ -133,10 +187,12 @@ def _rotate_kernel(
 
 
 @triton.jit
-def _rotate_sum_kernel(
-    aligned, angles, table, order, offsets, output, num_edges, channels, row, row_stride,
-    DEGREE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
+def _rotate_sum_degree(
+    output, table, aligned, angles, order, offsets, num_edges, channels, row, row_stride,
+    DEGREE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
+    # 2 DEGREE + 1 rounded up to a power of two
+    SIZE: tl.constexpr = 1 if DEGREE == 0 else (4 if DEGREE == 1 else (8 if DEGREE <= 3 else (16 if DEGREE <= 7 else 32)))
     node = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = channel < channels
@@ -157,6 +213,56 @@ def _rotate_sum_kernel(
             total += tl.sum(frame[:, :, None] * values.to(block.dtype)[:, None], 0).to(SUM)
     target = output + (node * channels + channel)[None] * (2 * DEGREE + 1) + component[:, None]
     tl.store(target, total.to(output.dtype.element_ty), mask=(component < 2 * DEGREE + 1)[:, None] & is_channel[None])
+
+
+@triton.jit
+def _rotate_sum_kernel(
+    output0, output1, output2, output3, output4, output5, output6,
+    table0, table1, table2, table3, table4, table5, table6,
+    aligned, angles, order, offsets, num_edges,
+    channels0, channels1, channels2, channels3, channels4, channels5, channels6,
+    row0, row1, row2, row3, row4, row5, row6,
+    row_stride0, row_stride1, row_stride2, row_stride3, row_stride4, row_stride5, row_stride6,
+    DEGREE0: tl.constexpr, DEGREE1: tl.constexpr, DEGREE2: tl.constexpr, DEGREE3: tl.constexpr,
+    DEGREE4: tl.constexpr, DEGREE5: tl.constexpr, DEGREE6: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    number = tl.program_id(2)
+    if number == 0:
+        _rotate_sum_degree(
+            output0, table0, aligned, angles, order, offsets, num_edges, channels0, row0, row_stride0,
+            DEGREE0, BLOCK, BLOCK_CHANNELS, SUM,
+        )  # fmt: skip
+    if DEGREE1 >= 0 and number == 1:
+        _rotate_sum_degree(
+            output1, table1, aligned, angles, order, offsets, num_edges, channels1, row1, row_stride1,
+            DEGREE1, BLOCK, BLOCK_CHANNELS, SUM,
+        )  # fmt: skip
+    if DEGREE2 >= 0 and number == 2:
+        _rotate_sum_degree(
+            output2, table2, aligned, angles, order, offsets, num_edges, channels2, row2, row_stride2,
+            DEGREE2, BLOCK, BLOCK_CHANNELS, SUM,
+        )  # fmt: skip
+    if DEGREE3 >= 0 and number == 3:
+        _rotate_sum_degree(
+            output3, table3, aligned, angles, order, offsets, num_edges, channels3, row3, row_stride3,
+            DEGREE3, BLOCK, BLOCK_CHANNELS, SUM,
+        )  # fmt: skip
+    if DEGREE4 >= 0 and number == 4:
+        _rotate_sum_degree(
+            output4, table4, aligned, angles, order, offsets, num_edges, channels4, row4, row_stride4,
+            DEGREE4, BLOCK, BLOCK_CHANNELS, SUM,
+        )  # fmt: skip
+    if DEGREE5 >= 0 and number == 5:
+        _rotate_sum_degree(
+            output5, table5, aligned, angles, order, offsets, num_edges, channels5, row5, row_stride5,
+            DEGREE5, BLOCK, BLOCK_CHANNELS, SUM,
+        )  # fmt: skip
+    if DEGREE6 >= 0 and number == 6:
+        _rotate_sum_degree(
+            output6, table6, aligned, angles, order, offsets, num_edges, channels6, row6, row_stride6,
+            DEGREE6, BLOCK, BLOCK_CHANNELS, SUM,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -362,29 +468,24 @@ def _position_gradient_kernel(
     tl.store(result + 3 * edge[:, None] + component[None], turned.to(result.dtype.element_ty), mask=is_value)
 
 
-def align(
-    features: Tensor, index: Tensor | None, angles: Tensor, table: Tensor, aligned: Tensor, row: int, row_stride: int
-) -> None:
-    """Rotate features of one degree into the edges' frames, D^T x, into some rows of ``aligned``.
+def align(blocks: Sequence[DegreeBlock], index: Tensor | None, angles: Tensor, aligned: Tensor) -> None:
+    """Rotate features into the edges' frames, D^T x, into some rows of ``aligned``, :data:`MAX_DEGREES` degrees by one launch.
 
     Args:
-        features: [N, C, 2d+1] with ``index``, else [E, C, 2d+1].
+        blocks: the degrees, their features [N, C, 2d+1] with ``index``, else [E, C, 2d+1], contiguous.
         index: [E] int64, the node of each edge; None where the features are those of the edges.
         angles: [4, E], of :func:`~se3_fast.kernels.edge_frames.frame_angles`.
-        table: that of :func:`~se3_fast.kernels.edge_frames.wigner_table` in the dtype of ``angles``.
         aligned: [rows, E]; written.
-        row: row of the first component's first channel.
-        row_stride: rows from one component to the next.
     """
     num_edges = aligned.shape[1]
-    if num_edges == 0 or features.shape[1] == 0:
-        return
-    degree = features.shape[2] // 2
-    block = rotation_block(degree)
-    _align_kernel[(triton.cdiv(num_edges, block),)](
-        features, index, angles, table, aligned, num_edges, features.shape[1], row, row_stride,
-        HAS_INDEX=index is not None, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
-    )  # fmt: skip
+    blocks = [block for block in blocks if block.features.shape[1] > 0]
+    for start in range(0, len(blocks) if num_edges > 0 else 0, MAX_DEGREES):
+        part = blocks[start : start + MAX_DEGREES]
+        smallest = min(rotation_block(block.degree) for block in part)
+        slots = _DegreeSlots(part)
+        _align_kernel[triton.cdiv(num_edges, smallest), len(part)](
+            *slots.tensors(), index, angles, aligned, num_edges, *slots.sizes(), HAS_INDEX=index is not None, **slots.degrees()
+        )
 
 
 def rotate(aligned: Tensor, index: Tensor | None, angles: Tensor, table: Tensor, output: Tensor, row: int, row_stride: int) -> None:
@@ -410,30 +511,28 @@ def rotate(aligned: Tensor, index: Tensor | None, angles: Tensor, table: Tensor,
     )  # fmt: skip
 
 
-def rotate_sum(
-    aligned: Tensor, angles: Tensor, table: Tensor, order: Tensor, offsets: Tensor, output: Tensor, row: int, row_stride: int
-) -> None:
-    """Rotate out of the frames and sum over the edges of each node, in a fixed order.
+def rotate_sum(blocks: Sequence[DegreeBlock], aligned: Tensor, angles: Tensor, order: Tensor, offsets: Tensor) -> None:
+    """Rotate out of the frames and sum over the edges of each node, in a fixed order; degrees as in :func:`align`.
 
     Args:
+        blocks: the degrees, their outputs [N, C, 2d+1], which are written.
         aligned: [rows, E].
         angles: [4, E].
-        table: Wigner table of the degree.
         order: [E] int64, edge numbers grouped by node.
         offsets: [N + 1] int64, where the edges of each node begin in ``order``.
-        output: [N, C, 2d+1]; written.
-        row: row of the first component's first channel.
-        row_stride: rows from one component to the next.
     """
-    num_nodes, channels = output.shape[:2]
-    if num_nodes == 0 or channels == 0:
-        return
-    degree = output.shape[2] // 2
-    block_channels = _rotation_channels(channels, angles.dtype)
-    _rotate_sum_kernel[(num_nodes, triton.cdiv(channels, block_channels))](
-        aligned, angles, table, order, offsets, output, aligned.shape[1], channels, row, row_stride,
-        DEGREE=degree, SIZE=tile_size(degree), BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles),
-    )  # fmt: skip
+    num_nodes = len(offsets) - 1
+    blocks = [block for block in blocks if block.features.shape[1] > 0]
+    for start in range(0, len(blocks) if num_nodes > 0 else 0, MAX_DEGREES):
+        part = blocks[start : start + MAX_DEGREES]
+        channels = max(block.features.shape[1] for block in part)
+        block_channels = _rotation_channels(channels, angles.dtype)
+        slots = _DegreeSlots(part)
+        _rotate_sum_kernel[num_nodes, triton.cdiv(channels, block_channels), len(part)](
+            *slots.tensors(), aligned, angles, order, offsets, aligned.shape[1], *slots.sizes(), **slots.degrees(),
+            BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles),
+            num_warps=_rotate_sum_warps(angles.dtype, max(block.degree for block in part)),
+        )  # fmt: skip
 
 
 def contract(
@@ -561,6 +660,26 @@ def position_gradient(
     return result
 
 
+class _DegreeSlots:
+    """The arguments of a kernel that takes several degrees; those that are not there repeat the first, with degree -1."""
+
+    def __init__(self, blocks: Sequence[DegreeBlock]) -> None:
+        self._blocks = [*blocks, *[blocks[0]._replace(degree=-1)] * (MAX_DEGREES - len(blocks))]
+
+    def tensors(self) -> list[Tensor]:
+        """Features, then tables."""
+        return [*(block.features for block in self._blocks), *(block.table for block in self._blocks)]
+
+    def sizes(self) -> list[int]:
+        """Channels, then first rows, then steps between rows."""
+        channels = (block.features.shape[1] for block in self._blocks)
+        return [*channels, *(block.row for block in self._blocks), *(block.row_stride for block in self._blocks)]
+
+    def degrees(self) -> dict[str, int]:
+        """The constexpr arguments."""
+        return {f"DEGREE{number}": block.degree for number, block in enumerate(self._blocks)}
+
+
 class Tile(NamedTuple):
     """Edges and channels of a program's tile, and its warps."""
 
@@ -577,6 +696,11 @@ def rotation_block(degree: int) -> int:
 def _rotation_channels(channels: int, dtype: torch.dtype) -> int:
     """Channels of a program of :func:`rotate_sum`; float64 takes twice the registers."""
     return min(max(triton.next_power_of_2(channels), 8), 8 if dtype == torch.float64 else 32)
+
+
+def _rotate_sum_warps(dtype: torch.dtype, max_degree: int) -> int:
+    """Warps of a program of :func:`rotate_sum` so that a launch for several degrees spills on no GPU (``RESOURCES.md``)."""
+    return 4 if dtype == torch.float64 and max_degree > 1 else 8
 
 
 def _contraction_tile(dtype: torch.dtype, channels: int) -> Tile:
@@ -733,33 +857,33 @@ def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]
     return cases
 
 
-def _rotation_cases(workload: str, name: str, channels: int, degree: int) -> list[CompileCase]:
+def _rotation_cases(workload: str, name: str, channels: int, max_degree: int) -> list[CompileCase]:
     dtype = ROUNDINGS[name].dtype
     values, sums = f"*{ROUNDINGS[name].type_name}", f"*{ROUNDINGS[name].sum_name}"
     sum_constant = {"SUM": ROUNDINGS[name].constants()["SUM"]}
-    size = {"DEGREE": degree, "SIZE": tile_size(degree)}
-    block = {**size, "BLOCK": rotation_block(degree)}
-    rows = "num_edges channels row row_stride"
+    rotate_sum_warps = _rotate_sum_warps(dtype, max_degree)
+    degrees = {f"DEGREE{slot}": slot if slot <= max_degree else -1 for slot in range(MAX_DEGREES)}
     bounds = "num_edges outputs_about_z inputs_about_x inputs_about_z num_entries"
     generators = signature("", "", "*fp64", "coefficients", "entries", bounds)
+    rotated = {"DEGREE": max_degree, "SIZE": tile_size(max_degree), "BLOCK": rotation_block(max_degree), "HAS_INDEX": False}
     launches: list[tuple[str, object, dict[str, str], dict[str, object]]] = [
         (
-            f"align degree {degree}",
+            "align",
             _align_kernel,
-            signature("features aligned", values, sums, "angles table", "index", rows),
-            {**block, "HAS_INDEX": True},
+            _slot_types("features", values, sums) | signature("aligned", values, sums, "angles", "index", "num_edges"),
+            {**degrees, "HAS_INDEX": True},
         ),
         (
-            f"rotate degree {degree}",
+            f"rotate degree {max_degree}",
             _rotate_kernel,
-            signature("aligned output", values, sums, "angles table", "index", rows),
-            {**block, "HAS_INDEX": False},
+            signature("aligned output", values, sums, "angles table", "index", "num_edges channels row row_stride"),
+            rotated,
         ),
         (
-            f"rotate_sum degree {degree}",
+            "rotate_sum",
             _rotate_sum_kernel,
-            signature("aligned output", values, sums, "angles table", "order offsets", rows),
-            {**size, "BLOCK": 8, "BLOCK_CHANNELS": _rotation_channels(channels, dtype), **sum_constant},
+            _slot_types("output", values, sums) | signature("aligned", values, sums, "angles", "order offsets", "num_edges"),
+            {**degrees, "BLOCK": 8, "BLOCK_CHANNELS": _rotation_channels(channels, dtype), **sum_constant},
         ),
         (
             "position_gradient",
@@ -769,9 +893,17 @@ def _rotation_cases(workload: str, name: str, channels: int, degree: int) -> lis
         ),
     ]
     return [
-        CompileCase(f"{kind} {workload} {name}", kernel, types, constants, num_warps=4, num_stages=3)
+        CompileCase(
+            f"{kind} {workload} {name}", kernel, types, constants, rotate_sum_warps if kind == "rotate_sum" else 4, num_stages=3
+        )
         for kind, kernel, types, constants in launches
     ]
+
+
+def _slot_types(features: str, values: str, sums: str) -> dict[str, str]:
+    """Types of the arguments of all degrees."""
+    kinds = ((features, values), ("table", sums), ("channels", "i32"), ("row", "i32"), ("row_stride", "i32"))
+    return {f"{name}{slot}": kind for name, kind in kinds for slot in range(MAX_DEGREES)}
 
 
 def signature(

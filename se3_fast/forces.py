@@ -18,6 +18,7 @@ from se3_fast.fiber import Fiber
 from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
 from se3_fast.layers import ConvSE3FuseLevel
 from se3_fast.model import SE3Transformer
+from se3_fast.ops.edge_frames import edge_lengths
 from se3_fast.training.checkpoint import load_weights, read_checkpoint
 from se3_fast.training.errors import CheckpointError
 
@@ -214,7 +215,7 @@ class ForceField(nn.Module):
 
     def _edge_features(self, graph: Graph, kinds: Tensor) -> Tensor:
         """Gaussians of the length, elements of source and destination, [E, ., 1]."""
-        length = graph.edata["rel_pos"].norm(dim=-1, keepdim=True)  # [E, 1]
+        length = edge_lengths(graph.edata["rel_pos"])[:, None]  # [E, 1]
         spacing = self.centres[1] - self.centres[0]
         gaussians = torch.exp(-0.5 * ((length - self.centres) / spacing).square())
         return torch.cat([gaussians, kinds[graph.src], kinds[graph.dst]], 1)[:, :, None]

@@ -13,7 +13,7 @@ from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import as_graph
 from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, LinearSE3, NormSE3
 from se3_fast.layers.attention import ChannelsDivisor
-from se3_fast.ops.edge_frames import EdgeGeometry
+from se3_fast.ops.edge_frames import EdgeGeometry, edge_lengths
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
 
@@ -291,7 +291,7 @@ def with_edge_length(rel_pos: Tensor, edge_feats: Features, populate_edge: EdgeL
         edge_feats: ``{d: [E, C, 2d+1]}``, with or without degree 0.
         populate_edge: what is made of the length, see :class:`SE3Transformer`.
     """
-    length = rel_pos.norm(dim=-1)[:, None, None]  # [E, 1, 1]
+    length = edge_lengths(rel_pos)[:, None, None]  # [E, 1, 1]
     if populate_edge == "arcsin":
         length = torch.asinh(length.clamp(min=4.0) - 4.0) / 3.0
     elif populate_edge == "log":

@@ -21,9 +21,11 @@ TRITON_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
-    """RMS error over RMS truth; the RMS error itself where the truth is zero."""
+    """RMS error over RMS truth; the RMS error itself where the truth is zero. Values that are not finite are no values."""
     assert value.shape == truth.shape
     value, truth = value.detach().cpu(), truth.detach().cpu()
+    assert truth.isfinite().all()
+    assert value.isfinite().all()
     if truth.numel() == 0:
         return 0.0
     scale = truth.double().norm()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
-from se3_fast.kernels import basis, edge_attention, edge_frames, equivariant_norm, radial
+from se3_fast.kernels import basis, edge_attention, edge_frames, equivariant_norm, linear, pooling, radial
 
 
 def test_edge_frames() -> None:
@@ -40,6 +41,24 @@ def test_equivariant_norm() -> None:
     forward, backward = equivariant_norm.cost(num_nodes=3, channels=2, degrees=(0, 1), itemsize=4)
     assert forward == (0, 96, 192)
     assert backward == (0, 240, 288)
+
+
+def test_linear() -> None:
+    """Two nodes; degree 0 with 3 + 1 channels to 2, degree 1 with 2 to 5: 8 + 30 products, 10 values in and 17 out per node."""
+    shape = linear.Shape((1, 3), ((3, 2), (1, 0)), (2, 5), (0, 0), 0, torch.float16)
+    forward, backward = linear.cost(2, shape)
+    assert forward == (2 * 2 * (8 + 30), 0, 2 * (10 + 17) * 2)
+    assert backward == (2 * 2 * 2 * (8 + 30), 0, 2 * 2 * (10 + 17) * 2)
+
+
+def test_pooling() -> None:
+    """Five nodes of two graphs, three features; a maximum writes its winners down."""
+    forward, backward = pooling.cost(num_nodes=5, num_graphs=2, num_features=3, itemsize=4, is_max=True)
+    assert forward == (0, 15, 15 * 4 + 6 * (4 + 8) + 32)
+    assert backward == (0, 0, 15 * 4 + 6 * (4 + 8) + 32)
+    forward, backward = pooling.cost(num_nodes=5, num_graphs=2, num_features=3, itemsize=2, is_max=False)
+    assert forward == (0, 15, 15 * 2 + 6 * 2 + 32)
+    assert backward == (0, 6, 15 * 2 + 6 * 2 + 32)
 
 
 def test_edge_attention() -> None:

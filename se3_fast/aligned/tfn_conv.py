@@ -170,8 +170,8 @@ def _group_alignment(group: RadialGroup) -> Tensor:
 
 
 @cache
-def _group_alignment_on(group: RadialGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The same, kept on a device: copied once, so that the work there can be recorded."""
+def group_alignment_on(group: RadialGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The map from a group's paths to its aligned weights, [aligned, paths], kept on a device: copied once, for recorded work."""
     with torch.inference_mode(False):  # or it could not be used where gradients are wanted later
         return _group_alignment(group).to(device, dtype)
 
@@ -193,7 +193,7 @@ def _rows_of_input(group: RadialGroup, degree_in: int, device: torch.device) -> 
 def aligned_weight(group: RadialGroup, weight: Tensor) -> Tensor:
     """The last radial weight of a group, [C_out * C_in * F, K], mapped to the aligned ones, [aligned, C_in, K, C_out]."""
     paths = weight.unflatten(0, (group.channels_out, group.channels_in, group.num_paths))
-    return torch.einsum("gf,oifk->giko", _group_alignment_on(group, weight.device, weight.dtype), paths)
+    return torch.einsum("gf,oifk->giko", group_alignment_on(group, weight.device, weight.dtype), paths)
 
 
 def weight_blocks(group: RadialGroup, weight: Tensor, is_by_source: bool) -> list[Tensor]:

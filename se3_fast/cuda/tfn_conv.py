@@ -7,6 +7,7 @@ launches, and the order of the aligned weights' axes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from se3_fast.cuda import library
 from se3_fast.fused.tfn_conv import FeatureRows, Launches, pair_tables
 from se3_fast.graph import EdgeOrder
 from se3_fast.so3 import generators
+
+if TYPE_CHECKING:
+    from se3_fast.kernels.tfn_conv import DegreeBlock
 
 WIDTH = 32  # of h
 
@@ -117,16 +121,20 @@ class CudaLaunches(Launches):
             )
         return outputs
 
-    def _launch_align(self, features: Tensor, index: Tensor | None, into: Tensor, degree: int, place: tuple[int, int]) -> None:
-        before = [features, index, self.angles]
-        self._launch_rotation(f"align_{self._element}", before, degree, into, place, per_edge=True, channels=features.shape[1])
+    def _launch_align(self, blocks: list[DegreeBlock], index: Tensor | None, into: Tensor) -> None:
+        for degree, features, _, row, row_stride in blocks:
+            before, channels = [features, index, self.angles], features.shape[1]
+            self._launch_rotation(
+                f"align_{self._element}", before, degree, into, (row, row_stride), per_edge=True, channels=channels
+            )
 
     def _launch_rotate(self, values: Tensor, output: Tensor, degree: int, place: tuple[int, int]) -> None:
         self._launch_rotation(f"rotate_{self._element}", [values, self.angles], degree, output, place, per_edge=True)
 
-    def _launch_rotate_sum(self, values: Tensor, edges: EdgeOrder, output: Tensor, degree: int, place: tuple[int, int]) -> None:
-        before = [values, self.angles]
-        self._launch_rotation(f"rotate_sum_{self._element}", before, degree, output, place, per_edge=False, order=edges)
+    def _launch_rotate_sum(self, blocks: list[DegreeBlock], values: Tensor, edges: EdgeOrder) -> None:
+        for degree, output, _, row, row_stride in blocks:
+            before, place = [values, self.angles], (row, row_stride)
+            self._launch_rotation(f"rotate_sum_{self._element}", before, degree, output, place, per_edge=False, order=edges)
 
     def _launch_rotation(
         self,

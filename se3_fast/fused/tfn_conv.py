@@ -245,12 +245,17 @@ class Launches:
     def align_inputs(self, features: Sequence[Tensor]) -> Tensor:
         """x~, [rows, E], from node features and edge features."""
         aligned_features = self.empty_rows(self.rows_in)
-        remaining = iter(features)
-        for degree, _ in self.plan.node_channels:
-            self._align(next(remaining), self.graph.src, aligned_features, self.rows_in, degree, 0)
-        for degree, _ in self.plan.edge_channels:
-            first = dict(self.plan.node_channels)[degree]
-            self._align(next(remaining), None, aligned_features, self.rows_in, degree, first)
+        num_node_degrees = len(self.plan.node_channels)
+        of_nodes = [
+            self._block(self.rows_in, degree, 0, feature)
+            for (degree, _), feature in zip(self.plan.node_channels, features[:num_node_degrees], strict=True)
+        ]
+        self._launch_align(of_nodes, self.graph.src, aligned_features)
+        of_edges = [
+            self._block(self.rows_in, degree, dict(self.plan.node_channels)[degree], feature)
+            for (degree, _), feature in zip(self.plan.edge_channels, features[num_node_degrees:], strict=True)
+        ]
+        self._launch_align(of_edges, None, aligned_features)
         return aligned_features
 
     def align_gradients(self, grads: Sequence[Tensor]) -> Tensor:
@@ -259,8 +264,10 @@ class Launches:
             return grads[0].contiguous()
         gradient = self.empty_rows(self.rows_out)
         index = self.graph.dst if self.pool else self.edge_numbers
-        for (degree, _), grad in zip(self.plan.channels_out, grads, strict=True):
-            self._align(grad, index, gradient, self.rows_out, degree, 0)
+        blocks = [
+            self._block(self.rows_out, degree, 0, grad) for (degree, _), grad in zip(self.plan.channels_out, grads, strict=True)
+        ]
+        self._launch_align(blocks, index, gradient)
         return gradient
 
     def contract(self, aligned_features: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
@@ -291,20 +298,18 @@ class Launches:
         """Messages by degree, per edge or summed over incoming edges; or y~ itself."""
         if self.keeps_frames:
             return [messages]
-        outputs = []
-        for degree, channels in self.plan.channels_out:
-            outputs.append(self._rotate(messages, self.rows_out, degree, 0, channels, is_summed=self.pool, by_source=False))
-        return outputs
+        if self.pool:
+            return self._rotate_sum(messages, self.rows_out, self.plan.channels_out, self.graph.incoming())
+        return [self._rotate(messages, self.rows_out, degree, 0, channels) for degree, channels in self.plan.channels_out]
 
     def rotate_input_gradients(self, gradient: Tensor) -> list[Tensor]:
         """Gradients of the node features (summed over outgoing edges) and of the edge features, by degree."""
-        results = []
-        for degree, channels in self.plan.node_channels:
-            results.append(self._rotate(gradient, self.rows_in, degree, 0, channels, is_summed=True, by_source=True))
-        for degree, channels in self.plan.edge_channels:
-            first = dict(self.plan.node_channels)[degree]
-            results.append(self._rotate(gradient, self.rows_in, degree, first, channels, is_summed=False, by_source=False))
-        return results
+        of_nodes = self._rotate_sum(gradient, self.rows_in, self.plan.node_channels, self.graph.outgoing())
+        first = dict(self.plan.node_channels)
+        of_edges = [
+            self._rotate(gradient, self.rows_in, degree, first[degree], channels) for degree, channels in self.plan.edge_channels
+        ]
+        return [*of_nodes, *of_edges]
 
     def position_gradient(
         self,
@@ -324,44 +329,31 @@ class Launches:
             gradient, messages, input_gradient, inputs, table, rel_pos, self.angles, self.wigner_table(1)
         )
 
-    def _align(
-        self,
-        features: Tensor,
-        index: Tensor | None,
-        into: Tensor,
-        rows: FeatureRows,
-        degree: int,
-        first_channel: int,
-    ) -> None:
-        self._launch_align(features.contiguous(), index, into, degree, rows.place(degree, first_channel))
+    def _block(self, rows: FeatureRows, degree: int, first_channel: int, features: Tensor) -> kernels.DegreeBlock:
+        table = self.wigner_table(degree)
+        return kernels.DegreeBlock(degree, features.contiguous(), table, *rows.place(degree, first_channel))
 
-    def _rotate(
-        self,
-        values: Tensor,
-        rows: FeatureRows,
-        degree: int,
-        first_channel: int,
-        channels: int,
-        is_summed: bool,
-        by_source: bool,
-    ) -> Tensor:
-        count = self.graph.num_nodes() if is_summed else self.graph.num_edges()
-        output = self.empty(count, channels, 2 * degree + 1)
-        place = rows.place(degree, first_channel)
-        if is_summed:
-            self._launch_rotate_sum(values, self.graph.outgoing() if by_source else self.graph.incoming(), output, degree, place)
-        else:
-            self._launch_rotate(values, output, degree, place)
+    def _rotate(self, values: Tensor, rows: FeatureRows, degree: int, first_channel: int, channels: int) -> Tensor:
+        output = self.empty(self.graph.num_edges(), channels, 2 * degree + 1)
+        self._launch_rotate(values, output, degree, rows.place(degree, first_channel))
         return output
 
-    def _launch_align(self, features: Tensor, index: Tensor | None, into: Tensor, degree: int, place: tuple[int, int]) -> None:
-        kernels.align(features, index, self.angles, self.wigner_table(degree), into, *place)
+    def _rotate_sum(
+        self, values: Tensor, rows: FeatureRows, channels_by_degree: tuple[tuple[int, int], ...], edges: EdgeOrder
+    ) -> list[Tensor]:
+        outputs = [self.empty(self.graph.num_nodes(), channels, 2 * degree + 1) for degree, channels in channels_by_degree]
+        blocks = [self._block(rows, degree, 0, output) for (degree, _), output in zip(channels_by_degree, outputs, strict=True)]
+        self._launch_rotate_sum(blocks, values, edges)
+        return outputs
+
+    def _launch_align(self, blocks: list[kernels.DegreeBlock], index: Tensor | None, into: Tensor) -> None:
+        kernels.align(blocks, index, self.angles, into)
 
     def _launch_rotate(self, values: Tensor, output: Tensor, degree: int, place: tuple[int, int]) -> None:
         kernels.rotate(values, self.edge_numbers, self.angles, self.wigner_table(degree), output, *place)
 
-    def _launch_rotate_sum(self, values: Tensor, edges: EdgeOrder, output: Tensor, degree: int, place: tuple[int, int]) -> None:
-        kernels.rotate_sum(values, self.angles, self.wigner_table(degree), *edges, output, *place)
+    def _launch_rotate_sum(self, blocks: list[kernels.DegreeBlock], values: Tensor, edges: EdgeOrder) -> None:
+        kernels.rotate_sum(blocks, values, self.angles, *edges)
 
     def _contraction(self, hidden: Tensor, is_transposed: bool) -> list[kernels.ContractionTable]:
         return contraction_tables(self.plan, hidden.shape[2], is_transposed, hidden.device)
@@ -374,7 +366,7 @@ class Launches:
             block = weights[start : start + size].view(-1, group.channels_in, width, group.channels_out)
             parts.append(block.permute(axes).flatten())
             start += size
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def empty_rows(self, rows: FeatureRows) -> Tensor:
         """Memory for aligned features, [rows, E]."""

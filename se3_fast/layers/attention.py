@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
@@ -15,6 +14,9 @@ from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_attention import aligned_edge_attention, edge_attention, message_attention, takes_messages
 from se3_fast.ops.edge_frames import EdgeGeometry
+from se3_fast.ops.linear import HeadFeatures
+from se3_fast.ops.shared_features import shared_features
+from se3_fast.ops.tfn_conv import keeps_frames
 
 if TYPE_CHECKING:
     from se3_fast.fused.edge_attention import AlignedMessages
@@ -67,28 +69,23 @@ class AttentionSE3(nn.Module):
             self._heads(query, self.key_fiber),
             graph,
         )  # [N, H, value features / H]
-        return self._by_degree(attended)
+        return HeadFeatures(attended, self._value_channels()).by_degree()
 
-    def in_frames(self, messages: AlignedMessages, query: Features) -> Features:
+    def in_frames(self, messages: AlignedMessages, query: HeadFeatures) -> HeadFeatures:
         """Attend to the messages of a convolution, left in the frames of their edges: of each degree the value, then the key.
 
         Args:
             messages: of :meth:`ConvSE3.aligned_messages`, with the channels of ``value_fiber + key_fiber``.
-            query: ``{d: [N, C, 2d+1]}`` with ``key_fiber``.
+            query: of the N nodes, with ``key_fiber``.
 
         Returns:
-            As :meth:`forward`.
+            Of the N nodes, with ``value_fiber``; 0 for nodes without incoming edges.
         """
-        key_channels = tuple((degree, self.key_fiber[degree]) for degree in self.key_fiber.degrees)
-        return self._by_degree(aligned_edge_attention(messages, self._heads(query, self.key_fiber), key_channels))
+        attended = aligned_edge_attention(messages, query.values, query.channels)
+        return HeadFeatures(attended, self._value_channels())
 
-    def _by_degree(self, attended: Tensor) -> Features:
-        widths = [self.value_fiber[degree] // self.num_heads * (2 * degree + 1) for degree in self.value_fiber.degrees]
-        parts = attended.split(widths, -1)
-        return {
-            str(degree): part.reshape(part.shape[0], self.value_fiber[degree], 2 * degree + 1)
-            for degree, part in zip(self.value_fiber.degrees, parts, strict=True)
-        }
+    def _value_channels(self) -> tuple[tuple[int, int], ...]:
+        return tuple((degree, self.value_fiber[degree]) for degree in self.value_fiber.degrees)
 
     def _heads(self, features: Features | Tensor, fiber: Fiber) -> Tensor:
         if isinstance(features, Tensor):
@@ -169,28 +166,26 @@ class AttentionBlockSE3(nn.Module):
         """
         graph = as_graph(graph)
         self.fiber_in.check_features(node_features, "node_features")
-        query = self.to_query(node_features)
         geometry = self.to_key_value.prepare_geometry(graph, basis)
+        of_query, of_messages, beside = shared_features(node_features, 3)
+        query: Features | HeadFeatures
+        query = self.to_query.per_head(of_query, self.attention.num_heads) if keeps_frames(geometry) else self.to_query(of_query)
         if self.low_memory:
-            attended = recompute_in_backward(self._attend, query, node_features, edge_features, graph, geometry)
+            attended = recompute_in_backward(self._attend, query, of_messages, edge_features, graph, geometry)
         else:
-            attended = self._attend(query, node_features, edge_features, graph, geometry)
-        beside_input = {
-            degree: torch.cat([feature, node_features[degree].to(feature.dtype)], 1) if degree in node_features else feature
-            for degree, feature in attended.items()
-        }
-        return self.project(beside_input)
+            attended = self._attend(query, of_messages, edge_features, graph, geometry)
+        return self.project(attended, beside=beside)
 
     def _attend(
         self,
-        query: Features,
+        query: Features | HeadFeatures,
         node_features: Features,
         edge_features: Features,
         graph: Graph,
         geometry: EdgeGeometry,
-    ) -> Features:
-        messages = self.to_key_value.aligned_messages(node_features, edge_features, graph, geometry)
-        if messages is not None:
+    ) -> Features | HeadFeatures:
+        if isinstance(query, HeadFeatures):
+            messages = self.to_key_value.aligned_messages(node_features, edge_features, graph, geometry)
             return self.attention.in_frames(messages, query)
         key_value = self.to_key_value(node_features, edge_features, graph, geometry)
         if takes_messages(graph.device):

@@ -13,7 +13,7 @@ from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.radial import RadialLayer, radial, recipe
-from se3_fast.ops.tfn_conv import aligned_messages, keeps_frames, prepare_geometry, tfn_conv
+from se3_fast.ops.tfn_conv import aligned_messages, prepare_geometry, tfn_conv
 from se3_fast.plan import ConvolutionPlan, RadialGroup
 
 if TYPE_CHECKING:
@@ -198,15 +198,11 @@ class ConvSE3(nn.Module):
         prepare_geometry(self.plan, graph, geometry)
         return geometry
 
-    def aligned_messages(
-        self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry
-    ) -> AlignedMessages | None:
-        """The messages per edge left in the frames of their edges, for the attention; None where the backend or an edge has none.
+    def aligned_messages(self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry) -> AlignedMessages:
+        """The messages per edge left in the frames of their edges, for the attention, where the geometry keeps them.
 
-        Arguments as for :meth:`forward`; without pooling and self-interaction only.
+        Arguments as for :meth:`forward`; without pooling and self-interaction only. See :func:`se3_fast.ops.tfn_conv.keeps_frames`.
         """
-        if not keeps_frames(geometry):
-            return None
         self._check_inputs(node_feats, edge_feats, graph)
         invariants, layers, weights = self._radial(edge_feats)
         hidden = radial(invariants, layers)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from se3_fast.fiber import Features, Fiber
+from se3_fast.ops.linear import HeadFeatures, linear, linear_per_head
 
 
 class LinearSE3(nn.Module):
@@ -35,6 +36,18 @@ class LinearSE3(nn.Module):
             ]
         )
 
-    def forward(self, features: Features, *args: Any, **kwargs: Any) -> Features:
-        """Apply the map: ``{d: [N, C_in, 2d+1]}`` to ``{d: [N, C_out, 2d+1]}``; further arguments are ignored."""
-        return {degree: weight @ features[degree] for degree, weight in self.weights.items()}
+    def forward(self, features: Features | HeadFeatures, *args: Any, beside: Features | None = None, **kwargs: Any) -> Features:
+        """Apply the map: ``{d: [N, C_in, 2d+1]}`` to ``{d: [N, C_out, 2d+1]}``.
+
+        Args:
+            features: the input, or the first channels of every degree.
+            *args: ignored.
+            beside: the remaining channels of every degree, ``{d: [N, C, 2d+1]}``.
+            **kwargs: ignored.
+        """
+        parts = [features] if beside is None else [features, beside]
+        return linear(dict(self.weights.items()), *parts)
+
+    def per_head(self, features: Features, num_heads: int) -> HeadFeatures:
+        """The map with its result laid out as the heads of an attention have it; backend ``triton``."""
+        return linear_per_head(dict(self.weights.items()), features, num_heads)

@@ -36,16 +36,25 @@ def _(direction: Tensor, max_degree: int) -> Tensor:
 
 
 @torch.library.custom_op("se3_fast::frame_angles", mutates_args=())
-def _frame_angles(direction: Tensor) -> Tensor:
+def _frame_angles(rel_pos: Tensor) -> Tensor:
     """The kernel of ``kernels/edge_frames.py`` as one node of compiled graphs."""
     from se3_fast.kernels.edge_frames import frame_angles
 
-    return frame_angles(direction)
+    return frame_angles(rel_pos)
 
 
 @_frame_angles.register_fake
-def _(direction: Tensor) -> Tensor:
-    return direction.new_empty(4, direction.shape[0])
+def _(rel_pos: Tensor) -> Tensor:
+    return rel_pos.new_empty(4, rel_pos.shape[0])
+
+
+def edge_lengths(rel_pos: Tensor) -> Tensor:
+    """Lengths of the edges, [E, 3] to [E]; at length zero derivatives of every order are zero instead of not finite."""
+    lengths = rel_pos.detach().norm(dim=-1)
+    if not rel_pos.requires_grad:
+        return lengths
+    has_length = lengths > 0
+    return torch.where(has_length, torch.where(has_length[:, None], rel_pos, 1.0).norm(dim=-1), 0.0)
 
 
 class EdgeGeometry:
@@ -126,10 +135,14 @@ class EdgeGeometry:
         return torch.is_grad_enabled() and any(basis.requires_grad for basis in self._bases.values())
 
     @property
+    def _working_positions(self) -> Tensor:
+        """Constants in at least float32."""
+        return self.rel_pos.detach().to(self.rel_pos.dtype if self.rel_pos.dtype == torch.float64 else torch.float32)
+
+    @property
     def direction(self) -> Tensor:
         """[E, 3] unit vectors in at least float32, (0, 0, 0) for zero-length edges; constants."""
-        working = self.rel_pos.dtype if self.rel_pos.dtype == torch.float64 else torch.float32
-        return self._once("direction", lambda: edge_directions(self.rel_pos.detach().to(working)))
+        return self._once("direction", lambda: edge_directions(self._working_positions))
 
     @property
     def wigner(self) -> Tensor:
@@ -139,7 +152,7 @@ class EdgeGeometry:
     @property
     def angles(self) -> Tensor:
         """[4, E] cos and sin of the two angles of each edge's frame (backend ``triton``, ``kernels/edge_frames.py``); constants."""
-        return self._once("angles", lambda: _frame_angles(self.direction))
+        return self._once("angles", lambda: _frame_angles(self._working_positions))
 
     @property
     def zero_length_edges(self) -> Tensor:

@@ -70,10 +70,9 @@ class FusedNorm(torch.autograd.Function):
         """The features rescaled, degrees ascending."""
         from se3_fast.kernels import equivariant_norm as kernels
 
-        features = tuple(feature.contiguous() for feature in features)
         ctx.epsilon = epsilon
-        ctx.save_for_backward(scale, shift, *features)
-        return tuple(kernels.forward(features, scale, shift, epsilon))
+        ctx.save_for_backward(scale, shift, *features)  # as they are: they may have to be differentiated again
+        return tuple(kernels.forward([feature.contiguous() for feature in features], scale, shift, epsilon))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,7 +85,8 @@ class FusedNorm(torch.autograd.Function):
             operands = [scale, shift, *features]
             return None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[1:], gradients)
         contiguous = [gradient.contiguous() for gradient in gradients]
-        results, of_scale, of_shift = kernels.backward(features, contiguous, scale, shift, ctx.epsilon)
+        values = [feature.contiguous() for feature in features]
+        results, of_scale, of_shift = kernels.backward(values, contiguous, scale, shift, ctx.epsilon)
         return None, of_scale, of_shift, *results
 
 

@@ -22,7 +22,7 @@ from se3_fast.ops.backend import backend, selected_backend
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import TwiceDifferentiable, convolution_gradients
-from se3_fast.plan import ConvolutionPlan
+from se3_fast.plan import ConvolutionPlan, RadialGroup
 from se3_fast.reference import tfn_conv as reference
 
 if TYPE_CHECKING:
@@ -216,7 +216,8 @@ def _fused(call: _Call, keeps_frames: bool) -> tuple[tuple[Tensor, ...], Launche
         tensors = (rel_pos, hidden, *blocks, *call.nodes.values())
         return FusedConvolutionBySource.apply(by_source_launches, *tensors), by_source_launches.shared
     groups = zip(call.plan.groups, call.weights, strict=True)
-    weights = torch.cat([aligned.aligned_weight(group, weight).flatten() for group, weight in groups]).to(call.dtype)
+    parts = [AlignedWeight.apply(group, call.dtype, weight) for group, weight in groups]
+    weights = parts[0] if len(parts) == 1 else torch.cat(parts)
     launches = Launches(call.plan, call.graph, angles, **arguments)
     tensors = (rel_pos, hidden, weights, *call.nodes.values(), *call.edges.values())
     return FusedConvolution.apply(launches, *tensors), launches
@@ -402,6 +403,33 @@ def _parted(tensors: Sequence[Tensor], num_groups: int) -> tuple[Sequence[Tensor
     """Features, h and weights."""
     end = len(tensors) - num_groups
     return tensors[: end - num_groups], tensors[end - num_groups : end], tensors[end:]
+
+
+class AlignedWeight(torch.autograd.Function):
+    """:func:`se3_fast.aligned.tfn_conv.aligned_weight` in a row and another dtype: a matrix product and a copy each way."""
+
+    @staticmethod
+    def forward(ctx: Any, group: RadialGroup, dtype: torch.dtype, weight: Tensor) -> Tensor:
+        """[aligned * C_in * K * C_out] of ``dtype``."""
+        ctx.group, ctx.dtype = group, weight.dtype
+        alignment = aligned.group_alignment_on(group, weight.device, weight.dtype)
+        pairs = group.channels_out * group.channels_in
+        paths = weight.view(pairs, group.num_paths, -1)  # [C_out * C_in, F, K]
+        products = torch.bmm(alignment.expand(pairs, -1, -1), paths).unflatten(0, (group.channels_out, group.channels_in))
+        ctx.sizes = products.shape  # [C_out, C_in, aligned, K]
+        in_order = products.permute(2, 1, 3, 0)
+        return weight.new_empty(in_order.shape, dtype=dtype).copy_(in_order).flatten()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        """That of the weight, [C_out * C_in * F, K]."""
+        group, (channels_out, channels_in, rows, width) = ctx.group, ctx.sizes
+        in_order = gradient.view(rows, channels_in, width, channels_out).permute(3, 1, 0, 2)
+        products = gradient.new_empty(in_order.shape, dtype=ctx.dtype).copy_(in_order).flatten(0, 1)
+        alignment = aligned.group_alignment_on(group, gradient.device, ctx.dtype)
+        with torch.autocast(gradient.device.type, enabled=False):  # which may be on where the backward pass is started from
+            return None, None, torch.bmm(alignment.t().expand(len(products), -1, -1), products).view(-1, width)
 
 
 class FusedConvolution(torch.autograd.Function):

@@ -52,4 +52,7 @@ def layer_norm(feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, no
 
 
 def _clamped_norm(feature: Tensor) -> Tensor:
-    return feature.norm(dim=-1, keepdim=True).clamp(min=NORM_CLAMP)
+    """Clamped before the root is taken, so that derivatives of every order are finite at zero features, as isolated nodes have."""
+    wide = feature if feature.dtype == torch.float64 else feature.float()
+    squared = wide.square().sum(-1, keepdim=True)
+    return squared.clamp(min=NORM_CLAMP**2).sqrt().to(feature.dtype)

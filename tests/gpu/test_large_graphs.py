@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import se3_fast
-from se3_fast import ConvSE3, EdgeGeometry, Fiber, Graph
+from se3_fast import ConvSE3, EdgeGeometry, Fiber, Graph, LinearSE3
 from se3_fast.ops.edge_attention import edge_attention
 from tests.support import relative_error
 
@@ -50,6 +50,23 @@ def test_convolution(num_nodes: int) -> None:
     (message, gradient), (expected, expected_gradient) = results
     assert relative_error(message, expected) < 5e-3
     assert relative_error(gradient, expected_gradient) < 2e-2
+
+
+def test_linear() -> None:
+    """240 x 10^7 values: the last nodes' result and gradient against the same nodes alone."""
+    num_nodes = 10_000_000
+    torch.manual_seed(0)
+    layer = LinearSE3(Fiber({2: 48}), Fiber({2: 48})).half().cuda()
+    features = torch.randn(num_nodes, 48, 5, device="cuda", dtype=torch.half)
+    results = []
+    for backend, part in (("triton", features), ("torch", features[-CHECKED:])):
+        leaf = part.detach().requires_grad_()
+        with se3_fast.backend(backend):
+            output = layer({"2": leaf})["2"]
+        (gradient,) = torch.autograd.grad(output[-CHECKED:].float().square().sum(), leaf)
+        results.append((output[-CHECKED:].detach().clone(), gradient[-CHECKED:].clone()))
+    for found, expected in zip(*results, strict=True):
+        assert relative_error(found, expected) < 5e-3
 
 
 def test_attention() -> None:

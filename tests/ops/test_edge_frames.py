@@ -7,6 +7,7 @@ import torch
 from e3nn import o3
 
 from se3_fast import EdgeGeometry, get_basis
+from se3_fast.ops.edge_frames import edge_lengths
 from se3_fast.reference.edge_frames import edge_directions, wigner_blocks
 from se3_fast.so3 import axis_swap, generators
 from tests.support import random_rotation, wigner_of_rotation
@@ -131,3 +132,17 @@ def test_bad_positions_are_named(rel_pos: torch.Tensor, message: str) -> None:
 def test_bases_of_too_few_degrees_are_refused() -> None:
     with pytest.raises(ValueError, match="basis: expected bases up to degree 3"):
         EdgeGeometry.from_bases(get_basis(torch.randn(2, 3), 2), 3)
+
+
+def test_lengths_and_their_derivatives_at_length_zero() -> None:
+    rel_pos = torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0], [1e-200, 0.0, 0.0]], dtype=torch.float64)
+    assert edge_lengths(rel_pos).tolist() == [5.0, 0.0, 0.0]
+    leaf = rel_pos.clone().requires_grad_()
+    lengths = edge_lengths(leaf)
+    assert torch.equal(lengths, edge_lengths(rel_pos))
+    (first,) = torch.autograd.grad(lengths.sum(), leaf, create_graph=True)
+    torch.testing.assert_close(
+        first.detach(), torch.tensor([[0.6, 0.0, 0.8], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    )
+    (second,) = torch.autograd.grad(first[:, 0].sum(), leaf)
+    torch.testing.assert_close(second, torch.tensor([[0.128, 0.0, -0.096], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64))

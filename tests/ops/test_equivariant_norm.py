@@ -33,6 +33,20 @@ def test_zero_features_stay_zero_with_finite_gradient() -> None:
     assert all(value.grad.isfinite().all() for value in features.values())
 
 
+def test_second_derivatives_at_zero_features_are_finite() -> None:
+    """As isolated nodes have them, in a loss on forces."""
+    fiber = Fiber({0: 3, 1: 3})
+    features = {
+        key: value.index_fill(0, torch.tensor([1]), 0.0).requires_grad_() for key, value in random_features(fiber, 3).items()
+    }
+    normed = NormSE3(fiber).double()(features)
+    leaves = list(features.values())
+    loss = torch.stack([value.square().sum() for value in normed.values()]).sum()
+    first = torch.autograd.grad(loss, leaves, create_graph=True)
+    second = torch.autograd.grad(torch.stack([value.square().sum() for value in first]).sum(), leaves)
+    assert all(value.isfinite().all() for value in (*first, *second))
+
+
 def test_no_nodes() -> None:
     fiber = Fiber({0: 3, 1: 3})
     assert NormSE3(fiber).double()(random_features(fiber, 0))["1"].shape == (0, 3, 3)
