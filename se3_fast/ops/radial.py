@@ -141,10 +141,9 @@ class FusedRadial(torch.autograd.Function):
         """h of all groups, [groups, E, K], from the parameters in a row per group."""
         from se3_fast.kernels import radial as kernels
 
-        invariants = invariants.contiguous()
         ctx.shape = shape
-        ctx.save_for_backward(invariants, parameters)
-        return kernels.forward(invariants, parameters, shape, dtype)
+        ctx.save_for_backward(invariants, parameters)  # as they are: they may have to be differentiated again
+        return kernels.forward(invariants.contiguous(), parameters, shape, dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -157,7 +156,8 @@ class FusedRadial(torch.autograd.Function):
             operands = [invariants, parameters]
             return None, None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[2:], [gradient])
         with_invariants = ctx.needs_input_grad[2]
-        return None, None, *kernels.backward(invariants, parameters, gradient.contiguous(), ctx.shape, with_invariants)
+        values = invariants.contiguous()
+        return None, None, *kernels.backward(values, parameters, gradient.contiguous(), ctx.shape, with_invariants)
 
 
 def _of_table(shape: Shape, dtype: torch.dtype, operands: Sequence[Tensor]) -> list[Tensor]:

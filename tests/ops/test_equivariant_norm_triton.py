@@ -140,3 +140,24 @@ def test_golden(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(equivariant_norm.reference, name, lambda *_: pytest.fail("expected the kernel to run"))
     with se3_fast.backend("triton"):
         run_norm(Golden(path, TRITON_DEVICE))
+
+
+@pytest.mark.parametrize("is_strided", [False, True])
+def test_second_derivatives(is_strided: bool) -> None:
+    """Also of features that are not contiguous, of which the kernel takes a copy, and of zero features."""
+    fiber = Fiber({0: 3, 1: 3})
+    results = []
+    for backend in ("dense", "triton"):
+        torch.manual_seed(0)
+        module = NormSE3(fiber).double().to(TRITON_DEVICE)
+        isolated = torch.tensor([1])
+        values = {key: value.index_fill(0, isolated, 0.0).to(TRITON_DEVICE) for key, value in random_features(fiber, 4).items()}
+        leaves = {key: (value.mT.contiguous() if is_strided else value).requires_grad_() for key, value in values.items()}
+        with se3_fast.backend(backend):
+            normed = module({key: leaf.mT if is_strided else leaf for key, leaf in leaves.items()})
+            loss = torch.stack([value.square().sum() for value in normed.values()]).sum()
+            first = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+            loss = torch.stack([gradient.square().sum() for gradient in first]).sum()
+            results.append([*first, *torch.autograd.grad(loss, [*leaves.values(), *module.parameters()], allow_unused=True)])
+    for truth, found in zip(*results, strict=True):
+        assert (truth is None and found is None) or relative_error(found, truth) < 1e-10

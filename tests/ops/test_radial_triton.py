@@ -117,6 +117,22 @@ def test_autocast(dtype: torch.dtype) -> None:
     assert invariants.grad is not None and invariants.grad.dtype == profile[0].weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("is_strided", [False, True])
+def test_second_derivatives(is_strided: bool) -> None:
+    """Also of invariants that are not contiguous, of which the kernel takes a copy."""
+    results = []
+    for backend in ("dense", "triton"):
+        torch.manual_seed(0)
+        profile = (make_layer(5, True, torch.float64), make_layer(WIDTH, True, torch.float64))
+        leaf = torch.randn(*((5, 9) if is_strided else (9, 5)), dtype=torch.float64, device=TRITON_DEVICE).requires_grad_()
+        with se3_fast.backend(backend):
+            (hidden,) = radial(leaf.t() if is_strided else leaf, [profile])
+            (first,) = torch.autograd.grad(hidden.square().sum(), leaf, create_graph=True)
+            results.append([first, *torch.autograd.grad(first.square().sum(), [leaf, profile[0].weight])])
+    for truth, found in zip(*results, strict=True):
+        assert relative_error(found, truth) < 1e-10
+
+
 def test_constant_invariants_get_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     from se3_fast.kernels import radial as kernels
 
