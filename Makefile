@@ -2,13 +2,14 @@
 # make bench   backends side by side                 make lint    ruff, mypy, shellcheck, hadolint
 # make gpu     tests and measurements on a CUDA GPU, in the Python that has its PyTorch (PYTHON=...)
 # make bench-gpu   the measurements alone; DATA_DIR=... for both: folder of qm9_edge.npz, without which the sample is repeated
+# make reproduce   the published QM9 training run; PYTHON=..., DATA_DIR=... (else ./data), MINUTES=..., OPTIONS=... (docs/reproduce.md)
 # make sanitize   the tests of the C++ operations under the address and undefined-behaviour sanitizers
 
 PYTHON ?= python3
 BIN := .venv/bin
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: setup train test bench bench-gpu gpu sanitize lint clean
+.PHONY: setup train test bench bench-gpu gpu reproduce sanitize lint clean
 
 setup: .venv/installed
 
@@ -36,6 +37,10 @@ gpu:
 bench-gpu:
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
 	$(PYTHON) -m bench.gpu --no_tests $(addprefix --data_dir ,$(DATA_DIR))
+
+reproduce:
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(PYTHON) -m bench.reproduce $(addprefix --data_dir ,$(DATA_DIR)) $(addprefix --minutes ,$(MINUTES)) $(OPTIONS)
 
 sanitize: setup
 	CXXFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import user_errors
+from .errors import TrainingError, user_errors
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for another that does not answer: longer than one compiles kernels, or reads data, alone."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,16 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def open_world(device_name: str) -> Iterator[World]:
+def open_world(device_name: str, timeout: timedelta | None = None) -> Iterator[World]:
     """Join the processes that torchrun started (NCCL on CUDA, gloo elsewhere), or stand alone.
+
+    Args:
+        device_name: As for `choose_device`.
+        timeout: How long a process waits for another that does not answer; None: `TIMEOUT`.
 
     Raises:
         CommandError: The device does not exist.
+        TrainingError: Another process has ended, or does not answer.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -100,10 +110,27 @@ def open_world(device_name: str) -> Iterator[World]:
     if size == 1:
         yield World(device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    yield World(device, dist.get_rank(), size)
+    with _lost_processes():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout or TIMEOUT)
+        yield World(device, dist.get_rank(), size)
     # A DistributedDataParallel that outlives its process group hangs when it is freed (its threads wait for the
     # interpreter lock that the freeing one holds), so a closed trainer's is collected first. Not in a `finally`: a
     # process that fails must end at once, without waiting for the others.
     gc.collect()
     dist.destroy_process_group()
+
+
+@contextmanager
+def _lost_processes() -> Iterator[None]:
+    """Turn the error of an exchange with a process that is not there any more into one that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no error type of its own; its messages begin with the file of its sources that they come from.
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        reason = re.sub(r"^\[.*?\] ", "", str(error)).splitlines()[0].split(". ")[0]
+        raise TrainingError(
+            f"another process of this run has ended or does not answer ({reason}); its own messages say why. "
+            "--load_ckpt_path goes on from the last checkpoint, with any number of processes"
+        ) from error
