@@ -1,10 +1,11 @@
 """Everything that wants a GPU, in one command: ``python -m bench.gpu`` (or ``make gpu``).
 
 Tests first (numerics, gradients, equivariance, reproducibility, 64-bit addressing), then the rates of the device; batch assembly,
-training and inference throughput in the published layout (:mod:`bench.throughput`); whole models with their peak memory; the
-convolution by others (:mod:`bench.rivals`); its cost over sizes and the largest graph that fits (:mod:`bench.scaling`); and every
-operation at every workload (graph replay, cold caches). Written to ``bench/results/<device>.json`` after every step, so that a run
-that is cut short keeps what it has; what the time did not allow is listed as not measured.
+training and inference throughput in the published layout (:mod:`bench.throughput`); launches of a step (:mod:`bench.launches`);
+whole models with their peak memory; the convolution by others (:mod:`bench.rivals`); its cost over sizes and the largest graph that
+fits (:mod:`bench.scaling`); and every operation at every workload (graph replay, cold caches). Written to
+``bench/results/<device>.json`` after every step, so that a run that is cut short keeps what it has; what the time did not allow is
+listed as not measured.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from bench import (
     bench_radial,
     bench_tfn_conv,
     data_assembly,
+    launches,
     plots,
     rivals,
     scaling,
@@ -78,7 +80,7 @@ class Run:
         self.deadline = self.start + seconds
         self.file = RESULTS / f"{device_name()}.json"
         self.results: dict[str, Any] = {"environment": environment(), "not measured": []}
-        self.results |= {section: [] for section in (*SECTIONS, "batch assembly", "largest graph")}
+        self.results |= {section: [] for section in (*SECTIONS, "batch assembly", "launches", "largest graph")}
 
     def begin(self, section: str) -> None:
         """From now on the time that is left is that of a section."""
@@ -151,9 +153,19 @@ def _measure_throughput(run: Run, data_dir: Path | None) -> None:
 
 
 def _measure_models(run: Run) -> None:
+    for name, is_amp in product(SIZES, (False, True)):
+        row = {"workload": name, "precision": "amp" if is_amp else "float32"}
+        run.attempt("launches", row, lambda name=name, is_amp=is_amp: _launches(name, is_amp))
     for row in _models():
         run.attempt("models", row, lambda row=row: _model_time(**row))
     _add_ratios(run.results["models"])
+
+
+def _launches(name: str, is_amp: bool) -> dict[str, Any]:
+    """Launches of a training step by name, as the profiler saw them."""
+    with se3_fast.backend("triton"):
+        counts = launches.count(build(name), is_amp).counts
+    return {"launches": counts.total(), "by_name": {kernel: number for (_, kernel), number in counts.most_common()}}
 
 
 def _measure_rivals(run: Run) -> None:

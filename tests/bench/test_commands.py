@@ -89,5 +89,6 @@ def test_gpu_command_lists_what_time_did_not_allow(monkeypatch: pytest.MonkeyPat
     gpu._measure_models(run)
     reasons = {row["reason"] for row in run.results["not measured"]}
     assert reasons == {"out of time"} and not run.results["throughput"] and not run.results["models"]
-    num_assemblies = 1
-    assert len(run.results["not measured"]) == num_assemblies + len(list(throughput.cases())) + len(list(gpu._models()))
+    num_assemblies, num_launch_counts = 1, 2 * len(SIZES)
+    num_rows = num_assemblies + len(list(throughput.cases())) + num_launch_counts + len(list(gpu._models()))
+    assert len(run.results["not measured"]) == num_rows
