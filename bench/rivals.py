@@ -80,9 +80,8 @@ class TensorProductConvolution(ComparedConvolution):
     def build(self, dtype: torch.dtype) -> None:
         """Make the library's tensor product, for ``channels`` of the degrees 0..``max_degree`` and harmonics up to twice that."""
 
-    @abstractmethod
     def convolve(self, nodes: Tensor, harmonics: Tensor, weights: Tensor, graph: Graph) -> Tensor:
-        """Sums over incoming edges.
+        """Sums over incoming edges: gather, the library's product, sum; a library may do all of that itself.
 
         Args:
             nodes: [N, sum of C (2d+1)], a degree after the other, each [C, 2d+1].
@@ -93,6 +92,7 @@ class TensorProductConvolution(ComparedConvolution):
         Returns:
             As ``nodes``.
         """
+        return _summed(self.library(nodes[graph.src], harmonics, weights), graph)
 
     def weight_order(self, count: int) -> Tensor:
         """Where the library's weights stand in the order (path, channel in, channel out)."""
@@ -237,10 +237,6 @@ class E3nnConvolution(TensorProductConvolution):
             internal_weights=False,
         ).to(self.nodes.device, dtype)
 
-    def convolve(self, nodes: Tensor, harmonics: Tensor, weights: Tensor, graph: Graph) -> Tensor:
-        """Gather, tensor product, sum."""
-        return _summed(self.library(nodes[graph.src], harmonics, weights), graph)
-
 
 class CuEquivarianceConvolution(TensorProductConvolution):
     """``cuequivariance_torch.FullyConnectedTensorProduct``: its CUDA kernels on a GPU, its PyTorch form on a CPU."""
@@ -263,10 +259,6 @@ class CuEquivarianceConvolution(TensorProductConvolution):
             dtype=dtype,
             method="fused_tp" if self.nodes.device.type == "cuda" else "naive",
         )
-
-    def convolve(self, nodes: Tensor, harmonics: Tensor, weights: Tensor, graph: Graph) -> Tensor:
-        """Gather, tensor product, sum."""
-        return _summed(self.library(nodes[graph.src], harmonics, weights), graph)
 
 
 class OpenEquivarianceConvolution(TensorProductConvolution):

@@ -19,8 +19,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,19 +27,10 @@ import torch
 
 from se3_fast import train
 from se3_fast.training import distributed, trainer
+from tests.training.run_again import RunAgain
 
 PATIENCE = 40.0
 """Seconds after which a process that has not ended is killed."""
-
-
-class RunAgain:
-    """Records nothing: a replay is another run."""
-
-    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        return function
-
-    def stream(self) -> nullcontext[None]:
-        return nullcontext()
 
 
 def run_rank(settings: dict[str, Any], options: list[str]) -> int:

@@ -22,6 +22,7 @@ from se3_fast.training import Trainer, TrainingOptions
 from se3_fast.training.evaluation import DirectPredictions, RecordedPredictions, evaluate
 from se3_fast.training.model_config import build_model
 from se3_fast.training.recorded import CudaRecorder, RecordedByShape, choose_recorder
+from tests.training.run_again import RunAgain
 
 CONFIG = {
     "fiber_in": {0: 6},
@@ -38,20 +39,6 @@ CONFIG = {
     "use_layer_norm": True,
     "tensor_cores": True,
 }
-
-
-class RunAgain:
-    """Records nothing: a replay is another run. Counts what it was given to record."""
-
-    def __init__(self) -> None:
-        self.recordings = 0
-
-    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        self.recordings += 1
-        return function
-
-    def stream(self) -> nullcontext[None]:
-        return nullcontext()
 
 
 @pytest.fixture
