@@ -3,7 +3,8 @@
     n = max(|x|, 2^-24),   out = x / n * phi(normalise(n))
 
 ``normalise`` is a group normalisation with one group per degree over the norms of all degrees side by side, or, where channel
-counts differ, a layer normalisation per degree.
+counts differ, a layer normalisation per degree. Half-precision features are computed with in float32, each way: the derivative of
+x / n has x / n^2 in it, which float16 does not hold for n < 2^-16, and infinity times a zero gradient is no number.
 """
 
 from __future__ import annotations
@@ -33,26 +34,31 @@ def group_norm(
         nonlinearity: phi.
 
     Returns:
-        ``{d: [N, C, 2d+1]}``.
+        ``{d: [N, C, 2d+1]}`` in the dtype of the features.
     """
     keys = sorted(features, key=int)
-    norms = [_clamped_norm(features[key]) for key in keys]
+    wide = [_at_least_float32(features[key]) for key in keys]
+    norms = [_clamped_norm(feature) for feature in wide]
     fused = torch.cat(norms, 1).squeeze(-1)  # [N, D * C]
     # torch.group_norm, not F.group_norm: that one refuses a single node with a single channel
-    normalised = torch.group_norm(fused, len(keys), scale, shift, epsilon)
+    normalised = torch.group_norm(fused, len(keys), scale.to(fused.dtype), shift.to(fused.dtype), epsilon)
     rescaled = nonlinearity(normalised)[..., None].chunk(len(keys), 1)
-    return {key: features[key] / norm * new for key, norm, new in zip(keys, norms, rescaled, strict=True)}
+    outputs = (feature / norm * new for feature, norm, new in zip(wide, norms, rescaled, strict=True))
+    return {key: output.to(features[key].dtype) for key, output in zip(keys, outputs, strict=True)}
 
 
 def layer_norm(feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]) -> Tensor:
     """Layer normalisation over the norms of one degree: [N, C, 2d+1] to the same; ``scale`` and ``shift`` are [C]."""
-    norm = _clamped_norm(feature)
-    normalised = F.layer_norm(norm.squeeze(-1), scale.shape, scale, shift, epsilon)
-    return feature / norm * nonlinearity(normalised)[..., None]
+    wide = _at_least_float32(feature)
+    norm = _clamped_norm(wide)
+    normalised = F.layer_norm(norm.squeeze(-1), scale.shape, scale.to(norm.dtype), shift.to(norm.dtype), epsilon)
+    return (wide / norm * nonlinearity(normalised)[..., None]).to(feature.dtype)
+
+
+def _at_least_float32(feature: Tensor) -> Tensor:
+    return feature.float() if feature.dtype in (torch.float16, torch.bfloat16) else feature
 
 
 def _clamped_norm(feature: Tensor) -> Tensor:
     """Clamped before the root is taken, so that derivatives of every order are finite at zero features, as isolated nodes have."""
-    wide = feature if feature.dtype == torch.float64 else feature.float()
-    squared = wide.square().sum(-1, keepdim=True)
-    return squared.clamp(min=NORM_CLAMP**2).sqrt().to(feature.dtype)
+    return feature.square().sum(-1, keepdim=True).clamp(min=NORM_CLAMP**2).sqrt()

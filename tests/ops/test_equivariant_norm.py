@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from se3_fast import Fiber, NormSE3
-from tests.support import random_features, random_rotation, relative_error, rotate_features
+from tests.support import TOLERANCE, random_features, random_rotation, relative_error, rotate_features
 
 
 @pytest.mark.parametrize("structure", [{0: 4, 1: 4, 2: 4}, {0: 5, 1: 3}, {0: 1}, {1: 1, 3: 1}])
@@ -55,6 +55,30 @@ def test_no_nodes() -> None:
 def test_one_node_with_one_channel() -> None:
     fiber = Fiber({0: 1, 1: 1})
     assert NormSE3(fiber).double()(random_features(fiber, 1))["1"].isfinite().all()
+
+
+@pytest.mark.parametrize("structure", [{0: 4, 1: 4}, {0: 4, 1: 3}], ids=["group norm", "layer norm"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_short_half_precision_features_have_their_gradient(structure: dict[int, int], dtype: torch.dtype) -> None:
+    """x / n^2 is beyond float16 for n < 2^-16; computed in that, a zero gradient would come back as NaN at any loss scale."""
+    fiber = Fiber(structure)
+    features = {key: value.to(dtype) for key, value in random_features(fiber, 3).items()}
+    for value in features.values():
+        value[0, 0] *= 2.0**-17
+    cotangents = {key: value.to(dtype) for key, value in random_features(fiber, 3, seed=1).items()}
+    cotangents["0"][0] = 0.0
+    cotangents["1"][0] *= 2.0**-10  # times 1 / n it is in float16's range
+    module = NormSE3(fiber)
+    gradients = []
+    for of_features, of_module in ((dtype, torch.float32), (torch.float64, torch.float64)):
+        inputs = {key: value.detach().to(of_features).requires_grad_() for key, value in features.items()}
+        with torch.autocast("cpu", dtype=dtype, enabled=of_features == dtype):
+            outputs = module.to(of_module)(inputs)
+        assert {value.dtype for value in outputs.values()} == {of_features}
+        torch.autograd.backward(list(outputs.values()), [cotangents[key].to(of_features) for key in outputs])
+        gradients.append({key: value.grad for key, value in inputs.items()})
+    for key, expected in gradients[1].items():
+        assert relative_error(gradients[0][key], expected) < TOLERANCE[dtype]
 
 
 def test_wrong_features_are_named() -> None:
