@@ -141,8 +141,20 @@ class RecordedSteps:
     def _accumulate(self, batch: NumberedBatch, in_group: int) -> Tensor:
         assembled = self._loader.assemble(batch, is_padded=True)
         loss = self._parts.batch_loss(self._parts.model, assembled, 1)
-        self._parts.scaler.scale(loss / in_group).backward()
+        self._add_gradients(self._parts.scaler.scale(loss / in_group))
         return loss
+
+    def _add_gradients(self, loss: Tensor) -> None:
+        """Add the gradients of all parameters at once: ``loss.backward()`` would launch an addition for each."""
+        parameters = [parameter for parameter in self._parts.model.parameters() if parameter.requires_grad]
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        sums: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for parameter, gradient in zip(parameters, found, strict=True):
+            if gradient is not None and parameter.grad is not None:
+                sums.append(parameter.grad)
+                gradients.append(gradient)
+        torch._foreach_add_(sums, gradients)
 
     def _update_and_forget(self) -> None:
         self._parts.update()
