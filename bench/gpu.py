@@ -27,11 +27,14 @@ import torch
 
 import se3_fast
 from bench import (
+    bench_aligned_weights,
     bench_basis,
     bench_edge_attention,
     bench_edge_frames,
     bench_equivariant_norm,
     bench_linear,
+    bench_parameter_rows,
+    bench_perceptron,
     bench_pooling,
     bench_radial,
     bench_tfn_conv,
@@ -52,8 +55,11 @@ OPERATIONS: dict[str, ModuleType] = {
     "edge_attention": bench_edge_attention,
     "radial": bench_radial,
     "equivariant_norm": bench_equivariant_norm,
+    "aligned_weights": bench_aligned_weights,
+    "parameter_rows": bench_parameter_rows,
     "linear": bench_linear,
     "pooling": bench_pooling,
+    "perceptron": bench_perceptron,
     "edge_frames": bench_edge_frames,
     "basis": bench_basis,
 }
@@ -218,8 +224,10 @@ def _models() -> Iterator[dict[str, Any]]:
 
 def _operations() -> Iterator[dict[str, Any]]:
     for operation, name, precision, passes, backend in product(OPERATIONS, SIZES, DTYPES, PASSES, BACKENDS):
-        is_float32_only = operation in ("edge_frames", "basis")
+        is_float32_only = operation in ("edge_frames", "basis", "parameter_rows")
         has_backward = operation != "edge_frames"
+        if operation in ("aligned_weights", "parameter_rows") and backend != BACKENDS[-1]:
+            continue  # triton alone has them
         if (precision == "float32" or not is_float32_only) and (passes == "forward" or has_backward):
             yield {"operation": operation, "workload": name, "precision": precision, "pass": passes, "backend": backend}
 

@@ -14,10 +14,12 @@ Backward, from x alone (everything else is made again), with g the gradient of t
 (g - s y is the part of g across x, exactly zero for degree 0. Were g p / n and s y p / n summed apart, their rounding errors would
 be left, which are huge near the clamp.)
 
-Sums over nodes: a program walks over its share of the nodes and writes its partial sums, which are then added in a fixed order.
+Sums over nodes: a program walks over its share of the nodes and writes its partial sums, which are then added in a fixed order. The
+output usually has several readers (queries, messages and the projection of the next layer): g is the sum of their gradients.
 
 Cost per node and value: forward about 4 FLOP, one value read and one written; backward about 10 FLOP, two read and one written.
-Bound by memory: 2 KB per node forward and 3 KB backward at 4 degrees, 32 channels, half precision.
+Bound by memory: 2 KB per node forward and 3 KB backward, 1 KB more for each reader after the first, at 4 degrees, 32 channels, half
+precision.
 """
 
 from __future__ import annotations
@@ -38,6 +40,9 @@ MAX_DEGREES = 7
 
 _FORWARD_VALUES = 1024  # a program's share of the largest degree, by 4 warps: 8 values a thread
 _BACKWARD_VALUES = 512  # features and gradients, and twice as much that follows from them: 4 of each a thread
+
+MAX_READERS = 3
+"""How many gradients of an output the backward pass adds up."""
 
 _MAX_PARTIAL_SUMS = 256  # programs that share the nodes of a degree in the backward pass: with 2 degrees or more they fill a GPU
 
@@ -100,7 +105,8 @@ def _normalise_degree(
 
 @triton.jit
 def _differentiate_degree(
-    feature, gradient, result, scale, shift, partial_sums, num_nodes, parameters, NUMBER: tl.constexpr, COMPONENTS: tl.constexpr,
+    feature, gradient, second, third, result, scale, shift, partial_sums, num_nodes, parameters,
+    NUMBER: tl.constexpr, COMPONENTS: tl.constexpr, READERS: tl.constexpr,
     CHANNELS: tl.constexpr, NODES: tl.constexpr, CHANNEL_TILE: tl.constexpr, EPSILON: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     scales, shifts = _parameters(scale, shift, NUMBER, CHANNELS, CHANNEL_TILE, SUM)
@@ -110,6 +116,10 @@ def _differentiate_degree(
         start, offsets, is_value = _tile(block, num_nodes, CHANNELS, COMPONENTS, NODES, CHANNEL_TILE)
         values = tl.load(feature + start + offsets, mask=is_value, other=0.0).to(SUM)
         cotangent = tl.load(gradient + start + offsets, mask=is_value, other=0.0).to(SUM)
+        if READERS > 1:
+            cotangent += tl.load(second + start + offsets, mask=is_value, other=0.0).to(SUM)
+        if READERS > 2:
+            cotangent += tl.load(third + start + offsets, mask=is_value, other=0.0).to(SUM)
         length, norm, normalised, inverse_deviation = _normalised_norms(values, CHANNELS, CHANNEL_TILE, EPSILON)
         shifted = scales * normalised + shifts
         ratio = tl.where(shifted <= 0, 0.0, shifted) / norm
@@ -176,46 +186,49 @@ def _forward_kernel(
 def _backward_kernel(
     feature0, feature1, feature2, feature3, feature4, feature5, feature6,
     gradient0, gradient1, gradient2, gradient3, gradient4, gradient5, gradient6,
+    second0, second1, second2, second3, second4, second5, second6, third0, third1, third2, third3, third4, third5, third6,
     result0, result1, result2, result3, result4, result5, result6, scale, shift, partial_sums, num_nodes, parameters,
     COMPONENTS0: tl.constexpr, COMPONENTS1: tl.constexpr, COMPONENTS2: tl.constexpr, COMPONENTS3: tl.constexpr,
     COMPONENTS4: tl.constexpr, COMPONENTS5: tl.constexpr, COMPONENTS6: tl.constexpr,
+    READERS0: tl.constexpr, READERS1: tl.constexpr, READERS2: tl.constexpr, READERS3: tl.constexpr,
+    READERS4: tl.constexpr, READERS5: tl.constexpr, READERS6: tl.constexpr,
     CHANNELS: tl.constexpr, NODES: tl.constexpr, CHANNEL_TILE: tl.constexpr, EPSILON: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(1)
     if number == 0:
         _differentiate_degree(
-            feature0, gradient0, result0, scale, shift, partial_sums, num_nodes, parameters,
-            0, COMPONENTS0, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
+            feature0, gradient0, second0, third0, result0, scale, shift, partial_sums, num_nodes, parameters,
+            0, COMPONENTS0, READERS0, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
         )  # fmt: skip
     if COMPONENTS1 > 0 and number == 1:
         _differentiate_degree(
-            feature1, gradient1, result1, scale, shift, partial_sums, num_nodes, parameters,
-            1, COMPONENTS1, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
+            feature1, gradient1, second1, third1, result1, scale, shift, partial_sums, num_nodes, parameters,
+            1, COMPONENTS1, READERS1, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
         )  # fmt: skip
     if COMPONENTS2 > 0 and number == 2:
         _differentiate_degree(
-            feature2, gradient2, result2, scale, shift, partial_sums, num_nodes, parameters,
-            2, COMPONENTS2, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
+            feature2, gradient2, second2, third2, result2, scale, shift, partial_sums, num_nodes, parameters,
+            2, COMPONENTS2, READERS2, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
         )  # fmt: skip
     if COMPONENTS3 > 0 and number == 3:
         _differentiate_degree(
-            feature3, gradient3, result3, scale, shift, partial_sums, num_nodes, parameters,
-            3, COMPONENTS3, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
+            feature3, gradient3, second3, third3, result3, scale, shift, partial_sums, num_nodes, parameters,
+            3, COMPONENTS3, READERS3, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
         )  # fmt: skip
     if COMPONENTS4 > 0 and number == 4:
         _differentiate_degree(
-            feature4, gradient4, result4, scale, shift, partial_sums, num_nodes, parameters,
-            4, COMPONENTS4, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
+            feature4, gradient4, second4, third4, result4, scale, shift, partial_sums, num_nodes, parameters,
+            4, COMPONENTS4, READERS4, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
         )  # fmt: skip
     if COMPONENTS5 > 0 and number == 5:
         _differentiate_degree(
-            feature5, gradient5, result5, scale, shift, partial_sums, num_nodes, parameters,
-            5, COMPONENTS5, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
+            feature5, gradient5, second5, third5, result5, scale, shift, partial_sums, num_nodes, parameters,
+            5, COMPONENTS5, READERS5, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
         )  # fmt: skip
     if COMPONENTS6 > 0 and number == 6:
         _differentiate_degree(
-            feature6, gradient6, result6, scale, shift, partial_sums, num_nodes, parameters,
-            6, COMPONENTS6, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
+            feature6, gradient6, second6, third6, result6, scale, shift, partial_sums, num_nodes, parameters,
+            6, COMPONENTS6, READERS6, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
         )  # fmt: skip
 
 
@@ -244,34 +257,42 @@ def forward(features: Sequence[Tensor], scale: Tensor, shift: Tensor, epsilon: f
 
 
 def backward(
-    features: Sequence[Tensor], gradients: Sequence[Tensor], scale: Tensor, shift: Tensor, epsilon: float
-) -> tuple[list[Tensor], Tensor, Tensor]:
+    features: Sequence[Tensor],
+    gradients: Sequence[Sequence[Tensor]],
+    scale: Tensor,
+    shift: Tensor,
+    epsilon: float,
+    programs: int | None = None,
+) -> tuple[list[Tensor], Tensor]:
     """Gradients of everything.
 
     Args:
         features: as in :func:`forward`.
-        gradients: of the outputs, contiguous.
+        gradients: of each output those from the operations that read it, one to :data:`MAX_READERS`, contiguous; they are added up.
         scale: as in :func:`forward`.
         shift: as in :func:`forward`.
         epsilon: as in :func:`forward`.
+        programs: how many share the nodes of a degree; None: as many as fill a large GPU.
 
     Returns:
-        Gradients of the features, of ``scale`` and of ``shift``.
+        Gradients of the features; and of ``scale`` and ``shift``, [programs, 2, len(scale)], to be summed over the programs.
     """
     results = [torch.empty_like(feature) for feature in features]
     num_nodes, channels, _ = features[0].shape
-    if num_nodes == 0:
-        return results, torch.zeros_like(scale), torch.zeros_like(shift)
     tile = _choose_tile(channels, _components(features), _BACKWARD_VALUES)
-    programs = min(triton.cdiv(num_nodes, tile.nodes), _MAX_PARTIAL_SUMS)
+    if programs is None:
+        programs = max(1, min(triton.cdiv(num_nodes, tile.nodes), _MAX_PARTIAL_SUMS))
     sum_dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
     partial_sums = torch.empty(programs, 2, len(scale), dtype=sum_dtype, device=scale.device)
+    by_reader = [
+        _slots([of_feature[min(reader, len(of_feature) - 1)] for of_feature in gradients]) for reader in range(MAX_READERS)
+    ]
     _backward_kernel[programs, len(features)](
-        *_slots(features), *_slots(gradients), *_slots(results), scale, shift, partial_sums, num_nodes, len(scale),
+        *_slots(features), *by_reader[0], *by_reader[1], *by_reader[2], *_slots(results), scale, shift, partial_sums, num_nodes,
+        len(scale), **_readers([len(of_feature) for of_feature in gradients]),
         **_constants(channels, _components(features), tile, epsilon, _sum_type(features[0])), num_warps=tile.warps,
     )  # fmt: skip
-    of_scale, of_shift = partial_sums.sum(0).to(scale.dtype)  # over the programs; PyTorch's order is fixed, too
-    return results, of_scale, of_shift
+    return results, partial_sums
 
 
 class Tile(NamedTuple):
@@ -300,6 +321,11 @@ def _components(features: Sequence[Tensor]) -> list[int]:
 def _slots(tensors: Sequence[Tensor]) -> list[Tensor]:
     """One tensor per pointer argument; those that are not used repeat the first."""
     return [*tensors, *[tensors[0]] * (MAX_DEGREES - len(tensors))]
+
+
+def _readers(counts: Sequence[int]) -> dict[str, int]:
+    """The constexpr arguments that tell how many gradients each degree has."""
+    return {f"READERS{number}": count for number, count in enumerate([*counts, *[1] * (MAX_DEGREES - len(counts))])}
 
 
 def _sum_type(example: Tensor) -> tl.dtype:
@@ -338,7 +364,14 @@ def compile_cases() -> list[CompileCase]:
     sums = (*common, "partial_sums")
     launches: tuple[tuple[str, object, int, tuple[str, ...], tuple[str, ...], dict[str, str]], ...] = (
         ("forward", _forward_kernel, _FORWARD_VALUES, ("feature", "output"), common, {}),
-        ("backward", _backward_kernel, _BACKWARD_VALUES, ("feature", "gradient", "result"), sums, {"parameters": "i32"}),
+        (
+            "backward",
+            _backward_kernel,
+            _BACKWARD_VALUES,
+            ("feature", "gradient", "second", "third", "result"),
+            sums,
+            {"parameters": "i32"},
+        ),
     )
     cases = []
     for workload, channels, components in (("qm9", 32, (1, 3, 5, 7)), ("protein_full", 32, (1, 3)), ("protein_wide", 128, (1, 3))):
@@ -347,6 +380,8 @@ def compile_cases() -> list[CompileCase]:
             for dtype in ("fp16", "bf16", "fp32", "fp64"):
                 is_double = dtype == "fp64"
                 constants = _constants(channels, components, tile, 1e-5, tl.float64 if is_double else tl.float32)
+                if name == "backward":
+                    constants |= _readers([MAX_READERS] * len(components))
                 others = dict.fromkeys(full_tensors, "*fp64" if is_double else "*fp32") | {"num_nodes": "i32"} | sizes
                 pointers = {f"{tensor}{number}": f"*{dtype}" for tensor in tensors for number in range(MAX_DEGREES)}
                 signature = pointers | others

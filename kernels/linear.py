@@ -439,8 +439,13 @@ def forward(parts: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], shape:
 
 
 def backward(
-    gradients: Sequence[Tensor], parts: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], shape: Shape, with_inputs: bool
-) -> tuple[list[Tensor], list[list[Tensor]]]:
+    gradients: Sequence[Tensor],
+    parts: Sequence[Sequence[Tensor]],
+    weights: Sequence[Tensor],
+    shape: Shape,
+    with_inputs: bool,
+    programs: int | None = None,
+) -> tuple[Tensor, list[list[Tensor]]]:
     """Gradients of everything.
 
     Args:
@@ -449,35 +454,35 @@ def backward(
         weights: as in :func:`forward`.
         shape: as in :func:`forward`.
         with_inputs: whether those of the parts are wanted; no tensors otherwise.
+        programs: how many share the nodes for dW; None: as many as fill a large GPU.
 
     Returns:
-        Gradients of the weights, and of the parts, laid out and typed as the parts are.
+        Gradients of the weights, [programs, values of the weights of all degrees in a row], to be summed over the programs; and of
+        the parts, laid out and typed as the parts are.
     """
     results = [[torch.empty_like(tensor) for tensor in part] for part in parts] if with_inputs else []
     num_weights = sum(out * channels for out, channels in shape.weight_shapes)
     num_nodes = len(gradients[0])
     sum_dtype = torch.float64 if shape.dtype == torch.float64 else torch.float32
     if num_nodes == 0:
-        total = gradients[0].new_zeros(num_weights, dtype=sum_dtype)
-    else:
-        tile = _choose_tile(shape)
-        node_blocks, num_degrees = _node_blocks(num_nodes, shape, tile)
-        in_blocks = [
-            sum(_blocks(channels, tile.channels_in) for channels in of_degree) for of_degree in zip(*shape.channels_in, strict=True)
-        ]
-        out_blocks = [_blocks(channels, tile.channels_out) for channels in shape.channels_out]
-        tiles = max(out * columns for out, columns in zip(out_blocks, in_blocks, strict=True))
-        input_blocks = max(in_blocks) if with_inputs else 0
+        return gradients[0].new_zeros(programs or 1, num_weights, dtype=sum_dtype), results
+    tile = _choose_tile(shape)
+    node_blocks, num_degrees = _node_blocks(num_nodes, shape, tile)
+    in_blocks = [
+        sum(_blocks(channels, tile.channels_in) for channels in of_degree) for of_degree in zip(*shape.channels_in, strict=True)
+    ]
+    out_blocks = [_blocks(channels, tile.channels_out) for channels in shape.channels_out]
+    tiles = max(out * columns for out, columns in zip(out_blocks, in_blocks, strict=True))
+    input_blocks = max(in_blocks) if with_inputs else 0
+    if programs is None:
         programs = min(node_blocks, max(1, _WEIGHT_PROGRAMS // (num_degrees * tiles)))
-        partial_sums = gradients[0].new_empty(programs, num_weights, dtype=sum_dtype)
-        _backward_kernel[node_blocks if with_inputs else programs, num_degrees, input_blocks + tiles](
-            *_out_slots(gradients, shape), *_part_slots(parts, shape), *_slots(weights), *_part_slots(results or parts, shape),
-            partial_sums, num_weights, num_nodes, input_blocks, programs,
-            **_constants(shape, tile), num_warps=tile.warps, num_stages=_NUM_STAGES,
-        )  # fmt: skip
-        total = partial_sums.sum(0)  # over the programs; PyTorch's order is fixed, too
-    split = total.to(weights[0].dtype).split([out * channels for out, channels in shape.weight_shapes])
-    return [part.view(sizes) for part, sizes in zip(split, shape.weight_shapes, strict=True)], results
+    partial_sums = gradients[0].new_empty(programs, num_weights, dtype=sum_dtype)
+    _backward_kernel[max(node_blocks, programs) if with_inputs else programs, num_degrees, input_blocks + tiles](
+        *_out_slots(gradients, shape), *_part_slots(parts, shape), *_slots(weights), *_part_slots(results or parts, shape),
+        partial_sums, num_weights, num_nodes, input_blocks, programs,
+        **_constants(shape, tile), num_warps=tile.warps, num_stages=_NUM_STAGES,
+    )  # fmt: skip
+    return partial_sums, results
 
 
 class Tile(NamedTuple):

@@ -14,7 +14,8 @@ Backward, from a alone (u and h1 are made again), with g the gradient of h:
 A program owns a contiguous share of the edges of one group and walks over it three times, with the sums of one step in registers:
 for the second layer, for the vectors of the first, for dW1. All in one walk does not fit into registers. Between the walks du2, and
 then du1 in its place, wait in memory (mostly in cache), rounded as the next product rounds them anyway. The sums of all programs
-are then added in a fixed order. da is a launch of its own, where it is wanted: it sums over groups.
+are then added in a fixed order. da is a launch of its own, where it is wanted: it sums over groups. g may come in several parts, as
+the programs that share a block of edges leave it.
 
 Cost per edge and group at e = 33, K = 32, float16: forward 4.2 kFLOP of matrix products and 0.6 kFLOP besides, 132 bytes (float32
 invariants) read and 64 written: bound by memory; in float32 by the arithmetic of the ordinary cores. Backward 12.5 kFLOP of
@@ -142,7 +143,7 @@ def _forward_kernel(
 
 @triton.jit
 def _second_layer_gradient(
-    invariants, first, second, gradient, sums_gradient, row, first_edge, num_edges, num_blocks,
+    invariants, first, second, gradient, split_size, num_splits, sums_gradient, row, first_edge, num_edges, num_blocks,
     INPUTS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr, EPSILON: tl.constexpr,
     EDGES: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
@@ -164,8 +165,11 @@ def _second_layer_gradient(
         sums = _product(rectified, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
         bias, scale, shift = _load_vectors(second + WIDTH * WIDTH, WIDTH, HAS_NORM, SUM)
         normalised, inverse_deviation, shifted = _normalise(sums + bias, scale, shift, WIDTH, HAS_NORM, EPSILON)
-        of_shifted = tl.load(gradient + start * WIDTH + place, mask=is_edge[:, None], other=0.0).to(SUM)
-        of_shifted = tl.where(shifted <= 0, 0.0, of_shifted)
+        of_hidden = tl.zeros((EDGES, WIDTH), SUM)
+        for split in range(num_splits):
+            part = gradient + (split * split_size + start * WIDTH)
+            of_hidden += tl.load(part + place, mask=is_edge[:, None], other=0.0).to(SUM)
+        of_shifted = tl.where(shifted <= 0, 0.0, of_hidden)
         of_scale += tl.sum(of_shifted * normalised, 0)
         of_shift += tl.sum(of_shifted, 0)
         of_sums = _normalise_gradient(of_shifted, normalised, inverse_deviation, scale, WIDTH, HAS_NORM)
@@ -230,7 +234,7 @@ def _first_weight_gradient(
 
 @triton.jit
 def _backward_kernel(
-    invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks,
+    invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks, num_splits,
     INPUTS: tl.constexpr, INPUT_TILE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr,
     EPSILON: tl.constexpr, EDGES: tl.constexpr, WEIGHT_EDGES: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr,
     OPERAND: tl.constexpr, SUM: tl.constexpr,
@@ -239,11 +243,13 @@ def _backward_kernel(
     second_start = (INPUTS + (3 if HAS_NORM else 1)) * WIDTH
     first = parameters + group * row_size
     row = partial_sums + (tl.program_id(0) * tl.num_programs(1) + group).to(tl.int64) * row_size
+    split_size = tl.num_programs(1).to(tl.int64) * num_edges * WIDTH
     gradient += group.to(tl.int64) * num_edges * WIDTH
     sums_gradient += group.to(tl.int64) * num_edges * WIDTH
     first_edge = tl.program_id(0).to(tl.int64) * num_blocks * EDGES
     _second_layer_gradient(
-        invariants, first, first + second_start, gradient, sums_gradient, row + second_start, first_edge, num_edges, num_blocks,
+        invariants, first, first + second_start, gradient, split_size, num_splits, sums_gradient, row + second_start, first_edge,
+        num_edges, num_blocks,
         INPUTS, CHUNK, WIDTH, HAS_NORM, EPSILON, EDGES, PRECISION, COMPUTE, OPERAND, SUM,
     )  # fmt: skip
     tl.debug_barrier()  # what one thread has written of du2, and then of du1, another reads
@@ -319,29 +325,37 @@ def forward(invariants: Tensor, parameters: Tensor, shape: Shape, dtype: torch.d
 
 
 def backward(
-    invariants: Tensor, parameters: Tensor, gradient: Tensor, shape: Shape, with_invariants: bool
+    invariants: Tensor, parameters: Tensor, gradient: Tensor, shape: Shape, with_invariants: bool, programs: int | None = None
 ) -> tuple[Tensor | None, Tensor]:
     """Gradients of the invariants and the parameters.
 
     Args:
         invariants: as in :func:`forward`.
         parameters: as in :func:`forward`.
-        gradient: of h, contiguous; its dtype is what operands of products are rounded to.
+        gradient: of h in S parts, which are added up, [S, groups, E, K] contiguous; its dtype is what operands of products are
+            rounded to.
         shape: as in :func:`forward`.
         with_invariants: whether the first is wanted; None otherwise.
+        programs: how many share the edges of a group; None: as many as fill a large GPU.
+
+    Returns:
+        That of the invariants; and that of the parameters, [programs, groups, ..], to be summed over the programs.
     """
     (num_groups, row_size), (num_edges, num_invariants) = parameters.shape, invariants.shape
-    if num_edges == 0:
-        return torch.zeros_like(invariants), torch.zeros_like(parameters)
-    tile = _backward_tile(gradient.dtype)
-    programs, num_blocks = _share_edges(num_edges, tile.edges, num_groups, _BACKWARD_PROGRAMS)
     sum_dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-    sums_gradient = torch.empty_like(gradient)
+    if num_edges == 0:
+        return torch.zeros_like(invariants), parameters.new_zeros(programs or 1, num_groups, row_size, dtype=sum_dtype)
+    tile = _backward_tile(gradient.dtype)
+    if programs is None:
+        programs, num_blocks = _share_edges(num_edges, tile.edges, num_groups, _BACKWARD_PROGRAMS)
+    else:
+        num_blocks = triton.cdiv(triton.cdiv(num_edges, tile.edges), programs)
+    sums_gradient = gradient.new_empty(gradient.shape[1:])
     partial_sums = torch.empty(programs, num_groups, row_size, dtype=sum_dtype, device=invariants.device)
     types = _type_constants(gradient.dtype)
     _backward_kernel[programs, num_groups](
-        invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks, INPUTS=num_invariants,
-        INPUT_TILE=_padded(num_invariants), CHUNK=_CHUNK, EDGES=tile.edges, WEIGHT_EDGES=tile.weight_edges,
+        invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks, len(gradient),
+        INPUTS=num_invariants, INPUT_TILE=_padded(num_invariants), CHUNK=_CHUNK, EDGES=tile.edges, WEIGHT_EDGES=tile.weight_edges,
         **_layer_constants(shape), **types, num_warps=tile.warps, num_stages=_NUM_STAGES,
     )  # fmt: skip
     invariant_gradient = None
@@ -351,7 +365,7 @@ def backward(
             sums_gradient, parameters, invariant_gradient, num_edges, num_groups, row_size, INPUTS=num_invariants,
             CHUNK=_GRADIENT_CHUNK, WIDTH=shape.width, EDGES=tile.edges, **types, num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
-    return invariant_gradient, partial_sums.sum(0).to(parameters.dtype)  # over the programs; PyTorch's order is fixed, too
+    return invariant_gradient, partial_sums
 
 
 class Tile(NamedTuple):
@@ -447,7 +461,7 @@ def compile_cases() -> list[CompileCase]:
                     "backward",
                     _backward_kernel,
                     "gradient sums_gradient",
-                    "num_edges row_size num_blocks",
+                    "num_edges row_size num_blocks num_splits",
                     {**common, "INPUT_TILE": _padded(invariants), "WEIGHT_EDGES": backward_tile.weight_edges},
                     backward_tile,
                 ),

@@ -3,7 +3,7 @@
     x~ = D^T x[src],     y~[+m] = sum R_even[m] x~[+m] - R_odd[m] x~[-m],     y~[-m] = sum R_even[m] x~[-m] + R_odd[m] x~[+m]
     out = D y~,          R = W h
 
-Six kernels, all driven by the same small tables, so that every fuse level is one launch:
+Six kernels, all driven by the same small tables, so that every fuse level with all its orders is one launch:
 
     align            gathers and rotates into the frames, all degrees at once:  nodes [N, C, 2d+1] -> x~
     contract         R tile by tile on the matrix unit, used at once: h, x~ -> y~. Its transpose (W transposed, odd sign flipped) is
@@ -15,8 +15,12 @@ Six kernels, all driven by the same small tables, so that every fuse level is on
                      of y~ and x~:  t_a = <g~, G_a y~> - <gx~, G_a x~>,  dr = D_1 (-t_z, 0, t_x) / |r|;  the component of t along
                      the edge turns nothing, so that G_y is not needed
 
+Orders m = 0 have neither odd weights nor a row of -m: a program reads in its table which kind it has, and takes one of two bodies.
+What is heaviest stands first in the tables, so that light programs fill the end of a launch.
+
 Aligned features are kept feature-major, [rows, E] with row = (degree, component, channel), so that the column of one feature over a
-block of edges is contiguous. Aligned weights are [.., C_in, K, C_out], the blocks of (m, parity, d_in, d_out) one after the other.
+block of edges is contiguous; ``contract`` can also write them edge-major, [E, rows], which is what attention in the frames reads.
+Aligned weights are [.., C_in, K, C_out], the blocks of (m, parity, d_in, d_out) one after the other.
 
 Cost per edge at 4 degrees, 32 channels, K = 32, forward: 2.9 MFLOP of matrix products and 0.15 MFLOP of multiply-adds; about 2 KB
 read and written in half precision (x~, y~) and 64 bytes of h; every block of edges streams W (2.9 MB) from the second-level
@@ -49,30 +53,30 @@ class ContractionTable(NamedTuple):
     """Which products :func:`contract` sums, as int64 tables.
 
     Attributes:
-        items: [n, 5], one per output degree and order: first term, one past the last, output rows of +m and -m, output channels.
+        items: [n, 6], one per output degree and order, heaviest first: first term, one past the last, output rows of +m and -m,
+            output channels, and whether m > 0.
         terms: [t, 6], the inputs of the items, one after the other: radial group, input rows of +m and -m, input channels, offsets
             of the even and the odd weights.
         channels: largest number of output channels.
-        has_odd: whether these are orders m > 0; those with m = 0 have a table of their own.
     """
 
     items: Tensor
     terms: Tensor
     channels: int
-    has_odd: bool
 
 
 class PairTable(NamedTuple):
-    """The pairs of degrees at one kind of order, for the gradients of h and W.
+    """The pairs of degrees at all orders, for the gradients of h and W.
 
     Attributes:
-        pairs: [p, 9] int64, by radial group: the group, input rows of +m and -m, output rows of +m and -m, input and output
-            channels, offsets of the even and the odd weights.
-        spans: [groups * splits, 2] int64, the pairs that each program of :func:`hidden_gradient` takes.
+        pairs: [p, 10] int64, those with m > 0 (of twice the work) and then those with m = 0, each by radial group: the group, input
+            rows of +m and -m, output rows of +m and -m, input and output channels, offsets of the even and the odd weights, and
+            whether m > 0.
+        spans: [groups * splits, 4] int64, the pairs that each program of :func:`hidden_gradient` takes: the first with m = 0, one
+            past the last of them, and the same with m > 0.
         splits: how many programs share a radial group.
         channels_in: largest number of input channels.
         channels_out: largest number of output channels.
-        has_odd: whether these are orders m > 0.
     """
 
     pairs: Tensor
@@ -80,7 +84,6 @@ class PairTable(NamedTuple):
     splits: int
     channels_in: int
     channels_out: int
-    has_odd: bool
 
 
 class GeneratorTable(NamedTuple):
@@ -272,14 +275,19 @@ def add_product(left, right, total, PRECISION: tl.constexpr, SUM: tl.constexpr, 
 
 
 @triton.jit
-def _contract_kernel(
-    inputs, hidden, weights, outputs, items, terms, num_edges,
-    HAS_ODD: tl.constexpr, ODD_SIGN: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+def _store_rows(outputs, row, edge, values, is_value, num_edges, num_rows, EDGE_MAJOR: tl.constexpr):
+    place = edge[:, None] * num_rows + row[None] if EDGE_MAJOR else row[None] * num_edges + edge[:, None]
+    tl.store(outputs + place, values.to(outputs.dtype.element_ty), mask=is_value)
+
+
+@triton.jit
+def _contract_item(
+    inputs, hidden, weights, outputs, item, terms, num_edges, num_rows, HAS_ODD: tl.constexpr, ODD_SIGN: tl.constexpr,
+    EDGE_MAJOR: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
     is_edge = edge < num_edges
-    item = items + tl.program_id(1) * 5
     first, stop = tl.load(item), tl.load(item + 1)
     row_plus, row_minus, channels_out = tl.load(item + 2), tl.load(item + 3), tl.load(item + 4)
     channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -311,32 +319,46 @@ def _contract_kernel(
             even += WIDTH * channels_out
             odd += WIDTH * channels_out
     is_value = is_edge[:, None] & is_channel[None]
-    tl.store(outputs + (row_plus + channel)[None] * num_edges + edge[:, None], plus.to(outputs.dtype.element_ty), mask=is_value)
+    _store_rows(outputs, row_plus + channel, edge, plus, is_value, num_edges, num_rows, EDGE_MAJOR)
     if HAS_ODD:
-        tl.store(
-            outputs + (row_minus + channel)[None] * num_edges + edge[:, None], minus.to(outputs.dtype.element_ty), mask=is_value
-        )
+        _store_rows(outputs, row_minus + channel, edge, minus, is_value, num_edges, num_rows, EDGE_MAJOR)
 
 
 @triton.jit
-def _hidden_gradient_kernel(
-    inputs, gradient, weights, partial, pairs, spans, num_edges, splits, num_groups, first_split,
-    HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+def _contract_kernel(
+    inputs, hidden, weights, outputs, items, terms, num_edges, num_rows,
+    ODD_SIGN: tl.constexpr, EDGE_MAJOR: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    item = items + tl.program_id(1) * 6
+    if tl.load(item + 5) == 0:
+        _contract_item(
+            inputs, hidden, weights, outputs, item, terms, num_edges, num_rows, False, ODD_SIGN,
+            EDGE_MAJOR, WIDTH, BLOCK_EDGES, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
+        )  # fmt: skip
+    else:
+        _contract_item(
+            inputs, hidden, weights, outputs, item, terms, num_edges, num_rows, True, ODD_SIGN,
+            EDGE_MAJOR, WIDTH, BLOCK_EDGES, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
+        )  # fmt: skip
+
+
+@triton.jit
+def _add_hidden_gradient(
+    total, inputs, gradient, weights, pairs, first, stop, edge, is_edge, num_edges,
+    HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
-    is_edge = edge < num_edges
-    group, split = tl.program_id(1) // splits, tl.program_id(1) % splits
-    first, stop = tl.load(spans + 2 * tl.program_id(1)), tl.load(spans + 2 * tl.program_id(1) + 1)
+    """The total and dh of the pairs from ``first`` up to ``stop``, [BLOCK_EDGES, WIDTH]."""
     unit = tl.arange(0, WIDTH)
-    total = tl.zeros((BLOCK_EDGES, WIDTH), SUM)
     for index in range(first, stop):
-        pair = pairs + index * 9
+        pair = pairs + index * 10
         in_plus, in_minus = tl.load(pair + 1), tl.load(pair + 2)
         out_plus, out_minus = tl.load(pair + 3), tl.load(pair + 4)
         channels_in, channels_out = tl.load(pair + 5), tl.load(pair + 6)
         even, odd = tl.load(pair + 7), tl.load(pair + 8)
-        for start in range(0, channels_out, BLOCK_CHANNELS):
+        # TF32 products need the registers that hoisting out of this loop, mostly of one round, would take: they spilled on sm_90.
+        for start in tl.range(0, channels_out, BLOCK_CHANNELS, disable_licm=PRECISION == "tf32"):
             channel = start + tl.arange(0, BLOCK_CHANNELS)
             is_channel = channel < channels_out
             is_value = is_edge[:, None] & is_channel[None]
@@ -357,23 +379,46 @@ def _hidden_gradient_kernel(
                     radial = g_minus.to(SUM) * x_plus - g_plus.to(SUM) * x_minus  # dR_odd
                     weight = tl.load(weights + odd + i * WIDTH * channels_out + tile, mask=is_channel[:, None], other=0.0)
                     total = add_product(radial.to(weight.dtype), weight, total, PRECISION, SUM, OPERAND)
-    place = ((first_split + split) * num_groups + group).to(tl.int64) * num_edges + edge
-    tl.store(partial + place[:, None] * WIDTH + unit[None], total, mask=is_edge[:, None])
+    return total
 
 
 @triton.jit
-def _weight_gradient_kernel(
-    inputs, gradient, hidden, weight_gradient, pairs, num_edges,
+def _hidden_gradient_kernel(
+    inputs, gradient, weights, partial, pairs, spans, num_edges, splits, num_groups,
+    WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+    PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
+    is_edge = edge < num_edges
+    group, split = tl.program_id(1) // splits, tl.program_id(1) % splits
+    span = spans + tl.program_id(1) * 4
+    total = tl.zeros((BLOCK_EDGES, WIDTH), SUM)
+    # A loop for each kind, not one loop with a branch that the sums would have to cross; m = 0 first: else it spills on sm_100.
+    total = _add_hidden_gradient(
+        total, inputs, gradient, weights, pairs, tl.load(span), tl.load(span + 1), edge, is_edge, num_edges,
+        False, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
+    )  # fmt: skip
+    total = _add_hidden_gradient(
+        total, inputs, gradient, weights, pairs, tl.load(span + 2), tl.load(span + 3), edge, is_edge, num_edges,
+        True, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
+    )  # fmt: skip
+    place = (split * num_groups + group).to(tl.int64) * num_edges + edge
+    unit = tl.arange(0, WIDTH)
+    tl.store(partial + place[:, None] * WIDTH + unit[None], total.to(partial.dtype.element_ty), mask=is_edge[:, None])
+
+
+@triton.jit
+def _weight_gradient_slice(
+    inputs, gradient, hidden, weight_gradient, pair, num_edges,
     HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    pair = pairs + tl.program_id(0) * 9
     group, in_plus, in_minus = tl.load(pair), tl.load(pair + 1), tl.load(pair + 2)
     out_plus, out_minus = tl.load(pair + 3), tl.load(pair + 4)
     channels_in, channels_out = tl.load(pair + 5), tl.load(pair + 6)
     even, odd = tl.load(pair + 7), tl.load(pair + 8)
-    channel_in = tl.program_id(1) * BLOCK_IN + tl.arange(0, BLOCK_IN)
-    channel_out = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    channel_in = tl.program_id(0) * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    channel_out = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     is_in, is_out = channel_in < channels_in, channel_out < channels_out
     unit = tl.arange(0, WIDTH)
     columns: tl.constexpr = BLOCK_IN * BLOCK_OUT  # one column of a tile per input channel and output channel
@@ -399,13 +444,32 @@ def _weight_gradient_kernel(
         even_sum = add_product(h, radial, even_sum, PRECISION, SUM, OPERAND)
         edge += BLOCK_EDGES
     column = tl.arange(0, columns)
-    channel_in = tl.program_id(1) * BLOCK_IN + column // BLOCK_OUT
-    channel_out = tl.program_id(2) * BLOCK_OUT + column % BLOCK_OUT
+    channel_in = tl.program_id(0) * BLOCK_IN + column // BLOCK_OUT
+    channel_out = tl.program_id(1) * BLOCK_OUT + column % BLOCK_OUT
     is_column = (channel_in < channels_in) & (channel_out < channels_out)
     place = (channel_in[None] * WIDTH + unit[:, None]) * channels_out + channel_out[None]
-    tl.store(weight_gradient + even + place, even_sum, mask=is_column[None])
+    tl.store(weight_gradient + even + place, even_sum.to(weight_gradient.dtype.element_ty), mask=is_column[None])
     if HAS_ODD:
-        tl.store(weight_gradient + odd + place, odd_sum, mask=is_column[None])
+        tl.store(weight_gradient + odd + place, odd_sum.to(weight_gradient.dtype.element_ty), mask=is_column[None])
+
+
+@triton.jit
+def _weight_gradient_kernel(
+    inputs, gradient, hidden, weight_gradient, pairs, num_edges,
+    WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
+):  # fmt: skip
+    pair = pairs + tl.program_id(2) * 10
+    if tl.load(pair + 9) == 0:
+        _weight_gradient_slice(
+            inputs, gradient, hidden, weight_gradient, pair, num_edges,
+            False, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
+        )  # fmt: skip
+    else:
+        _weight_gradient_slice(
+            inputs, gradient, hidden, weight_gradient, pair, num_edges,
+            True, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -536,7 +600,7 @@ def rotate_sum(blocks: Sequence[DegreeBlock], aligned: Tensor, angles: Tensor, o
 
 
 def contract(
-    inputs: Tensor, hidden: Tensor, weights: Tensor, tables: list[ContractionTable], is_transposed: bool, outputs: Tensor
+    inputs: Tensor, hidden: Tensor, weights: Tensor, table: ContractionTable, is_transposed: bool, outputs: Tensor
 ) -> None:
     """y~ = R(h) x~ in the frames, or its transpose.
 
@@ -544,82 +608,73 @@ def contract(
         inputs: [rows, E] aligned features.
         hidden: [groups, E, K] h of each radial group, K a power of two from 16 on.
         weights: aligned weights in a row, [.., C_in, K, C_out]; for the transpose with both channel axes exchanged.
-        tables: what to sum; that of m = 0 and that of m > 0.
+        table: what to sum.
         is_transposed: the transpose, whose odd terms have the other sign.
-        outputs: [rows, E]; every row of every item is written.
+        outputs: [rows, E], contiguous or the transpose of a contiguous [E, rows]; every row of every item is written.
     """
     num_edges = inputs.shape[1]
-    for table in tables:
-        if num_edges == 0 or len(table.items) == 0:
-            continue
+    if num_edges > 0:
         tile = _contraction_tile(inputs.dtype, table.channels)
         grid = (triton.cdiv(num_edges, tile.edges), len(table.items), triton.cdiv(table.channels, tile.channels))
         _contract_kernel[grid](
-            inputs, hidden, weights, outputs, table.items, table.terms, num_edges,
-            HAS_ODD=table.has_odd, ODD_SIGN=-1.0 if is_transposed else 1.0, WIDTH=hidden.shape[2],
+            inputs, hidden, weights, outputs, table.items, table.terms, num_edges, len(outputs),
+            ODD_SIGN=-1.0 if is_transposed else 1.0, EDGE_MAJOR=not outputs.is_contiguous(), WIDTH=hidden.shape[2],
             BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, PRECISION=precision(inputs), SUM=sum_type(inputs),
             OPERAND=operand_type(inputs), num_warps=tile.warps,
         )  # fmt: skip
 
 
 def hidden_gradient(
-    inputs: Tensor, gradient: Tensor, weights: Tensor, tables: list[PairTable], num_groups: int, width: int
+    inputs: Tensor, gradient: Tensor, weights: Tensor, table: PairTable, num_groups: int, width: int, dtype: torch.dtype
 ) -> Tensor:
-    """dh of every radial group.
+    """dh of every radial group, as the partial sums of the programs that share one.
 
     Args:
         inputs: [rows, E] x~.
         gradient: [rows, E] gradient of y~.
         weights: aligned weights in a row.
-        tables: the pairs at m = 0 and at m > 0.
+        table: the pairs.
         num_groups: number of radial groups.
         width: K.
+        dtype: that of the result; the sums themselves are float32 or float64.
 
     Returns:
-        [groups, E, K] in the dtype of the sums.
+        [splits, groups, E, K], whose sum over the splits is dh.
     """
     num_edges = inputs.shape[1]
-    splits = sum(table.splits for table in tables)
-    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-    partial = torch.empty(splits, num_groups, num_edges, width, dtype=dtype, device=inputs.device)
-    first_split = 0
-    for table in tables:
-        if num_edges > 0:
-            tile = _hidden_gradient_tile(inputs.dtype, table.channels_out)
-            _hidden_gradient_kernel[(triton.cdiv(num_edges, tile.edges), num_groups * table.splits)](
-                inputs, gradient, weights, partial, table.pairs, table.spans, num_edges, table.splits, num_groups, first_split,
-                HAS_ODD=table.has_odd, WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-                PRECISION=precision(inputs), SUM=sum_type(inputs), OPERAND=operand_type(inputs), num_warps=tile.warps,
-            )  # fmt: skip
-        first_split += table.splits
-    return partial.sum(0)
+    partial = torch.empty(table.splits, num_groups, num_edges, width, dtype=dtype, device=inputs.device)
+    if num_edges > 0:
+        tile = _hidden_gradient_tile(inputs.dtype, table.channels_out)
+        _hidden_gradient_kernel[(triton.cdiv(num_edges, tile.edges), num_groups * table.splits)](
+            inputs, gradient, weights, partial, table.pairs, table.spans, num_edges, table.splits, num_groups,
+            WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, PRECISION=precision(inputs), SUM=sum_type(inputs),
+            OPERAND=operand_type(inputs), num_warps=tile.warps,
+        )  # fmt: skip
+    return partial
 
 
-def weight_gradient(inputs: Tensor, gradient: Tensor, hidden: Tensor, tables: list[PairTable], num_weights: int) -> Tensor:
+def weight_gradient(inputs: Tensor, gradient: Tensor, hidden: Tensor, table: PairTable, num_weights: int) -> Tensor:
     """dW of the aligned weights.
 
     Args:
         inputs: [rows, E] x~.
         gradient: [rows, E] gradient of y~.
         hidden: [groups, E, K].
-        tables: the pairs at m = 0 and at m > 0.
+        table: the pairs.
         num_weights: length of the row of aligned weights.
 
     Returns:
-        [num_weights] in the dtype of the sums.
+        [num_weights] in the dtype of ``inputs``; summed in float32 or float64.
     """
-    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-    result = torch.empty(num_weights, dtype=dtype, device=inputs.device)
-    for table in tables:
-        if len(table.pairs) == 0:
-            continue
-        tile, block_in = _weight_gradient_tile(inputs.dtype, table.channels_out)
-        grid = (len(table.pairs), triton.cdiv(table.channels_in, block_in), triton.cdiv(table.channels_out, tile.channels))
-        _weight_gradient_kernel[grid](
-            inputs, gradient, hidden, result, table.pairs, inputs.shape[1],
-            HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
-            PRECISION=precision(inputs), SUM=sum_type(inputs), OPERAND=operand_type(inputs), num_warps=tile.warps,
-        )  # fmt: skip
+    result = inputs.new_empty(num_weights)
+    tile, block_in = _weight_gradient_tile(inputs.dtype, table.channels_out)
+    # The pairs last: programs start by the first number fastest, those of the heaviest pairs are to start first.
+    grid = (triton.cdiv(table.channels_in, block_in), triton.cdiv(table.channels_out, tile.channels), len(table.pairs))
+    _weight_gradient_kernel[grid](
+        inputs, gradient, hidden, result, table.pairs, inputs.shape[1],
+        WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
+        PRECISION=precision(inputs), SUM=sum_type(inputs), OPERAND=operand_type(inputs), num_warps=tile.warps,
+    )  # fmt: skip
     return result
 
 
@@ -805,56 +860,42 @@ def compile_cases() -> list[CompileCase]:
 
 def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]:
     rounding = ROUNDINGS[name]
-    dtype, values = rounding.dtype, f"*{rounding.type_name}"
+    dtype, values, sums = rounding.dtype, f"*{rounding.type_name}", f"*{rounding.sum_name}"
     contraction, hidden = _contraction_tile(dtype, channels), _hidden_gradient_tile(dtype, channels)
     weight, block_in = _weight_gradient_tile(dtype, channels)
-    sums = f"*{rounding.sum_name}"
-    cases = []
-    for has_odd in (False, True):
-        common = {"HAS_ODD": has_odd, "WIDTH": 32, **rounding.constants()}
-        launches: list[tuple[str, object, dict[str, str], dict[str, object], Tile]] = [
-            (
-                "contract",
-                _contract_kernel,
-                signature("inputs hidden weights outputs", values, tables="items terms", integers="num_edges"),
-                {"ODD_SIGN": 1.0, "BLOCK_EDGES": contraction.edges, "BLOCK_CHANNELS": contraction.channels},
-                contraction,
-            ),
-            (
-                "hidden_gradient",
-                _hidden_gradient_kernel,
-                signature(
-                    "inputs gradient weights",
-                    values,
-                    sums,
-                    "partial",
-                    "pairs spans",
-                    "num_edges splits num_groups first_split",
-                ),
-                {"BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels},
-                hidden,
-            ),
-            (
-                "weight_gradient",
-                _weight_gradient_kernel,
-                signature("inputs gradient hidden", values, sums, "weight_gradient", "pairs", "num_edges"),
-                {"BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels},
-                weight,
-            ),
-        ]
-        for kind, kernel, types, constants, tile in launches:
-            cases.append(
-                CompileCase(
-                    name=f"{kind} m{'>' if has_odd else '='}0 {workload} {name}",
-                    kernel=kernel,
-                    signature=types,
-                    constants={**common, **constants},
-                    num_warps=tile.warps,
-                    num_stages=3,
-                    expects_matrix_instructions=rounding.uses_matrix_unit,
-                )
-            )
-    return cases
+    contracted = signature("inputs hidden weights outputs", values, tables="items terms", integers="num_edges num_rows")
+    contract_constants = {"ODD_SIGN": 1.0, "BLOCK_EDGES": contraction.edges, "BLOCK_CHANNELS": contraction.channels}
+    sizes = "num_edges splits num_groups"
+    launches: list[tuple[str, object, dict[str, str], dict[str, object], Tile]] = [
+        ("contract", _contract_kernel, contracted, {**contract_constants, "EDGE_MAJOR": False}, contraction),
+        ("contract edge-major", _contract_kernel, contracted, {**contract_constants, "EDGE_MAJOR": True}, contraction),
+        (
+            "hidden_gradient",
+            _hidden_gradient_kernel,
+            signature("inputs gradient weights", values, sums, "partial", "pairs spans", sizes),
+            {"BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels},
+            hidden,
+        ),
+        (
+            "weight_gradient",
+            _weight_gradient_kernel,
+            signature("inputs gradient hidden weight_gradient", values, tables="pairs", integers="num_edges"),
+            {"BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels},
+            weight,
+        ),
+    ]
+    return [
+        CompileCase(
+            name=f"{kind} {workload} {name}",
+            kernel=kernel,
+            signature=types,
+            constants={"WIDTH": 32, **rounding.constants(), **constants},
+            num_warps=tile.warps,
+            num_stages=3,
+            expects_matrix_instructions=rounding.uses_matrix_unit,
+        )
+        for kind, kernel, types, constants, tile in launches
+    ]
 
 
 def _rotation_cases(workload: str, name: str, channels: int, max_degree: int) -> list[CompileCase]:

@@ -13,6 +13,8 @@ from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import as_graph
 from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, LinearSE3, NormSE3
 from se3_fast.layers.attention import ChannelsDivisor
+from se3_fast.layers.head import Head
+from se3_fast.layers.joint import join_parameters
 from se3_fast.ops.edge_frames import EdgeGeometry, edge_lengths
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
@@ -172,7 +174,8 @@ class SE3Transformer(nn.Module):
             raise ValueError(f"node_feats: expected features of the graph's {graph.num_nodes()} nodes, got {num_nodes}")
         self.fiber_edge.check_features(edge_feats or {}, "edge_feats")
         edge_feats = with_edge_length(rel_pos, edge_feats or {}, self.populate_edge)
-        result = self.graph_modules(node_feats, edge_feats, graph=graph, basis=basis)
+        joint = join_parameters(self.graph_modules, edge_feats, graph, basis)
+        result = self.graph_modules(node_feats, edge_feats, graph=graph, basis=basis, joint=joint)
         if self.pooling is not None:
             return self.pooling_module(result, graph=graph)
         if self.return_type is not None:
@@ -214,7 +217,7 @@ class SE3TransformerPooled(nn.Module):
             **kwargs,
         )
         width = fiber_out.num_features
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, output_dim))
+        self.mlp = Head(width, width, output_dim)
 
     def forward(
         self,

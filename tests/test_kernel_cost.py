@@ -7,7 +7,18 @@ import torch
 
 pytest.importorskip("triton")
 
-from se3_fast.kernels import basis, edge_attention, edge_frames, equivariant_norm, linear, pooling, radial
+from se3_fast.kernels import (
+    aligned_weights,
+    basis,
+    edge_attention,
+    edge_frames,
+    equivariant_norm,
+    linear,
+    parameter_rows,
+    perceptron,
+    pooling,
+    radial,
+)
 
 
 def test_edge_frames() -> None:
@@ -59,6 +70,25 @@ def test_pooling() -> None:
     forward, backward = pooling.cost(num_nodes=5, num_graphs=2, num_features=3, itemsize=2, is_max=False)
     assert forward == (0, 15, 15 * 2 + 6 * 2 + 32)
     assert backward == (0, 6, 15 * 2 + 6 * 2 + 32)
+
+
+def test_perceptron() -> None:
+    """Two rows, 3 channels, 5 units, 4 outputs: 15 and 20 weights, 9 biases; 12 values a row; dh takes 20 products, twice."""
+    forward, backward = perceptron.cost(2, perceptron.Shape(3, 5, 4, torch.float16))
+    assert forward == (2 * 2 * (15 + 20), 2 * 9, 2 * (2 * 12 + 35 + 9))
+    assert backward == (2 * 2 * (2 * 15 + 3 * 20), 2 * 9, 2 * (2 * (12 + 3) + 2 * 35 + 9))
+
+
+def test_aligned_weights() -> None:
+    """Three weights in float32, aligned in half precision in both orders; two entries of the map for each."""
+    forward, backward = aligned_weights.cost(num_weights=3, num_entries=2.0, itemsize=4, aligned_itemsize=2)
+    assert forward == (0, 12, 3 * (4 + 2 * 2))
+    assert backward == (0, 12, 3 * (4 + 2))
+
+
+def test_parameter_rows() -> None:
+    """Two parts of three values and one of five."""
+    assert parameter_rows.cost([(2, 3), (1, 5)], itemsize=4) == (0, 11, 4 * (11 + 8))
 
 
 def test_edge_attention() -> None:

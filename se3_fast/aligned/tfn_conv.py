@@ -156,7 +156,7 @@ def orders(group: RadialGroup) -> tuple[Order, ...]:
 
 
 @cache
-def _group_alignment(group: RadialGroup) -> Tensor:
+def group_alignment(group: RadialGroup) -> Tensor:
     """The map from a group's paths to its aligned weights, [aligned, paths] float64."""
     matrix = torch.zeros(group.num_paths, group.num_paths, dtype=torch.float64)
     pairs = {(pair.degree_in, pair.degree_out): pair for pair in group.pairs}
@@ -173,7 +173,7 @@ def _group_alignment(group: RadialGroup) -> Tensor:
 def group_alignment_on(group: RadialGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The map from a group's paths to its aligned weights, [aligned, paths], kept on a device: copied once, for recorded work."""
     with torch.inference_mode(False):  # or it could not be used where gradients are wanted later
-        return _group_alignment(group).to(device, dtype)
+        return group_alignment(group).to(device, dtype)
 
 
 @cache

@@ -7,14 +7,17 @@ launches, and the order of the aligned weights' axes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import cache
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from se3_fast.cuda import library
-from se3_fast.fused.tfn_conv import FeatureRows, Launches, pair_tables
+from se3_fast.fused.tfn_conv import SPLITS, FeatureRows, Launches, contraction_items, group_spans, int64_table, pair_rows
 from se3_fast.graph import EdgeOrder
+from se3_fast.plan import ConvolutionPlan
 from se3_fast.so3 import generators
 
 if TYPE_CHECKING:
@@ -35,6 +38,43 @@ _ROTATION_EDGES = 32
 _ROTATION_BYTES = 48 << 10
 
 
+_KINDS = ("m0", "odd")  # orders m = 0 and m > 0: the kernels have a launch for each
+
+
+class _ContractionTable(NamedTuple):
+    """Items [n, 5]: first term, one past the last, and what :func:`contraction_items` says of them; terms [t, 6]; most channels."""
+
+    items: Tensor
+    terms: Tensor
+    channels: int
+
+
+class _PairTable(NamedTuple):
+    """Pairs [p, 9] as :func:`pair_rows` has them, spans [groups * SPLITS, 2], and the most channels of either side."""
+
+    pairs: Tensor
+    spans: Tensor
+    channels_in: int
+    channels_out: int
+
+
+@cache
+def _contraction_table(plan: ConvolutionPlan, is_transposed: bool, has_odd: bool, device: torch.device) -> _ContractionTable:
+    items, terms = contraction_items(plan, WIDTH, is_transposed, has_odd)
+    stops = list(accumulate(map(len, terms)))
+    rows = [[stop - len(of_item), stop, *item] for stop, item, of_item in zip(stops, items, terms, strict=True)]
+    largest = max((item[-1] for item in items), default=0)
+    return _ContractionTable(int64_table(rows, 5, device), int64_table(list(chain(*terms)), 6, device), largest)
+
+
+@cache
+def _pair_table(plan: ConvolutionPlan, has_odd: bool, device: torch.device) -> _PairTable:
+    rows = pair_rows(plan, WIDTH, has_odd)
+    spans = group_spans(rows, len(plan.groups), SPLITS)
+    largest = (max((row[side] for row in rows), default=0) for side in (5, 6))
+    return _PairTable(int64_table(rows, 9, device), int64_table(spans, 2, device), *largest)
+
+
 class CudaLaunches(Launches):
     """The launches of :class:`~se3_fast.fused.tfn_conv.Launches`, by the CUDA kernels; features in one of :data:`DTYPES`."""
 
@@ -45,40 +85,36 @@ class CudaLaunches(Launches):
 
     def contract(self, aligned_features: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
         """y~, [rows, E]."""
-        return self._contract(aligned_features, hidden, self.reordered(weights, WIDTH, (0, 1, 3, 2)), False)
+        return self._contract(aligned_features, hidden, self._reordered(weights, (0, 1, 3, 2)), False)
 
-    def contract_transposed(self, gradient: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
-        """The gradient of x~, [rows, E]."""
-        return self._contract(gradient, hidden, self.reordered(weights, WIDTH, (0, 3, 1, 2)), True)
+    def contract_transposed(self, gradient: Tensor, hidden: Tensor, weights: Tensor, transposed: Tensor | None) -> Tensor:
+        """The gradient of x~, [rows, E]; these kernels have their own order of the transposed weights."""
+        return self._contract(gradient, hidden, self._reordered(weights, (0, 3, 1, 2)), True)
 
     def radial_gradients(
-        self, aligned_features: Tensor, gradient: Tensor, hidden: Tensor, weights: Tensor
+        self, aligned_features: Tensor, gradient: Tensor, hidden: Tensor, weights: Tensor, splits: int
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of h and of the aligned weights."""
+        """Gradients of h, in one part, and of the aligned weights."""
         num_groups, num_edges, width = hidden.shape
-        tables = pair_tables(self.plan, width, hidden.device)
-        splits = sum(table.splits for table in tables)
-        of_hidden = hidden.new_empty(splits, num_groups, num_edges, width, dtype=torch.float32)
+        of_hidden = hidden.new_empty(2 * SPLITS, num_groups, num_edges, width, dtype=torch.float32)
         of_weights = weights.new_empty(len(weights), dtype=torch.float32)
-        first_split = 0
-        for table in tables:
-            kind = "odd" if table.has_odd else "m0"
+        for number, kind in enumerate(_KINDS):
+            table = _pair_table(self.plan, kind == "odd", hidden.device)
             self._launch(
                 f"hidden_gradient_{self._element}_{kind}",
-                (self._edge_blocks(), num_groups * table.splits, 1),
+                (self._edge_blocks(), num_groups * SPLITS, 1),
                 [
                     *(aligned_features, gradient, weights, of_hidden, table.pairs, table.spans),
-                    *(num_edges, table.splits, num_groups, first_split),
+                    *(num_edges, SPLITS, num_groups, number * SPLITS),
                 ],
             )
-            first_split += table.splits
             blocks_in, blocks_out = -(-table.channels_in // _INPUTS[self.dtype]), -(-table.channels_out // _COLUMNS)
             self._launch(
                 f"weight_gradient_{self._element}_{kind}",
                 (len(table.pairs), blocks_in, blocks_out),
                 [aligned_features, gradient, hidden, of_weights, table.pairs, num_edges],
             )
-        return of_hidden.sum(0).to(self.dtype), of_weights.to(self.dtype)
+        return of_hidden.sum(0, keepdim=True).to(self.dtype), of_weights.to(self.dtype)
 
     def position_gradient(
         self,
@@ -113,13 +149,24 @@ class CudaLaunches(Launches):
 
     def _contract(self, inputs: Tensor, hidden: Tensor, weights: Tensor, is_transposed: bool) -> Tensor:
         outputs = self.empty_rows(self.rows_in if is_transposed else self.rows_out)
-        for table in self._contraction(hidden, is_transposed):
+        for kind in _KINDS:
+            table = _contraction_table(self.plan, is_transposed, kind == "odd", hidden.device)
             self._launch(
-                f"contract_{self._element}_{'odd' if table.has_odd else 'm0'}",
+                f"contract_{self._element}_{kind}",
                 (self._edge_blocks(), len(table.items), -(-table.channels // _COLUMNS)),
                 [inputs, hidden, weights, outputs, table.items, table.terms, hidden.shape[1], -1.0 if is_transposed else 1.0],
             )
         return outputs
+
+    def _reordered(self, weights: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """The aligned weights, in a row, with their axes [.., C_in, K, C_out] in another order."""
+        parts, start = [], 0
+        for group in self.plan.groups:
+            size = group.num_paths * group.channels_in * WIDTH * group.channels_out
+            block = weights[start : start + size].view(-1, group.channels_in, WIDTH, group.channels_out)
+            parts.append(block.permute(axes).flatten())
+            start += size
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _launch_align(self, blocks: list[DegreeBlock], index: Tensor | None, into: Tensor) -> None:
         for degree, features, _, row, row_stride in blocks:

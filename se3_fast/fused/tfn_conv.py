@@ -104,72 +104,97 @@ def pairs_of(plan: ConvolutionPlan, width: int) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-@cache
-def contraction_tables(
-    plan: ConvolutionPlan, width: int, is_transposed: bool, device: torch.device
-) -> list[kernels.ContractionTable]:
-    """What :func:`~se3_fast.kernels.tfn_conv.contract` sums, for m = 0 and for m > 0.
+def contraction_items(
+    plan: ConvolutionPlan, width: int, is_transposed: bool, has_odd: bool
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """What a contraction sums at m = 0 or at m > 0: the items, and the terms of each.
 
     Forward, an item is an output degree at an order and its terms are the input degrees; transposed it is the other way round.
+
+    Returns:
+        Of each item the output rows of +m and -m and the output channels; of each of its terms the radial group, the input rows of
+        +m and -m, the input channels, and the offsets of the even and the odd weights.
     """
     rows_in, rows_out = input_rows(plan), output_rows(plan)
     if is_transposed:
         rows_in, rows_out = rows_out, rows_in
-    tables = []
-    for has_odd in (False, True):
-        # Every component has an item, also one that no input reaches: the kernel writes its zeros.
-        by_item: dict[tuple[int, int], list[list[int]]] = {
-            (degree, m): [] for degree, _ in rows_out.channels for m in range(degree + 1) if (m > 0) == has_odd
-        }
-        for pair in pairs_of(plan, width):
-            if (pair.m > 0) != has_odd:
-                continue
-            source, target = pair.degree_in, pair.degree_out
-            channels_in = pair.channels_in
+    # Every component has an item, also one that no input reaches: the kernel writes its zeros.
+    by_item: dict[tuple[int, int], list[list[int]]] = {
+        (degree, m): [] for degree, _ in rows_out.channels for m in range(degree + 1) if (m > 0) == has_odd
+    }
+    for pair in pairs_of(plan, width):
+        if (pair.m > 0) == has_odd:
+            source, target, channels = pair.degree_in, pair.degree_out, pair.channels_in
             if is_transposed:
-                source, target, channels_in = target, source, pair.channels_out
+                source, target, channels = target, source, pair.channels_out
             plus, minus = rows_in.row(source, pair.m), rows_in.row(source, -pair.m)
-            term = [pair.group, plus, minus, channels_in, pair.even, pair.odd]
-            by_item[target, pair.m].append(term)
-        items: list[list[int]] = []
-        terms: list[list[int]] = []
-        for (target, m), item_terms in by_item.items():
-            channels = dict(rows_out.channels)[target]
-            first = len(terms)
-            terms += item_terms
-            items.append([first, len(terms), rows_out.row(target, m), rows_out.row(target, -m), channels])
-        largest = max((item[-1] for item in items), default=0)
-        tables.append(kernels.ContractionTable(_table(items, 5, device), _table(terms, 6, device), largest, has_odd))
-    return tables
+            by_item[target, pair.m].append([pair.group, plus, minus, channels, pair.even, pair.odd])
+    channels_out = dict(rows_out.channels)
+    items = [[rows_out.row(degree, m), rows_out.row(degree, -m), channels_out[degree]] for degree, m in by_item]
+    return items, list(by_item.values())
 
 
 @cache
-def pair_tables(plan: ConvolutionPlan, width: int, device: torch.device, splits: int = SPLITS) -> list[kernels.PairTable]:
-    """The pairs for the gradients of h and W, for m = 0 and for m > 0."""
-    rows_in, rows_out = input_rows(plan), output_rows(plan)
-    tables = []
+def contraction_table(plan: ConvolutionPlan, width: int, is_transposed: bool, device: torch.device) -> kernels.ContractionTable:
+    """What :func:`~se3_fast.kernels.tfn_conv.contract` sums, the items with most to do first."""
+    found: list[tuple[int, list[int], list[list[int]]]] = []
     for has_odd in (False, True):
-        chosen = [pair for pair in pairs_of(plan, width) if (pair.m > 0) == has_odd]
-        rows = [
-            [
-                pair.group,
-                rows_in.row(pair.degree_in, pair.m),
-                rows_in.row(pair.degree_in, -pair.m),
-                rows_out.row(pair.degree_out, pair.m),
-                rows_out.row(pair.degree_out, -pair.m),
-                pair.channels_in,
-                pair.channels_out,
-                pair.even,
-                pair.odd,
-            ]
-            for pair in chosen
+        items, terms = contraction_items(plan, width, is_transposed, has_odd)
+        found += [(int(has_odd), item, of_item) for item, of_item in zip(items, terms, strict=True)]
+    # An input channel at m > 0 costs four products, at m = 0 one.
+    found.sort(key=lambda each: -(1 + 3 * each[0]) * sum(term[3] for term in each[2]))
+    rows: list[list[int]] = []
+    in_order: list[list[int]] = []
+    for has_odd_terms, item, of_item in found:
+        rows.append([len(in_order), len(in_order) + len(of_item), *item, has_odd_terms])
+        in_order += of_item
+    largest = max(item[-1] for _, item, _ in found)
+    return kernels.ContractionTable(int64_table(rows, 6, device), int64_table(in_order, 6, device), largest)
+
+
+def pair_rows(plan: ConvolutionPlan, width: int, has_odd: bool) -> list[list[int]]:
+    """The pairs at m = 0 or at m > 0, by radial group: the group, input rows of +m and -m, output rows of +m and -m, input and
+    output channels, and the offsets of the even and the odd weights."""
+    rows_in, rows_out = input_rows(plan), output_rows(plan)
+    return [
+        [
+            pair.group,
+            rows_in.row(pair.degree_in, pair.m),
+            rows_in.row(pair.degree_in, -pair.m),
+            rows_out.row(pair.degree_out, pair.m),
+            rows_out.row(pair.degree_out, -pair.m),
+            pair.channels_in,
+            pair.channels_out,
+            pair.even,
+            pair.odd,
         ]
-        spans = [span for group in range(len(plan.groups)) for span in _spans([pair.group for pair in chosen], group, splits)]
-        largest_in = max((pair.channels_in for pair in chosen), default=0)
-        largest_out = max((pair.channels_out for pair in chosen), default=0)
-        sizes = (splits, largest_in, largest_out, has_odd)
-        tables.append(kernels.PairTable(_table(rows, 9, device), _table(spans, 2, device), *sizes))
-    return tables
+        for pair in pairs_of(plan, width)
+        if (pair.m > 0) == has_odd
+    ]
+
+
+def group_spans(rows: list[list[int]], num_groups: int, splits: int, first: int = 0) -> list[list[int]]:
+    """The pairs of each radial group shared out among the splits: of each split the first and one past the last, counted on from
+    ``first``."""
+    groups = [row[0] for row in rows]
+    return [[first + start, first + stop] for group in range(num_groups) for start, stop in _spans(groups, group, splits)]
+
+
+@cache
+def pair_table(plan: ConvolutionPlan, width: int, device: torch.device, splits: int = SPLITS) -> kernels.PairTable:
+    """The pairs for the gradients of h and W."""
+    odd, even = pair_rows(plan, width, True), pair_rows(plan, width, False)
+    num_groups = len(plan.groups)
+    odd_spans, even_spans = group_spans(odd, num_groups, splits), group_spans(even, num_groups, splits, first=len(odd))
+    spans = [[*of_even, *of_odd] for of_even, of_odd in zip(even_spans, odd_spans, strict=True)]
+    rows = [[*row, 1] for row in odd] + [[*row, 0] for row in even]
+    return kernels.PairTable(
+        int64_table(rows, 10, device),
+        int64_table(spans, 4, device),
+        splits,
+        max(row[5] for row in rows),
+        max(row[6] for row in rows),
+    )
 
 
 @cache
@@ -186,7 +211,7 @@ def generator_table(outputs: FeatureRows, inputs: FeatureRows, device: torch.dev
                 entries.append([rows.row(degree, left - degree), rows.row(degree, right - degree), channels])
                 coefficients.append(float(matrix[left, right]))
     values = torch.tensor(coefficients, dtype=torch.float64, device=device)
-    return kernels.GeneratorTable(_table(entries, 3, device), values, (starts[1], starts[2], starts[3]))
+    return kernels.GeneratorTable(int64_table(entries, 3, device), values, (starts[1], starts[2], starts[3]))
 
 
 @cache
@@ -194,8 +219,8 @@ def _wigner_table(degree: int, dtype: torch.dtype, device: torch.device) -> Tens
     return wigner_table(axis_swap(degree)).to(device, dtype)
 
 
-def _splits(num_edges: int, num_groups: int) -> int:
-    """Programs that share the pairs of a group; a program has 64 edges or half as many."""
+def hidden_splits(num_edges: int, num_groups: int) -> int:
+    """Programs that share the pairs of a group in the gradient of h; a program has 64 edges or half as many."""
     return min(max(ENOUGH_PROGRAMS * 64 // max(num_edges * num_groups, 1), 1), SPLITS)
 
 
@@ -206,7 +231,8 @@ def _spans(groups: list[int], group: int, splits: int) -> list[list[int]]:
     return [[start, stop] for start, stop in pairwise(bounds)]
 
 
-def _table(rows: list[list[int]], fields: int, device: torch.device) -> Tensor:
+def int64_table(rows: list[list[int]], fields: int, device: torch.device) -> Tensor:
+    """[n, fields] on a device."""
     return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, fields)
 
 
@@ -271,28 +297,31 @@ class Launches:
         return gradient
 
     def contract(self, aligned_features: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
-        """y~, [rows, E]."""
-        messages = self.empty_rows(self.rows_out)
-        kernels.contract(aligned_features, hidden, weights, self._contraction(hidden, False), False, messages)
+        """y~, [rows, E]; where messages stay in the frames the rows of an edge lie side by side, as the attention reads them."""
+        if self.keeps_frames:
+            messages = self.empty(self.graph.num_edges(), self.rows_out.count).t()
+        else:
+            messages = self.empty_rows(self.rows_out)
+        table = contraction_table(self.plan, hidden.shape[2], False, hidden.device)
+        kernels.contract(aligned_features, hidden, weights, table, False, messages)
         return messages
 
-    def contract_transposed(self, gradient: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
-        """The gradient of x~, [rows, E]."""
+    def contract_transposed(self, gradient: Tensor, hidden: Tensor, weights: Tensor, transposed: Tensor | None) -> Tensor:
+        """The gradient of x~, [rows, E]; ``transposed`` are the weights in the order [.., C_out, K, C_in]."""
+        assert transposed is not None
         result = self.empty_rows(self.rows_in)
-        transposed = self.reordered(weights, hidden.shape[2], (0, 3, 2, 1))
-        kernels.contract(gradient, hidden, transposed, self._contraction(hidden, True), True, result)
+        table = contraction_table(self.plan, hidden.shape[2], True, hidden.device)
+        kernels.contract(gradient, hidden, transposed, table, True, result)
         return result
 
     def radial_gradients(
-        self, aligned_features: Tensor, gradient: Tensor, hidden: Tensor, weights: Tensor
+        self, aligned_features: Tensor, gradient: Tensor, hidden: Tensor, weights: Tensor, splits: int
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of h and of the aligned weights."""
+        """Gradients of h, in so many parts [splits, groups, E, K], and of the aligned weights."""
         width = hidden.shape[2]
-        splits = _splits(hidden.shape[1], len(hidden))
-        tables = pair_tables(self.plan, width, hidden.device, splits)
-        of_hidden = kernels.hidden_gradient(aligned_features, gradient, weights, tables, len(hidden), width)
-        of_weights = kernels.weight_gradient(aligned_features, gradient, hidden, tables, len(weights))
-        return of_hidden.to(self.dtype), of_weights.to(self.dtype)
+        table = pair_table(self.plan, width, hidden.device, splits)
+        of_hidden = kernels.hidden_gradient(aligned_features, gradient, weights, table, len(hidden), width, self.dtype)
+        return of_hidden, kernels.weight_gradient(aligned_features, gradient, hidden, table, len(weights))
 
     def rotate_outputs(self, messages: Tensor) -> list[Tensor]:
         """Messages by degree, per edge or summed over incoming edges; or y~ itself."""
@@ -354,19 +383,6 @@ class Launches:
 
     def _launch_rotate_sum(self, blocks: list[kernels.DegreeBlock], values: Tensor, edges: EdgeOrder) -> None:
         kernels.rotate_sum(blocks, values, self.angles, *edges)
-
-    def _contraction(self, hidden: Tensor, is_transposed: bool) -> list[kernels.ContractionTable]:
-        return contraction_tables(self.plan, hidden.shape[2], is_transposed, hidden.device)
-
-    def reordered(self, weights: Tensor, width: int, axes: tuple[int, ...]) -> Tensor:
-        """The aligned weights, in a row, with their axes [.., C_in, K, C_out] in another order."""
-        parts, start = [], 0
-        for group in self.plan.groups:
-            size = group.num_paths * group.channels_in * width * group.channels_out
-            block = weights[start : start + size].view(-1, group.channels_in, width, group.channels_out)
-            parts.append(block.permute(axes).flatten())
-            start += size
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def empty_rows(self, rows: FeatureRows) -> Tensor:
         """Memory for aligned features, [rows, E]."""
@@ -441,7 +457,7 @@ class _Sizes:
             item=item,
             sum_item=max(item, 4),
             hidden=len(plan.groups) * width,
-            splits=_splits(num_edges, len(plan.groups)),
+            splits=hidden_splits(num_edges, len(plan.groups)),
             rows_in=rows_in.count,
             rows_node=FeatureRows(plan.node_channels).count,
             rows_out=rows_out.count,
@@ -491,7 +507,7 @@ def _forward(sizes: _Sizes) -> Cost:
 def _backward(sizes: _Sizes) -> Cost:
     even, odd = sizes.radial
     rows = 3 * sizes.rows_out + 4 * sizes.rows_in  # g~ read by all three; x~ by two; dx~ written and read
-    partial_sums = 2 * (2 * sizes.splits * sizes.hidden) * sizes.sum_item
+    partial_sums = 2 * sizes.splits * sizes.hidden * sizes.item
     per_edge = sizes.angles(sizes.rows_out) + sizes.angles(0) + (rows + 3 * sizes.hidden) * sizes.item + partial_sums
     return Cost(
         matrix_flop=3 * sizes.edges * 2 * sizes.width * (even + odd),

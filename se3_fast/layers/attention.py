@@ -20,6 +20,7 @@ from se3_fast.ops.tfn_conv import keeps_frames
 
 if TYPE_CHECKING:
     from se3_fast.fused.edge_attention import AlignedMessages
+    from se3_fast.layers.joint import JointParameters
 
 ChannelsDivisor = int | Mapping[int, int] | Mapping[str, int] | None
 
@@ -152,6 +153,7 @@ class AttentionBlockSE3(nn.Module):
         edge_features: Features,
         graph: Any,
         basis: EdgeGeometry | dict[str, Tensor],
+        joint: JointParameters | None = None,
     ) -> Features:
         """Apply the block: ``{d: [N, C, 2d+1]}`` with ``fiber_in`` to the same with ``fiber_out``.
 
@@ -160,6 +162,7 @@ class AttentionBlockSE3(nn.Module):
             edge_features: ``{d: [E, C, 2d+1]}``, the edge length appended as last degree-0 channel.
             graph: Graph, DGLGraph or PyTorch Geometric data.
             basis: the geometry of the edges, or a published basis dict.
+            joint: the parameters of the whole model made ready, see :mod:`se3_fast.layers.joint`.
 
         Raises:
             ValueError: if features do not fit the fibers or the graph.
@@ -169,12 +172,15 @@ class AttentionBlockSE3(nn.Module):
         geometry = self.to_key_value.prepare_geometry(graph, basis)
         of_query, of_messages, beside = shared_features(node_features, 3)
         query: Features | HeadFeatures
-        query = self.to_query.per_head(of_query, self.attention.num_heads) if keeps_frames(geometry) else self.to_query(of_query)
+        if keeps_frames(geometry):
+            query = self.to_query.per_head(of_query, self.attention.num_heads, joint)
+        else:
+            query = self.to_query(of_query)
         if self.low_memory:
             attended = recompute_in_backward(self._attend, query, of_messages, edge_features, graph, geometry)
         else:
-            attended = self._attend(query, of_messages, edge_features, graph, geometry)
-        return self.project(attended, beside=beside)
+            attended = self._attend(query, of_messages, edge_features, graph, geometry, joint)
+        return self.project(attended, beside=beside, joint=joint)
 
     def _attend(
         self,
@@ -183,9 +189,10 @@ class AttentionBlockSE3(nn.Module):
         edge_features: Features,
         graph: Graph,
         geometry: EdgeGeometry,
+        joint: JointParameters | None = None,
     ) -> Features | HeadFeatures:
         if isinstance(query, HeadFeatures):
-            messages = self.to_key_value.aligned_messages(node_features, edge_features, graph, geometry)
+            messages = self.to_key_value.aligned_messages(node_features, edge_features, graph, geometry, joint)
             return self.attention.in_frames(messages, query)
         key_value = self.to_key_value(node_features, edge_features, graph, geometry)
         if takes_messages(graph.device):

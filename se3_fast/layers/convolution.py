@@ -12,12 +12,16 @@ from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_frames import EdgeGeometry
-from se3_fast.ops.radial import RadialLayer, radial, recipe
+from se3_fast.ops.linear import MAX_PARTS, linear
+from se3_fast.ops.parameter_rows import NODES_OF_PART, LayerParameters, gradient_parts
+from se3_fast.ops.radial import Profiles, RadialLayer, radial, recipe
+from se3_fast.ops.shared_features import shared_features
 from se3_fast.ops.tfn_conv import aligned_messages, prepare_geometry, tfn_conv
 from se3_fast.plan import ConvolutionPlan, RadialGroup
 
 if TYPE_CHECKING:
     from se3_fast.fused.edge_attention import AlignedMessages
+    from se3_fast.layers.joint import JointParameters
 
 RADIAL_WIDTH = 32
 """Width of the hidden radial layers."""
@@ -161,7 +165,12 @@ class ConvSE3(nn.Module):
         self.radial_profiles = [module.radial_func for module in modules.values()]
 
     def forward(
-        self, node_feats: Features, edge_feats: Features, graph: Any, basis: EdgeGeometry | dict[str, Tensor]
+        self,
+        node_feats: Features,
+        edge_feats: Features,
+        graph: Any,
+        basis: EdgeGeometry | dict[str, Tensor],
+        joint: JointParameters | None = None,
     ) -> Features | Tensor:
         """Convolve.
 
@@ -170,6 +179,7 @@ class ConvSE3(nn.Module):
             edge_feats: ``{d: [E, C, 2d+1]}`` with ``fiber_edge``, the edge length appended as last degree-0 channel.
             graph: Graph, DGLGraph or PyTorch Geometric data.
             basis: the geometry of the edges, or a published basis dict.
+            joint: the parameters of the whole model made ready, see :mod:`se3_fast.layers.joint`.
 
         Returns:
             ``{d: [N, C, 2d+1]}`` with pooling, ``{d: [E, C, 2d+1]}`` without (or one tensor, see ``allow_fused_output``).
@@ -180,12 +190,13 @@ class ConvSE3(nn.Module):
         graph = as_graph(graph)
         self._check_inputs(node_feats, edge_feats, graph)
         geometry = self.prepare_geometry(graph, basis)
+        of_messages, own = shared_features(node_feats, 2) if self.self_interaction else (node_feats, node_feats)
         if self.low_memory:
-            messages = recompute_in_backward(self._messages, node_feats, edge_feats, graph, geometry)
+            messages = recompute_in_backward(self._messages, of_messages, edge_feats, graph, geometry)
         else:
-            messages = self._messages(node_feats, edge_feats, graph, geometry)
+            messages = self._messages(of_messages, edge_feats, graph, geometry, joint)
         if self.self_interaction:
-            messages = self._add_self_interaction(messages, node_feats, graph)
+            messages = self._add_self_interaction(messages, own, graph, joint)
         if self.pool and not self.sum_over_edge:
             messages = _over_incoming_edges(messages, graph)
         if self.allow_fused_output and not self.pool and len(self.plan.groups[0].degrees_out) > 1:
@@ -198,34 +209,57 @@ class ConvSE3(nn.Module):
         prepare_geometry(self.plan, graph, geometry)
         return geometry
 
-    def aligned_messages(self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry) -> AlignedMessages:
+    def aligned_messages(
+        self,
+        node_feats: Features,
+        edge_feats: Features,
+        graph: Graph,
+        geometry: EdgeGeometry,
+        joint: JointParameters | None = None,
+    ) -> AlignedMessages:
         """The messages per edge left in the frames of their edges, for the attention, where the geometry keeps them.
 
         Arguments as for :meth:`forward`; without pooling and self-interaction only. See :func:`se3_fast.ops.tfn_conv.keeps_frames`.
         """
         self._check_inputs(node_feats, edge_feats, graph)
-        invariants, layers, weights = self._radial(edge_feats)
-        hidden = radial(invariants, layers)
-        return aligned_messages(self.plan, graph, geometry, node_feats, edge_feats, hidden, weights)
+        prepared = joint.radial(self) if joint else None
+        hidden = radial(edge_feats["0"].squeeze(-1), self.profiles()) if prepared is None else prepared.values
+        return aligned_messages(self.plan, graph, geometry, node_feats, edge_feats, hidden, self.last_weights(), prepared)
 
-    def _messages(self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry) -> Features:
-        invariants, layers, weights = self._radial(edge_feats)
-        hidden, make_hidden = radial(invariants, layers), recipe(invariants, layers)
-        return tfn_conv(self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, self.pool, make_hidden)
+    def profiles(self) -> Profiles:
+        """The hidden layers of all radial profiles."""
+        return [profile.hidden_layers() for profile in self.radial_profiles]
 
-    def _radial(self, edge_feats: Features) -> tuple[Tensor, list[tuple[RadialLayer, RadialLayer]], list[Tensor]]:
-        """The invariants, and of all radial profiles the hidden layers and the last weight."""
-        profiles = self.radial_profiles
-        layers = [profile.hidden_layers() for profile in profiles]
-        return edge_feats["0"].squeeze(-1), layers, [profile.last_weight for profile in profiles]
+    def last_weights(self) -> list[Tensor]:
+        """The last weight of all radial profiles, [C_out * C_in * F, K]."""
+        return [profile.last_weight for profile in self.radial_profiles]
 
-    def _add_self_interaction(self, messages: Features, node_feats: Features, graph: Graph) -> Features:
+    def row_parameters(self, num_nodes: int) -> LayerParameters | None:
+        """The parameters of the self-interaction, if it has any, in the order of a row, for N nodes."""
+        if not self.self_interaction or not self.to_kernel_self:
+            return None
+        return LayerParameters(list(self.to_kernel_self.values()), gradient_parts(num_nodes, NODES_OF_PART, MAX_PARTS))
+
+    def _messages(
+        self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry, joint: JointParameters | None = None
+    ) -> Features:
+        prepared = joint.radial(self) if joint else None
+        invariants, profiles = edge_feats["0"].squeeze(-1), self.profiles()
+        hidden = radial(invariants, profiles) if prepared is None else prepared.values
+        arguments = (self.plan, graph, geometry, node_feats, edge_feats, hidden, self.last_weights(), self.pool)
+        return tfn_conv(*arguments, make_hidden=recipe(invariants, profiles), prepared=prepared)
+
+    def _add_self_interaction(
+        self, messages: Features, node_feats: Features, graph: Graph, joint: JointParameters | None
+    ) -> Features:
         """Add W x[dst] to every message; summed over incoming edges that is the in-degree times W x."""
         result = dict(messages)
-        for degree, weight in self.to_kernel_self.items():
-            own = weight @ node_feats[degree]  # [N, C_out, 2d+1]
-            own = own * graph.in_degrees()[:, None, None].to(own.dtype) if self.pool else own.index_select(0, graph.dst)
-            result[degree] = messages[degree] + own
+        row = joint.row(self) if joint else None
+        for degree, own in linear(dict(self.to_kernel_self.items()), node_feats, row=row).items():  # [N, C_out, 2d+1]
+            if self.pool:
+                result[degree] = torch.addcmul(messages[degree], own, graph.in_degrees()[:, None, None].to(own.dtype))
+            else:
+                result[degree] = messages[degree] + own.index_select(0, graph.dst)
         return result
 
     def _check_inputs(self, node_feats: Features, edge_feats: Features, graph: Graph) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from se3_fast.fiber import Features, Fiber
-from se3_fast.ops.linear import HeadFeatures, linear, linear_per_head
+from se3_fast.ops.linear import MAX_PARTS, HeadFeatures, linear, linear_per_head
+from se3_fast.ops.parameter_rows import NODES_OF_PART, LayerParameters, gradient_parts
+
+if TYPE_CHECKING:
+    from se3_fast.layers.joint import JointParameters
 
 
 class LinearSE3(nn.Module):
@@ -36,18 +40,31 @@ class LinearSE3(nn.Module):
             ]
         )
 
-    def forward(self, features: Features | HeadFeatures, *args: Any, beside: Features | None = None, **kwargs: Any) -> Features:
+    def forward(
+        self,
+        features: Features | HeadFeatures,
+        *args: Any,
+        beside: Features | None = None,
+        joint: JointParameters | None = None,
+        **kwargs: Any,
+    ) -> Features:
         """Apply the map: ``{d: [N, C_in, 2d+1]}`` to ``{d: [N, C_out, 2d+1]}``.
 
         Args:
             features: the input, or the first channels of every degree.
             *args: ignored.
             beside: the remaining channels of every degree, ``{d: [N, C, 2d+1]}``.
+            joint: the parameters of the whole model made ready, see :mod:`se3_fast.layers.joint`.
             **kwargs: ignored.
         """
         parts = [features] if beside is None else [features, beside]
-        return linear(dict(self.weights.items()), *parts)
+        return linear(dict(self.weights.items()), *parts, row=joint.row(self) if joint else None)
 
-    def per_head(self, features: Features, num_heads: int) -> HeadFeatures:
+    def per_head(self, features: Features, num_heads: int, joint: JointParameters | None = None) -> HeadFeatures:
         """The map with its result laid out as the heads of an attention have it; backend ``triton``."""
-        return linear_per_head(dict(self.weights.items()), features, num_heads)
+        row = joint.row(self) if joint else None
+        return linear_per_head(dict(self.weights.items()), features, num_heads, row)
+
+    def row_parameters(self, num_nodes: int) -> LayerParameters:
+        """The parameters in the order of a row, for N nodes."""
+        return LayerParameters(list(self.weights.values()), gradient_parts(num_nodes, NODES_OF_PART, MAX_PARTS))

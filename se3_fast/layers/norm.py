@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
-from se3_fast.ops.equivariant_norm import group_norm, layer_norm
+from se3_fast.ops.equivariant_norm import MAX_PARTS, group_norm, layer_norm
+from se3_fast.ops.parameter_rows import NODES_OF_PART, LayerParameters, gradient_parts
+
+if TYPE_CHECKING:
+    from se3_fast.layers.joint import JointParameters
 
 
 class NormSE3(nn.Module):
@@ -33,8 +37,14 @@ class NormSE3(nn.Module):
         else:
             self.layer_norms = nn.ModuleDict({str(degree): nn.LayerNorm(channels) for degree, channels in fiber})
 
-    def forward(self, features: Features, *args: Any, **kwargs: Any) -> Features:
+    def forward(self, features: Features, *args: Any, joint: JointParameters | None = None, **kwargs: Any) -> Features:
         """Apply it: ``{d: [N, C, 2d+1]}`` to the same; further arguments are ignored.
+
+        Args:
+            features: with the fiber given.
+            *args: ignored.
+            joint: the parameters of the whole model made ready, see :mod:`se3_fast.layers.joint`.
+            **kwargs: ignored.
 
         Raises:
             ValueError: if the features do not have the fiber given.
@@ -43,8 +53,16 @@ class NormSE3(nn.Module):
         features = {str(degree): features[str(degree)] for degree in self.fiber.degrees}
         if self.group_norm is not None:
             norm = self.group_norm
-            return group_norm(features, norm.weight, norm.bias, norm.eps, self.nonlinearity)
+            row = joint.row(self) if joint else None
+            return group_norm(features, norm.weight, norm.bias, norm.eps, self.nonlinearity, row)
         return {degree: self._layer_norm(degree, feature) for degree, feature in features.items()}
+
+    def row_parameters(self, num_nodes: int) -> LayerParameters | None:
+        """The parameters in the order of a row, for N nodes; None where each degree is normalised by itself."""
+        if self.group_norm is None:
+            return None
+        parts = gradient_parts(num_nodes, NODES_OF_PART, MAX_PARTS)
+        return LayerParameters([self.group_norm.weight, self.group_norm.bias], parts)
 
     def _layer_norm(self, degree: str, feature: Tensor) -> Tensor:
         assert self.layer_norms is not None

@@ -1,7 +1,7 @@
 """Norm-based nonlinearity.
 
 Formula: :mod:`se3_fast.reference.equivariant_norm`. Backends: that module, and ``triton`` (``kernels/equivariant_norm.py``) where
-the nonlinearity is ReLU. On backend ``triton`` results have the dtype of the features under autocast too, with all sums in float32.
+the nonlinearity is ReLU. Results have the dtype of the features under autocast too; half precision is computed with in float32.
 """
 
 from __future__ import annotations
@@ -17,13 +17,25 @@ from se3_fast.fiber import Features
 from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import differentiable_gradients
+from se3_fast.ops.shared_features import SharedFeatures
 from se3_fast.reference import equivariant_norm as reference
 
 _MAX_FUSED_DEGREES = 7
 
+MAX_PARTS = 128
+"""Most parts that the gradient of parameters in a row comes in (:mod:`se3_fast.ops.parameter_rows`)."""
+
+READERS = 3
+"""Operations of the next layer that read the result: queries, messages and projection."""
+
 
 def group_norm(
-    features: Features, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]
+    features: Features,
+    scale: Tensor,
+    shift: Tensor,
+    epsilon: float,
+    nonlinearity: Callable[[Tensor], Tensor],
+    row: Tensor | None = None,
 ) -> Features:
     """Group normalisation over the fused norms, one group per degree.
 
@@ -33,22 +45,28 @@ def group_norm(
         shift: [D * C] bias.
         epsilon: added to the variance.
         nonlinearity: applied to the normalised norms.
+        row: ``scale`` and ``shift`` in a row, [P, 2 D C], if their gradient is to come in parts (backend ``triton``).
 
     Returns:
-        ``{d: [N, C, 2d+1]}``.
+        ``{d: [N, C, 2d+1]}``; from ``triton``, where gradients are followed, as
+        :class:`~se3_fast.ops.shared_features.SharedFeatures`.
     """
     if not _runs_triton(scale.device, nonlinearity) or len(features) > _MAX_FUSED_DEGREES:
         return reference.group_norm(features, scale, shift, epsilon, nonlinearity)
     keys = sorted(features, key=int)
-    outputs = _fused(epsilon, [scale, shift, *(features[key] for key in keys)])
-    return dict(zip(keys, outputs, strict=True))
+    parameters = [scale, shift] if row is None else [row]
+    operands = [*parameters, *(features[key] for key in keys)]
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return dict(zip(keys, _fused(epsilon, row is not None, 1, operands), strict=True))
+    outputs = _fused(epsilon, row is not None, READERS, operands)
+    return SharedFeatures([dict(zip(keys, outputs[start::READERS], strict=True)) for start in range(READERS)])
 
 
 def layer_norm(feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]) -> Tensor:
     """Layer normalisation over the norms of one degree: [N, C, 2d+1] to the same; ``scale`` and ``shift`` are [C]."""
     if not _runs_triton(scale.device, nonlinearity):
         return reference.layer_norm(feature, scale, shift, epsilon, nonlinearity)
-    (output,) = _fused(epsilon, [scale, shift, feature])
+    (output,) = _fused(epsilon, False, 1, [scale, shift, feature])
     return output
 
 
@@ -56,49 +74,81 @@ def _runs_triton(device: torch.device, nonlinearity: Callable[[Tensor], Tensor])
     return type(nonlinearity) is nn.ReLU and selected_backend(device) == "triton"
 
 
-def _fused(epsilon: float, operands: list[Tensor]) -> Sequence[Tensor]:
+def _fused(epsilon: float, has_row: bool, readers: int, operands: list[Tensor]) -> Sequence[Tensor]:
     if torch.compiler.is_compiling():
         return _opaque_norm("", [torch.full((), epsilon, dtype=torch.float64), *operands])
-    return FusedNorm.apply(epsilon, *operands)
+    return FusedNorm.apply(epsilon, has_row, readers, *operands)
 
 
 class FusedNorm(torch.autograd.Function):
     """Norms, normalisation, ReLU and rescaling of all degrees by one Triton kernel each way; keeps its inputs only."""
 
     @staticmethod
-    def forward(ctx: Any, epsilon: float, scale: Tensor, shift: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
-        """The features rescaled, degrees ascending."""
+    def forward(ctx: Any, epsilon: float, has_row: bool, readers: int, *operands: Tensor) -> tuple[Tensor, ...]:
+        """The features rescaled, degrees ascending, each once for every reader.
+
+        Args:
+            ctx: autograd's context.
+            epsilon: added to the variance.
+            has_row: whether the parameters come in a row.
+            readers: how many operations read the result; their gradients are added up in the backward kernel.
+            *operands: scale and shift, or the row of both [P, 2 D C]; then the features by degree.
+        """
         from se3_fast.kernels import equivariant_norm as kernels
 
-        ctx.epsilon = epsilon
-        ctx.save_for_backward(scale, shift, *features)  # as they are: they may have to be differentiated again
-        return tuple(kernels.forward([feature.contiguous() for feature in features], scale, shift, epsilon))
+        ctx.epsilon, ctx.has_row, ctx.readers = epsilon, has_row, readers
+        ctx.save_for_backward(*operands)  # as they are: they may have to be differentiated again
+        ctx.set_materialize_grads(False)
+        scale, shift, features = _parted(has_row, operands)
+        outputs = kernels.forward([feature.contiguous() for feature in features], scale, shift, epsilon)
+        return tuple(output if reader == 0 else output.detach() for output in outputs for reader in range(readers))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of scale, shift and the features."""
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of the parameters and the features."""
         from se3_fast.kernels import equivariant_norm as kernels
 
-        scale, shift, *features = ctx.saved_tensors
+        operands = ctx.saved_tensors
+        scale, shift, features = _parted(ctx.has_row, operands)
+        by_degree = _gradients_of_readers(gradients, features, ctx.readers)
         if torch.is_grad_enabled():  # to be differentiated again
-            evaluate = partial(_in_pytorch, ctx.epsilon)
-            operands = [scale, shift, *features]
-            return None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[1:], gradients)
-        contiguous = [gradient.contiguous() for gradient in gradients]
+            total = [torch.stack(of_degree).sum(0) for of_degree in by_degree]
+            evaluate = partial(_in_pytorch, ctx.epsilon, ctx.has_row)
+            return None, None, None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[3:], total)
+        contiguous = [[gradient.contiguous() for gradient in of_degree] for of_degree in by_degree]
         values = [feature.contiguous() for feature in features]
-        results, of_scale, of_shift = kernels.backward(values, contiguous, scale, shift, ctx.epsilon)
-        return None, of_scale, of_shift, *results
+        programs = len(operands[0]) if ctx.has_row else None
+        results, sums = kernels.backward(values, contiguous, scale, shift, ctx.epsilon, programs)
+        of_parameters = [sums.flatten(1)] if ctx.has_row else list(sums.sum(0).to(scale.dtype))
+        return None, None, None, *of_parameters, *results
 
 
-def _in_pytorch(epsilon: float, operands: Sequence[Tensor]) -> list[Tensor]:
-    """What :class:`FusedNorm` computes, from its tensors."""
-    scale, shift, *features = operands
+def _parted(has_row: bool, operands: Sequence[Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    """Scale, shift and the features."""
+    if not has_row:
+        return operands[0], operands[1], operands[2:]
+    scale, shift = operands[0][0].chunk(2)
+    return scale, shift, operands[1:]
+
+
+def _gradients_of_readers(gradients: Sequence[Tensor | None], features: Sequence[Tensor], readers: int) -> list[list[Tensor]]:
+    """Of each degree the gradients that its readers have; zeros for a degree that none has read."""
+    by_degree = [
+        [gradient for gradient in gradients[start : start + readers] if gradient is not None]
+        for start in range(0, len(gradients), readers)
+    ]
+    return [found or [torch.zeros_like(feature)] for found, feature in zip(by_degree, features, strict=True)]
+
+
+def _in_pytorch(epsilon: float, has_row: bool, operands: Sequence[Tensor]) -> list[Tensor]:
+    """What :class:`FusedNorm` computes, from its tensors, for one reader."""
+    scale, shift, features = _parted(has_row, operands)
     by_degree = {str(degree): feature for degree, feature in enumerate(features)}
     return list(reference.group_norm(by_degree, scale, shift, epsilon, torch.relu).values())
 
 
 _opaque_norm = OpaqueOperation(
     "equivariant_norm",
-    run=lambda description, operands: list(FusedNorm.apply(float(operands[0]), *operands[1:])),
+    run=lambda description, operands: list(FusedNorm.apply(float(operands[0]), False, 1, *operands[1:])),
     shapes=lambda description, operands: [feature.new_empty(feature.shape) for feature in operands[3:]],
 )

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _MAX_FUSED_DEGREES = 7
 
+MAX_PARTS = 32
+"""Most parts that the gradient of weights in a row comes in (:mod:`se3_fast.ops.parameter_rows`): 4 degrees then fill a GPU."""
+
 
 class HeadFeatures(NamedTuple):
     """Features of all degrees in one tensor, head by head.
@@ -48,13 +51,14 @@ class HeadFeatures(NamedTuple):
         }
 
 
-def linear(weights: Mapping[str, Tensor], *parts: Features | HeadFeatures) -> Features:
+def linear(weights: Mapping[str, Tensor], *parts: Features | HeadFeatures, row: Tensor | None = None) -> Features:
     """Apply a linear map to the channels of every degree.
 
     Args:
         weights: ``{d: [C_out, C_in]}``, degrees ascending.
         *parts: one or two parts of the input, each ``{d: [N, C, 2d+1]}`` or per head with the degrees of ``weights``; the C of the
             parts that have a degree add up to its C_in. Degrees that ``weights`` lacks are ignored.
+        row: the weights of all degrees in a row, [P, n], if their gradient is to come in parts (backend ``triton``).
 
     Returns:
         ``{d: [N, C_out, 2d+1]}`` for the degrees of ``weights``.
@@ -67,16 +71,17 @@ def linear(weights: Mapping[str, Tensor], *parts: Features | HeadFeatures) -> Fe
     first = next(iter(weights.values()))
     if selected_backend(first.device) != "triton" or len(weights) > _MAX_FUSED_DEGREES:
         return reference.linear(weights, [part.by_degree() if isinstance(part, HeadFeatures) else part for part in parts])
-    return dict(zip(weights, _fused(weights, parts, 0), strict=True))
+    return dict(zip(weights, _fused(weights, parts, 0, row), strict=True))
 
 
-def linear_per_head(weights: Mapping[str, Tensor], features: Features, num_heads: int) -> HeadFeatures:
+def linear_per_head(weights: Mapping[str, Tensor], features: Features, num_heads: int, row: Tensor | None = None) -> HeadFeatures:
     """As :func:`linear`, with the result laid out per head; backend ``triton``.
 
     Args:
         weights: ``{d: [C_out, C_in]}``, degrees ascending.
         features: ``{d: [N, C_in, 2d+1]}``.
         num_heads: H; divides every C_out.
+        row: as for :func:`linear`.
 
     Raises:
         ValueError: if shapes or dtypes do not fit each other.
@@ -84,11 +89,13 @@ def linear_per_head(weights: Mapping[str, Tensor], features: Features, num_heads
     channels = tuple((int(degree), len(weight)) for degree, weight in weights.items())
     if len(weights) > _MAX_FUSED_DEGREES or torch.compiler.is_compiling():
         return HeadFeatures(_per_head(linear(weights, features), num_heads), channels)
-    (values,) = _fused(weights, [features], num_heads)
+    (values,) = _fused(weights, [features], num_heads, row)
     return HeadFeatures(values, channels)
 
 
-def _fused(weights: Mapping[str, Tensor], parts: Sequence[Features | HeadFeatures], heads_out: int) -> Sequence[Tensor]:
+def _fused(
+    weights: Mapping[str, Tensor], parts: Sequence[Features | HeadFeatures], heads_out: int, row: Tensor | None
+) -> Sequence[Tensor]:
     dtype = _compute_dtype(next(iter(weights.values())))
     if torch.compiler.is_compiling():
         parts = [part.by_degree() if isinstance(part, HeadFeatures) else part for part in parts]
@@ -96,7 +103,8 @@ def _fused(weights: Mapping[str, Tensor], parts: Sequence[Features | HeadFeature
     channels = tuple(_channels(part, weights) for part in parts)
     _check(weights, parts, channels, dtype)
     heads = tuple(part.values.shape[1] if isinstance(part, HeadFeatures) else 0 for part in parts)
-    operands = [*weights.values(), *(tensor for part in parts for _, tensor in _named(weights, part))]
+    factors = list(weights.values()) if row is None else [row]
+    operands = [*factors, *(tensor for part in parts for _, tensor in _named(weights, part))]
     components = tuple(2 * int(degree) + 1 for degree in weights)
     channels_out = tuple(weight.shape[0] for weight in weights.values())
     if torch.compiler.is_compiling():
@@ -104,7 +112,7 @@ def _fused(weights: Mapping[str, Tensor], parts: Sequence[Features | HeadFeature
         return _opaque_linear(";".join([_dtype_name(dtype), *(",".join(of_part) for of_part in degrees)]), operands)
     from se3_fast.kernels.linear import Shape
 
-    return FusedLinear.apply(Shape(components, channels, channels_out, heads, heads_out, dtype), *operands)
+    return FusedLinear.apply(Shape(components, channels, channels_out, heads, heads_out, dtype), row is not None, *operands)
 
 
 def _channels(part: Features | HeadFeatures, degrees: Iterable[str]) -> tuple[int, ...]:
@@ -156,13 +164,13 @@ class FusedLinear(torch.autograd.Function):
     """The maps of all degrees by one Triton kernel each way; keeps weights and input."""
 
     @staticmethod
-    def forward(ctx: Any, shape: Shape, *operands: Tensor) -> tuple[Tensor, ...]:
-        """The outputs by degree, or the one per head, from the weights by degree and the tensors of the parts."""
+    def forward(ctx: Any, shape: Shape, has_row: bool, *operands: Tensor) -> tuple[Tensor, ...]:
+        """The outputs by degree, or the one per head, from the weights by degree, or in a row, and the tensors of the parts."""
         from se3_fast.kernels import linear as kernels
 
-        ctx.shape = shape
+        ctx.shape, ctx.has_row = shape, has_row
         ctx.save_for_backward(*operands)
-        weights, parts = _parted(shape, [operand.contiguous() for operand in operands])
+        weights, parts = _contiguous_parts(shape, has_row, operands)
         return tuple(kernels.forward(parts, weights, shape))
 
     @staticmethod
@@ -170,27 +178,42 @@ class FusedLinear(torch.autograd.Function):
         """Gradients of the weights and of the parts."""
         from se3_fast.kernels import linear as kernels
 
-        shape, operands, wanted = ctx.shape, ctx.saved_tensors, ctx.needs_input_grad[1:]
+        shape, operands, wanted = ctx.shape, ctx.saved_tensors, ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():  # to be differentiated again
-            return None, *differentiable_gradients(partial(_in_pytorch, shape), operands, wanted, gradients)
-        weights, parts = _parted(shape, [operand.contiguous() for operand in operands])
+            return None, None, *differentiable_gradients(partial(_in_pytorch, shape, ctx.has_row), operands, wanted, gradients)
+        weights, parts = _contiguous_parts(shape, ctx.has_row, operands)
         contiguous = [gradient.contiguous() for gradient in gradients]
-        of_weights, of_parts = kernels.backward(contiguous, parts, weights, shape, any(wanted[len(weights) :]))
+        programs = len(operands[0]) if ctx.has_row else None
+        num_factors = 1 if ctx.has_row else len(weights)
+        sums, of_parts = kernels.backward(contiguous, parts, weights, shape, any(wanted[num_factors:]), programs)
+        of_weights = [sums] if ctx.has_row else _by_degree(shape, sums.sum(0).to(operands[0].dtype))
         tensors = [tensor for part in of_parts for tensor in part]
-        return None, *of_weights, *(tensors or [None] * (len(operands) - len(weights)))
+        return None, None, *of_weights, *(tensors or [None] * (len(operands) - num_factors))
 
 
-def _parted(shape: Shape, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
+def _by_degree(shape: Shape, row: Tensor) -> list[Tensor]:
+    """The weights of every degree from all in a row."""
+    split = row.split([out * channels for out, channels in shape.weight_shapes])
+    return [part.view(sizes) for part, sizes in zip(split, shape.weight_shapes, strict=True)]
+
+
+def _contiguous_parts(shape: Shape, has_row: bool, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """As :func:`_parted`, for the kernels."""
+    weights, parts = _parted(shape, has_row, operands)
+    return [weight.contiguous() for weight in weights], [[tensor.contiguous() for tensor in part] for part in parts]
+
+
+def _parted(shape: Shape, has_row: bool, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
     """The weights, and the tensors of every part."""
     remaining = iter(operands)
-    weights = [next(remaining) for _ in shape.components]
+    weights = _by_degree(shape, next(remaining)[0]) if has_row else [next(remaining) for _ in shape.components]
     counts = (1 if heads else sum(map(bool, channels)) for channels, heads in zip(shape.channels_in, shape.heads_in, strict=True))
     return weights, [[next(remaining) for _ in range(count)] for count in counts]
 
 
-def _in_pytorch(shape: Shape, operands: Sequence[Tensor]) -> list[Tensor]:
+def _in_pytorch(shape: Shape, has_row: bool, operands: Sequence[Tensor]) -> list[Tensor]:
     """What :class:`FusedLinear` computes, from its tensors."""
-    weights, tensors = _parted(shape, [operand.to(shape.dtype) for operand in operands])
+    weights, tensors = _parted(shape, has_row, [operand.to(shape.dtype) for operand in operands])
     degrees = [str(size // 2) for size in shape.components]
     parts: list[Features] = []
     for part, channels, heads in zip(tensors, shape.channels_in, shape.heads_in, strict=True):
@@ -229,7 +252,7 @@ def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
         heads_out=0,
         dtype=getattr(torch, dtype_name),
     )
-    return list(FusedLinear.apply(shape, *operands))
+    return list(FusedLinear.apply(shape, False, *operands))
 
 
 def _opaque_shapes(description: str, operands: Sequence[Tensor]) -> list[Tensor]:

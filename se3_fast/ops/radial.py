@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.opaque import OpaqueOperation
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
     from se3_fast.kernels.radial import Shape
 
 
-def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer]]) -> list[Tensor] | Tensor:
+Profiles = Sequence[tuple[RadialLayer, RadialLayer]]
+"""The parameters of the two hidden layers of each profile."""
+
+MAX_PARTS = 64
+"""Most parts that the gradient of parameters in a row comes in (:mod:`se3_fast.ops.parameter_rows`): 8 groups then fill a GPU."""
+
+
+def radial(invariants: Tensor, profiles: Profiles) -> list[Tensor] | Tensor:
     """Evaluate the two hidden layers of every profile.
 
     Args:
@@ -38,16 +46,15 @@ def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer
     """
     backend_name = selected_backend(invariants.device)
     if backend_name == "cpp" and not torch.compiler.is_compiling():
-        return _by_cpp(invariants, profiles, _compute_dtype(invariants))
+        return _by_cpp(invariants, profiles, compute_dtype(invariants))
     if backend_name != "triton":
         return [reference.radial(invariants, layers) for layers in profiles]
     from se3_fast.kernels.radial import Shape
 
     first, _ = profiles[0]
     shape = Shape(width=len(first.bias), has_norm=first.scale is not None, epsilon=LAYER_NORM_EPSILON)
-    dtype = _compute_dtype(invariants)
-    parameters = [tensor.flatten() for layers in profiles for layer in layers for tensor in layer if tensor is not None]
-    table = torch.cat(parameters).view(len(profiles), -1)
+    dtype = compute_dtype(invariants)
+    table = torch.cat([tensor.flatten() for tensor in profile_parameters(profiles)]).view(len(profiles), -1)
     if torch.compiler.is_compiling():
         (hidden,) = _opaque_radial(_description(shape.width, shape.has_norm, dtype), [invariants, table])
     else:
@@ -55,7 +62,33 @@ def radial(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer
     return hidden
 
 
-def recipe(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer]]) -> Callable[[], Tensor] | None:
+def radial_of_layers(invariants: Tensor, layers: Sequence[Profiles], row: Tensor, splits: int) -> list[Tensor]:
+    """As :func:`radial` for several convolutions at once; backend ``triton``.
+
+    Args:
+        invariants: [E, e], the same for all.
+        layers: the profiles of each convolution, all with the same number of inputs and units, and all with or without layer norm.
+        row: the parameters of all, [P, n], in the order of :func:`profile_parameters`.
+        splits: S.
+
+    Returns:
+        h of each convolution S times over, [S, groups, E, K], so that its gradient may come in S parts; in the autocast dtype where
+        autocast is on.
+    """
+    from se3_fast.kernels.radial import Shape
+
+    first, _ = layers[0][0]
+    shape = Shape(width=len(first.bias), has_norm=first.scale is not None, epsilon=LAYER_NORM_EPSILON)
+    counts = tuple(len(profiles) for profiles in layers)
+    return list(FusedRadialOfLayers.apply(shape, compute_dtype(invariants), counts, splits, invariants, row))
+
+
+def profile_parameters(profiles: Profiles) -> list[Tensor]:
+    """The parameters of the profiles, one after the other."""
+    return [tensor for layers in profiles for layer in layers for tensor in layer if tensor is not None]
+
+
+def recipe(invariants: Tensor, profiles: Profiles) -> Callable[[], Tensor] | None:
     """How to make h again, so that what comes after need not keep it; arguments as for :func:`radial`.
 
     Returns:
@@ -64,7 +97,7 @@ def recipe(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer
     """
     if torch.compiler.is_compiling() or selected_backend(invariants.device) != "cpp":
         return None
-    constant, dtype = invariants.detach(), _compute_dtype(invariants)
+    constant, dtype = invariants.detach(), compute_dtype(invariants)
 
     def make() -> Tensor:
         with torch.no_grad():
@@ -73,17 +106,17 @@ def recipe(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer
     return make
 
 
-def _compute_dtype(invariants: Tensor) -> torch.dtype:
+def compute_dtype(invariants: Tensor) -> torch.dtype:
+    """The dtype of h: that of autocast where it is on."""
     device_type = invariants.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else invariants.dtype
 
 
-def _by_cpp(invariants: Tensor, profiles: Sequence[tuple[RadialLayer, RadialLayer]], dtype: torch.dtype) -> Tensor:
+def _by_cpp(invariants: Tensor, profiles: Profiles, dtype: torch.dtype) -> Tensor:
     """By the compiled CPU operation, which computes in float32 or float64."""
     first, _ = profiles[0]
-    compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    parameters = [tensor for layers in profiles for layer in layers for tensor in layer if tensor is not None]
-    operands = (tensor.to(compute_dtype) for tensor in (invariants, *parameters))
+    cpp_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    operands = (tensor.to(cpp_dtype) for tensor in (invariants, *profile_parameters(profiles)))
     return CppRadial.apply(len(first.bias), first.scale is not None, len(profiles), *operands).to(dtype)
 
 
@@ -157,7 +190,41 @@ class FusedRadial(torch.autograd.Function):
             return None, None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[2:], [gradient])
         with_invariants = ctx.needs_input_grad[2]
         values = invariants.contiguous()
-        return None, None, *kernels.backward(values, parameters, gradient.contiguous(), ctx.shape, with_invariants)
+        of_invariants, sums = kernels.backward(values, parameters, gradient.contiguous()[None], ctx.shape, with_invariants)
+        return None, None, of_invariants, sums.sum(0).to(parameters.dtype)  # over the programs; PyTorch's order is fixed, too
+
+
+class FusedRadialOfLayers(torch.autograd.Function):
+    """The profiles of several convolutions by one Triton kernel each way; keeps the invariants and the parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, shape: Shape, dtype: torch.dtype, counts: tuple[int, ...], splits: int, invariants: Tensor, row: Tensor
+    ) -> tuple[Tensor, ...]:
+        """h of each convolution; see :func:`radial_of_layers`."""
+        from se3_fast.kernels import radial as kernels
+
+        ctx.shape, ctx.num_groups = shape, sum(counts)
+        ctx.save_for_backward(invariants, row)
+        hidden = kernels.forward(invariants.contiguous(), row[0].view(ctx.num_groups, -1), shape, dtype)
+        return tuple(of_one.expand(splits, -1, -1, -1) for of_one in hidden.split(counts))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the invariants, where they need one, and of the parameters in parts."""
+        from se3_fast.kernels import radial as kernels
+
+        invariants, row = ctx.saved_tensors
+        of_invariants, sums = kernels.backward(
+            invariants.contiguous(),
+            row[0].view(ctx.num_groups, -1),
+            torch.cat(gradients, 1),
+            ctx.shape,
+            with_invariants=ctx.needs_input_grad[4],
+            programs=len(row),
+        )
+        return None, None, None, None, of_invariants, sums.flatten(1)
 
 
 def _of_table(shape: Shape, dtype: torch.dtype, operands: Sequence[Tensor]) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """Features that several operations of a layer read: their gradients are added up for all degrees at once.
 
-Autograd adds the gradients of a tensor that is read n times by n - 1 launches for each degree; here it is n - 1 for all of them.
-Only on backend ``triton``, where launches count; elsewhere the features are handed out as they are.
+Autograd adds the gradients of a tensor that is read n times by n - 1 launches for each degree; here it is n - 1 for all of them,
+and none where the operation that made the features adds up gradients itself (:class:`SharedFeatures`). Only on backend ``triton``,
+where launches count; elsewhere the features are handed out as they are.
 """
 
 from __future__ import annotations
@@ -16,8 +17,29 @@ from se3_fast.fiber import Features
 from se3_fast.ops.backend import selected_backend
 
 
+class SharedFeatures(dict[str, Tensor]):
+    """Features of which the operation that made them has handed out copies, one for each reader, that share their memory.
+
+    As a dict this is the first copy.
+
+    Attributes:
+        copies: ``{d: [N, C, 2d+1]}``, all the same.
+    """
+
+    def __init__(self, copies: Sequence[Features]) -> None:
+        super().__init__(copies[0])
+        self.copies = list(copies)
+
+    def is_unchanged(self) -> bool:
+        """Whether nobody has put other features in since."""
+        first = self.copies[0]
+        return self.keys() == first.keys() and all(self[key] is first[key] for key in first)
+
+
 def shared_features(features: Features, readers: int) -> list[Features]:
     """The same features for each of ``readers`` operations, ``{d: [N, C, 2d+1]}``."""
+    if isinstance(features, SharedFeatures) and readers <= len(features.copies) and features.is_unchanged():
+        return features.copies[:readers]
     tensors = list(features.values())
     is_followed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if not is_followed or torch.compiler.is_compiling() or selected_backend(tensors[0].device) != "triton":

@@ -18,11 +18,12 @@ from torch.autograd.function import once_differentiable
 from se3_fast.aligned import tfn_conv as aligned
 from se3_fast.fiber import Features
 from se3_fast.graph import EdgeOrder, Graph
+from se3_fast.ops.aligned_weights import AlignedWeights, aligned_weights
 from se3_fast.ops.backend import backend, selected_backend
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import TwiceDifferentiable, convolution_gradients
-from se3_fast.plan import ConvolutionPlan, RadialGroup
+from se3_fast.plan import ConvolutionPlan
 from se3_fast.reference import tfn_conv as reference
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def tfn_conv(
     weights: Sequence[Tensor],
     pool: bool,
     make_hidden: Callable[[], Tensor] | None = None,
+    prepared: PreparedRadial | None = None,
 ) -> Features:
     """Messages of a TFN convolution.
 
@@ -58,6 +60,7 @@ def tfn_conv(
         weights: last radial weight of each group, [C_out * C_in * F, K], in the published row order.
         pool: sum over the incoming edges of each node; nodes without any get 0.
         make_hidden: makes the values of ``hidden`` again, [groups, E, K]; a backend that keeps its operands then keeps none of it.
+        prepared: h and the weights as the kernels read them, where :func:`keeps_frames`; ``hidden`` is then a constant.
 
     Returns:
         ``{d: [N or E, C_d, 2d+1]}`` in the compute dtype: that of the operands, or of autocast.
@@ -67,7 +70,7 @@ def tfn_conv(
     """
     _check_degrees(plan, geometry)
     device_type = hidden[0].device.type
-    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, pool, make_hidden)
+    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, pool, make_hidden, prepared)
     call = call.in_compute_dtype(device_type)
     if torch.compiler.is_compiling() and not _runs_dense(geometry):
         return _compiled(call)
@@ -77,6 +80,38 @@ def tfn_conv(
         if geometry.rel_pos.requires_grad and torch.is_grad_enabled():
             return _twice_differentiable(call)
         return _messages(call)
+
+
+class PreparedRadial(NamedTuple):
+    """The radial profiles of a convolution as the Triton kernels that contract by edge read them.
+
+    Attributes:
+        hidden: h, [S, groups, E, K]: the same values S times over, which take no memory, so that the gradient may come in S parts;
+            S is :func:`hidden_gradient_parts`.
+        weights: the aligned weights.
+    """
+
+    hidden: Tensor
+    weights: AlignedWeights
+
+    @property
+    def values(self) -> Tensor:
+        """h as a constant, [groups, E, K]."""
+        return self.hidden.detach()[0]
+
+
+def hidden_gradient_parts(plans: Sequence[ConvolutionPlan], num_edges: int) -> int:
+    """In how many parts the gradients of h of some convolutions come, the same for all; 1 where there will be none."""
+    from se3_fast.fused.tfn_conv import hidden_splits
+
+    return min(hidden_splits(num_edges, len(plan.groups)) for plan in plans) if torch.is_grad_enabled() else 1
+
+
+def is_contracted_by_edge(plan: ConvolutionPlan, graph: Graph, width: int, dtype: torch.dtype) -> bool:
+    """Whether backend ``triton`` contracts by edge; ``width`` is that of h, ``dtype`` that of the features."""
+    from se3_fast.fused import tfn_conv_by_source as by_source
+
+    return not by_source.is_by_source_faster(plan, graph.num_nodes(), graph.num_edges(), width, dtype)
 
 
 def keeps_frames(geometry: EdgeGeometry) -> bool:
@@ -95,6 +130,7 @@ def aligned_messages(
     edge_features: Features,
     hidden: Sequence[Tensor] | Tensor,
     weights: Sequence[Tensor],
+    prepared: PreparedRadial | None = None,
 ) -> AlignedMessages:
     """The messages of :func:`tfn_conv` left in the frames of their edges, for a geometry that :func:`keeps_frames`.
 
@@ -104,7 +140,8 @@ def aligned_messages(
 
     _check_degrees(plan, geometry)
     device_type = hidden[0].device.type
-    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, False).in_compute_dtype(device_type)
+    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, False, prepared=prepared)
+    call = call.in_compute_dtype(device_type)
     with torch.autocast(device_type, enabled=False):
         (values,), launches = _fused(call, keeps_frames=True)
     return AlignedMessages(values, plan.channels_out, launches.angles, launches.graph)
@@ -150,6 +187,7 @@ class _Call(NamedTuple):
     weights: Sequence[Tensor]
     pool: bool
     make_hidden: Callable[[], Tensor] | None = None
+    prepared: PreparedRadial | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -208,19 +246,29 @@ def _fused(call: _Call, keeps_frames: bool) -> tuple[tuple[Tensor, ...], Launche
     angles = call.geometry.angles.to(torch.float64 if call.dtype == torch.float64 else torch.float32)
     arguments: dict[str, Any] = {"pool": call.pool, "dtype": call.dtype, "keeps_frames": keeps_frames}
     rel_pos = call.geometry.rel_pos
-    hidden = call.hidden.contiguous() if isinstance(call.hidden, Tensor) else torch.stack(list(call.hidden))
-    sizes = (call.graph.num_nodes(), call.graph.num_edges(), hidden.shape[2])
-    if by_source.is_by_source_faster(call.plan, *sizes, call.dtype):
+    if call.prepared is None and not is_contracted_by_edge(call.plan, call.graph, call.hidden[0].shape[-1], call.dtype):
+        hidden = _in_one_tensor(call.hidden)
         blocks = [block.to(call.dtype) for block in by_source.weight_blocks(call.plan, call.weights)]
         by_source_launches = by_source.SourceLaunches(call.plan, call.graph, angles, **arguments)
         tensors = (rel_pos, hidden, *blocks, *call.nodes.values())
         return FusedConvolutionBySource.apply(by_source_launches, *tensors), by_source_launches.shared
-    groups = zip(call.plan.groups, call.weights, strict=True)
-    parts = [AlignedWeight.apply(group, call.dtype, weight) for group, weight in groups]
-    weights = parts[0] if len(parts) == 1 else torch.cat(parts)
     launches = Launches(call.plan, call.graph, angles, **arguments)
-    tensors = (rel_pos, hidden, weights, *call.nodes.values(), *call.edges.values())
-    return FusedConvolution.apply(launches, *tensors), launches
+    prepared = call.prepared or _prepared(call)
+    features = (*call.nodes.values(), *call.edges.values())
+    return FusedConvolution.apply(launches, rel_pos, prepared.hidden, *prepared.weights, *features), launches
+
+
+def _prepared(call: _Call) -> PreparedRadial:
+    """What the kernels read of h and the weights of one convolution."""
+    hidden = _in_one_tensor(call.hidden)
+    parts = hidden_gradient_parts([call.plan], hidden.shape[1])
+    (weights,) = aligned_weights([call.plan], [call.weights], call.dtype)
+    return PreparedRadial(hidden.expand(parts, *hidden.shape), weights)
+
+
+def _in_one_tensor(hidden: Sequence[Tensor] | Tensor) -> Tensor:
+    """h of all groups, [groups, E, K] contiguous."""
+    return hidden.contiguous() if isinstance(hidden, Tensor) else torch.stack(list(hidden))
 
 
 def _cpp(call: _Call) -> tuple[Tensor, ...]:
@@ -244,11 +292,11 @@ def _cuda(call: _Call) -> tuple[Tensor, ...]:
 
     dtype = torch.float16 if call.dtype == torch.float16 else torch.float32
     launches = CudaLaunches(call.plan, call.graph, call.geometry.angles.float(), call.pool, dtype)
-    hidden = call.hidden.contiguous() if isinstance(call.hidden, Tensor) else torch.stack(list(call.hidden))
     groups = zip(call.plan.groups, call.weights, strict=True)
     weights = torch.cat([aligned.aligned_weight(group, weight).flatten() for group, weight in groups])
-    tensors = (hidden, weights, *call.nodes.values(), *call.edges.values())
-    messages = FusedConvolution.apply(launches, call.geometry.rel_pos, *(tensor.to(dtype) for tensor in tensors))
+    hidden, weights = _in_one_tensor(call.hidden).to(dtype)[None], weights.to(dtype)
+    features = (tensor.to(dtype) for tensor in (*call.nodes.values(), *call.edges.values()))
+    messages = FusedConvolution.apply(launches, call.geometry.rel_pos, hidden, weights, None, *features)
     return tuple(message.to(call.dtype) for message in messages)
 
 
@@ -405,33 +453,6 @@ def _parted(tensors: Sequence[Tensor], num_groups: int) -> tuple[Sequence[Tensor
     return tensors[: end - num_groups], tensors[end - num_groups : end], tensors[end:]
 
 
-class AlignedWeight(torch.autograd.Function):
-    """:func:`se3_fast.aligned.tfn_conv.aligned_weight` in a row and another dtype: a matrix product and a copy each way."""
-
-    @staticmethod
-    def forward(ctx: Any, group: RadialGroup, dtype: torch.dtype, weight: Tensor) -> Tensor:
-        """[aligned * C_in * K * C_out] of ``dtype``."""
-        ctx.group, ctx.dtype = group, weight.dtype
-        alignment = aligned.group_alignment_on(group, weight.device, weight.dtype)
-        pairs = group.channels_out * group.channels_in
-        paths = weight.view(pairs, group.num_paths, -1)  # [C_out * C_in, F, K]
-        products = torch.bmm(alignment.expand(pairs, -1, -1), paths).unflatten(0, (group.channels_out, group.channels_in))
-        ctx.sizes = products.shape  # [C_out, C_in, aligned, K]
-        in_order = products.permute(2, 1, 3, 0)
-        return weight.new_empty(in_order.shape, dtype=dtype).copy_(in_order).flatten()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
-        """That of the weight, [C_out * C_in * F, K]."""
-        group, (channels_out, channels_in, rows, width) = ctx.group, ctx.sizes
-        in_order = gradient.view(rows, channels_in, width, channels_out).permute(3, 1, 0, 2)
-        products = gradient.new_empty(in_order.shape, dtype=ctx.dtype).copy_(in_order).flatten(0, 1)
-        alignment = aligned.group_alignment_on(group, gradient.device, ctx.dtype)
-        with torch.autocast(gradient.device.type, enabled=False):  # which may be on where the backward pass is started from
-            return None, None, torch.bmm(alignment.t().expand(len(products), -1, -1), products).view(-1, width)
-
-
 class FusedConvolution(torch.autograd.Function):
     """The convolution by the Triton kernels (``kernels/tfn_conv.py``): radial weights generated on chip, forward and backward.
 
@@ -440,7 +461,13 @@ class FusedConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, launches: Launches, rel_pos: Tensor, hidden: Tensor, weights: Tensor, *features: Tensor
+        ctx: Any,
+        launches: Launches,
+        rel_pos: Tensor,
+        hidden: Tensor,
+        weights: Tensor,
+        transposed: Tensor | None,
+        *features: Tensor,
     ) -> tuple[Tensor, ...]:
         """Messages by ascending degree.
 
@@ -448,31 +475,35 @@ class FusedConvolution(torch.autograd.Function):
             ctx: autograd's context.
             launches: the kernel launches of this convolution.
             rel_pos: [E, 3]; only its gradient is made here.
-            hidden: [groups, E, K].
+            hidden: [S, groups, E, K], the same S times over; its gradient comes in S parts.
             weights: the aligned weights of all groups in a row.
+            transposed: the same in the order that the transposed contraction reads, where it does not make that order itself.
             *features: node features by degree, then edge features by degree.
         """
         aligned_features = launches.align_inputs(features)
-        messages = launches.contract(aligned_features, hidden, weights)
+        messages = launches.contract(aligned_features, hidden[0], weights)
         ctx.launches = launches
-        ctx.save_for_backward(rel_pos, hidden, weights, aligned_features)
+        ctx.save_for_backward(rel_pos, hidden, weights, transposed, aligned_features)
         return tuple(launches.rotate_outputs(messages))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of rel_pos (where it needs one), of h, of the aligned weights and of all features."""
-        rel_pos, hidden, weights, aligned_features = ctx.saved_tensors
-        launches = ctx.launches
+        rel_pos, hidden_parts, weights, transposed, aligned_features = ctx.saved_tensors
+        launches, hidden = ctx.launches, hidden_parts[0]
         gradient = launches.align_gradients(grads)
-        hidden_gradient, weight_gradient = launches.radial_gradients(aligned_features, gradient, hidden, weights)
-        feature_gradient = launches.contract_transposed(gradient, hidden, weights)
+        of_radial = launches.radial_gradients(aligned_features, gradient, hidden, weights, len(hidden_parts))
+        with_positions, of_features = ctx.needs_input_grad[1], ctx.needs_input_grad[5:]
+        if not with_positions and not any(of_features):
+            return None, None, *of_radial, None, *[None] * len(of_features)
+        feature_gradient = launches.contract_transposed(gradient, hidden, weights, transposed)
         rel_pos_gradient = None
-        if ctx.needs_input_grad[1]:
+        if with_positions:
             messages = launches.contract(aligned_features, hidden, weights)
             rel_pos_gradient = launches.position_gradient(rel_pos, gradient, messages, feature_gradient, aligned_features)
         features = launches.rotate_input_gradients(feature_gradient)
-        return None, rel_pos_gradient, hidden_gradient, weight_gradient, *features
+        return None, rel_pos_gradient, *of_radial, None, *features
 
 
 class FusedConvolutionBySource(torch.autograd.Function):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import se3_fast
 from se3_fast import Fiber, NormSE3
 from se3_fast.ops import equivariant_norm
-from se3_fast.ops.equivariant_norm import FusedNorm
+from se3_fast.ops.equivariant_norm import FusedNorm, group_norm
+from se3_fast.ops.shared_features import SharedFeatures, shared_features
 from tests.support import TOLERANCE, TRITON_DEVICE, random_features, relative_error
 from tests.test_golden import FILES, Golden, run_norm
 
@@ -161,3 +162,30 @@ def test_second_derivatives(is_strided: bool) -> None:
             results.append([*first, *torch.autograd.grad(loss, [*leaves.values(), *module.parameters()], allow_unused=True)])
     for truth, found in zip(*results, strict=True):
         assert (truth is None and found is None) or relative_error(found, truth) < 1e-10
+
+
+@pytest.mark.parametrize("num_parts", [1, 3, 64], ids="{} parts".format)
+def test_gradients_of_several_readers_and_of_parameters_in_a_row(num_parts: int) -> None:
+    """Degree 0 is read by three, degree 1 by one, degree 2 by none; and there are more parts than blocks of nodes, too."""
+    torch.manual_seed(0)
+    scale, shift = (torch.randn(9, dtype=torch.float64, device=TRITON_DEVICE) for _ in range(2))
+    row = torch.cat([scale, shift]).expand(num_parts, -1).requires_grad_()
+    results = []
+    for is_shared in (True, False):
+        features = {key: value.to(TRITON_DEVICE).requires_grad_() for key, value in random_features(Fiber.create(3, 3), 33).items()}
+        parameters = [row] if is_shared else [scale.requires_grad_(), shift.requires_grad_()]
+        with se3_fast.backend("triton" if is_shared else "dense"):
+            outputs = group_norm(features, scale, shift, 1e-5, nn.ReLU(), row if is_shared else None)
+        copies = shared_features(outputs, 3)
+        assert isinstance(outputs, SharedFeatures) == is_shared
+        weights = [1.0, -2.0, 0.5]
+        loss = torch.stack([weight * copy["0"].pow(2).sum() for weight, copy in zip(weights, copies, strict=True)]).sum()
+        (loss + copies[1]["1"].pow(3).sum()).backward()
+        of_parameters = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        total = of_parameters[0].sum(0) if is_shared else torch.cat(of_parameters)
+        results.append([total, *(feature.grad for feature in features.values())])
+    for value, truth in zip(*results, strict=True):
+        if value is None or truth is None:  # of degree 2: nobody's, or zero
+            assert not any(gradient is not None and gradient.any() for gradient in (value, truth))
+        else:
+            assert relative_error(value, truth) < 1e-12

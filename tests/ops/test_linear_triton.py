@@ -108,7 +108,7 @@ def both_per_head(case: Case, weights: Mapping[str, Tensor], parts: list[Feature
         heads_out=case.heads_out,
         dtype=first.values.dtype,
     )
-    (output,) = FusedLinear.apply(shape, *weights.values(), first.values, *second.values())
+    (output,) = FusedLinear.apply(shape, False, *weights.values(), first.values, *second.values())
     return HeadFeatures(output, tuple(case.out.items())).by_degree()
 
 
@@ -198,7 +198,7 @@ def test_no_gradient_for_inputs_that_want_none(monkeypatch: pytest.MonkeyPatch) 
     backward = kernels.backward
 
     def watched(*arguments: object) -> object:
-        wanted.append(bool(arguments[-1]))
+        wanted.append(bool(arguments[4]))
         return backward(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(kernels, "backward", watched)
@@ -211,6 +211,22 @@ def test_no_gradient_for_inputs_that_want_none(monkeypatch: pytest.MonkeyPatch) 
         )
     assert wanted == [False, True]
     assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("num_parts", [1, 5, 64], ids="{} parts".format)
+def test_weights_in_a_row_have_their_gradient_in_parts(num_parts: int) -> None:
+    """More parts than blocks of nodes, too: those are zero."""
+    weights, parts = operands_of(CASES["four degrees, two parts"], torch.float64)
+    row = torch.cat([weight.detach().flatten() for weight in weights.values()]).expand(num_parts, -1).requires_grad_()
+    cotangents = cotangents_of(weights, len(next(iter(parts[0].values()))))
+    with se3_fast.backend("triton"):
+        expected = list(linear(weights, *parts).values())
+        found = list(linear(weights, *parts, row=row).values())
+    assert all(map(torch.equal, found, expected))
+    (of_row,) = torch.autograd.grad(found, row, cotangents)
+    of_weights = torch.autograd.grad(expected, list(weights.values()), cotangents)
+    assert of_row.shape == row.shape
+    assert relative_error(of_row.sum(0), torch.cat([gradient.flatten() for gradient in of_weights])) < 1e-12
 
 
 def cotangents_of(weights: dict[str, Tensor], num_nodes: int) -> list[Tensor]:

@@ -1,0 +1,38 @@
+"""The parameters of all layers of a model in rows, and the sums of their gradients' parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from bench.operations import Problem, compare
+from bench.workloads import SIZES, build
+from se3_fast import LinearSE3, NormSE3
+from se3_fast.kernels.cost import Cost
+from se3_fast.kernels.parameter_rows import cost
+from se3_fast.ops.parameter_rows import parameter_rows
+
+
+def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
+    """Linear maps and norms of a workload's model."""
+    workload = build(name)
+    layers = [
+        layer
+        for module in workload.model.to(dtype).modules()
+        if isinstance(module, (LinearSE3, NormSE3)) and (layer := module.row_parameters(workload.graph.num_nodes())) is not None
+    ]
+    operands = [tensor for layer in layers for tensor in layer.tensors]
+    sizes = [(layer.parts, sum(tensor.numel() for tensor in layer.tensors)) for layer in layers]
+    copied = 2 * sum(count for _, count in sizes) * dtype.itemsize
+
+    def forward() -> list[Tensor]:
+        return parameter_rows(layers)
+
+    return Problem(forward, operands, (Cost(0, 0, copied), cost(sizes, dtype.itemsize)))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameter_rows(benchmark: BenchmarkFixture, name: str) -> None:
+    compare(benchmark, "parameter_rows", name, problem(name), "triton")

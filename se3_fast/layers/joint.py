@@ -1,0 +1,115 @@
+"""What the layers of a model read of their parameters, made for all layers at once (backend ``triton``).
+
+A launch takes about as long as all that a layer does with its parameters alone. So before the first layer begins, the model has
+the parameters of its layers put in rows, the hidden layers of all radial profiles evaluated, and all last radial weights aligned;
+their gradients come together at the end of the backward pass. A layer that is called by itself does this for itself alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from se3_fast.fiber import Features
+from se3_fast.graph import Graph
+from se3_fast.layers.attention import AttentionBlockSE3
+from se3_fast.layers.convolution import RADIAL_WIDTH, ConvSE3
+from se3_fast.layers.linear import LinearSE3
+from se3_fast.layers.norm import NormSE3
+from se3_fast.ops import radial
+from se3_fast.ops.aligned_weights import aligned_weights
+from se3_fast.ops.edge_frames import EdgeGeometry
+from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts, parameter_rows
+from se3_fast.ops.tfn_conv import PreparedRadial, hidden_gradient_parts, is_contracted_by_edge, keeps_frames
+
+EDGES_OF_PART = 64
+"""Edges at least for a program of the radial profiles."""
+
+MAX_HIDDEN_BYTES = 256 << 20
+"""Without gradients, h of all layers is made at once where it takes no more: otherwise only one at a time would be there."""
+
+
+class JointParameters:
+    """Rows of parameters, and what convolutions read of their radial profiles, by layer.
+
+    Args:
+        rows: [P, n] of each layer, see :mod:`se3_fast.ops.parameter_rows`.
+        radials: of each convolution.
+    """
+
+    def __init__(self, rows: dict[nn.Module, Tensor], radials: dict[nn.Module, PreparedRadial]) -> None:
+        self._rows = rows
+        self._radials = radials
+
+    def row(self, layer: nn.Module) -> Tensor | None:
+        """The parameters of a layer in a row, if they are there."""
+        return self._rows.get(layer)
+
+    def radial(self, convolution: nn.Module) -> PreparedRadial | None:
+        """Hidden radial layers and aligned weights of a convolution, if they are there."""
+        return self._radials.get(convolution)
+
+
+def join_parameters(model: nn.Module, edge_features: Features, graph: Graph, geometry: EdgeGeometry) -> JointParameters | None:
+    """Make ready what the layers of a model read of their parameters.
+
+    Args:
+        model: all its layers will be called with these edges.
+        edge_features: ``{d: [E, C, 2d+1]}``, the edge length appended to degree 0.
+        graph: N nodes, E edges.
+        geometry: directions of the edges.
+
+    Returns:
+        None where the layers better read their parameters themselves: on other backends, in compiled graphs, where second
+        derivatives may be asked for, and where parameters differ in dtype.
+    """
+    if not keeps_frames(geometry):
+        return None
+    layers = _layers_with_rows(model, graph.num_nodes()) if torch.is_grad_enabled() else {}
+    convolutions = _joint_convolutions(model, edge_features, graph)
+    requests = list(layers.values())
+    if convolutions:
+        tensors = [tensor for convolution in convolutions for tensor in radial.profile_parameters(convolution.profiles())]
+        requests.append(LayerParameters(tensors, gradient_parts(graph.num_edges(), EDGES_OF_PART, radial.MAX_PARTS)))
+    if len({tensor.dtype for request in requests for tensor in request.tensors}) != 1:  # none, or several
+        return None
+    rows = parameter_rows(requests)
+    radials = _radials(convolutions, edge_features, rows.pop()) if convolutions else {}
+    return JointParameters(dict(zip(layers, rows, strict=True)), radials)
+
+
+def _layers_with_rows(model: nn.Module, num_nodes: int) -> dict[nn.Module, LayerParameters]:
+    """The layers that can take their parameters as a row."""
+    found: dict[nn.Module, LayerParameters] = {}
+    for module in model.modules():
+        parameters = module.row_parameters(num_nodes) if isinstance(module, (LinearSE3, NormSE3, ConvSE3)) else None
+        if parameters is not None:
+            found[module] = parameters
+    return found
+
+
+def _joint_convolutions(model: nn.Module, edge_features: Features, graph: Graph) -> list[ConvSE3]:
+    """The convolutions by edge whose h is kept for the backward pass anyway, if all have the same kind of radial profile."""
+    recomputed = {block.to_key_value for block in model.modules() if isinstance(block, AttentionBlockSE3) and block.low_memory}
+    dtype = radial.compute_dtype(edge_features["0"])
+    chosen = [
+        module
+        for module in model.modules()
+        if isinstance(module, ConvSE3)
+        and not (module.low_memory or module in recomputed)
+        and is_contracted_by_edge(module.plan, graph, RADIAL_WIDTH, dtype)
+    ]
+    if len({(layers[0].weight.shape, layers[0].scale is None) for module in chosen for layers in module.profiles()}) != 1:
+        return []
+    num_values = sum(len(module.plan.groups) for module in chosen) * graph.num_edges() * RADIAL_WIDTH
+    return chosen if torch.is_grad_enabled() or num_values * dtype.itemsize <= MAX_HIDDEN_BYTES else []
+
+
+def _radials(convolutions: list[ConvSE3], edge_features: Features, row: Tensor) -> dict[nn.Module, PreparedRadial]:
+    plans = [convolution.plan for convolution in convolutions]
+    invariants = edge_features["0"].squeeze(-1)
+    parts = hidden_gradient_parts(plans, len(invariants))
+    hidden = radial.radial_of_layers(invariants, [convolution.profiles() for convolution in convolutions], row, parts)
+    weights = aligned_weights(plans, [convolution.last_weights() for convolution in convolutions], hidden[0].dtype)
+    prepared = (PreparedRadial(*of_one) for of_one in zip(hidden, weights, strict=True))
+    return dict(zip(convolutions, prepared, strict=True))
