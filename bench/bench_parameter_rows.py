@@ -21,7 +21,7 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     layers = [
         layer
         for module in workload.model.to(dtype).modules()
-        if isinstance(module, (LinearSE3, NormSE3)) and (layer := module.row_parameters(workload.graph.num_nodes())) is not None
+        if isinstance(module, (LinearSE3, NormSE3)) and (layer := module.row_parameters(workload.graph.device)) is not None
     ]
     operands = [tensor for layer in layers for tensor in layer.tensors]
     sizes = [(layer.parts, sum(tensor.numel() for tensor in layer.tensors)) for layer in layers]

@@ -41,6 +41,7 @@ _GRADIENT_CHUNK = 32  # invariants of a program of da
 
 _FORWARD_PROGRAMS = 1024  # over all groups: they fill a large GPU; more edges are walked over, with the weights in place
 _BACKWARD_PROGRAMS = 512  # the same; fewer, as each writes a row of partial sums
+_SPLITS = 4  # of the gradient of h, where its kernel shares the pairs of a group most
 _NUM_STAGES = 1  # software pipelining would take the registers that the sums need
 
 
@@ -143,8 +144,9 @@ def _forward_kernel(
 
 @triton.jit
 def _second_layer_gradient(
-    invariants, first, second, gradient, split_size, num_splits, sums_gradient, row, first_edge, num_edges, num_blocks,
-    INPUTS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr, EPSILON: tl.constexpr,
+    invariants, first, second, gradient, split_size, sums_gradient, row, first_edge, num_edges, num_blocks,
+    SPLITS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr,
+    EPSILON: tl.constexpr,
     EDGES: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """The sums of the second layer's parameters to ``row``, du2 to ``sums_gradient``."""
@@ -165,8 +167,8 @@ def _second_layer_gradient(
         sums = _product(rectified, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
         bias, scale, shift = _load_vectors(second + WIDTH * WIDTH, WIDTH, HAS_NORM, SUM)
         normalised, inverse_deviation, shifted = _normalise(sums + bias, scale, shift, WIDTH, HAS_NORM, EPSILON)
-        of_hidden = tl.zeros((EDGES, WIDTH), SUM)
-        for split in range(num_splits):
+        of_hidden = tl.load(gradient + start * WIDTH + place, mask=is_edge[:, None], other=0.0).to(SUM)
+        for split in tl.static_range(1, SPLITS):
             part = gradient + (split * split_size + start * WIDTH)
             of_hidden += tl.load(part + place, mask=is_edge[:, None], other=0.0).to(SUM)
         of_shifted = tl.where(shifted <= 0, 0.0, of_hidden)
@@ -234,8 +236,9 @@ def _first_weight_gradient(
 
 @triton.jit
 def _backward_kernel(
-    invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks, num_splits,
-    INPUTS: tl.constexpr, INPUT_TILE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr,
+    invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks,
+    SPLITS: tl.constexpr, INPUTS: tl.constexpr, INPUT_TILE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     EPSILON: tl.constexpr, EDGES: tl.constexpr, WEIGHT_EDGES: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr,
     OPERAND: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
@@ -248,9 +251,8 @@ def _backward_kernel(
     sums_gradient += group.to(tl.int64) * num_edges * WIDTH
     first_edge = tl.program_id(0).to(tl.int64) * num_blocks * EDGES
     _second_layer_gradient(
-        invariants, first, first + second_start, gradient, split_size, num_splits, sums_gradient, row + second_start, first_edge,
-        num_edges, num_blocks,
-        INPUTS, CHUNK, WIDTH, HAS_NORM, EPSILON, EDGES, PRECISION, COMPUTE, OPERAND, SUM,
+        invariants, first, first + second_start, gradient, split_size, sums_gradient, row + second_start, first_edge,
+        num_edges, num_blocks, SPLITS, INPUTS, CHUNK, WIDTH, HAS_NORM, EPSILON, EDGES, PRECISION, COMPUTE, OPERAND, SUM,
     )  # fmt: skip
     tl.debug_barrier()  # what one thread has written of du2, and then of du1, another reads
     _first_layer_gradient(
@@ -354,8 +356,9 @@ def backward(
     partial_sums = torch.empty(programs, num_groups, row_size, dtype=sum_dtype, device=invariants.device)
     types = _type_constants(gradient.dtype)
     _backward_kernel[programs, num_groups](
-        invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks, len(gradient),
-        INPUTS=num_invariants, INPUT_TILE=_padded(num_invariants), CHUNK=_CHUNK, EDGES=tile.edges, WEIGHT_EDGES=tile.weight_edges,
+        invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks,
+        SPLITS=len(gradient), INPUTS=num_invariants, INPUT_TILE=_padded(num_invariants), CHUNK=_CHUNK, EDGES=tile.edges,
+        WEIGHT_EDGES=tile.weight_edges,
         **_layer_constants(shape), **types, num_warps=tile.warps, num_stages=_NUM_STAGES,
     )  # fmt: skip
     invariant_gradient = None
@@ -388,7 +391,7 @@ def _backward_tile(dtype: torch.dtype) -> Tile:
     """As :func:`_forward_tile`; the sums take registers, too, and in full precision 32 edges would spill; float64 by 8 warps."""
     if dtype == torch.float64:
         return Tile(16, 16, 8)
-    return Tile(64, 32, 4) if dtype in (torch.float16, torch.bfloat16) else Tile(16, 16, 4)
+    return Tile(64, 32, 4) if dtype in (torch.float16, torch.bfloat16) else Tile(32, 16, 8)
 
 
 def _share_edges(num_edges: int, block: int, num_groups: int, max_programs: int) -> tuple[int, int]:
@@ -461,8 +464,8 @@ def compile_cases() -> list[CompileCase]:
                     "backward",
                     _backward_kernel,
                     "gradient sums_gradient",
-                    "num_edges row_size num_blocks num_splits",
-                    {**common, "INPUT_TILE": _padded(invariants), "WEIGHT_EDGES": backward_tile.weight_edges},
+                    "num_edges row_size num_blocks",
+                    {**common, "SPLITS": _SPLITS, "INPUT_TILE": _padded(invariants), "WEIGHT_EDGES": backward_tile.weight_edges},
                     backward_tile,
                 ),
                 (

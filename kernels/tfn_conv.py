@@ -357,8 +357,7 @@ def _add_hidden_gradient(
         out_plus, out_minus = tl.load(pair + 3), tl.load(pair + 4)
         channels_in, channels_out = tl.load(pair + 5), tl.load(pair + 6)
         even, odd = tl.load(pair + 7), tl.load(pair + 8)
-        # TF32 products need the registers that hoisting out of this loop, mostly of one round, would take: they spilled on sm_90.
-        for start in tl.range(0, channels_out, BLOCK_CHANNELS, disable_licm=PRECISION == "tf32"):
+        for start in range(0, channels_out, BLOCK_CHANNELS):
             channel = start + tl.arange(0, BLOCK_CHANNELS)
             is_channel = channel < channels_out
             is_value = is_edge[:, None] & is_channel[None]
@@ -614,11 +613,12 @@ def contract(
     """
     num_edges = inputs.shape[1]
     if num_edges > 0:
-        tile = _contraction_tile(inputs.dtype, table.channels)
+        is_edge_major = not outputs.is_contiguous()
+        tile = _contraction_tile(inputs.dtype, table.channels, is_edge_major or precision(inputs) == "tf32")
         grid = (triton.cdiv(num_edges, tile.edges), len(table.items), triton.cdiv(table.channels, tile.channels))
         _contract_kernel[grid](
             inputs, hidden, weights, outputs, table.items, table.terms, num_edges, len(outputs),
-            ODD_SIGN=-1.0 if is_transposed else 1.0, EDGE_MAJOR=not outputs.is_contiguous(), WIDTH=hidden.shape[2],
+            ODD_SIGN=-1.0 if is_transposed else 1.0, EDGE_MAJOR=is_edge_major, WIDTH=hidden.shape[2],
             BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, PRECISION=precision(inputs), SUM=sum_type(inputs),
             OPERAND=operand_type(inputs), num_warps=tile.warps,
         )  # fmt: skip
@@ -644,7 +644,7 @@ def hidden_gradient(
     num_edges = inputs.shape[1]
     partial = torch.empty(table.splits, num_groups, num_edges, width, dtype=dtype, device=inputs.device)
     if num_edges > 0:
-        tile = _hidden_gradient_tile(inputs.dtype, table.channels_out)
+        tile = _hidden_gradient_tile(inputs.dtype, table.channels_out, precision(inputs) == "tf32")
         _hidden_gradient_kernel[(triton.cdiv(num_edges, tile.edges), num_groups * table.splits)](
             inputs, gradient, weights, partial, table.pairs, table.spans, num_edges, table.splits, num_groups,
             WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, PRECISION=precision(inputs), SUM=sum_type(inputs),
@@ -758,24 +758,30 @@ def _rotate_sum_warps(dtype: torch.dtype, max_degree: int) -> int:
     return 4 if dtype == torch.float64 and max_degree > 1 else 8
 
 
-def _contraction_tile(dtype: torch.dtype, channels: int) -> Tile:
+def _contraction_tile(dtype: torch.dtype, channels: int, is_tall: bool) -> Tile:
     """The tile of :func:`contract`; four tiles are live (two sums, two products).
 
     Half precision: 128 edges feed two warp groups' matrix instructions and halve the traffic of W; at 8 warps nothing spills. Full
-    precision multiplies on the ordinary cores, whose operands sit in registers: 32 edges, and half of both in float64. Channels are
-    padded to at least 16.
+    precision multiplies on the ordinary cores, whose operands sit in registers: 32 edges, and half of both in float64. Edge-major
+    or with TF32, float32 would spill at 32 edges and 4 warps, but does not at twice of both (``is_tall``). Channels are padded to
+    at least 16.
     """
     if dtype in (torch.float16, torch.bfloat16):
         return Tile(128, padded_channels(channels, 32), 8)
-    return Tile(32, padded_channels(channels, 32), 4) if dtype == torch.float32 else Tile(16, 16, 4)
+    if dtype == torch.float32:
+        return Tile(64 if is_tall else 32, padded_channels(channels, 32), 8 if is_tall else 4)
+    return Tile(16, 16, 4)
 
 
-def _hidden_gradient_tile(dtype: torch.dtype, channels: int) -> Tile:
+def _hidden_gradient_tile(dtype: torch.dtype, channels: int, is_tf32: bool) -> Tile:
     """The tile of :func:`hidden_gradient`: two gradient tiles stay in registers for all input channels of a pair.
 
-    64 edges where the matrix unit has a product wide enough; 32 otherwise, where more would spill.
+    64 edges where the matrix unit has a product wide enough; 32 otherwise, where more would spill. With TF32 and 16 channels it is
+    32 edges by 4 warps that spill on sm_90, and not twice of both.
     """
     padded = padded_channels(channels, 16 if dtype == torch.float64 else 32)
+    if is_tf32 and padded == 16:
+        return Tile(64, padded, 8)
     is_half = dtype in (torch.float16, torch.bfloat16)
     return Tile(64 if is_half and padded == 32 else 32, padded, 4)
 
@@ -861,14 +867,16 @@ def compile_cases() -> list[CompileCase]:
 def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]:
     rounding = ROUNDINGS[name]
     dtype, values, sums = rounding.dtype, f"*{rounding.type_name}", f"*{rounding.sum_name}"
-    contraction, hidden = _contraction_tile(dtype, channels), _hidden_gradient_tile(dtype, channels)
+    hidden = _hidden_gradient_tile(dtype, channels, rounding.precision == "tf32")
     weight, block_in = _weight_gradient_tile(dtype, channels)
     contracted = signature("inputs hidden weights outputs", values, tables="items terms", integers="num_edges num_rows")
-    contract_constants = {"ODD_SIGN": 1.0, "BLOCK_EDGES": contraction.edges, "BLOCK_CHANNELS": contraction.channels}
     sizes = "num_edges splits num_groups"
-    launches: list[tuple[str, object, dict[str, str], dict[str, object], Tile]] = [
-        ("contract", _contract_kernel, contracted, {**contract_constants, "EDGE_MAJOR": False}, contraction),
-        ("contract edge-major", _contract_kernel, contracted, {**contract_constants, "EDGE_MAJOR": True}, contraction),
+    launches: list[tuple[str, object, dict[str, str], dict[str, object], Tile]] = []
+    for kind, is_edge_major in (("contract", False), ("contract edge-major", True)):
+        tile = _contraction_tile(dtype, channels, is_edge_major or rounding.precision == "tf32")
+        constants = {"ODD_SIGN": 1.0, "EDGE_MAJOR": is_edge_major, "BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
+        launches.append((kind, _contract_kernel, contracted, constants, tile))
+    launches += [
         (
             "hidden_gradient",
             _hidden_gradient_kernel,

@@ -512,9 +512,7 @@ def _backward(sizes: _Sizes) -> Cost:
     return Cost(
         matrix_flop=3 * sizes.edges * 2 * sizes.width * (even + odd),
         vector_flop=sizes.edges * (4 * even + 10 * odd + sizes.turns_in + sizes.turns_out),
-        bytes=sizes.edges * per_edge
-        + sizes.nodes * sizes.rows_node * sizes.item
-        + sizes.weights * (2 * sizes.item + sizes.sum_item),
+        bytes=sizes.edges * per_edge + sizes.nodes * sizes.rows_node * sizes.item + 3 * sizes.weights * sizes.item,
     )
 
 

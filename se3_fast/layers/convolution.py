@@ -13,7 +13,7 @@ from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.linear import MAX_PARTS, linear
-from se3_fast.ops.parameter_rows import NODES_OF_PART, LayerParameters, gradient_parts
+from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts
 from se3_fast.ops.radial import Profiles, RadialLayer, radial, recipe
 from se3_fast.ops.shared_features import shared_features
 from se3_fast.ops.tfn_conv import aligned_messages, prepare_geometry, tfn_conv
@@ -234,11 +234,11 @@ class ConvSE3(nn.Module):
         """The last weight of all radial profiles, [C_out * C_in * F, K]."""
         return [profile.last_weight for profile in self.radial_profiles]
 
-    def row_parameters(self, num_nodes: int) -> LayerParameters | None:
-        """The parameters of the self-interaction, if it has any, in the order of a row, for N nodes."""
+    def row_parameters(self, device: torch.device) -> LayerParameters | None:
+        """The parameters of the self-interaction, if it has any, in the order of a row."""
         if not self.self_interaction or not self.to_kernel_self:
             return None
-        return LayerParameters(list(self.to_kernel_self.values()), gradient_parts(num_nodes, NODES_OF_PART, MAX_PARTS))
+        return LayerParameters(list(self.to_kernel_self.values()), gradient_parts(MAX_PARTS, device))
 
     def _messages(
         self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry, joint: JointParameters | None = None

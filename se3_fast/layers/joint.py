@@ -22,9 +22,6 @@ from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts, parameter_rows
 from se3_fast.ops.tfn_conv import PreparedRadial, hidden_gradient_parts, is_contracted_by_edge, keeps_frames
 
-EDGES_OF_PART = 64
-"""Edges at least for a program of the radial profiles."""
-
 MAX_HIDDEN_BYTES = 256 << 20
 """Without gradients, h of all layers is made at once where it takes no more: otherwise only one at a time would be there."""
 
@@ -65,12 +62,12 @@ def join_parameters(model: nn.Module, edge_features: Features, graph: Graph, geo
     """
     if not keeps_frames(geometry):
         return None
-    layers = _layers_with_rows(model, graph.num_nodes()) if torch.is_grad_enabled() else {}
+    layers = _layers_with_rows(model, graph.device) if torch.is_grad_enabled() else {}
     convolutions = _joint_convolutions(model, edge_features, graph)
     requests = list(layers.values())
     if convolutions:
         tensors = [tensor for convolution in convolutions for tensor in radial.profile_parameters(convolution.profiles())]
-        requests.append(LayerParameters(tensors, gradient_parts(graph.num_edges(), EDGES_OF_PART, radial.MAX_PARTS)))
+        requests.append(LayerParameters(tensors, gradient_parts(radial.MAX_PARTS, graph.device)))
     if len({tensor.dtype for request in requests for tensor in request.tensors}) != 1:  # none, or several
         return None
     rows = parameter_rows(requests)
@@ -78,11 +75,11 @@ def join_parameters(model: nn.Module, edge_features: Features, graph: Graph, geo
     return JointParameters(dict(zip(layers, rows, strict=True)), radials)
 
 
-def _layers_with_rows(model: nn.Module, num_nodes: int) -> dict[nn.Module, LayerParameters]:
+def _layers_with_rows(model: nn.Module, device: torch.device) -> dict[nn.Module, LayerParameters]:
     """The layers that can take their parameters as a row."""
     found: dict[nn.Module, LayerParameters] = {}
     for module in model.modules():
-        parameters = module.row_parameters(num_nodes) if isinstance(module, (LinearSE3, NormSE3, ConvSE3)) else None
+        parameters = module.row_parameters(device) if isinstance(module, (LinearSE3, NormSE3, ConvSE3)) else None
         if parameters is not None:
             found[module] = parameters
     return found

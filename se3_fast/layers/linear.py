@@ -10,7 +10,7 @@ from torch import nn
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.ops.linear import MAX_PARTS, HeadFeatures, linear, linear_per_head
-from se3_fast.ops.parameter_rows import NODES_OF_PART, LayerParameters, gradient_parts
+from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts
 
 if TYPE_CHECKING:
     from se3_fast.layers.joint import JointParameters
@@ -65,6 +65,6 @@ class LinearSE3(nn.Module):
         row = joint.row(self) if joint else None
         return linear_per_head(dict(self.weights.items()), features, num_heads, row)
 
-    def row_parameters(self, num_nodes: int) -> LayerParameters:
-        """The parameters in the order of a row, for N nodes."""
-        return LayerParameters(list(self.weights.values()), gradient_parts(num_nodes, NODES_OF_PART, MAX_PARTS))
+    def row_parameters(self, device: torch.device) -> LayerParameters:
+        """The parameters in the order of a row."""
+        return LayerParameters(list(self.weights.values()), gradient_parts(MAX_PARTS, device))

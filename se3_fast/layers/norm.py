@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.ops.equivariant_norm import MAX_PARTS, group_norm, layer_norm
-from se3_fast.ops.parameter_rows import NODES_OF_PART, LayerParameters, gradient_parts
+from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts
 
 if TYPE_CHECKING:
     from se3_fast.layers.joint import JointParameters
@@ -57,11 +58,11 @@ class NormSE3(nn.Module):
             return group_norm(features, norm.weight, norm.bias, norm.eps, self.nonlinearity, row)
         return {degree: self._layer_norm(degree, feature) for degree, feature in features.items()}
 
-    def row_parameters(self, num_nodes: int) -> LayerParameters | None:
-        """The parameters in the order of a row, for N nodes; None where each degree is normalised by itself."""
+    def row_parameters(self, device: torch.device) -> LayerParameters | None:
+        """The parameters in the order of a row; None where each degree is normalised by itself."""
         if self.group_norm is None:
             return None
-        parts = gradient_parts(num_nodes, NODES_OF_PART, MAX_PARTS)
+        parts = gradient_parts(MAX_PARTS, device)
         return LayerParameters([self.group_norm.weight, self.group_norm.bias], parts)
 
     def _layer_norm(self, degree: str, feature: Tensor) -> Tensor:

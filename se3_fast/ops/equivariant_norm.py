@@ -23,7 +23,7 @@ from se3_fast.reference import equivariant_norm as reference
 _MAX_FUSED_DEGREES = 7
 
 MAX_PARTS = 128
-"""Most parts that the gradient of parameters in a row comes in (:mod:`se3_fast.ops.parameter_rows`)."""
+"""Parts that the gradient of parameters in a row comes in (:mod:`se3_fast.ops.parameter_rows`)."""
 
 READERS = 3
 """Operations of the next layer that read the result: queries, messages and projection."""

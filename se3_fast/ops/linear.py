@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _MAX_FUSED_DEGREES = 7
 
 MAX_PARTS = 32
-"""Most parts that the gradient of weights in a row comes in (:mod:`se3_fast.ops.parameter_rows`): 4 degrees then fill a GPU."""
+"""Parts that the gradient of weights in a row comes in (:mod:`se3_fast.ops.parameter_rows`): 4 degrees then fill a GPU."""
 
 
 class HeadFeatures(NamedTuple):

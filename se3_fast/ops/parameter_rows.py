@@ -19,19 +19,11 @@ from torch import Tensor
 
 from se3_fast.reference import parameter_rows as reference
 
-NODES_OF_PART = 16
-"""Nodes at least for a program of a layer of nodes."""
 
-
-def gradient_parts(count: int, each: int, most: int) -> int:
-    """How many programs share nodes or edges.
-
-    Args:
-        count: nodes or edges.
-        each: of them at least for a program.
-        most: programs that fill a large GPU.
-    """
-    return max(1, min(-(-count // each), most))
+def gradient_parts(most: int, device: torch.device) -> int:
+    """How many programs share nodes or edges: as many as fill a large GPU, whatever there is to share, so that tables depend on the
+    model alone and are there before anything is recorded; on the CPU few, as Triton's interpreter runs one after the other."""
+    return most if device.type == "cuda" else min(most, 2)
 
 
 class LayerParameters(NamedTuple):

@@ -30,7 +30,7 @@ Profiles = Sequence[tuple[RadialLayer, RadialLayer]]
 """The parameters of the two hidden layers of each profile."""
 
 MAX_PARTS = 64
-"""Most parts that the gradient of parameters in a row comes in (:mod:`se3_fast.ops.parameter_rows`): 8 groups then fill a GPU."""
+"""Parts that the gradient of parameters in a row comes in (:mod:`se3_fast.ops.parameter_rows`): 8 groups then fill a GPU."""
 
 
 def radial(invariants: Tensor, profiles: Profiles) -> list[Tensor] | Tensor:
