@@ -177,7 +177,7 @@ def group_alignment_on(group: RadialGroup, device: torch.device, dtype: torch.dt
 
 
 @cache
-def _rows_of_input(group: RadialGroup, degree_in: int, device: torch.device) -> Tensor:
+def rows_of_input(group: RadialGroup, degree_in: int, device: torch.device) -> Tensor:
     """Where the aligned weights of one input degree stand, in the order (m, parity, d_out): int64, on a device."""
     rows = [
         order.start + (parity * len(order.degrees_in) + order.degrees_in.index(degree_in)) * len(order.degrees_out) + column
@@ -210,7 +210,7 @@ def weight_blocks(group: RadialGroup, weight: Tensor, is_by_source: bool) -> lis
     """
     aligned = aligned_weight(group, weight)
     if is_by_source:
-        rows = [aligned[_rows_of_input(group, degree, weight.device)] for degree in group.degrees_in]
+        rows = [aligned[rows_of_input(group, degree, weight.device)] for degree in group.degrees_in]
         return [row.permute(1, 2, 0, 3).flatten(1) for row in rows]
     blocks = []
     for order in orders(group):

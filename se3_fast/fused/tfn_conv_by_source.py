@@ -103,6 +103,22 @@ def weight_blocks(plan: ConvolutionPlan, weights: Sequence[Tensor]) -> list[Tens
     return [torch.cat(blocks, 1) for blocks in by_degree.values()]
 
 
+def aligned_of_blocks(plan: ConvolutionPlan, blocks: Sequence[Tensor], width: int) -> list[Tensor]:
+    """The aligned weights of each group, [aligned, C_in, K, C_out], from what :func:`weight_blocks` made; ``width`` is K."""
+    by_group: list[list[Tensor]] = [[] for _ in plan.groups]
+    for (degree, _), block in zip(plan.node_channels, blocks, strict=True):
+        present = [number for number, group in enumerate(plan.groups) if degree in group.degrees_in]
+        counts = [len(aligned.rows_of_input(plan.groups[number], degree, block.device)) for number in present]
+        widths = [count * width * plan.groups[number].channels_out for number, count in zip(present, counts, strict=True)]
+        for number, count, part in zip(present, counts, block.split(widths, 1), strict=True):
+            by_group[number].append(part.unflatten(1, (width, count, -1)).permute(2, 0, 1, 3))
+    results = []
+    for group, parts in zip(plan.groups, by_group, strict=True):
+        rows = torch.cat([aligned.rows_of_input(group, degree, parts[0].device) for degree in group.degrees_in])
+        results.append(torch.cat(parts).index_select(0, rows.argsort()))
+    return results
+
+
 @cache
 def frame_rows(plan: ConvolutionPlan) -> FeatureRows:
     """Rows of the columns of the Wigner blocks: by input degree, component m, component l."""
@@ -268,19 +284,25 @@ class SourceGradients(NamedTuple):
 class SourceLaunches:
     """The kernel launches of one convolution contracted by source. All tensors [rows, E] have the edges by source.
 
+    Args:
+        plan: what is coupled.
+        order: the edges by source.
+        angles: [4, E] of the edges' frames, the edges by source.
+        pool: whether messages are summed over incoming edges.
+        dtype: that of the features.
+        keeps_frames: messages stay in the edges' frames, as one tensor [rows, E], and so do their gradients.
+
     Attributes:
         shared: what both orders share.
     """
 
     def __init__(
-        self, plan: ConvolutionPlan, graph: Graph, angles: Tensor, pool: bool, dtype: torch.dtype, keeps_frames: bool = False
+        self, plan: ConvolutionPlan, order: SourceOrder, angles: Tensor, pool: bool, dtype: torch.dtype, keeps_frames: bool = False
     ) -> None:
         self.plan = plan
-        self.order = source_order(graph)
-        self.graph = self.order.graph
-        self.shared = Launches(
-            plan, self.graph, angles.index_select(1, self.order.edges), pool, dtype, self.order.edges, keeps_frames
-        )
+        self.order = order
+        self.graph = order.graph
+        self.shared = Launches(plan, self.graph, angles, pool, dtype, order.edges, keeps_frames)
         self.rows_frame = frame_rows(plan)
 
     def contract(self, features: Sequence[Tensor], hidden: Tensor, blocks: Sequence[Tensor]) -> Tensor:

@@ -7,14 +7,18 @@ weights where they use them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from se3_fast.ops.differentiable import LinearOperation, Tensors
 from se3_fast.plan import ConvolutionPlan
+
+if TYPE_CHECKING:
+    from se3_fast.fused.aligned_weights import Layout
 
 
 class AlignedWeights(NamedTuple):
@@ -41,53 +45,84 @@ def aligned_weights(
     """
     tensors = [weight for of_one in weights for weight in of_one]
     with_transposed = torch.is_grad_enabled()
-    results = _Alignment.apply(tuple(plans), dtype, with_transposed, *tensors)
+    alignment = _Alignment(tuple(plans), dtype, with_transposed, tuple(weight.shape for weight in tensors), tensors[0].dtype)
+    results = [values for values in alignment.apply(*tensors) if values is not None]
     if not with_transposed:
         return [AlignedWeights(values, None) for values in results]
-    return [AlignedWeights(*both) for both in zip(results[: len(plans)], results[len(plans) :], strict=True)]
+    pairs = zip(results[: len(plans)], results[len(plans) :], strict=True)
+    return [AlignedWeights(values, transposed.detach()) for values, transposed in pairs]
 
 
-class _Alignment(torch.autograd.Function):
-    """All maps by one launch each way, or a few where there are many radial groups."""
+@dataclass(frozen=True, eq=False)
+class _Alignment(LinearOperation):
+    """The aligned weights of each convolution, from the weights of all; then, if they are wanted, the transposed ones, which nobody
+    differentiates. One launch, or a few where there are many radial groups.
 
-    @staticmethod
-    def forward(
-        ctx: Any, plans: tuple[ConvolutionPlan, ...], dtype: torch.dtype, with_transposed: bool, *weights: Tensor
-    ) -> tuple[Tensor, ...]:
-        """The aligned weights of each convolution, then, if they are wanted, the transposed ones."""
+    Attributes:
+        plans: of the convolutions.
+        dtype: of the results.
+        with_transposed: whether the transposed ones are wanted.
+        shapes: of the weights.
+        weight_dtype: of the weights.
+    """
+
+    plans: tuple[ConvolutionPlan, ...]
+    dtype: torch.dtype
+    with_transposed: bool
+    shapes: tuple[torch.Size, ...]
+    weight_dtype: torch.dtype
+
+    def evaluate(self, operands: Any) -> Tensors:
+        """The aligned weights."""
+        from se3_fast.kernels import aligned_weights as kernels
+
+        example = next(weight for weight in operands if weight is not None)
+        layout = self.layout(example.device)
+        contiguous = [
+            example.new_zeros(shape) if weight is None else weight.contiguous()
+            for weight, shape in zip(operands, self.shapes, strict=True)
+        ]
+        orders = [example.new_empty(sum(layout.sizes), dtype=self.dtype) for _ in range(2 if self.with_transposed else 1)]
+        for first, stop, table in layout.forward:
+            kernels.forward(contiguous[first:stop], table, orders[0], orders[1] if self.with_transposed else None)
+        return [part for order in orders for part in order.split(layout.sizes)]
+
+    @property
+    def transpose(self) -> _AlignmentGradients:
+        """From the gradients of the aligned weights to those of the weights."""
+        return _AlignmentGradients(self)
+
+    def layout(self, device: torch.device) -> Layout:
+        """Where all stand."""
         from se3_fast.fused.aligned_weights import layout
+
+        return layout(self.plans, self.shapes[0][1], device)
+
+
+@dataclass(frozen=True, eq=False)
+class _AlignmentGradients(LinearOperation):
+    """The gradients of the weights, from those of the aligned weights; what is given of the transposed order is nothing."""
+
+    alignment: _Alignment
+
+    def evaluate(self, operands: Any) -> Tensors:
+        """The gradients."""
         from se3_fast.kernels import aligned_weights as kernels
 
-        width = weights[0].shape[1]
-        ctx.layout, ctx.width = layout(plans, width, weights[0].device), width
-        ctx.shapes, ctx.dtypes = [weight.shape for weight in weights], [weight.dtype for weight in weights]
-        sizes = ctx.layout.sizes
-        orders = [weights[0].new_empty(sum(sizes), dtype=dtype) for _ in range(2 if with_transposed else 1)]
-        contiguous = [weight.contiguous() for weight in weights]
-        for first, stop, table in ctx.layout.forward:
-            kernels.forward(contiguous[first:stop], table, orders[0], orders[1] if with_transposed else None)
-        parts = [part for order in orders for part in order.split(sizes)]
-        ctx.mark_non_differentiable(*parts[len(plans) :])
-        ctx.set_materialize_grads(False)
-        return tuple(parts)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of the weights."""
-        from se3_fast.kernels import aligned_weights as kernels
-
-        sizes = ctx.layout.sizes
-        example = next((gradient for gradient in gradients if gradient is not None), None)
-        if example is None:
-            return None, None, None, *[None] * len(ctx.shapes)
+        shapes = self.alignment.shapes
+        example = next(gradient for gradient in operands if gradient is not None)
+        layout = self.alignment.layout(example.device)
         given = [
             example.new_zeros(size) if gradient is None else gradient.contiguous()
-            for gradient, size in zip(gradients, sizes, strict=False)  # those of the transposed order follow
+            for gradient, size in zip(operands, layout.sizes, strict=False)  # those of the transposed order follow
         ]
-        result = example.new_empty(sum(sizes), dtype=ctx.dtypes[0])
-        for first, stop, table in ctx.layout.backward:
-            kernels.backward(given[first:stop], table, ctx.width, result)
-        ends = list(accumulate(shape.numel() for shape in ctx.shapes))
-        parts = result.tensor_split(ends[:-1])
-        return None, None, None, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
+        result = example.new_empty(sum(layout.sizes), dtype=self.alignment.weight_dtype)
+        for first, stop, table in layout.backward:
+            kernels.backward(given[first:stop], table, shapes[0][1], result)
+        ends = list(accumulate(shape.numel() for shape in shapes))
+        return [part.view(shape) for part, shape in zip(result.tensor_split(ends[:-1]), shapes, strict=True)]
+
+    @property
+    def transpose(self) -> _Alignment:
+        """The alignment."""
+        return self.alignment

@@ -7,14 +7,16 @@ ones in another.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.reference import basis as reference
 from se3_fast.so3 import wigner_3j
 
@@ -87,7 +89,8 @@ def update_basis_with_fused(basis: dict[str, Tensor], max_degree: int, use_pad_t
 def _pairwise_by_kernel(rel_pos: Tensor, max_degree: int, is_padded: bool, dtype: torch.dtype) -> dict[str, Tensor]:
     sum_dtype = torch.float64 if torch.float64 in (rel_pos.dtype, dtype) else torch.float32
     tables = _pairwise_tables(max_degree, is_padded, sum_dtype, rel_pos.device)
-    return dict(zip(tables.layout.shapes, _PairwiseBases.apply(rel_pos, tables, dtype), strict=True))
+    operation = _PairwiseBases(tables, dtype, max_degree, is_padded)
+    return dict(zip(tables.layout.shapes, operation.apply(rel_pos), strict=True))
 
 
 def _fused_by_kernel(bases: dict[str, Tensor], max_degree: int, is_padded: bool, fully_fused: bool) -> dict[str, Tensor]:
@@ -97,7 +100,9 @@ def _fused_by_kernel(bases: dict[str, Tensor], max_degree: int, is_padded: bool,
         if bases[key].shape != (num_edges, *shape):
             raise ValueError(f"basis['{key}']: expected shape {[num_edges, *shape]}, got {list(bases[key].shape)}")
     pairwise = [bases[key] for key in tables.pairwise.shapes]
-    return dict(zip(tables.layout.shapes, _FusedBases.apply(tables, *pairwise), strict=True))
+    like = _Like(num_edges, pairwise[0].dtype, pairwise[0].device)
+    fused = _FusedBases(tables, like).apply(*pairwise)
+    return {key: basis for key, basis in zip(tables.layout.shapes, fused, strict=True) if basis is not None}
 
 
 @cache
@@ -114,41 +119,83 @@ def _fused_tables(max_degree: int, is_padded: bool, fully_fused: bool, device: t
     return fused_tables(max_degree, is_padded, fully_fused, device)
 
 
-class _PairwiseBases(torch.autograd.Function):
-    """All pairwise bases. Keeps the relative positions only."""
+@dataclass(frozen=True, eq=False)
+class _PairwiseBases(Operation):
+    """All pairwise bases, from the relative positions; keeps those only."""
 
-    @staticmethod
-    def forward(ctx: Any, rel_pos: Tensor, tables: PairwiseTables, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    tables: PairwiseTables
+    dtype: torch.dtype
+    max_degree: int
+    is_padded: bool
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
         from se3_fast.kernels.basis import pairwise_bases
 
-        ctx.save_for_backward(rel_pos)
-        ctx.tables = tables
-        return pairwise_bases(rel_pos, tables, dtype)
+        return pairwise_bases(*operands, self.tables, self.dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         from se3_fast.kernels.basis import position_gradient
 
-        (rel_pos,) = ctx.saved_tensors
-        return position_gradient(rel_pos, gradients, ctx.tables), None, None
+        return [position_gradient(*operands, gradients, self.tables)]
+
+    @property
+    def formula(self) -> PlainFormula:
+        return PlainFormula(self._in_pytorch)
+
+    def _in_pytorch(self, operands: Any) -> list[Tensor]:
+        (rel_pos,) = operands
+        wide = torch.promote_types(rel_pos.dtype, torch.float32)
+        bases = reference.pairwise_bases(rel_pos.to(wide), self.max_degree, self.is_padded)
+        return [bases[key] for key in self.tables.layout.shapes]
 
 
-class _FusedBases(torch.autograd.Function):
-    """All fused bases from the pairwise ones. Keeps nothing of them."""
+class _Like(NamedTuple):
+    """Edges, dtype and device of bases."""
 
-    @staticmethod
-    def forward(ctx: Any, tables: FusedTables, *pairwise: Tensor) -> tuple[Tensor, ...]:
+    num_edges: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True, eq=False)
+class _FusedBases(LinearOperation):
+    """All fused bases, from the pairwise ones."""
+
+    tables: FusedTables
+    like: _Like
+
+    def evaluate(self, operands: Any) -> Tensors:
         from se3_fast.kernels.basis import fused_bases
 
-        ctx.set_materialize_grads(False)
-        ctx.tables = tables
-        ctx.like = len(pairwise[0]), pairwise[0].dtype, pairwise[0].device
-        return fused_bases(pairwise, tables)
+        shapes = self.tables.pairwise.shapes.values()
+        return fused_bases(_without_missing(operands, list(shapes), self.like), self.tables)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    @property
+    def transpose(self) -> _FusedGradients:
+        return _FusedGradients(self.tables, self.like)
+
+
+@dataclass(frozen=True, eq=False)
+class _FusedGradients(LinearOperation):
+    """The gradients of the pairwise bases, from those of the fused ones."""
+
+    tables: FusedTables
+    like: _Like
+
+    def evaluate(self, operands: Any) -> Tensors:
         from se3_fast.kernels.basis import pairwise_gradients
 
-        return None, *pairwise_gradients(gradients, ctx.tables, *ctx.like)
+        return pairwise_gradients(operands, self.tables, *self.like)
+
+    @property
+    def transpose(self) -> _FusedBases:
+        return _FusedBases(self.tables, self.like)
+
+
+def _without_missing(bases: Tensors, shapes: Sequence[tuple[int, ...]], like: _Like) -> list[Tensor]:
+    """Pairwise bases with zeros for those that are None."""
+    num_edges, dtype, device = like
+    return [
+        torch.zeros(num_edges, *shape, dtype=dtype, device=device) if basis is None else basis
+        for basis, shape in zip(bases, shapes, strict=True)
+    ]

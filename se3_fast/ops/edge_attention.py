@@ -8,19 +8,20 @@ in the frames of their edges; with backend ``cpp`` one that takes them degree by
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
-from se3_fast.ops.second_derivatives import differentiable_gradients
+from se3_fast.ops.second_derivatives import in_at_least_float32
 from se3_fast.reference import edge_attention as reference
+from se3_fast.reference.edge_frames import wigner_of_angles
 
 if TYPE_CHECKING:
     from se3_fast.fused.edge_attention import AlignedMessages
@@ -45,7 +46,7 @@ def edge_attention(value: Tensor, key: Tensor, query: Tensor, graph: Graph) -> T
     _check_shapes(value, key, query, graph)
     if selected_backend(value.device) == "triton":
         operands = [value, key, query, *graph.incoming()]
-        return _opaque_attention("", operands)[0] if torch.compiler.is_compiling() else _EdgeAttention.apply(*operands)
+        return _opaque_attention("", operands)[0] if torch.compiler.is_compiling() else _EdgeAttention().apply(*operands)[0]
     if takes_messages(value.device):
         message = torch.cat([value.flatten(1), key.flatten(1)], 1)
         num_heads, width = value.shape[1:]
@@ -96,7 +97,7 @@ def _by_cpp(messages: list[Tensor], queries: list[Tensor], graph: Graph, widths:
     dtype = messages[0].dtype
     compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     operands = [tensor.to(compute_dtype).contiguous() for tensor in (*messages, *queries)]
-    return [result.to(dtype) for result in CppEdgeAttention.apply(graph, widths, num_heads, *operands)]
+    return [result.to(dtype) for result in CppEdgeAttention(graph, widths, num_heads).apply(*operands)]
 
 
 def aligned_edge_attention(messages: AlignedMessages, query: Tensor, key_channels: tuple[tuple[int, int], ...]) -> Tensor:
@@ -125,7 +126,9 @@ def aligned_edge_attention(messages: AlignedMessages, query: Tensor, key_channel
     }
     _check(expected)
     table = wigner_tables([degree for degree, _ in messages.channels], messages.angles)
-    return _AlignedEdgeAttention.apply(layout, messages.values, query, messages.angles, table, *messages.graph.incoming())
+    (by_edge,) = _Transposition().apply(messages.values)
+    assert by_edge is not None
+    return _AlignedEdgeAttention(layout).apply(by_edge, query, messages.angles, table, *messages.graph.incoming())[0]
 
 
 def _check_shapes(value: Tensor, key: Tensor, query: Tensor, graph: Graph) -> None:
@@ -144,59 +147,76 @@ def _check(expected: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
-class _EdgeAttention(torch.autograd.Function):
-    """Attention by the Triton kernels (``kernels/edge_attention.py``). Keeps its operands only; the softmax is made again."""
+class _EdgeAttention(Operation):
+    """Attention by the Triton kernels (``kernels/edge_attention.py``). Keeps its operands only; the softmax is made again.
 
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, key: Tensor, query: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-        """[N, H, V]; order and offsets as in :class:`se3_fast.graph.EdgeOrder`."""
+    Operands: value, key, query; order and offsets as in :class:`se3_fast.graph.EdgeOrder`. Result: [N, H, V].
+    """
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The result."""
         from se3_fast.kernels.edge_attention import attend
 
-        ctx.save_for_backward(value, key, query, order, offsets)
-        return attend(value, key, query, order, offsets)
+        return [attend(*operands)]
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of value, key and query."""
-        if torch.is_grad_enabled():  # to be differentiated again
-            return tuple(differentiable_gradients(_of_heads, ctx.saved_tensors, ctx.needs_input_grad, [gradient]))
         from se3_fast.kernels.edge_attention import attend_backward
 
-        return *attend_backward(*ctx.saved_tensors, gradient), None, None
+        return *attend_backward(*operands, *gradients), None, None
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one."""
+        return PlainFormula(in_at_least_float32(_of_heads))
 
 
 def _of_heads(operands: Sequence[Tensor]) -> list[Tensor]:
     """What :class:`_EdgeAttention` computes, from its tensors."""
     value, key, query, order, offsets = operands
-    dst = torch.empty_like(order)
-    dst[order] = torch.arange(len(query), device=order.device).repeat_interleave(offsets.diff(), output_size=len(order))
-    return [reference.edge_attention(value, key, query, dst)]
+    return [reference.edge_attention(value, key, query, _destinations(order, offsets))]
 
 
-class CppEdgeAttention(torch.autograd.Function):
-    """Attention by the compiled CPU operation (``csrc/edge_attention.cpp``). Keeps its operands only; the softmax is made again."""
+def _destinations(order: Tensor, offsets: Tensor) -> Tensor:
+    """[E] int64, from the edges grouped by destination."""
+    nodes = torch.arange(len(offsets) - 1, device=order.device)
+    return torch.empty_like(order).scatter_(0, order, nodes.repeat_interleave(offsets.diff(), output_size=len(order)))
 
-    @staticmethod
-    def forward(ctx: Any, graph: Graph, widths: list[int], num_heads: int, *operands: Tensor) -> tuple[Tensor, ...]:
-        """By degree [N, width], from messages [E, width + key width] by degree, then queries [N, key width] of those with keys."""
-        ctx.graph, ctx.widths, ctx.num_heads = graph, widths, num_heads
-        ctx.save_for_backward(*operands)
-        messages, queries = operands[: len(widths)], operands[len(widths) :]
-        return tuple(torch.ops.se3_fast_cpp.edge_attention(messages, queries, *graph.incoming(), widths, num_heads))
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+@dataclass(frozen=True, eq=False)
+class CppEdgeAttention(Operation):
+    """Attention by the compiled CPU operation (``csrc/edge_attention.cpp``). Keeps its operands only; the softmax is made again.
+
+    Operands: messages [E, width + key width] by degree, then queries [N, key width] of the degrees with keys. Results: by degree
+    [N, width].
+    """
+
+    graph: Graph
+    widths: list[int]
+    num_heads: int
+
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """The edges."""
+        return (self.graph.dst,)
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The results."""
+        messages, queries = operands[: len(self.widths)], operands[len(self.widths) :]
+        arguments = (*self.graph.incoming(), self.widths, self.num_heads)
+        return torch.ops.se3_fast_cpp.edge_attention(messages, queries, *arguments)
+
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of messages and queries."""
-        widths, operands = ctx.widths, ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            evaluate = partial(_in_pytorch, ctx.graph, widths, ctx.num_heads)
-            return None, None, None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[3:], gradients)
-        messages, queries = operands[: len(widths)], operands[len(widths) :]
+        messages, queries = operands[: len(self.widths)], operands[len(self.widths) :]
         contiguous = [gradient.contiguous() for gradient in gradients]
-        found = torch.ops.se3_fast_cpp.edge_attention_backward(
-            contiguous, messages, queries, *ctx.graph.incoming(), widths, ctx.num_heads
-        )
-        return None, None, None, *found
+        arguments = (*self.graph.incoming(), self.widths, self.num_heads)
+        return torch.ops.se3_fast_cpp.edge_attention_backward(contiguous, messages, queries, *arguments)
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one."""
+        return PlainFormula(in_at_least_float32(_in_pytorch, self.graph, self.widths, self.num_heads))
 
 
 def _in_pytorch(graph: Graph, widths: list[int], num_heads: int, operands: Sequence[Tensor]) -> list[Tensor]:
@@ -209,44 +229,72 @@ def _in_pytorch(graph: Graph, widths: list[int], num_heads: int, operands: Seque
     return [part.flatten(1) for part in attended.split([width // num_heads for width in widths], -1)]
 
 
-class _AlignedEdgeAttention(torch.autograd.Function):
+class _Transposition(LinearOperation):
+    """[m, n] to [n, m] contiguous, by a Triton kernel where it is not so already."""
+
+    def evaluate(self, operands: Any) -> Tensors:
+        """The result."""
+        from se3_fast.kernels.edge_attention import transposed
+
+        return [transposed(*operands).contiguous()]
+
+    @property
+    def transpose(self) -> _Transposition:
+        """The same."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class _AlignedEdgeAttention(Operation):
     """Attention in the frames of the edges by the Triton kernels.
 
     Keeps the messages, those of an edge side by side, and the query. The angles are constants: a convolution's gradient with
     respect to positions (the torque identity, DESIGN 1.2) takes all that its messages are used for into account.
+
+    Operands: messages [E, rows], query, angles, Wigner tables; order and offsets as in :class:`se3_fast.graph.EdgeOrder`. Result:
+    [N, H, V].
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        layout: FrameLayout,
-        messages: Tensor,
-        query: Tensor,
-        angles: Tensor,
-        table: Tensor,
-        order: Tensor,
-        offsets: Tensor,
-    ) -> Tensor:
-        """[N, H, V] from messages [rows, E]; order and offsets as in :class:`se3_fast.graph.EdgeOrder`."""
-        from se3_fast.kernels.edge_attention import attend_in_frames, transposed
+    layout: FrameLayout
 
-        by_edge = transposed(messages)
-        ctx.layout = layout
-        ctx.save_for_backward(by_edge, query, angles, table, order, offsets)
-        return attend_in_frames(layout, by_edge, query, angles, table, order, offsets)
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The result."""
+        from se3_fast.kernels.edge_attention import attend_in_frames
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of messages, [rows, E] contiguous in the frames, and of the query."""
-        from se3_fast.kernels.edge_attention import attend_in_frames_backward, transposed
+        return [attend_in_frames(self.layout, *operands)]
 
-        by_edge, query_gradient = attend_in_frames_backward(ctx.layout, *ctx.saved_tensors, gradient)
-        return None, transposed(by_edge).contiguous(), query_gradient, None, None, None, None
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
+        """Gradients of messages and query."""
+        from se3_fast.kernels.edge_attention import attend_in_frames_backward
+
+        return *attend_in_frames_backward(self.layout, *operands, *gradients), None, None, None, None
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one, of the messages turned out of the frames."""
+        return PlainFormula(in_at_least_float32(_in_frames, self.layout))
+
+
+def _in_frames(layout: FrameLayout, operands: Sequence[Tensor]) -> list[Tensor]:
+    """What :class:`_AlignedEdgeAttention` computes, from its tensors."""
+    by_edge, query, angles, _, order, offsets = operands
+    degrees, (values, keys) = layout.degrees[::4], ([], [])
+    blocks = wigner_of_angles(angles, max(degrees))
+    first = 0
+    for number, degree in enumerate(degrees):
+        num_channels, num_components = layout.degrees[4 * number + 3], 2 * degree + 1
+        rows = by_edge[:, first : first + num_channels * num_components]
+        aligned = rows.unflatten(1, (num_components, num_channels)).transpose(1, 2)  # [E, C, 2d+1]
+        turned = aligned @ blocks[degree].to(aligned.dtype).transpose(1, 2)
+        num_values = layout.values[4 * number] * layout.heads
+        values.append(turned[:, :num_values].reshape(len(turned), layout.heads, -1))
+        keys.append(turned[:, num_values:].reshape(len(turned), layout.heads, -1))
+        first += num_channels * num_components
+    return [reference.edge_attention(torch.cat(values, -1), torch.cat(keys, -1), query, _destinations(order, offsets))]
 
 
 _opaque_attention = OpaqueOperation(
     "edge_attention",
-    run=lambda description, operands: [_EdgeAttention.apply(*operands)],
+    run=lambda description, operands: list(_EdgeAttention().apply(*operands)),
     shapes=lambda description, operands: [operands[0].new_empty(operands[2].shape[0], *operands[0].shape[1:])],
 )

@@ -6,17 +6,17 @@ the nonlinearity is ReLU. Results have the dtype of the features under autocast 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from se3_fast.fiber import Features
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
-from se3_fast.ops.second_derivatives import differentiable_gradients
 from se3_fast.ops.shared_features import SharedFeatures
 from se3_fast.reference import equivariant_norm as reference
 
@@ -77,50 +77,62 @@ def _runs_triton(device: torch.device, nonlinearity: Callable[[Tensor], Tensor])
 def _fused(epsilon: float, has_row: bool, readers: int, operands: list[Tensor]) -> Sequence[Tensor]:
     if torch.compiler.is_compiling():
         return _opaque_norm("", [torch.full((), epsilon, dtype=torch.float64), *operands])
-    return FusedNorm.apply(epsilon, has_row, readers, *operands)
+    return FusedNorm(epsilon, has_row, readers).apply(*operands)
 
 
-class FusedNorm(torch.autograd.Function):
-    """Norms, normalisation, ReLU and rescaling of all degrees by one Triton kernel each way; keeps its inputs only."""
+@dataclass(frozen=True, eq=False)
+class FusedNorm(Operation):
+    """Norms, normalisation, ReLU and rescaling of all degrees by one Triton kernel each way; keeps its inputs only.
 
-    @staticmethod
-    def forward(ctx: Any, epsilon: float, has_row: bool, readers: int, *operands: Tensor) -> tuple[Tensor, ...]:
-        """The features rescaled, degrees ascending, each once for every reader.
+    Operands: scale and shift, or the row of both [P, 2 D C]; then the features by degree. Results: the features rescaled, degrees
+    ascending, each once for every reader.
 
-        Args:
-            ctx: autograd's context.
-            epsilon: added to the variance.
-            has_row: whether the parameters come in a row.
-            readers: how many operations read the result; their gradients are added up in the backward kernel.
-            *operands: scale and shift, or the row of both [P, 2 D C]; then the features by degree.
-        """
+    Attributes:
+        epsilon: added to the variance.
+        has_row: whether the parameters come in a row.
+        readers: how many operations read the result; their gradients are added up in the backward kernel.
+    """
+
+    takes_missing: ClassVar[bool] = True
+
+    epsilon: float
+    has_row: bool
+    readers: int
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The results."""
         from se3_fast.kernels import equivariant_norm as kernels
 
-        ctx.epsilon, ctx.has_row, ctx.readers = epsilon, has_row, readers
-        ctx.save_for_backward(*operands)  # as they are: they may have to be differentiated again
-        ctx.set_materialize_grads(False)
-        scale, shift, features = _parted(has_row, operands)
-        outputs = kernels.forward([feature.contiguous() for feature in features], scale, shift, epsilon)
-        return tuple(output if reader == 0 else output.detach() for output in outputs for reader in range(readers))
+        scale, shift, features = _parted(self.has_row, operands)
+        outputs = kernels.forward([feature.contiguous() for feature in features], scale, shift, self.epsilon)
+        return self._for_readers(outputs)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of the parameters and the features."""
         from se3_fast.kernels import equivariant_norm as kernels
 
-        operands = ctx.saved_tensors
-        scale, shift, features = _parted(ctx.has_row, operands)
-        by_degree = _gradients_of_readers(gradients, features, ctx.readers)
-        if torch.is_grad_enabled():  # to be differentiated again
-            total = [torch.stack(of_degree).sum(0) for of_degree in by_degree]
-            evaluate = partial(_in_pytorch, ctx.epsilon, ctx.has_row)
-            return None, None, None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[3:], total)
+        scale, shift, features = _parted(self.has_row, operands)
+        by_degree = _gradients_of_readers(gradients, features, self.readers)
         contiguous = [[gradient.contiguous() for gradient in of_degree] for of_degree in by_degree]
         values = [feature.contiguous() for feature in features]
-        programs = len(operands[0]) if ctx.has_row else None
-        results, sums = kernels.backward(values, contiguous, scale, shift, ctx.epsilon, programs)
-        of_parameters = [sums.flatten(1)] if ctx.has_row else list(sums.sum(0).to(scale.dtype))
-        return None, None, None, *of_parameters, *results
+        programs = len(operands[0]) if self.has_row else None
+        results, sums = kernels.backward(values, contiguous, scale, shift, self.epsilon, programs)
+        of_parameters = [sums.flatten(1)] if self.has_row else list(sums.sum(0).to(scale.dtype))
+        return *of_parameters, *results
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one."""
+        return PlainFormula(self._in_pytorch)
+
+    def _in_pytorch(self, operands: Any) -> list[Tensor]:
+        scale, shift, features = _parted(self.has_row, operands)
+        by_degree = {str(degree): feature for degree, feature in enumerate(features)}
+        return self._for_readers(reference.group_norm(by_degree, scale, shift, self.epsilon, torch.relu).values())
+
+    def _for_readers(self, outputs: Iterable[Tensor]) -> list[Tensor]:
+        """Each once for every reader; they share their memory."""
+        return [output if reader == 0 else output.view_as(output) for output in outputs for reader in range(self.readers)]
 
 
 def _parted(has_row: bool, operands: Sequence[Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
@@ -140,15 +152,8 @@ def _gradients_of_readers(gradients: Sequence[Tensor | None], features: Sequence
     return [found or [torch.zeros_like(feature)] for found, feature in zip(by_degree, features, strict=True)]
 
 
-def _in_pytorch(epsilon: float, has_row: bool, operands: Sequence[Tensor]) -> list[Tensor]:
-    """What :class:`FusedNorm` computes, from its tensors, for one reader."""
-    scale, shift, features = _parted(has_row, operands)
-    by_degree = {str(degree): feature for degree, feature in enumerate(features)}
-    return list(reference.group_norm(by_degree, scale, shift, epsilon, torch.relu).values())
-
-
 _opaque_norm = OpaqueOperation(
     "equivariant_norm",
-    run=lambda description, operands: list(FusedNorm.apply(float(operands[0]), False, 1, *operands[1:])),
+    run=lambda description, operands: list(FusedNorm(float(operands[0]), False, 1).apply(*operands[1:])),
     shapes=lambda description, operands: [feature.new_empty(feature.shape) for feature in operands[3:]],
 )

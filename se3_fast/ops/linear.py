@@ -8,7 +8,7 @@ Under autocast the result has the dtype that a matrix product of PyTorch has.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from se3_fast.fiber import Features
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
-from se3_fast.ops.second_derivatives import differentiable_gradients
+from se3_fast.ops.second_derivatives import in_at_least_float32
 from se3_fast.reference import linear as reference
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def _fused(
         return _opaque_linear(";".join([_dtype_name(dtype), *(",".join(of_part) for of_part in degrees)]), operands)
     from se3_fast.kernels.linear import Shape
 
-    return FusedLinear.apply(Shape(components, channels, channels_out, heads, heads_out, dtype), row is not None, *operands)
+    shape = Shape(components, channels, channels_out, heads, heads_out, dtype)
+    return FusedLinear(shape, row is not None).apply(*operands)
 
 
 def _channels(part: Features | HeadFeatures, degrees: Iterable[str]) -> tuple[int, ...]:
@@ -160,35 +162,45 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if is_cast else weight.dtype
 
 
-class FusedLinear(torch.autograd.Function):
-    """The maps of all degrees by one Triton kernel each way; keeps weights and input."""
+@dataclass(frozen=True, eq=False)
+class FusedLinear(Operation):
+    """The maps of all degrees by one Triton kernel each way; keeps weights and input.
 
-    @staticmethod
-    def forward(ctx: Any, shape: Shape, has_row: bool, *operands: Tensor) -> tuple[Tensor, ...]:
-        """The outputs by degree, or the one per head, from the weights by degree, or in a row, and the tensors of the parts."""
+    Operands: the weights by degree, or in a row; then the tensors of the parts. Results: the outputs by degree, or the one per
+    head.
+
+    Attributes:
+        shape: of all tensors.
+        has_row: whether the weights come in a row.
+    """
+
+    shape: Shape
+    has_row: bool
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The results."""
         from se3_fast.kernels import linear as kernels
 
-        ctx.shape, ctx.has_row = shape, has_row
-        ctx.save_for_backward(*operands)
-        weights, parts = _contiguous_parts(shape, has_row, operands)
-        return tuple(kernels.forward(parts, weights, shape))
+        weights, parts = _contiguous_parts(self.shape, self.has_row, operands)
+        return kernels.forward(parts, weights, self.shape)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of the weights and of the parts."""
         from se3_fast.kernels import linear as kernels
 
-        shape, operands, wanted = ctx.shape, ctx.saved_tensors, ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():  # to be differentiated again
-            return None, None, *differentiable_gradients(partial(_in_pytorch, shape, ctx.has_row), operands, wanted, gradients)
-        weights, parts = _contiguous_parts(shape, ctx.has_row, operands)
+        weights, parts = _contiguous_parts(self.shape, self.has_row, operands)
         contiguous = [gradient.contiguous() for gradient in gradients]
-        programs = len(operands[0]) if ctx.has_row else None
-        num_factors = 1 if ctx.has_row else len(weights)
-        sums, of_parts = kernels.backward(contiguous, parts, weights, shape, any(wanted[num_factors:]), programs)
-        of_weights = [sums] if ctx.has_row else _by_degree(shape, sums.sum(0).to(operands[0].dtype))
+        programs = len(operands[0]) if self.has_row else None
+        num_factors = 1 if self.has_row else len(weights)
+        sums, of_parts = kernels.backward(contiguous, parts, weights, self.shape, any(wanted[num_factors:]), programs)
+        of_weights = [sums] if self.has_row else _by_degree(self.shape, sums.sum(0).to(operands[0].dtype))
         tensors = [tensor for part in of_parts for tensor in part]
-        return None, None, *of_weights, *(tensors or [None] * (len(operands) - num_factors))
+        return *of_weights, *(tensors or [None] * (len(operands) - num_factors))
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one."""
+        return PlainFormula(in_at_least_float32(_in_pytorch, self.shape, self.has_row))
 
 
 def _by_degree(shape: Shape, row: Tensor) -> list[Tensor]:
@@ -213,7 +225,8 @@ def _parted(shape: Shape, has_row: bool, operands: Sequence[Tensor]) -> tuple[li
 
 def _in_pytorch(shape: Shape, has_row: bool, operands: Sequence[Tensor]) -> list[Tensor]:
     """What :class:`FusedLinear` computes, from its tensors."""
-    weights, tensors = _parted(shape, has_row, [operand.to(shape.dtype) for operand in operands])
+    dtype = torch.promote_types(shape.dtype, torch.float32)
+    weights, tensors = _parted(shape, has_row, [operand.to(dtype) for operand in operands])
     degrees = [str(size // 2) for size in shape.components]
     parts: list[Features] = []
     for part, channels, heads in zip(tensors, shape.channels_in, shape.heads_in, strict=True):
@@ -252,7 +265,7 @@ def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
         heads_out=0,
         dtype=getattr(torch, dtype_name),
     )
-    return list(FusedLinear.apply(shape, False, *operands))
+    return list(FusedLinear(shape, False).apply(*operands))
 
 
 def _opaque_shapes(description: str, operands: Sequence[Tensor]) -> list[Tensor]:

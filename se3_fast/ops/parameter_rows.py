@@ -11,12 +11,14 @@ here in one launch, instead of one for each layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from se3_fast.ops.differentiable import LinearOperation, Tensors
 from se3_fast.reference import parameter_rows as reference
 
 
@@ -47,34 +49,73 @@ def parameter_rows(layers: Sequence[LayerParameters]) -> list[Tensor]:
     Returns:
         Of each layer [P, n]: the same values in all P rows, which take no memory.
     """
-    sizes = tuple(tuple(tensor.numel() for tensor in layer.tensors) for layer in layers)
-    parts = tuple(layer.parts for layer in layers)
-    return list(_Rows.apply(sizes, parts, *(tensor for layer in layers for tensor in layer.tensors)))
+    tensors = [tensor for layer in layers for tensor in layer.tensors]
+    shapes = tuple(tuple(tensor.shape for tensor in layer.tensors) for layer in layers)
+    rows = _Rows(shapes, tuple(layer.parts for layer in layers), tensors[0].dtype, tensors[0].device)
+    return [row for row in rows.apply(*tensors) if row is not None]
 
 
-class _Rows(torch.autograd.Function):
-    """A copy forward and a launch for every 32 layers backward."""
+@dataclass(frozen=True, eq=False)
+class _Rows(LinearOperation):
+    """[P, n] of each layer, from all parameters: a copy.
 
-    @staticmethod
-    def forward(ctx: Any, sizes: tuple[tuple[int, ...], ...], parts: tuple[int, ...], *parameters: Tensor) -> tuple[Tensor, ...]:
+    Attributes:
+        shapes: of the parameters of each layer.
+        parts: P of each layer.
+        dtype: of all parameters.
+        device: of all parameters.
+    """
+
+    shapes: tuple[tuple[torch.Size, ...], ...]
+    parts: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def evaluate(self, operands: Any) -> Tensors:
+        """The rows."""
+        return reference.rows(self.without_missing(operands, self.all_shapes), [columns for _, columns in self.sizes], self.parts)
+
+    @property
+    def transpose(self) -> _Sums:
+        """The sums over the parts."""
+        return _Sums(self)
+
+    @property
+    def all_shapes(self) -> list[torch.Size]:
+        """Of the parameters of all layers."""
+        return [shape for of_layer in self.shapes for shape in of_layer]
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
         """[P, n] of each layer."""
-        ctx.sizes = tuple((count, sum(of_layer)) for count, of_layer in zip(parts, sizes, strict=True))
-        ctx.shapes = [parameter.shape for parameter in parameters]
-        ctx.set_materialize_grads(False)
-        return tuple(reference.rows(parameters, [sum(of_layer) for of_layer in sizes], parts))
+        columns = (sum(shape.numel() for shape in of_layer) for of_layer in self.shapes)
+        return tuple(zip(self.parts, columns, strict=True))
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of the parameters."""
-        example = next((gradient for gradient in gradients if gradient is not None), None)
-        if example is None:
-            return None, None, *[None] * len(ctx.shapes)
-        given = [
-            example.new_zeros(size) if gradient is None else gradient for gradient, size in zip(gradients, ctx.sizes, strict=True)
+    def without_missing(self, tensors: Tensors, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """The tensors with zeros for those that are None."""
+        return [
+            torch.zeros(*shape, dtype=self.dtype, device=self.device) if tensor is None else tensor
+            for tensor, shape in zip(tensors, shapes, strict=True)
         ]
-        sums = reference.sums(given) if torch.is_grad_enabled() else _summed(given, ctx.sizes)
-        found = sums.split([shape.numel() for shape in ctx.shapes])
-        return None, None, *(part.view(shape) for part, shape in zip(found, ctx.shapes, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums(LinearOperation):
+    """All parameters, from [P, n] of each layer: a launch for every 32 layers."""
+
+    rows: _Rows
+
+    def evaluate(self, operands: Any) -> Tensors:
+        """The sums over the parts."""
+        sizes, shapes = self.rows.sizes, self.rows.all_shapes
+        sums = _summed(self.rows.without_missing(operands, sizes), sizes)
+        parts = sums.split([shape.numel() for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    @property
+    def transpose(self) -> _Rows:
+        """The rows."""
+        return self.rows
 
 
 def _summed(parts: Sequence[Tensor], sizes: tuple[tuple[int, int], ...]) -> Tensor:

@@ -7,15 +7,16 @@ result has the dtype that a matrix product of PyTorch has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
-from se3_fast.ops.second_derivatives import differentiable_gradients
+from se3_fast.ops.second_derivatives import in_at_least_float32
 from se3_fast.reference import perceptron as reference
 
 Layer = tuple[Tensor, Tensor]
@@ -42,7 +43,7 @@ def perceptron(x: Tensor, first: Layer, second: Layer) -> Tensor:
     dtype = _compute_dtype(first[0])
     if torch.compiler.is_compiling():
         return _opaque_perceptron(_dtype_name(dtype), operands)[0]
-    return FusedPerceptron.apply(dtype, *operands)
+    return FusedPerceptron(dtype).apply(*operands)[0]
 
 
 def _check(x: Tensor, first: Layer, second: Layer) -> None:
@@ -70,38 +71,44 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if is_cast else weight.dtype
 
 
-class FusedPerceptron(torch.autograd.Function):
-    """Both layers by one Triton kernel each way; keeps input, parameters and the hidden units."""
+@dataclass(frozen=True, eq=False)
+class FusedPerceptron(Operation):
+    """Both layers by one Triton kernel each way; keeps input, parameters and the hidden units.
 
-    @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, x: Tensor, *parameters: Tensor) -> Tensor:
-        """[B, O] in ``dtype``."""
+    Operands: x [B, W], then the parameters. Result: [B, O] in ``dtype``.
+    """
+
+    num_kept: ClassVar[int] = 1
+
+    dtype: torch.dtype
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The result, and the hidden units."""
         from se3_fast.kernels import perceptron as kernels
 
+        x, *parameters = operands
         contiguous = kernels.Parameters(*(parameter.contiguous() for parameter in parameters))
-        output, hidden = kernels.forward(x.contiguous(), contiguous, dtype)
-        ctx.dtype = dtype
-        ctx.save_for_backward(hidden, x, *parameters)  # as they are: they may have to be differentiated again
-        return output
+        return kernels.forward(x.contiguous(), contiguous, self.dtype)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of the input and of the parameters."""
         from se3_fast.kernels import perceptron as kernels
 
-        hidden, x, *parameters = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # to be differentiated again
-            evaluate = partial(_in_pytorch, ctx.dtype)
-            return None, *differentiable_gradients(evaluate, [x, *parameters], wanted, [gradient])
+        x, *parameters = operands
         contiguous = kernels.Parameters(*(parameter.contiguous() for parameter in parameters))
-        of_x, of_parameters = kernels.backward(gradient.contiguous(), x.contiguous(), hidden, contiguous, wanted[0])
-        return None, of_x, *of_parameters
+        of_x, of_parameters = kernels.backward(gradients[0].contiguous(), x.contiguous(), *kept, contiguous, wanted[0])
+        return of_x, *of_parameters
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one."""
+        return PlainFormula(in_at_least_float32(_in_pytorch, self.dtype))
 
 
 def _in_pytorch(dtype: torch.dtype, operands: Sequence[Tensor]) -> list[Tensor]:
-    """What :class:`FusedPerceptron` computes, from its tensors."""
-    return [reference.perceptron(*(operand.to(dtype) for operand in operands))]
+    """What :class:`FusedPerceptron` computes, from its tensors, in at least float32."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return [reference.perceptron(*(operand.to(wide) for operand in operands))]
 
 
 @torch.compiler.assume_constant_result
@@ -111,7 +118,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 _opaque_perceptron = OpaqueOperation(
     "perceptron",
-    run=lambda description, operands: [FusedPerceptron.apply(getattr(torch, description), *operands)],
+    run=lambda description, operands: list(FusedPerceptron(getattr(torch, description)).apply(*operands)),
     shapes=lambda description, operands: [
         operands[0].new_empty(operands[0].shape[0], operands[3].shape[0], dtype=getattr(torch, description))
     ],

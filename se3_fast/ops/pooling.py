@@ -6,15 +6,16 @@ Formula: :mod:`se3_fast.reference.pooling`. Backends: that module, and ``triton`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
-from se3_fast.ops.second_derivatives import differentiable_gradients
 from se3_fast.reference import pooling as reference
 
 Pool = Literal["max", "avg"]
@@ -35,34 +36,42 @@ def pooling(feature: Tensor, sizes: Tensor, pool: Pool) -> Tensor:
         return _in_pytorch(pool, [feature, sizes])[0]
     if torch.compiler.is_compiling():
         return _opaque_pooling(pool, [feature, sizes])[0]
-    return FusedPooling.apply(pool, feature, sizes)
+    return FusedPooling(pool).apply(feature, sizes)[0]
 
 
-class FusedPooling(torch.autograd.Function):
-    """Pooling by one Triton kernel each way; keeps, of a maximum, the nodes that have it."""
+@dataclass(frozen=True, eq=False)
+class FusedPooling(Operation):
+    """Pooling by one Triton kernel each way; keeps, of a maximum, the nodes that have it.
 
-    @staticmethod
-    def forward(ctx: Any, pool: Pool, feature: Tensor, sizes: Tensor) -> Tensor:
-        """[B, C, 2d+1]."""
+    Operands: features [N, C, 2d+1], sizes [B]. Result: [B, C, 2d+1].
+    """
+
+    num_kept: ClassVar[int] = 2
+
+    pool: Pool
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The result; the end of each graph, and the nodes that have the maximum."""
         from se3_fast.kernels import pooling as kernels
 
+        feature, sizes = operands
         ends = sizes.cumsum(0)
-        output, winners = kernels.forward(feature.flatten(1).contiguous(), sizes, ends, pool == "max")
-        ctx.pool = pool
-        ctx.save_for_backward(feature, sizes, ends, winners)
-        return output.view(len(sizes), *feature.shape[1:])
+        output, winners = kernels.forward(feature.flatten(1).contiguous(), sizes, ends, self.pool == "max")
+        return output.view(len(sizes), *feature.shape[1:]), ends, winners
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """The gradient of the features."""
         from se3_fast.kernels import pooling as kernels
 
-        feature, sizes, ends, winners = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            evaluate = partial(_in_pytorch, ctx.pool)
-            return None, *differentiable_gradients(evaluate, [feature, sizes], (True, False), [gradient])
-        result = kernels.backward(gradient.flatten(1).contiguous(), sizes, ends, winners, len(feature), ctx.pool == "max")
-        return None, result.view(feature.shape), None
+        feature, sizes = operands
+        given = gradients[0].flatten(1).contiguous()
+        result = kernels.backward(given, sizes, *kept, len(feature), self.pool == "max")
+        return result.view(feature.shape), None
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one."""
+        return PlainFormula(partial(_in_pytorch, self.pool))
 
 
 def _in_pytorch(pool: Pool, operands: Sequence[Tensor]) -> list[Tensor]:
@@ -72,7 +81,7 @@ def _in_pytorch(pool: Pool, operands: Sequence[Tensor]) -> list[Tensor]:
 
 def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
     feature, sizes = operands
-    return [FusedPooling.apply("max" if description == "max" else "avg", feature, sizes)]
+    return list(FusedPooling("max" if description == "max" else "avg").apply(feature, sizes))
 
 
 _opaque_pooling = OpaqueOperation(

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
-from se3_fast.ops.second_derivatives import differentiable_gradients
+from se3_fast.ops.second_derivatives import in_at_least_float32
 from se3_fast.reference import radial as reference
 from se3_fast.reference.radial import LAYER_NORM_EPSILON, RadialLayer
 
@@ -58,7 +58,7 @@ def radial(invariants: Tensor, profiles: Profiles) -> list[Tensor] | Tensor:
     if torch.compiler.is_compiling():
         (hidden,) = _opaque_radial(_description(shape.width, shape.has_norm, dtype), [invariants, table])
     else:
-        hidden = FusedRadial.apply(shape, dtype, invariants, table)  # [groups, E, K]
+        (hidden,) = FusedRadial(shape, dtype).apply(invariants, table)  # [groups, E, K]
     return hidden
 
 
@@ -80,7 +80,7 @@ def radial_of_layers(invariants: Tensor, layers: Sequence[Profiles], row: Tensor
     first, _ = layers[0][0]
     shape = Shape(width=len(first.bias), has_norm=first.scale is not None, epsilon=LAYER_NORM_EPSILON)
     counts = tuple(len(profiles) for profiles in layers)
-    return list(FusedRadialOfLayers.apply(shape, compute_dtype(invariants), counts, splits, invariants, row))
+    return list(FusedRadialOfLayers(shape, compute_dtype(invariants), counts, splits).apply(invariants, row))
 
 
 def profile_parameters(profiles: Profiles) -> list[Tensor]:
@@ -88,22 +88,42 @@ def profile_parameters(profiles: Profiles) -> list[Tensor]:
     return [tensor for layers in profiles for layer in layers for tensor in layer if tensor is not None]
 
 
-def recipe(invariants: Tensor, profiles: Profiles) -> Callable[[], Tensor] | None:
+@dataclass(frozen=True)
+class Remake:
+    """How h is made from the invariants and the parameters of the profiles.
+
+    Attributes:
+        operation: the operation.
+        operand_dtype: what it computes in.
+        dtype: of h.
+    """
+
+    operation: CppRadial
+    operand_dtype: torch.dtype
+    dtype: torch.dtype
+
+    def make(self, tensors: Tensors) -> Tensor:
+        """h, [groups, E, K], from the invariants and the parameters; recorded where gradients are."""
+        (hidden,) = self.operation.apply(*(tensor.to(self.operand_dtype) for tensor in tensors if tensor is not None))
+        return hidden.to(self.dtype)
+
+
+class Recipe(NamedTuple):
+    """How to make h again, and of what: the invariants and the parameters of the profiles."""
+
+    how: Remake
+    tensors: tuple[Tensor, ...]
+
+
+def recipe(invariants: Tensor, profiles: Profiles) -> Recipe | None:
     """How to make h again, so that what comes after need not keep it; arguments as for :func:`radial`.
 
     Returns:
-        A function that returns the values [groups, E, K] once more; None where nothing is gained, as :func:`radial` itself keeps
-        values of that size, or nobody may call back, in compiled graphs. On backend ``cpp`` it keeps the invariants only.
+        None where nothing is gained, as :func:`radial` itself keeps values of that size, or in compiled graphs.
     """
     if torch.compiler.is_compiling() or selected_backend(invariants.device) != "cpp":
         return None
-    constant, dtype = invariants.detach(), compute_dtype(invariants)
-
-    def make() -> Tensor:
-        with torch.no_grad():
-            return _by_cpp(constant, profiles, dtype)
-
-    return make
+    return Recipe(_cpp_remake(profiles, compute_dtype(invariants)), (invariants, *profile_parameters(profiles)))
 
 
 def compute_dtype(invariants: Tensor) -> torch.dtype:
@@ -113,40 +133,51 @@ def compute_dtype(invariants: Tensor) -> torch.dtype:
 
 
 def _by_cpp(invariants: Tensor, profiles: Profiles, dtype: torch.dtype) -> Tensor:
+    return _cpp_remake(profiles, dtype).make((invariants, *profile_parameters(profiles)))
+
+
+def _cpp_remake(profiles: Profiles, dtype: torch.dtype) -> Remake:
     """By the compiled CPU operation, which computes in float32 or float64."""
     first, _ = profiles[0]
-    cpp_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    operands = (tensor.to(cpp_dtype) for tensor in (invariants, *profile_parameters(profiles)))
-    return CppRadial.apply(len(first.bias), first.scale is not None, len(profiles), *operands).to(dtype)
+    operation = CppRadial(len(first.bias), first.scale is not None, len(profiles))
+    return Remake(operation, torch.float64 if dtype == torch.float64 else torch.float32, dtype)
 
 
-class CppRadial(torch.autograd.Function):
-    """All profiles by the compiled CPU operation (``csrc/radial.cpp``); keeps the invariants and the parameters."""
+@dataclass(frozen=True, eq=False)
+class CppRadial(Operation):
+    """All profiles by the compiled CPU operation (``csrc/radial.cpp``); keeps the invariants and the parameters.
 
-    @staticmethod
-    def forward(ctx: Any, width: int, has_norm: bool, num_groups: int, invariants: Tensor, *parameters: Tensor) -> Tensor:
-        """h of all groups, [groups, E, K], from the parameters of all groups in a row, each in the order of RadialLayer."""
-        ctx.arguments = (width, has_norm, LAYER_NORM_EPSILON)
-        ctx.num_groups = num_groups
-        ctx.save_for_backward(invariants, *parameters)
-        return torch.ops.se3_fast_cpp.radial(invariants.contiguous(), _table(parameters, num_groups), *ctx.arguments)
+    Operands: the invariants [E, e]; the parameters of all groups in a row, each in the order of RadialLayer. Result: h of all
+    groups, [groups, E, K].
+    """
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the invariants and of the parameters."""
-        invariants, *parameters = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            evaluate = partial(_in_pytorch, ctx.num_groups, ctx.arguments[1])
-            operands = [invariants, *parameters]
-            return None, None, None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[3:], [gradient])
-        table = _table(parameters, ctx.num_groups)
-        with_invariants = ctx.needs_input_grad[3]
+    width: int
+    has_norm: bool
+    num_groups: int
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """h."""
+        invariants, *parameters = operands
+        table = _table(parameters, self.num_groups)
+        arguments = (self.width, self.has_norm, LAYER_NORM_EPSILON)
+        return [torch.ops.se3_fast_cpp.radial(invariants.contiguous(), table, *arguments)]
+
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
+        """Gradients of the invariants, where they need one, and of the parameters."""
+        invariants, *parameters = operands
+        table = _table(parameters, self.num_groups)
+        arguments = (self.width, self.has_norm, LAYER_NORM_EPSILON, wanted[0])
         of_table, *of_invariants = torch.ops.se3_fast_cpp.radial_backward(
-            gradient.contiguous(), invariants.contiguous(), table, *ctx.arguments, with_invariants
+            gradients[0].contiguous(), invariants.contiguous(), table, *arguments
         )
         parts = of_table.flatten().split([parameter.numel() for parameter in parameters])
         of_parameters = [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
-        return None, None, None, of_invariants[0] if with_invariants else None, *of_parameters
+        return of_invariants[0] if wanted[0] else None, *of_parameters
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one."""
+        return PlainFormula(in_at_least_float32(_in_pytorch, self.num_groups, self.has_norm))
 
 
 def _table(parameters: Sequence[Tensor], num_groups: int) -> Tensor:
@@ -166,68 +197,95 @@ def _in_pytorch(num_groups: int, has_norm: bool, operands: Sequence[Tensor]) -> 
     return [torch.stack([reference.radial(invariants, (layer(), layer())) for _ in range(num_groups)])]
 
 
-class FusedRadial(torch.autograd.Function):
-    """All profiles by one Triton kernel each way; keeps the invariants and the parameters."""
+@dataclass(frozen=True, eq=False)
+class FusedRadial(Operation):
+    """All profiles by one Triton kernel each way; keeps the invariants and the parameters.
 
-    @staticmethod
-    def forward(ctx: Any, shape: Shape, dtype: torch.dtype, invariants: Tensor, parameters: Tensor) -> Tensor:
-        """h of all groups, [groups, E, K], from the parameters in a row per group."""
+    Operands: the invariants [E, e]; the parameters in a row per group, [groups, n]. Result: h of all groups, [groups, E, K].
+    """
+
+    shape: Shape
+    dtype: torch.dtype
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """h."""
         from se3_fast.kernels import radial as kernels
 
-        ctx.shape = shape
-        ctx.save_for_backward(invariants, parameters)  # as they are: they may have to be differentiated again
-        return kernels.forward(invariants.contiguous(), parameters, shape, dtype)
+        invariants, parameters = operands
+        return [kernels.forward(invariants.contiguous(), parameters, self.shape, self.dtype)]
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of the invariants, where they need one, and of the parameters."""
         from se3_fast.kernels import radial as kernels
 
-        invariants, parameters = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            evaluate = partial(_of_table, ctx.shape, gradient.dtype)
-            operands = [invariants, parameters]
-            return None, None, *differentiable_gradients(evaluate, operands, ctx.needs_input_grad[2:], [gradient])
-        with_invariants = ctx.needs_input_grad[2]
-        values = invariants.contiguous()
-        of_invariants, sums = kernels.backward(values, parameters, gradient.contiguous()[None], ctx.shape, with_invariants)
-        return None, None, of_invariants, sums.sum(0).to(parameters.dtype)  # over the programs; PyTorch's order is fixed, too
+        invariants, parameters = operands
+        given = gradients[0].contiguous()[None]
+        of_invariants, sums = kernels.backward(invariants.contiguous(), parameters, given, self.shape, wanted[0])
+        return of_invariants, sums.sum(0).to(parameters.dtype)  # over the programs; PyTorch's order is fixed, too
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one."""
+        return PlainFormula(in_at_least_float32(_of_table, self.shape))
 
 
-class FusedRadialOfLayers(torch.autograd.Function):
-    """The profiles of several convolutions by one Triton kernel each way; keeps the invariants and the parameters."""
+@dataclass(frozen=True, eq=False)
+class FusedRadialOfLayers(Operation):
+    """The profiles of several convolutions by one Triton kernel each way; keeps the invariants and the parameters.
 
-    @staticmethod
-    def forward(
-        ctx: Any, shape: Shape, dtype: torch.dtype, counts: tuple[int, ...], splits: int, invariants: Tensor, row: Tensor
-    ) -> tuple[Tensor, ...]:
-        """h of each convolution; see :func:`radial_of_layers`."""
+    Operands: the invariants [E, e]; the parameters of all in a row, [P, n]. Results: h of each convolution, S times over; see
+    :func:`radial_of_layers`.
+
+    Attributes:
+        shape: of a profile.
+        dtype: of h.
+        counts: radial groups of each convolution.
+        splits: S.
+    """
+
+    shape: Shape
+    dtype: torch.dtype
+    counts: tuple[int, ...]
+    splits: int
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """h of each convolution."""
         from se3_fast.kernels import radial as kernels
 
-        ctx.shape, ctx.num_groups = shape, sum(counts)
-        ctx.save_for_backward(invariants, row)
-        hidden = kernels.forward(invariants.contiguous(), row[0].view(ctx.num_groups, -1), shape, dtype)
-        return tuple(of_one.expand(splits, -1, -1, -1) for of_one in hidden.split(counts))
+        invariants, row = operands
+        return self._split(kernels.forward(invariants.contiguous(), row[0].view(sum(self.counts), -1), self.shape, self.dtype))
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of the invariants, where they need one, and of the parameters in parts."""
         from se3_fast.kernels import radial as kernels
 
-        invariants, row = ctx.saved_tensors
+        invariants, row = operands
         of_invariants, sums = kernels.backward(
             invariants.contiguous(),
-            row[0].view(ctx.num_groups, -1),
+            row[0].view(sum(self.counts), -1),
             torch.cat(gradients, 1),
-            ctx.shape,
-            with_invariants=ctx.needs_input_grad[4],
+            self.shape,
+            with_invariants=wanted[0],
             programs=len(row),
         )
-        return None, None, None, None, of_invariants, sums.flatten(1)
+        return of_invariants, sums.flatten(1)
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one."""
+        return PlainFormula(in_at_least_float32(self._in_pytorch))
+
+    def _in_pytorch(self, operands: Any) -> list[Tensor]:
+        invariants, row = operands
+        (hidden,) = _of_table(self.shape, [invariants, row[0].view(sum(self.counts), -1)])
+        return self._split(hidden)
+
+    def _split(self, hidden: Tensor) -> list[Tensor]:
+        """h of each convolution S times over, from that of all groups."""
+        return [of_one.expand(self.splits, -1, -1, -1) for of_one in hidden.split(self.counts)]
 
 
-def _of_table(shape: Shape, dtype: torch.dtype, operands: Sequence[Tensor]) -> list[Tensor]:
+def _of_table(shape: Shape, operands: Sequence[Tensor]) -> list[Tensor]:
     """What :class:`FusedRadial` computes, from its tensors."""
     invariants, table = operands
     width = shape.width
@@ -236,8 +294,7 @@ def _of_table(shape: Shape, dtype: torch.dtype, operands: Sequence[Tensor]) -> l
         shapes += [(width, num_inputs), (width,), *([(width,), (width,)] if shape.has_norm else [])]
     rows = (row.split([math.prod(part) for part in shapes]) for row in table)
     parameters = [part.view(of_part) for row in rows for part, of_part in zip(row, shapes, strict=True)]
-    (hidden,) = _in_pytorch(len(table), shape.has_norm, [invariants, *parameters])
-    return [hidden.to(dtype)]
+    return _in_pytorch(len(table), shape.has_norm, [invariants, *parameters])
 
 
 @torch.compiler.assume_constant_result
@@ -250,7 +307,7 @@ def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
 
     width, has_norm, dtype_name = json.loads(description)
     shape = Shape(width, has_norm, LAYER_NORM_EPSILON)
-    return [FusedRadial.apply(shape, getattr(torch, dtype_name), *operands)]
+    return list(FusedRadial(shape, getattr(torch, dtype_name)).apply(*operands))
 
 
 def _opaque_shapes(description: str, operands: Sequence[Tensor]) -> list[Tensor]:

@@ -1,22 +1,23 @@
-"""Second derivatives: what a loss on forces needs.
+"""The formula by which convolutions are differentiated more than once (:mod:`se3_fast.ops.differentiable`).
 
-The backends differentiate once, by hand. Where positions require grad, the convolution is wrapped in
-:class:`TwiceDifferentiable`: its first derivatives are the backend's, and where those are to be differentiated again
-(``create_graph=True``) they are computed by the published formula instead, which autograd can follow. That runs over chunks of
-edges, and keeps of each only its operands, so that neither bases nor radial weights of all edges ever exist.
+It is the published one, with everything materialised, over chunks of edges: what belongs to edges is cut, what belongs to nodes is
+gathered, and results are summed up again. A derivative of it, of any order, goes over the same chunks and keeps nothing of one
+when the next begins, so that neither bases nor radial weights of all edges ever exist.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from se3_fast.fiber import Features
 from se3_fast.graph import Graph
 from se3_fast.ops.backend import backend
+from se3_fast.ops.differentiable import Evaluate, Tensors, Vjp, Wanted
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.plan import ConvolutionPlan
 from se3_fast.reference import tfn_conv as reference
@@ -24,135 +25,164 @@ from se3_fast.reference import tfn_conv as reference
 CHUNK_BYTES = 64 << 20
 """Radial weights of a chunk; about ten times as much is alive while a chunk is differentiated twice."""
 
-Evaluate = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-Differentiate = Callable[[Sequence[Tensor], Sequence[bool], Sequence[Tensor]], list[Tensor]]
 
+class Role(NamedTuple):
+    """What the entries of a tensor along an axis belong to.
 
-class TwiceDifferentiable(torch.autograd.Function):
-    """A function that can be differentiated once, made differentiable twice by another way to its first derivatives."""
-
-    @staticmethod
-    def forward(ctx: Any, evaluate: Evaluate, differentiate: Differentiate, *operands: Tensor) -> tuple[Tensor, ...]:
-        """The results of ``evaluate``.
-
-        Args:
-            ctx: autograd's context.
-            evaluate: the function, from its operands.
-            differentiate: its gradients as a differentiable function of the operands, which of them are wanted, and the
-                gradients of the results.
-            *operands: tensors.
-        """
-        wanted = ctx.needs_input_grad[2:]
-        with torch.enable_grad():
-            leaves = [operand.detach().requires_grad_(is_wanted) for operand, is_wanted in zip(operands, wanted, strict=True)]
-            results = evaluate(leaves)
-        ctx.differentiate, ctx.wanted, ctx.inner = differentiate, wanted, (leaves, results)
-        ctx.save_for_backward(*operands)
-        return tuple(result.detach() for result in results)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the operands."""
-        if torch.is_grad_enabled():
-            found = iter(ctx.differentiate(ctx.saved_tensors, ctx.wanted, gradients))
-        else:
-            leaves, results = ctx.inner
-            chosen = [leaf for leaf in leaves if leaf.requires_grad]
-            found = iter(torch.autograd.grad(results, chosen, gradients, retain_graph=True, materialize_grads=True))
-        return None, None, *(next(found) if is_wanted else None for is_wanted in ctx.wanted)
-
-
-def differentiable_gradients(
-    function: Evaluate, operands: Sequence[Tensor], wanted: Sequence[bool], gradients: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """Gradients of a function as autograd finds them, themselves differentiable; None for operands that are not wanted.
-
-    Args:
-        function: in plain PyTorch.
-        operands: its arguments.
-        wanted: with respect to which of them.
-        gradients: of its results.
+    Attributes:
+        owner: ``src`` or ``dst``, the nodes at the ends of the edges; ``edge``; ``place``, edges in the order of a backend's rows;
+            None: no entry belongs to anything.
+        axis: the axis.
     """
-    chosen = [operand for operand, is_wanted in zip(operands, wanted, strict=True) if is_wanted]
-    with torch.enable_grad():
-        results = function(operands)
-    found = iter(torch.autograd.grad(results, chosen, gradients, create_graph=True, allow_unused=True, materialize_grads=True))
-    return [next(found) if is_wanted else None for is_wanted in wanted]
+
+    owner: str | None
+    axis: int = 0
 
 
-def convolution_gradients(
-    plan: ConvolutionPlan, graph: Graph, max_degree: int, pool: bool, operands: Sequence[Tensor], wanted: Sequence[bool],
-    gradients: Sequence[Tensor],
-) -> list[Tensor]:  # fmt: skip
-    """Gradients of the convolution as a differentiable function.
+SHARED = Role(None)
+
+
+class Edges(NamedTuple):
+    """The edges that a formula goes over.
+
+    Attributes:
+        src: [E] int64.
+        dst: [E] int64.
+        numbers: [E] int64, the numbers that they have in tensors of role ``edge``; None: they stand as they do there.
+        num_nodes: N.
+    """
+
+    src: Tensor
+    dst: Tensor
+    numbers: Tensor | None
+    num_nodes: int
+
+    @staticmethod
+    def of(graph: Graph, numbers: Tensor | None = None) -> Edges:
+        """Those of a graph."""
+        return Edges(graph.src, graph.dst, numbers, graph.num_nodes())
+
+
+@dataclass(frozen=True)
+class EdgeFormula:
+    """A sum over edges, evaluated chunk by chunk.
+
+    Attributes:
+        function: results of some edges, in plain PyTorch.
+        edges: all of them.
+        chunk: how many go together.
+        operands: the roles of its operands.
+        results: the roles of its results.
+    """
+
+    function: Evaluate
+    edges: Edges
+    chunk: int
+    operands: tuple[Role, ...]
+    results: tuple[Role, ...]
+
+    def __call__(self, operands: Tensors) -> list[Tensor]:
+        """The results."""
+        sums: list[Tensor] = []
+        dtypes: list[torch.dtype] = []
+        num_edges = len(self.edges.src)
+        for start in range(0, max(num_edges, 1), self.chunk):
+            indices = self._indices(start, min(start + self.chunk, num_edges))
+            parts = [
+                operand if operand is None or role.owner is None else operand.index_select(role.axis, indices[role.owner])
+                for operand, role in zip(operands, self.operands, strict=True)
+            ]
+            found = self.function(parts)
+            if not sums:
+                dtypes = [part.dtype for part in found]
+                sums = [self._zeros(part, role) for part, role in zip(found, self.results, strict=True)]
+            for total, part, role in zip(sums, found, self.results, strict=True):
+                wide = part.detach().to(total.dtype)
+                if role.owner is None:
+                    total += wide
+                else:
+                    total.index_add_(role.axis, indices[role.owner], wide)
+        return [total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True)]
+
+    def vjp(self, wanted: Wanted) -> EdgeFormula:
+        """See :class:`~se3_fast.ops.differentiable.Formula`: what was gathered is summed up, and what was summed up is gathered."""
+        chosen = tuple(role for role, is_wanted in zip(self.operands, wanted, strict=True) if is_wanted)
+        return EdgeFormula(Vjp(self.function, wanted), self.edges, self.chunk, self.operands + self.results, chosen)
+
+    def _indices(self, start: int, stop: int) -> dict[str, Tensor]:
+        place = torch.arange(start, stop, device=self.edges.src.device)
+        numbers = place if self.edges.numbers is None else self.edges.numbers[start:stop]
+        return {"src": self.edges.src[start:stop], "dst": self.edges.dst[start:stop], "edge": numbers, "place": place}
+
+    def _zeros(self, part: Tensor, role: Role) -> Tensor:
+        """Memory to sum up a result in, in at least float32."""
+        shape = list(part.shape)
+        if role.owner is not None:
+            shape[role.axis] = self.edges.num_nodes if role.owner in ("src", "dst") else len(self.edges.src)
+        return torch.zeros(shape, dtype=at_least_float32(part).dtype, device=part.device)
+
+
+class ConvolutionOperands(NamedTuple):
+    """The operands of a convolution for some edges.
+
+    Attributes:
+        rel_pos: [n, 3].
+        features: node features by degree, gathered at the sources, then edge features by degree, each [n, C, 2d+1].
+        hidden: h of each radial group, [n, K].
+        weights: last radial weight of each group, [C_out * C_in * F, K], in the published row order.
+    """
+
+    rel_pos: Tensor
+    features: Sequence[Tensor]
+    hidden: Sequence[Tensor]
+    weights: Sequence[Tensor]
+
+
+def messages_by_formula(plan: ConvolutionPlan, max_degree: int, operands: ConvolutionOperands) -> list[Tensor]:
+    """The messages of some edges by ascending degree, [n, C, 2d+1] in at least float32; zero for an edge without direction.
 
     Args:
         plan: what is coupled.
-        graph: N nodes, E edges.
         max_degree: largest degree that the bases are made for.
-        pool: whether messages were summed over incoming edges.
-        operands: relative positions [E, 3]; node features [N, C_d, 2d+1] and edge features [E, C_d, 2d+1] by degree; h [E, K] and
-            the last radial weight of every group.
-        wanted: which of them.
-        gradients: of the messages, by degree, [N or E, C_d, 2d+1].
-
-    Returns:
-        Those of the operands that are wanted, in their order.
+        operands: of any floating dtypes.
     """
-    num_edges, last_of_nodes = graph.num_edges(), len(plan.node_channels)
-    num_not_weights = len(operands) - len(plan.groups)
-    is_of_node = [0 < place <= last_of_nodes for place in range(len(operands))]
-    is_of_edge = [place < num_not_weights and not is_of_node[place] for place in range(len(operands))]
-    per_edge: list[list[Tensor]] = [[] for _ in operands]
-    totals: list[Tensor | None] = [None for _ in operands]
-    for edges in torch.arange(num_edges, device=graph.device).split(_edges_per_chunk(plan, operands[0].element_size())):
-        src, dst = graph.src[edges], graph.dst[edges]
-        chunk = [
-            operand.index_select(0, src) if of_node else operand.index_select(0, edges) if of_edge else operand
-            for operand, of_node, of_edge in zip(operands, is_of_node, is_of_edge, strict=True)
-        ]
-        chunk_gradients = [gradient.index_select(0, dst if pool else edges) for gradient in gradients]
-        with set_checkpoint_early_stop(False):
-            found = checkpoint(_chunk_gradients, plan, max_degree, wanted, chunk, chunk_gradients, use_reentrant=False)
-        for place, gradient in zip((place for place, is_wanted in enumerate(wanted) if is_wanted), found, strict=True):
-            if is_of_edge[place]:
-                per_edge[place].append(gradient)
-                continue
-            if is_of_node[place]:
-                gradient = torch.zeros_like(operands[place]).index_add(0, src, gradient)
-            totals[place] = gradient if totals[place] is None else totals[place] + gradient
-    return [
-        _whole(operand, parts, total)
-        for operand, is_wanted, parts, total in zip(operands, wanted, per_edge, totals, strict=True)
-        if is_wanted
-    ]
-
-
-def _whole(operand: Tensor, parts: list[Tensor], total: Tensor | None) -> Tensor:
-    if parts:
-        return torch.cat(parts)
-    return torch.zeros_like(operand) if total is None else total
-
-
-def _chunk_gradients(
-    plan: ConvolutionPlan, max_degree: int, wanted: Sequence[bool], operands: list[Tensor], gradients: list[Tensor]
-) -> tuple[Tensor, ...]:
-    """Gradients of the messages of some edges with respect to the wanted operands, differentiable."""
-    remaining = iter(operands)
-    rel_pos = next(remaining)
-    features = {str(degree): next(remaining) for degree, _ in plan.node_channels}
+    remaining = iter(operands.features)
+    features: Features = {str(degree): at_least_float32(next(remaining)) for degree, _ in plan.node_channels}
     for degree, _ in plan.edge_channels:
-        features[str(degree)] = torch.cat([features[str(degree)], next(remaining)], 1)
-    hidden = [next(remaining) for _ in plan.groups]
-    weights = [next(remaining).to(hidden[0].dtype) for _ in plan.groups]
-    geometry = EdgeGeometry(rel_pos, max_degree)
+        features[str(degree)] = torch.cat([features[str(degree)], at_least_float32(next(remaining))], 1)
+    hidden = [at_least_float32(values) for values in operands.hidden]
+    weights = [weight.to(hidden[0].dtype) for weight in operands.weights]
+    geometry = EdgeGeometry(operands.rel_pos, max_degree)
     with backend("dense"):  # bases that autograd can follow any number of times
         messages = reference.tfn_conv(plan, geometry.basis, features, hidden, weights)
-    chosen = [operand for operand, is_wanted in zip(operands, wanted, strict=True) if is_wanted]
-    outputs = [messages[str(degree)] for degree, _ in plan.channels_out]
-    return torch.autograd.grad(outputs, chosen, gradients, create_graph=True, materialize_grads=True)
+    has_direction = (operands.rel_pos != 0).any(-1)[:, None, None]
+    return [torch.where(has_direction, messages[str(degree)], 0.0) for degree, _ in plan.channels_out]
 
 
-def _edges_per_chunk(plan: ConvolutionPlan, itemsize: int) -> int:
+def edges_per_chunk(plan: ConvolutionPlan, dtype: torch.dtype) -> int:
+    """How many edges a formula takes together; ``dtype`` is that of the operands."""
     per_edge = max(group.num_paths * group.channels_in * group.channels_out for group in plan.groups)
-    return max(CHUNK_BYTES // (per_edge * itemsize), 16)
+    return max(CHUNK_BYTES // (per_edge * max(dtype.itemsize, 4)), 16)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """A tensor of half precision as float32, others as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def in_at_least_float32(function: Callable[..., list[Tensor]], *arguments: object) -> Evaluate:
+    """A formula that computes half precision in float32: operands are widened, results are as the formula returns them.
+
+    Args:
+        function: called with ``arguments``, then the operands in a row.
+        *arguments: of the function.
+    """
+
+    def evaluate(operands: Tensors) -> list[Tensor]:
+        return function(*arguments, [_widened(operand) for operand in operands])
+
+    return evaluate
+
+
+def _widened(operand: Tensor | None) -> Tensor | None:
+    return operand if operand is None or not operand.is_floating_point() else at_least_float32(operand)

@@ -8,6 +8,7 @@ where launches count; elsewhere the features are handed out as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from se3_fast.fiber import Features
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.differentiable import LinearOperation, Tensors
 
 
 class SharedFeatures(dict[str, Tensor]):
@@ -44,29 +46,41 @@ def shared_features(features: Features, readers: int) -> list[Features]:
     is_followed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if not is_followed or torch.compiler.is_compiling() or selected_backend(tensors[0].device) != "triton":
         return [features] * readers
-    shared = _Shared.apply(readers, *tensors)
+    shared = [copy for copy in _Copies(readers).apply(*tensors) if copy is not None]
     return [dict(zip(features, shared[number::readers], strict=True)) for number in range(readers)]
 
 
-class _Shared(torch.autograd.Function):
-    """Every tensor ``readers`` times."""
+@dataclass(frozen=True, eq=False)
+class _Copies(LinearOperation):
+    """Every tensor ``readers`` times: those of the first tensor, then those of the second, and so on. They share their memory."""
 
-    @staticmethod
-    def forward(ctx: Any, readers: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Those of the first tensor, then those of the second, and so on."""
-        ctx.readers = readers
-        ctx.set_materialize_grads(False)
-        return tuple(tensor.view_as(tensor) for tensor in tensors for _ in range(readers))
+    readers: int
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def evaluate(self, operands: Any) -> Tensors:
+        """The copies."""
+        return [None if tensor is None else tensor.view_as(tensor) for tensor in operands for _ in range(self.readers)]
+
+    @property
+    def transpose(self) -> _ReaderSums:
         """The sums over the readers."""
-        readers = ctx.readers
-        of_tensor = [
-            [gradient for gradient in gradients[start : start + readers] if gradient is not None]
-            for start in range(0, len(gradients), readers)
-        ]
-        return None, *_sums(of_tensor)
+        return _ReaderSums(self.readers)
+
+
+@dataclass(frozen=True, eq=False)
+class _ReaderSums(LinearOperation):
+    """The sums over the readers of each tensor."""
+
+    readers: int
+
+    def evaluate(self, operands: Any) -> Tensors:
+        """The sums."""
+        starts = range(0, len(operands), self.readers)
+        return _sums([[term for term in operands[start : start + self.readers] if term is not None] for start in starts])
+
+    @property
+    def transpose(self) -> _Copies:
+        """The copies."""
+        return _Copies(self.readers)
 
 
 def _sums(terms: Sequence[list[Tensor]]) -> list[Tensor | None]:

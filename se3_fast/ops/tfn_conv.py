@@ -7,30 +7,43 @@ Formula: :mod:`se3_fast.reference.tfn_conv`. Backends: ``dense`` (that module), 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from se3_fast.aligned import tfn_conv as aligned
 from se3_fast.fiber import Features
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.ops.aligned_weights import AlignedWeights, aligned_weights
 from se3_fast.ops.backend import backend, selected_backend
+from se3_fast.ops.differentiable import Operation, Tensors, Wanted, is_batched
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.opaque import OpaqueOperation
-from se3_fast.ops.second_derivatives import TwiceDifferentiable, convolution_gradients
-from se3_fast.plan import ConvolutionPlan
+from se3_fast.ops.second_derivatives import (
+    SHARED,
+    ConvolutionOperands,
+    EdgeFormula,
+    Edges,
+    Role,
+    at_least_float32,
+    edges_per_chunk,
+    messages_by_formula,
+)
+from se3_fast.plan import ConvolutionPlan, RadialGroup
 from se3_fast.reference import tfn_conv as reference
+from se3_fast.reference.edge_frames import wigner_of_angles
 
 if TYPE_CHECKING:
     from se3_fast.fused.edge_attention import AlignedMessages
     from se3_fast.fused.tfn_conv import Launches
     from se3_fast.fused.tfn_conv_by_source import SourceLaunches
     from se3_fast.native.tfn_conv import NativeConvolution
+    from se3_fast.ops.radial import Recipe, Remake
 
 CUDA_RADIAL_WIDTH = 32
 """The radial width that ``csrc/tfn_conv.cu`` is made for; others run as ``torch``."""
@@ -45,7 +58,7 @@ def tfn_conv(
     hidden: Sequence[Tensor] | Tensor,
     weights: Sequence[Tensor],
     pool: bool,
-    make_hidden: Callable[[], Tensor] | None = None,
+    make_hidden: Recipe | None = None,
     prepared: PreparedRadial | None = None,
 ) -> Features:
     """Messages of a TFN convolution.
@@ -59,7 +72,7 @@ def tfn_conv(
         hidden: output of the hidden radial layers for each group, [E, K]; or that of all in one tensor, [groups, E, K].
         weights: last radial weight of each group, [C_out * C_in * F, K], in the published row order.
         pool: sum over the incoming edges of each node; nodes without any get 0.
-        make_hidden: makes the values of ``hidden`` again, [groups, E, K]; a backend that keeps its operands then keeps none of it.
+        make_hidden: how to make ``hidden`` again; a backend that keeps its operands then keeps none of it.
         prepared: h and the weights as the kernels read them, where :func:`keeps_frames`; ``hidden`` is then a constant.
 
     Returns:
@@ -77,8 +90,6 @@ def tfn_conv(
     with torch.autocast(device_type, enabled=False):
         if _runs_dense(geometry):
             return _dense(call)
-        if geometry.rel_pos.requires_grad and torch.is_grad_enabled():
-            return _twice_differentiable(call)
         return _messages(call)
 
 
@@ -118,7 +129,7 @@ def keeps_frames(geometry: EdgeGeometry) -> bool:
     """Whether :func:`aligned_messages` serves a geometry: on backend ``triton``, where every edge has a frame and is constant."""
     if torch.compiler.is_compiling() or selected_backend(geometry.rel_pos.device) != "triton" or _runs_dense(geometry):
         return False
-    is_differentiated = geometry.rel_pos.requires_grad and torch.is_grad_enabled()
+    is_differentiated = (geometry.rel_pos.requires_grad or is_batched(geometry.rel_pos)) and torch.is_grad_enabled()
     return not is_differentiated and len(geometry.zero_length_edges) == 0
 
 
@@ -143,8 +154,8 @@ def aligned_messages(
     call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, False, prepared=prepared)
     call = call.in_compute_dtype(device_type)
     with torch.autocast(device_type, enabled=False):
-        (values,), launches = _fused(call, keeps_frames=True)
-    return AlignedMessages(values, plan.channels_out, launches.angles, launches.graph)
+        (values,), edges = _fused(call, keeps_frames=True)
+    return AlignedMessages(values, plan.channels_out, edges.angles, edges.graph)
 
 
 def _check_degrees(plan: ConvolutionPlan, geometry: EdgeGeometry) -> None:
@@ -186,7 +197,7 @@ class _Call(NamedTuple):
     hidden: Sequence[Tensor] | Tensor
     weights: Sequence[Tensor]
     pool: bool
-    make_hidden: Callable[[], Tensor] | None = None
+    make_hidden: Recipe | None = None
     prepared: PreparedRadial | None = None
 
     @property
@@ -228,34 +239,45 @@ def _dense(call: _Call) -> Features:
 def _aligned(call: _Call) -> tuple[Tensor, ...]:
     num_sources = len(call.graph.sources_by_out_degree()[1])
     is_by_source = aligned.is_by_source_faster(call.plan, call.graph.num_edges(), num_sources)
-    wigner = call.geometry.wigner_as(call.dtype)
-    convolution = aligned.Problem(call.plan, call.graph, wigner, is_by_source, call.pool)
+    make = partial(aligned.Problem, call.plan, call.graph, is_by_source=is_by_source, is_pooled=call.pool)
     tensors = (*call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights)
-    return OperandConvolution.apply(convolution, None, call.geometry.rel_pos, *tensors)
+    operation = OperandConvolution(_Setting.of(call, call.dtype), make, None)
+    return operation.apply(call.geometry.wigner_as(call.dtype), call.geometry.rel_pos, *tensors)
 
 
 def _triton(call: _Call) -> tuple[Tensor, ...]:
     return _fused(call, keeps_frames=False)[0]
 
 
-def _fused(call: _Call, keeps_frames: bool) -> tuple[tuple[Tensor, ...], Launches]:
-    """By the Triton kernels: the messages by degree, or y~ alone; and the launches with the edges in the order that y~ has them."""
+class AlignedEdges(NamedTuple):
+    """The frames of a graph's edges, [4, E], and that graph."""
+
+    angles: Tensor
+    graph: Graph
+
+
+def _fused(call: _Call, keeps_frames: bool) -> tuple[tuple[Tensor, ...], AlignedEdges]:
+    """By the Triton kernels: the messages by degree, or y~ alone; and the edges in the order that y~ has them."""
     from se3_fast.fused import tfn_conv_by_source as by_source
     from se3_fast.fused.tfn_conv import Launches
 
     angles = call.geometry.angles.to(torch.float64 if call.dtype == torch.float64 else torch.float32)
     arguments: dict[str, Any] = {"pool": call.pool, "dtype": call.dtype, "keeps_frames": keeps_frames}
-    rel_pos = call.geometry.rel_pos
+    setting, rel_pos = _Setting.of(call, call.dtype, keeps_frames), call.geometry.rel_pos
     if call.prepared is None and not is_contracted_by_edge(call.plan, call.graph, call.hidden[0].shape[-1], call.dtype):
-        hidden = _in_one_tensor(call.hidden)
+        order = by_source.source_order(call.graph)
+        angles = angles.index_select(1, order.edges)
+        make_by_source = partial(by_source.SourceLaunches, call.plan, order, **arguments)
         blocks = [block.to(call.dtype) for block in by_source.weight_blocks(call.plan, call.weights)]
-        by_source_launches = by_source.SourceLaunches(call.plan, call.graph, angles, **arguments)
-        tensors = (rel_pos, hidden, *blocks, *call.nodes.values())
-        return FusedConvolutionBySource.apply(by_source_launches, *tensors), by_source_launches.shared
-    launches = Launches(call.plan, call.graph, angles, **arguments)
+        convolution = FusedConvolutionBySource(setting, make_by_source, Edges.of(order.graph, order.edges))
+        tensors = (_in_one_tensor(call.hidden), *blocks, *call.nodes.values())
+        return convolution.apply(angles, rel_pos, *tensors), AlignedEdges(angles, order.graph)
+    make = partial(Launches, call.plan, call.graph, **arguments)
     prepared = call.prepared or _prepared(call)
     features = (*call.nodes.values(), *call.edges.values())
-    return FusedConvolution.apply(launches, rel_pos, prepared.hidden, *prepared.weights, *features), launches
+    convolution_by_edge = FusedConvolution(setting, make, Edges.of(call.graph))
+    results = convolution_by_edge.apply(angles, rel_pos, prepared.hidden, *prepared.weights, *features)
+    return results, AlignedEdges(angles, call.graph)
 
 
 def _prepared(call: _Call) -> PreparedRadial:
@@ -277,12 +299,14 @@ def _cpp(call: _Call) -> tuple[Tensor, ...]:
     from se3_fast.native.tfn_conv import NativeConvolution
 
     is_by_source = by_source.is_by_source_faster(call.plan, call.graph, call.hidden[0].shape[1])
-    make = by_source.NativeConvolutionBySource if is_by_source else NativeConvolution
+    kind = by_source.NativeConvolutionBySource if is_by_source else NativeConvolution
     dtype = torch.float64 if call.dtype == torch.float64 else torch.float32
-    convolution = make(call.plan, call.graph, call.geometry.wigner_as(dtype), call.pool)
+    make = partial(kind, call.plan, call.graph, pool=call.pool)
     tensors = (*call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights)
     operands = (tensor.to(dtype).contiguous() for tensor in tensors)
-    messages = OperandConvolution.apply(convolution, call.make_hidden, call.geometry.rel_pos, *operands)
+    how, of_recipe = (None, ()) if call.make_hidden is None else call.make_hidden
+    operation = OperandConvolution(_Setting.of(call, dtype), make, how)
+    messages = operation.apply(call.geometry.wigner_as(dtype), call.geometry.rel_pos, *operands, *of_recipe)
     return tuple(message.to(call.dtype) for message in messages)
 
 
@@ -291,36 +315,14 @@ def _cuda(call: _Call) -> tuple[Tensor, ...]:
     from se3_fast.cuda.tfn_conv import CudaLaunches
 
     dtype = torch.float16 if call.dtype == torch.float16 else torch.float32
-    launches = CudaLaunches(call.plan, call.graph, call.geometry.angles.float(), call.pool, dtype)
+    make = partial(CudaLaunches, call.plan, call.graph, pool=call.pool, dtype=dtype)
     groups = zip(call.plan.groups, call.weights, strict=True)
     weights = torch.cat([aligned.aligned_weight(group, weight).flatten() for group, weight in groups])
     hidden, weights = _in_one_tensor(call.hidden).to(dtype)[None], weights.to(dtype)
     features = (tensor.to(dtype) for tensor in (*call.nodes.values(), *call.edges.values()))
-    messages = FusedConvolution.apply(launches, call.geometry.rel_pos, hidden, weights, None, *features)
+    convolution = FusedConvolution(_Setting.of(call, dtype), make, Edges.of(call.graph))
+    messages = convolution.apply(call.geometry.angles.float(), call.geometry.rel_pos, hidden, weights, None, *features)
     return tuple(message.to(call.dtype) for message in messages)
-
-
-def _twice_differentiable(call: _Call) -> Features:
-    operands = [call.geometry.rel_pos, *call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights]
-
-    def evaluate(leaves: Sequence[Tensor]) -> list[Tensor]:
-        return list(_messages(_with_operands(call, leaves)).values())
-
-    differentiate = partial(convolution_gradients, call.plan, call.graph, call.geometry.max_degree, call.pool)
-    messages = TwiceDifferentiable.apply(evaluate, differentiate, *operands)
-    return {str(degree): message for (degree, _), message in zip(call.plan.channels_out, messages, strict=True)}
-
-
-def _with_operands(call: _Call, operands: Sequence[Tensor]) -> _Call:
-    remaining = iter(operands)
-    return call._replace(
-        geometry=call.geometry.with_positions(next(remaining)),
-        nodes={key: next(remaining) for key in call.nodes},
-        edges={key: next(remaining) for key in call.edges},
-        hidden=[next(remaining) for _ in call.plan.groups],
-        weights=[next(remaining) for _ in call.plan.groups],
-        make_hidden=None,
-    )
 
 
 def _with_zero_length_edges(result: Features, call: _Call) -> Features:
@@ -410,132 +412,279 @@ def _compute_dtype(device_type: str, example: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else example.dtype
 
 
-class OperandConvolution(torch.autograd.Function):
+class _Setting(NamedTuple):
+    """What a convolution is, apart from its operands.
+
+    Attributes:
+        plan: what is coupled.
+        graph: the edges.
+        max_degree: largest degree of the geometry.
+        pool: whether messages are summed over incoming edges.
+        dtype: that of the operands.
+        keeps_frames: whether messages stay in the edges' frames, as one tensor [rows, E].
+    """
+
+    plan: ConvolutionPlan
+    graph: Graph
+    max_degree: int
+    pool: bool
+    dtype: torch.dtype
+    keeps_frames: bool
+
+    @staticmethod
+    def of(call: _Call, dtype: torch.dtype, keeps_frames: bool = False) -> _Setting:
+        """That of a call, computed in ``dtype``."""
+        return _Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype, keeps_frames)
+
+    @property
+    def feature_roles(self) -> tuple[Role, ...]:
+        """Of node features and edge features."""
+        return (Role("src"),) * len(self.plan.node_channels) + (Role("edge"),) * len(self.plan.edge_channels)
+
+    @property
+    def message_roles(self) -> tuple[Role, ...]:
+        """Of the messages by degree, or of y~."""
+        if self.keeps_frames:
+            return (Role("place", 1),)
+        return (Role("dst" if self.pool else "edge"),) * len(self.plan.channels_out)
+
+    def formula(self, evaluate: Callable[[Tensors], ConvolutionOperands], roles: Sequence[Role], edges: Edges) -> EdgeFormula:
+        """The formula of the messages.
+
+        Args:
+            evaluate: from the operands of some edges, of which the first are the frames, to what the formula takes.
+            roles: of the operands.
+            edges: all edges.
+        """
+
+        def messages(operands: Tensors) -> list[Tensor]:
+            found = messages_by_formula(self.plan, self.max_degree, evaluate(operands))
+            return [_in_frames(self.plan, found, operands[0])] if self.keeps_frames else found
+
+        chunk = edges_per_chunk(self.plan, self.dtype)
+        return EdgeFormula(messages, edges, chunk, tuple(roles), self.message_roles)
+
+
+def _in_frames(plan: ConvolutionPlan, messages: Sequence[Tensor], angles: Tensor | None) -> Tensor:
+    """Rows of y~, [rows, n], from messages and the angles of their edges, [4, n]."""
+    assert angles is not None
+    blocks = wigner_of_angles(angles, plan.max_degree)
+    rows = [
+        torch.bmm(message, blocks[degree].to(message.dtype)).permute(2, 1, 0).flatten(0, 1)
+        for (degree, _), message in zip(plan.channels_out, messages, strict=True)
+    ]
+    return torch.cat(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class OperandConvolution(Operation):
     """The convolution of backends that keep its operands only: node features, edge features, h and the weights.
 
     In plain PyTorch (:class:`se3_fast.aligned.tfn_conv.Problem`) or by the compiled CPU operations
     (:class:`se3_fast.native.tfn_conv.NativeConvolution`); everything else is made again in the backward pass, written by hand; so
-    is h, the largest of them, where the call brings a way to make it.
+    is h, the largest of them, where there is a way to.
+
+    Operands: Wigner blocks; rel_pos [E, 3], of which only the gradient is made here; node features and edge features by degree; h
+    [E, K] and last radial weight [C_out * C_in * F, K] by group; then what h is made of, which is not differentiated here.
+    Results: messages by ascending degree.
+
+    Attributes:
+        setting: what it is.
+        make: the convolution, from the Wigner blocks.
+        remake: how to make h again.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        convolution: aligned.Problem | NativeConvolution,
-        make_hidden: Callable[[], Tensor] | None,
-        rel_pos: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Messages by ascending degree, from the tensors that ``convolution`` takes."""
-        ctx.convolution, ctx.make_hidden = convolution, make_hidden
-        features, hidden, weights = _parted(tensors, len(convolution.plan.groups))
-        ctx.save_for_backward(rel_pos, *features, *(hidden if make_hidden is None else ()), *weights)
-        return tuple(convolution.forward(tensors))
+    setting: _Setting
+    make: Callable[[Tensor], aligned.Problem | NativeConvolution]
+    remake: Remake | None
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of rel_pos (where it needs one) and of all tensors."""
-        rel_pos, *tensors = ctx.saved_tensors
-        num_groups = len(ctx.convolution.plan.groups)
-        if ctx.make_hidden is not None:
-            features, weights = tensors[:-num_groups], tensors[-num_groups:]
-            tensors = [*features, *(values.to(weights[0].dtype).contiguous() for values in ctx.make_hidden()), *weights]
-        needs_weights = any(ctx.needs_input_grad[-num_groups:])
-        differentiated = rel_pos if ctx.needs_input_grad[2] else None
-        gradients, rel_pos_gradient = ctx.convolution.backward(tensors, grads, differentiated, needs_weights)
-        return None, None, rel_pos_gradient, *gradients
+    @property
+    def num_groups(self) -> int:
+        """Radial groups."""
+        return len(self.setting.plan.groups)
+
+    @property
+    def num_features(self) -> int:
+        """Tensors of features."""
+        return len(self.setting.feature_roles)
+
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """The edges."""
+        return self.setting.graph.src, self.setting.graph.dst
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The messages."""
+        return self.make(operands[0]).forward(operands[2 : 2 + self.num_features + 2 * self.num_groups])
+
+    def saved(self, operands: Tensors) -> Tensors:
+        """All, or all but h."""
+        if self.remake is None:
+            return operands
+        first = 2 + self.num_features
+        return [*operands[:first], *operands[first + self.num_groups :]]
+
+    def restored(self, saved: Tensors) -> Tensors:
+        """With h made again."""
+        if self.remake is None:
+            return saved
+        first = 2 + self.num_features
+        last = first + self.num_groups
+        hidden = self.remake.make(saved[last:]).to(self.setting.dtype)
+        return [*saved[:first], *(values.contiguous() for values in hidden), *saved[first:last]]
+
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
+        """Gradients of rel_pos (where it needs one) and of all tensors behind it."""
+        wigner, rel_pos, *tensors = operands
+        needs_weights = any(wanted[-self.num_groups :])
+        found, of_positions = self.make(wigner).backward(tensors, gradients, rel_pos if wanted[1] else None, needs_weights)
+        return None, of_positions, *found
+
+    @property
+    def formula(self) -> EdgeFormula:
+        """The published one."""
+        roles = (Role("edge"), Role("edge"), *self.setting.feature_roles)
+        roles += (Role("edge"),) * self.num_groups + (SHARED,) * self.num_groups
+        return self.setting.formula(self._operands, roles, Edges.of(self.setting.graph))
+
+    def _operands(self, operands: Any) -> ConvolutionOperands:
+        _, rel_pos, *tensors = operands
+        last = self.num_features + self.num_groups
+        return ConvolutionOperands(rel_pos, tensors[: self.num_features], tensors[self.num_features : last], tensors[last:])
 
 
-def _parted(tensors: Sequence[Tensor], num_groups: int) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-    """Features, h and weights."""
-    end = len(tensors) - num_groups
-    return tensors[: end - num_groups], tensors[end - num_groups : end], tensors[end:]
-
-
-class FusedConvolution(torch.autograd.Function):
+@dataclass(frozen=True, eq=False)
+class FusedConvolution(Operation):
     """The convolution by the Triton kernels (``kernels/tfn_conv.py``): radial weights generated on chip, forward and backward.
 
     Keeps aligned features x~ and h; under ``low_memory`` the layer makes them again.
+
+    Operands: angles of the edges' frames; rel_pos [E, 3], of which only the gradient is made here; h [S, groups, E, K], the same S
+    times over, whose gradient comes in S parts; the aligned weights of all groups in a row; the same in the order that the
+    transposed contraction reads, where it does not make that order itself; node features by degree, then edge features by degree.
+    Results: messages by ascending degree, or y~.
+
+    Attributes:
+        setting: what it is.
+        make: the kernel launches, from the angles.
+        edges: as the results have them.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        launches: Launches,
-        rel_pos: Tensor,
-        hidden: Tensor,
-        weights: Tensor,
-        transposed: Tensor | None,
-        *features: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Messages by ascending degree.
+    num_kept: ClassVar[int] = 1
 
-        Args:
-            ctx: autograd's context.
-            launches: the kernel launches of this convolution.
-            rel_pos: [E, 3]; only its gradient is made here.
-            hidden: [S, groups, E, K], the same S times over; its gradient comes in S parts.
-            weights: the aligned weights of all groups in a row.
-            transposed: the same in the order that the transposed contraction reads, where it does not make that order itself.
-            *features: node features by degree, then edge features by degree.
-        """
+    setting: _Setting
+    make: Callable[[Tensor], Launches]
+    edges: Edges
+
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """The edges."""
+        return self.edges.src, self.edges.dst
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The results, then x~."""
+        angles, _, hidden, weights, _, *features = operands
+        launches = self.make(angles)
         aligned_features = launches.align_inputs(features)
         messages = launches.contract(aligned_features, hidden[0], weights)
-        ctx.launches = launches
-        ctx.save_for_backward(rel_pos, hidden, weights, transposed, aligned_features)
-        return tuple(launches.rotate_outputs(messages))
+        return *launches.rotate_outputs(messages), aligned_features
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of rel_pos (where it needs one), of h, of the aligned weights and of all features."""
-        rel_pos, hidden_parts, weights, transposed, aligned_features = ctx.saved_tensors
-        launches, hidden = ctx.launches, hidden_parts[0]
-        gradient = launches.align_gradients(grads)
+        angles, rel_pos, hidden_parts, weights, transposed, *features = operands
+        (aligned_features,) = kept
+        launches, hidden = self.make(angles), hidden_parts[0]
+        gradient = launches.align_gradients(gradients)
         of_radial = launches.radial_gradients(aligned_features, gradient, hidden, weights, len(hidden_parts))
-        with_positions, of_features = ctx.needs_input_grad[1], ctx.needs_input_grad[5:]
-        if not with_positions and not any(of_features):
-            return None, None, *of_radial, None, *[None] * len(of_features)
+        if not wanted[1] and not any(wanted[5:]):
+            return None, None, *of_radial, None, *[None] * len(features)
         feature_gradient = launches.contract_transposed(gradient, hidden, weights, transposed)
-        rel_pos_gradient = None
-        if with_positions:
+        of_positions = None
+        if wanted[1]:
             messages = launches.contract(aligned_features, hidden, weights)
-            rel_pos_gradient = launches.position_gradient(rel_pos, gradient, messages, feature_gradient, aligned_features)
-        features = launches.rotate_input_gradients(feature_gradient)
-        return None, rel_pos_gradient, *of_radial, None, *features
+            of_positions = launches.position_gradient(rel_pos, gradient, messages, feature_gradient, aligned_features)
+        return None, of_positions, *of_radial, None, *launches.rotate_input_gradients(feature_gradient)
+
+    @property
+    def formula(self) -> EdgeFormula:
+        """The published one."""
+        roles = (Role("place", 1), Role("edge"), Role("edge", 2), SHARED, SHARED, *self.setting.feature_roles)
+        return self.setting.formula(self._operands, roles, self.edges)
+
+    def _operands(self, operands: Any) -> ConvolutionOperands:
+        _, rel_pos, hidden, row, _, *features = operands
+        weights, start = [], 0
+        for group in self.setting.plan.groups:
+            shape = (group.num_paths, group.channels_in, hidden.shape[-1], group.channels_out)
+            stop = start + math.prod(shape)
+            weights.append(_published_weight(group, row[start:stop].view(shape)))
+            start = stop
+        return ConvolutionOperands(rel_pos, features, hidden[0].unbind(), weights)
 
 
-class FusedConvolutionBySource(torch.autograd.Function):
+@dataclass(frozen=True, eq=False)
+class FusedConvolutionBySource(Operation):
     """The same contracted by source node (``kernels/tfn_conv_by_source.py``): no radial weights, but T of each node on the way.
 
     Keeps node features, h and the weights.
+
+    Operands: angles of the edges' frames, the edges by source; rel_pos [E, 3], of which only the gradient is made here; h
+    [groups, E, K]; the weight blocks by input degree; the node features by degree. Results: messages by ascending degree, or y~.
+
+    Attributes:
+        setting: what it is.
+        make: the kernel launches, from the angles.
+        edges: by source.
     """
 
-    @staticmethod
-    def forward(ctx: Any, launches: SourceLaunches, rel_pos: Tensor, hidden: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Messages by ascending degree.
+    setting: _Setting
+    make: Callable[[Tensor], SourceLaunches]
+    edges: Edges
 
-        Args:
-            ctx: autograd's context.
-            launches: the kernel launches of this convolution.
-            rel_pos: [E, 3]; only its gradient is made here.
-            hidden: [groups, E, K].
-            *tensors: the weight blocks by input degree, then the node features by degree.
-        """
-        half = len(tensors) // 2
-        messages = launches.contract(tensors[half:], hidden, tensors[:half])
-        ctx.launches = launches
-        ctx.save_for_backward(rel_pos, hidden, *tensors)
-        return tuple(launches.shared.rotate_outputs(messages))
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """The edges."""
+        return self.setting.graph.src, self.setting.graph.dst
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The results."""
+        angles, _, hidden, *tensors = operands
+        launches, half = self.make(angles), len(tensors) // 2
+        return launches.shared.rotate_outputs(launches.contract(tensors[half:], hidden, tensors[:half]))
+
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of rel_pos (where it needs one), of h, of the weight blocks and of the node features."""
-        rel_pos, hidden, *tensors = ctx.saved_tensors
-        half = len(tensors) // 2
-        gradient = ctx.launches.shared.align_gradients(grads)
-        differentiated = rel_pos if ctx.needs_input_grad[1] else None
-        gradients = ctx.launches.backward(tensors[half:], hidden, tensors[:half], gradient, differentiated)
-        return None, gradients.rel_pos, gradients.hidden, *gradients.blocks, *gradients.features
+        angles, rel_pos, hidden, *tensors = operands
+        launches, half = self.make(angles), len(tensors) // 2
+        gradient = launches.shared.align_gradients(gradients)
+        found = launches.backward(tensors[half:], hidden, tensors[:half], gradient, rel_pos if wanted[1] else None)
+        return None, found.rel_pos, found.hidden, *found.blocks, *found.features
+
+    @property
+    def formula(self) -> EdgeFormula:
+        """The published one."""
+        blocks = (SHARED,) * len(self.setting.plan.node_channels)
+        roles = (Role("place", 1), Role("edge"), Role("edge", 1), *blocks, *self.setting.feature_roles)
+        return self.setting.formula(self._operands, roles, self.edges)
+
+    def _operands(self, operands: Any) -> ConvolutionOperands:
+        from se3_fast.fused.tfn_conv_by_source import aligned_of_blocks
+
+        _, rel_pos, hidden, *tensors = operands
+        half, groups = len(tensors) // 2, self.setting.plan.groups
+        aligned_weights_of_groups = aligned_of_blocks(self.setting.plan, tensors[:half], hidden.shape[-1])
+        weights = [_published_weight(*of_group) for of_group in zip(groups, aligned_weights_of_groups, strict=True)]
+        return ConvolutionOperands(rel_pos, tensors[half:], hidden.unbind(), weights)
+
+
+def _published_weight(group: RadialGroup, aligned_weight: Tensor) -> Tensor:
+    """The inverse of :func:`se3_fast.aligned.tfn_conv.aligned_weight`, in at least float32."""
+    wide = at_least_float32(aligned_weight)
+    paths = torch.einsum("fg,giko->oifk", _from_aligned(group, wide.device, wide.dtype), wide)
+    return paths.flatten(0, 2)
+
+
+@cache
+def _from_aligned(group: RadialGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.linalg.inv(aligned.group_alignment(group)).to(device, dtype)

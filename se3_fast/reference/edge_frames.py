@@ -47,6 +47,18 @@ def wigner_blocks(direction: Tensor, max_degree: int) -> Tensor:
     return torch.cat(blocks, -1) * has_direction
 
 
+def wigner_of_angles(angles: Tensor, max_degree: int) -> list[Tensor]:
+    """Wigner D of the frames that angles describe, [E, 2d+1, 2d+1] of each degree d = 0..max_degree.
+
+    Args:
+        angles: [4, E] cos(alpha), sin(alpha), cos(beta), sin(beta).
+        max_degree: largest degree.
+    """
+    cos_alpha, sin_alpha, cos_beta, sin_beta = angles
+    alpha, beta = _multiples(cos_alpha, sin_alpha, max_degree), _multiples(cos_beta, sin_beta, max_degree)
+    return [_wigner_block(degree, alpha, beta) for degree in range(max_degree + 1)]
+
+
 def _multiples(cosine: Tensor, sine: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """cos(m a) and sin(m a), each [E, 2 count + 1], for m = count..-count (the order of e3nn's components, see Z)."""
     cosines, sines = [torch.ones_like(cosine)], [torch.zeros_like(sine)]
