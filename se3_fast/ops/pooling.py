@@ -46,6 +46,7 @@ class FusedPooling(torch.autograd.Function):
         """[B, C, 2d+1]."""
         from se3_fast.kernels import pooling as kernels
 
+        sizes = sizes.contiguous()
         ends = sizes.cumsum(0)
         output, winners = kernels.forward(feature.flatten(1).contiguous(), sizes, ends, pool == "max")
         ctx.pool = pool
