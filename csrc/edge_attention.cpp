@@ -9,6 +9,7 @@
 #include <cmath>
 #include <vector>
 
+#include "check.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -18,6 +19,32 @@ namespace {
 using namespace se3_fast;
 
 constexpr int64_t NODES_PER_TASK = 4;
+
+void check_operands(const Tensors& messages, const Tensors& queries, const Tensor& order, const Tensor& offsets,
+                    const Integers& widths, int64_t heads) {
+    if (messages.empty()) refuse("messages: expected a tensor or more, got none");
+    const ScalarType type = value_type({"messages", 0}, messages[0]);
+    const int64_t num_edges = rows_of("order", order, 1), num_nodes = rows_of("offsets", offsets, 1) - 1;
+    if (num_nodes < 0) refuse("offsets: expected a number or more, got none");
+    check_number("heads", heads, 1, MOST_HEADS);
+    check_count("widths", widths.size(), messages.size());
+    std::size_t num_queries = 0;
+    for (std::size_t index = 0; index < messages.size(); ++index) {
+        rows_of({"messages", index}, messages[index], 2);
+        const int64_t row = messages[index].size(1), width = widths[index];
+        check_number("widths", width, 0, row);
+        check_number("messages", row, 0, MOST_HEAD_VALUES / heads);
+        if (width % heads != 0 || row % heads != 0)
+            refuse("heads: expected a divisor of the ", width, " values and ", row - width, " keys of a message, got ", heads);
+        check_tensor({"messages", index}, messages[index], type, {num_edges, row});
+        if (row == width) continue;
+        if (num_queries == queries.size()) refuse("queries: expected one for each message with keys, got ", queries.size());
+        check_tensor({"queries", num_queries}, queries[num_queries], type, {num_nodes, row - width});
+        ++num_queries;
+    }
+    check_count("queries", queries.size(), num_queries);
+    check_order("order", order, "offsets", offsets, num_nodes, num_edges, nullptr);
+}
 
 // messages: [E][value row + key row] by degree; queries: [N][key row] of the degrees that have keys. widths: of the rows of values.
 template <typename T>
@@ -63,6 +90,7 @@ Attention<T> attention_of(const std::vector<AttentionPart<T>>& parts, int64_t he
 }
 
 Tensors edge_attention(Tensors messages, Tensors queries, Tensor order, Tensor offsets, Integers widths, int64_t heads) {
+    check_operands(messages, queries, order, offsets, widths, heads);
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         auto parts = parts_of<T>(messages, queries, widths, heads);
@@ -83,6 +111,10 @@ Tensors edge_attention(Tensors messages, Tensors queries, Tensor order, Tensor o
 // Gradients of the messages, then of the queries.
 Tensors edge_attention_backward(Tensors gradients, Tensors messages, Tensors queries, Tensor order, Tensor offsets, Integers widths,
                                 int64_t heads) {
+    check_operands(messages, queries, order, offsets, widths, heads);
+    check_count("gradients", gradients.size(), messages.size());
+    for (std::size_t index = 0; index < gradients.size(); ++index)
+        check_tensor({"gradients", index}, gradients[index], messages[0].scalar_type(), {offsets.size(0) - 1, widths[index]});
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         auto parts = parts_of<T>(messages, queries, widths, heads);

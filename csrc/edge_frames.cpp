@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "check.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -29,6 +30,9 @@ void write_blocks(const Tensor& direction, int64_t max_degree, const Tensor& axi
 
 // direction: [E, 3]; axis_swaps: J_d of the degrees 0..max_degree in a row, float64.
 Tensor wigner_blocks(Tensor direction, int64_t max_degree, Tensor axis_swaps) {
+    check_number("max_degree", max_degree, 0, MOST_DEGREE);
+    check_tensor("direction", direction, value_type("direction", direction), {rows_of("direction", direction, 2), 3});
+    check_tensor("axis_swaps", axis_swaps, ScalarType::Double, {wigner_elements(max_degree)});
     const Tensor blocks = empty(direction, {direction.size(0), axis_swaps.numel()});
     by_type(direction, [&](auto zero) { write_blocks<decltype(zero)>(direction, max_degree, axis_swaps, blocks); });
     return blocks;

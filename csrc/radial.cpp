@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "check.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -39,8 +40,21 @@ Scratch<T> pack(const RadialShape& shape, const Tensor& parameters) {
     return packed;
 }
 
+// The shape of the profiles, and whether the operands have it.
+RadialShape checked_shape(const Tensor& invariants, const Tensor& parameters, int64_t width, bool has_norm, double epsilon) {
+    const ScalarType type = value_type("invariants", invariants);
+    const int64_t num_edges = rows_of("invariants", invariants, 2), inputs = invariants.size(1);
+    check_number("width", width, 1, MOST_WIDTH);
+    check_number("invariants", inputs, 0, MOST_INVARIANTS);
+    if (!(epsilon >= 0)) refuse("epsilon: expected a number from 0 on, got ", epsilon);
+    const RadialShape shape{inputs, width, has_norm, epsilon};
+    check_tensor("invariants", invariants, type, {num_edges, inputs});
+    check_tensor("parameters", parameters, type, {rows_of("parameters", parameters, 2), shape.size()});
+    return shape;
+}
+
 Tensor radial(Tensor invariants, Tensor parameters, int64_t width, bool has_norm, double epsilon) {
-    const RadialShape shape{invariants.size(1), width, has_norm, epsilon};
+    const RadialShape shape = checked_shape(invariants, parameters, width, has_norm, epsilon);
     const int64_t num_groups = parameters.size(0), num_edges = invariants.size(0);
     const Tensor hidden = empty(invariants, {num_groups, num_edges, width});
     const auto run = [&](auto zero) {
@@ -67,8 +81,9 @@ Tensor radial(Tensor invariants, Tensor parameters, int64_t width, bool has_norm
 // Gradients of the parameters, and of the invariants where they are wanted.
 Tensors radial_backward(Tensor gradient, Tensor invariants, Tensor parameters, int64_t width, bool has_norm,
                                     double epsilon, bool with_invariants) {
-    const RadialShape shape{invariants.size(1), width, has_norm, epsilon};
+    const RadialShape shape = checked_shape(invariants, parameters, width, has_norm, epsilon);
     const int64_t num_groups = parameters.size(0), num_edges = invariants.size(0);
+    check_tensor("gradient", gradient, invariants.scalar_type(), {num_groups, num_edges, width});
     Tensors results{torch::stable::empty_like(parameters)};
     if (with_invariants) results.push_back(torch::stable::empty_like(invariants));
     const auto run = [&](auto zero) {

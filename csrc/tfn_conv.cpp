@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "check.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -34,28 +35,80 @@ struct Description {
     std::vector<DegreePair> pairs;
     int64_t num_groups;
     std::vector<std::array<int64_t, 4>> generators;  // degree, row, column, axis
-    int64_t first_generator;                         // among the coefficients
+    int64_t first_generator, num_coefficients;       // place among the coefficients, and their number
 
     explicit Description(const Integers& values) {
-        const int64_t* at = values.data();
-        const auto channels = [&](auto& into) {
-            for (int64_t count = *at++; count > 0; --count, at += 2) into.emplace_back(at[0], at[1]);
-        };
-        width_hidden = *at++;
-        channels(nodes);
-        channels(edges);
-        channels(outputs);
-        num_groups = *at++;
-        int64_t alignment = 0;
-        for (int64_t count = *at++; count > 0; --count, at += 7) {
-            DegreePair pair{at[0], at[1], at[2], index_of(nodes, at[1]), index_of(outputs, at[2]),
-                            at[3], at[4], at[5], at[6], alignment};
-            alignment += pair.paths() * pair.paths();
+        IntegerReader reader("description", values);
+        width_hidden = reader.take("the width of h", 1, MOST_WIDTH);
+        nodes = reader.take_channels("a number of node degrees");
+        edges = reader.take_channels("a number of edge degrees");
+        outputs = reader.take_channels("a number of output degrees");
+        num_groups = reader.take_count("a number of groups");
+        read_pairs(reader);
+        for (int64_t count = reader.take_count("a number of generator entries"); count > 0; --count) {
+            const int64_t degree = reader.take("a degree", 1, MOST_DEGREE);
+            const int64_t row = reader.take("a row", 0, 2 * degree), column = reader.take("a column", 0, 2 * degree);
+            generators.push_back({degree, row, column, reader.take("an axis", 0, 1)});
+        }
+        reader.finish();
+        num_coefficients = first_generator + int64_t(generators.size());
+        if (nodes.empty() || num_groups == 0) refuse("description: expected a node degree and a group or more, got none");
+        for (const auto& edge : edges)
+            if (index_of(nodes, edge.first) == int64_t(nodes.size()))
+                refuse("description: expected edge degrees among the node degrees, got ", edge.first);
+    }
+
+    // The pairs of a group share its path axis out among them, in order.
+    void read_pairs(IntegerReader& reader) {
+        Integers paths(num_groups, 0);
+        first_generator = 0;
+        for (int64_t count = reader.take_count("a number of pairs"); count > 0; --count) {
+            DegreePair pair{};
+            pair.group = reader.take("a group", 0, num_groups - 1);
+            pair.degree_in = reader.take("an input degree", 0, MOST_DEGREE);
+            pair.degree_out = reader.take("an output degree", 0, MOST_DEGREE);
+            pair.index_in = index_of(nodes, pair.degree_in);
+            pair.index_out = index_of(outputs, pair.degree_out);
+            if (pair.index_in == int64_t(nodes.size()) || pair.index_out == int64_t(outputs.size()))
+                refuse("description: expected pairs of node and output degrees, got ", pair.degree_in, " and ", pair.degree_out);
+            const int64_t channels_in = input_channels()[pair.index_in].second, channels_out = outputs[pair.index_out].second;
+            pair.channels_in = reader.take("the input channels of a pair", channels_in, channels_in);
+            pair.channels_out = reader.take("the output channels of a pair", channels_out, channels_out);
+            pair.first_path = reader.take("the next path of a group", paths[pair.group], paths[pair.group]);
+            paths[pair.group] += pair.paths();
+            pair.group_paths = reader.take("the paths of a group", paths[pair.group], MOST_PATHS);
+            pair.alignment = first_generator;
+            first_generator += pair.paths() * pair.paths();
+            const DegreePair* first = first_of(pair.group);
+            if (first != nullptr && (first->channels_in != pair.channels_in || first->channels_out != pair.channels_out ||
+                                     first->group_paths != pair.group_paths))
+                refuse("description: expected pairs of group ", pair.group, " with its ", first->channels_in, " and ", first->channels_out,
+                       " channels and ", first->group_paths, " paths, got ", pair.channels_in, ", ", pair.channels_out, " and ",
+                       pair.group_paths);
             pairs.push_back(pair);
         }
-        first_generator = alignment;
-        for (int64_t count = *at++; count > 0; --count, at += 4) generators.push_back({at[0], at[1], at[2], at[3]});
+        for (int64_t group = 0; group < num_groups; ++group)
+            if (first_of(group) == nullptr || first_of(group)->group_paths != paths[group])
+                refuse("description: expected pairs for all paths of group ", group, ", got those of ", paths[group]);
     }
+
+    const DegreePair* first_of(int64_t group) const {
+        for (const DegreePair& pair : pairs)
+            if (pair.group == group) return &pair;
+        return nullptr;
+    }
+
+    // Those of the nodes, with those of the edges behind them.
+    std::vector<std::pair<int64_t, int64_t>> input_channels() const {
+        auto channels = nodes;
+        for (const auto& [degree, count] : edges) {
+            const int64_t index = index_of(nodes, degree);
+            if (index < int64_t(nodes.size())) channels[index].second += count;
+        }
+        return channels;
+    }
+
+    int64_t max_degree() const { return std::max(nodes.back().first, outputs.empty() ? 0 : outputs.back().first); }
 
     static int64_t index_of(const std::vector<std::pair<int64_t, int64_t>>& degrees, int64_t degree) {
         return std::find_if(degrees.begin(), degrees.end(), [&](const auto& one) { return one.first == degree; }) - degrees.begin();
@@ -169,13 +222,13 @@ struct Convolution {
     const Tensor& wigner_tensor;
     const int64_t num_nodes, num_edges, wigner_size;
 
-    Convolution(const Integers& description, const Tensor& coefficients, const Tensors& nodes,
+    Convolution(Description description, const Tensor& coefficients, const Tensors& nodes,
                 const Tensors& edges, const Tensors& hidden, const Tensors& weights,
                 const Tensor& wigner, const Tensor& src)
-        : plan(description),
+        : plan(std::move(description)),
           lanes(SE3_FAST_CALL(lanes<T>)),
           padded(SE3_FAST_CALL(padded_width<T>, plan.width_hidden)),
-          inputs(input_channels(), lanes, SE3_FAST_CALL(largest_tile)),
+          inputs(plan.input_channels(), lanes, SE3_FAST_CALL(largest_tile)),
           outputs(plan.outputs, lanes, SE3_FAST_CALL(largest_tile)),
           coefficients(read<double>(coefficients)),
           wigner(read<T>(wigner)),
@@ -188,12 +241,6 @@ struct Convolution {
           num_nodes(nodes[0].size(0)),
           num_edges(src.size(0)),
           wigner_size(wigner.size(1)) {}
-
-    std::vector<std::pair<int64_t, int64_t>> input_channels() const {
-        auto channels = plan.nodes;
-        for (const auto& [degree, count] : plan.edges) channels[Description::index_of(plan.nodes, degree)].second += count;
-        return channels;
-    }
 
     const T* frame(int64_t edge) const { return wigner + edge * wigner_size; }
 
@@ -309,7 +356,7 @@ int64_t best_block(int64_t num_edges) {
 }
 
 std::vector<Wave> waves(int64_t num_edges, int64_t bytes_per_edge) {
-    const int64_t most = std::max(WAVE_BYTES / bytes_per_edge / BLOCK_EDGES, int64_t(1)) * BLOCK_EDGES;
+    const int64_t most = std::max(WAVE_BYTES / std::max(bytes_per_edge, int64_t(1)) / BLOCK_EDGES, int64_t(1)) * BLOCK_EDGES;
     std::vector<Wave> result;
     for (int64_t first = 0; first < num_edges; first += most) {
         const int64_t last = std::min(first + most, num_edges);
@@ -623,13 +670,46 @@ struct Backward {
         return result;
     }
 };
+// Features of a side, by degree [rows, C, 2d+1].
+void check_features(const char* name, const Tensors& features, ScalarType type, int64_t rows,
+                    const std::vector<std::pair<int64_t, int64_t>>& channels) {
+    check_count(name, features.size(), channels.size());
+    for (std::size_t index = 0; index < features.size(); ++index)
+        check_tensor({name, index}, features[index], type, {rows, channels[index].second, 2 * channels[index].first + 1});
+}
 
+// The plan, and whether the operands that both directions share have its sizes.
+Description checked_plan(const Tensors& nodes, const Tensors& edges, const Tensors& hidden, const Tensors& weights,
+                         const Tensor& wigner, const Tensor& src, const Tensor& dst, const Integers& description,
+                         const Tensor& coefficients) {
+    Description plan(description);
+    const ScalarType type = value_type("wigner", wigner);
+    if (nodes.empty()) refuse("nodes: expected a tensor or more, got none");
+    const int64_t num_nodes = rows_of({"nodes", 0}, nodes[0], 3), num_edges = rows_of("src", src, 1);
+    check_features("nodes", nodes, type, num_nodes, plan.nodes);
+    check_features("edges", edges, type, num_edges, plan.edges);
+    check_count("hidden", hidden.size(), std::size_t(plan.num_groups));
+    check_count("weights", weights.size(), std::size_t(plan.num_groups));
+    for (int64_t group = 0; group < plan.num_groups; ++group) {
+        const DegreePair& pair = *plan.first_of(group);
+        check_tensor({"hidden", std::size_t(group)}, hidden[group], type, {num_edges, plan.width_hidden});
+        check_tensor({"weights", std::size_t(group)}, weights[group], type,
+                     {pair.channels_out * pair.channels_in * pair.group_paths, plan.width_hidden});
+    }
+    check_wigner(wigner, type, plan.max_degree(), num_edges);
+    check_ends("src", src, num_nodes, num_edges);
+    check_ends("dst", dst, num_nodes, num_edges);
+    check_tensor("coefficients", coefficients, ScalarType::Double, {plan.num_coefficients});
+    return plan;
+}
 
 Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src, Tensor dst,
                  Tensor in_order, Tensor in_offsets, Integers description, Tensor coefficients, bool pool) {
+    Description plan = checked_plan(nodes, edges, hidden, weights, wigner, src, dst, description, coefficients);
+    check_order("in_order", in_order, "in_offsets", in_offsets, nodes[0].size(0), src.size(0), read<int64_t>(dst));
     const auto run = [&](auto zero) {
         using T = decltype(zero);
-        const Convolution<T> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
+        const Convolution<T> problem(std::move(plan), coefficients, nodes, edges, hidden, weights, wigner, src);
         return forward<T>(problem, in_order, in_offsets, dst, pool);
     };
     return by_type(wigner, run);
@@ -639,9 +719,14 @@ Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, 
 Tensors tfn_conv_backward(Tensors grads, Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src,
                           Tensor dst, Tensor out_order, Tensor out_offsets, Tensor rel_pos, Integers description,
                           Tensor coefficients, bool pool, bool with_weights, bool with_positions) {
+    Description plan = checked_plan(nodes, edges, hidden, weights, wigner, src, dst, description, coefficients);
+    const int64_t num_nodes = nodes[0].size(0), num_edges = src.size(0);
+    check_order("out_order", out_order, "out_offsets", out_offsets, num_nodes, num_edges, read<int64_t>(src));
+    check_features("grads", grads, wigner.scalar_type(), pool ? num_nodes : num_edges, plan.outputs);
+    if (with_positions) check_tensor("rel_pos", rel_pos, wigner.scalar_type(), {num_edges, 3});
     const auto run = [&](auto zero) {
         using T = decltype(zero);
-        const Convolution<T> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
+        const Convolution<T> problem(std::move(plan), coefficients, nodes, edges, hidden, weights, wigner, src);
         const int64_t* node_of_gradient = pool ? read<int64_t>(dst) : nullptr;
         Backward<T> backward{problem, grads, node_of_gradient, with_positions ? &rel_pos : nullptr, with_weights};
         backward.run(read<int64_t>(out_order), read<int64_t>(out_offsets));

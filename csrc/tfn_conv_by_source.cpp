@@ -12,6 +12,7 @@
 #include <cstring>
 #include <vector>
 
+#include "check.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -64,7 +65,77 @@ struct Shares {
     int64_t count() const { return int64_t(bounds.size()) - 1; }
 };
 
-// A plan as integers (se3_fast/native/tfn_conv_by_source.py writes them), and the operands as the loops over vectors read them.
+// A plan as integers (se3_fast/native/tfn_conv_by_source.py writes them). Of the tiles, what depends on no operand.
+struct SourcePlan {
+    std::vector<SourceDegree> inputs, outputs;
+    std::vector<SourceGroup> groups;
+    std::vector<SourceTile> tiles;
+    int64_t max_degree, num_coefficients = 0;
+
+    explicit SourcePlan(const Integers& description) {
+        IntegerReader reader("description", description);
+        for (const auto& [degree, channels] : reader.take_channels("a number of input degrees")) inputs.push_back({degree, channels, 0});
+        for (const auto& [degree, channels] : reader.take_channels("a number of output degrees"))
+            outputs.push_back({degree, channels, 0});
+        for (int64_t count = reader.take_count("a number of groups"); count > 0; --count) {
+            const int64_t channels_in = reader.take("channels", 0, MOST_CHANNELS);
+            const int64_t channels_out = reader.take("channels", 0, MOST_CHANNELS);
+            groups.push_back({channels_in, channels_out, reader.take("a number of paths", 1, MOST_PATHS)});
+        }
+        if (inputs.empty() || outputs.empty() || groups.empty())
+            refuse("description: expected an input degree, an output degree and a group or more, got ", inputs.size(), ", ",
+                   outputs.size(), " and ", groups.size());
+        for (int64_t count = reader.take_count("a number of aligned weights"); count > 0; --count) read_tile(reader);
+        max_degree = reader.take("the largest degree", std::max(inputs.back().degree, outputs.back().degree), MOST_DEGREE);
+        reader.finish();
+        for (int64_t degree = 0; degree <= max_degree; ++degree) num_coefficients += 3 * (2 * degree + 1) * (2 * degree + 1);
+    }
+
+    // Ordered by group and input.
+    void read_tile(IntegerReader& reader) {
+        const SourceTile last = tiles.empty() ? SourceTile{} : tiles.back();
+        SourceTile tile{};
+        tile.group = reader.take("the next group", last.group, int64_t(groups.size()) - 1);
+        const SourceGroup& group = groups[tile.group];
+        tile.input = reader.take("the next input", tile.group == last.group ? last.input : 0, int64_t(inputs.size()) - 1);
+        tile.output = reader.take("an output", 0, int64_t(outputs.size()) - 1);
+        const SourceDegree &input = inputs[tile.input], &output = outputs[tile.output];
+        if (input.channels != group.channels_in || output.channels != group.channels_out)
+            refuse("description: expected degrees with the channels of group ", tile.group, ", got ", input.channels, " and ",
+                   output.channels, " channels");
+        tile.order = reader.take("an order", 0, std::min(input.degree, output.degree));
+        tile.is_odd = reader.take("1 for odd", 0, tile.order > 0 ? 1 : 0) != 0;
+        tile.first_path = reader.take("a path", 0, group.paths - 1);
+        tile.num_paths = reader.take("a number of paths", 1, group.paths - tile.first_path);
+        num_coefficients += tile.num_paths;
+        tiles.push_back(tile);
+    }
+};
+
+void check_operands(const Tensors& nodes, const Tensors& hidden, const Tensors& weights, const Tensor& wigner, const Tensor& dst,
+                    const Tensor& out_order, const Tensor& out_offsets, const SourcePlan& plan, const Tensor& coefficients) {
+    const ScalarType type = value_type("wigner", wigner);
+    check_count("nodes", nodes.size(), plan.inputs.size());
+    check_count("hidden", hidden.size(), plan.groups.size());
+    check_count("weights", weights.size(), plan.groups.size());
+    const int64_t num_nodes = rows_of({"nodes", 0}, nodes[0], 3), num_edges = rows_of("dst", dst, 1);
+    rows_of({"hidden", 0}, hidden[0], 2);
+    const int64_t width = hidden[0].size(1);
+    check_number("hidden", width, 1, MOST_WIDTH);
+    for (std::size_t index = 0; index < nodes.size(); ++index)
+        check_tensor({"nodes", index}, nodes[index], type, {num_nodes, plan.inputs[index].channels, plan.inputs[index].size()});
+    for (std::size_t index = 0; index < hidden.size(); ++index) {
+        const SourceGroup& group = plan.groups[index];
+        check_tensor({"hidden", index}, hidden[index], type, {num_edges, width});
+        check_tensor({"weights", index}, weights[index], type, {group.channels_out * group.channels_in * group.paths, width});
+    }
+    check_wigner(wigner, type, std::max(plan.inputs.back().degree, plan.outputs.back().degree), num_edges);
+    check_ends("dst", dst, num_nodes, num_edges);
+    check_order("out_order", out_order, "out_offsets", out_offsets, num_nodes, num_edges, nullptr);
+    check_tensor("coefficients", coefficients, ScalarType::Double, {plan.num_coefficients});
+}
+
+// A plan, and the operands as the loops over vectors read them.
 template <typename T>
 struct Convolution {
     std::vector<SourceDegree> inputs, outputs;
@@ -90,26 +161,27 @@ struct Convolution {
 
     // Reads the plan; returns the length of an edge's aligned messages.
     int64_t read_description(const Integers& description, const double* coefficients, int64_t width) {
-        const int64_t* at = description.data();
+        const SourcePlan plan(description);
+        inputs = plan.inputs;
+        groups = plan.groups;
         int64_t row_length = 0;
-        for (int64_t count = *at++; count > 0; --count, at += 2) inputs.push_back({at[0], at[1], 0});
-        for (int64_t count = *at++; count > 0; --count, at += 2) {
-            outputs.push_back({at[0], at[1], row_length});
-            row_length += outputs.back().size() * padded<T>(at[1]);
+        for (const SourceDegree& output : plan.outputs) {
+            outputs.push_back({output.degree, output.channels, row_length});
+            row_length += output.size() * padded<T>(output.channels);
         }
-        for (int64_t count = *at++; count > 0; --count, at += 3) {
-            groups.push_back({at[0], at[1], at[2]});
-        }
-        for (int64_t count = *at++; count > 0; --count, at += 7) {
-            const SourceGroup& group = groups[at[0]];
-            tiles.push_back({at[0], at[1], at[2], at[3], at[4] != 0, at[5], at[6], coefficients, forward_size, blocks_size,
-                             transposed_size});
-            coefficients += at[6];
+        for (SourceTile tile : plan.tiles) {
+            const SourceGroup& group = groups[tile.group];
+            tile.alignment = coefficients;
+            tile.forward = forward_size;
+            tile.blocks = blocks_size;
+            tile.transposed = transposed_size;
+            tiles.push_back(tile);
+            coefficients += tile.num_paths;
             forward_size += padded<T>(group.channels_out) * width * group.channels_in;
             blocks_size += group.channels_out * group.channels_in * padded<T>(width);
             transposed_size += group.channels_out * padded<T>(width) * padded<T>(group.channels_in);
         }
-        for (int64_t degree = 0; degree <= description.back(); ++degree) {
+        for (int64_t degree = 0; degree <= plan.max_degree; ++degree) {
             generators.push_back(coefficients);
             coefficients += 3 * (2 * degree + 1) * (2 * degree + 1);
         }
@@ -119,7 +191,7 @@ struct Convolution {
     // Calls run(share, segments, their number, workspace) for all blocks.
     template <typename Run>
     void for_each_block(const Shares& shares, bool is_backward, const Run& run) const {
-        const int64_t fitting = BLOCK_BYTES / int64_t(sizeof(T)) / problem.row_length;
+        const int64_t fitting = BLOCK_BYTES / int64_t(sizeof(T)) / std::max(problem.row_length, int64_t(1));
         const int64_t most_edges = std::max(fitting, MOST_SEGMENT_EDGES);
         const int64_t size = SE3_FAST_CALL(workspace_size<T>, problem, most_edges, is_backward);
         for_each_task(shares.count(), [&](int64_t share) {
@@ -242,6 +314,7 @@ Tensors backward(Convolution<T>& convolution, const Shares& shares, const Tensor
 
 Tensors tfn_conv_by_source(Tensors nodes, Tensors hidden, Tensors weights, Tensor wigner, Tensor dst, Tensor out_order,
                            Tensor out_offsets, Integers description, Tensor coefficients, bool pool) {
+    check_operands(nodes, hidden, weights, wigner, dst, out_order, out_offsets, SourcePlan(description), coefficients);
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         Convolution<T> convolution(nodes, hidden, weights, wigner, out_order, dst, description, coefficients, pool);
@@ -254,6 +327,14 @@ Tensors tfn_conv_by_source(Tensors nodes, Tensors hidden, Tensors weights, Tenso
 Tensors tfn_conv_by_source_backward(Tensors gradients, Tensors nodes, Tensors hidden, Tensors weights, Tensor wigner, Tensor dst,
                                     Tensor out_order, Tensor out_offsets, Integers description, Tensor coefficients, bool pool,
                                     bool with_weights, bool with_positions) {
+    const SourcePlan plan(description);
+    check_operands(nodes, hidden, weights, wigner, dst, out_order, out_offsets, plan, coefficients);
+    check_count("gradients", gradients.size(), plan.outputs.size());
+    for (std::size_t index = 0; index < gradients.size(); ++index) {
+        const SourceDegree& output = plan.outputs[index];
+        const int64_t rows = pool ? nodes[0].size(0) : dst.size(0);
+        check_tensor({"gradients", index}, gradients[index], wigner.scalar_type(), {rows, output.channels, output.size()});
+    }
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         Convolution<T> convolution(nodes, hidden, weights, wigner, out_order, dst, description, coefficients, pool);

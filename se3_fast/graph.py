@@ -25,12 +25,28 @@ class EdgeOrder(NamedTuple):
     offsets: Tensor
 
 
+def check_order(name: str, order: EdgeOrder, num_edges: int, num_nodes: int, device: torch.device) -> EdgeOrder:
+    """The order, contiguous, as kernels read it; what is in it is not looked at.
+
+    Raises:
+        ValueError: for other shapes, another dtype than int64, or another device, naming ``name``.
+    """
+    for part, tensor, size in (("order", order.order, num_edges), ("offsets", order.offsets, num_nodes + 1)):
+        if tensor.dtype != torch.int64 or tensor.shape != (size,) or tensor.device != device:
+            came = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            raise ValueError(f"{name}.{part}: expected torch.int64 [{size}] on {device}, got {came}")
+    return EdgeOrder(order.order.contiguous(), order.offsets.contiguous())
+
+
 class Graph:
     """A batch of directed graphs.
 
+    Edges may be changed in place: what was made of them before is then made again. A backward pass through edges that were changed
+    since raises a ``RuntimeError``.
+
     Args:
-        src: [E] int64, source node of each edge.
-        dst: [E] int64, destination node of each edge.
+        src: [E] int64 or int32, source node of each edge; any strides.
+        dst: [E] int64 or int32, destination node of each edge; any strides.
         num_nodes: number of nodes N of the whole batch.
         batch_num_nodes: [B] nodes of each graph (nodes of graph 0 first); default: one graph.
         batch_num_edges: [B] edges of each graph (edges of graph 0 first); default: one graph.
@@ -54,8 +70,8 @@ class Graph:
     ) -> None:
         self._num_nodes = num_nodes if isinstance(num_nodes, torch.SymInt) else int(num_nodes)
         _check_edges(src, dst, self._num_nodes)
-        self.src = src.long()
-        self.dst = dst.long()
+        self.src = src.long().contiguous()  # as the operations read them
+        self.dst = dst.long().contiguous()
         self._batch_num_nodes = _batch_sizes("batch_num_nodes", batch_num_nodes, self._num_nodes, src.device)
         self._batch_num_edges = _batch_sizes("batch_num_edges", batch_num_edges, src.shape[0], src.device)
         if self._batch_num_nodes.shape != self._batch_num_edges.shape:
@@ -68,6 +84,7 @@ class Graph:
         self._incoming: EdgeOrder | None = None
         self._outgoing: EdgeOrder | None = None
         self._sources: tuple[Tensor, list[int]] | None = None
+        self._versions: tuple[int, int] | None = self._versions_of_edges()
 
     @staticmethod
     def from_orders(
@@ -80,17 +97,24 @@ class Graph:
         ndata: dict[str, Tensor] | None = None,
         edata: dict[str, Tensor] | None = None,
     ) -> Graph:
-        """A graph of which all is known that the operations read, taken as it is: nothing is checked, no device waited for.
+        """A graph of which all is known that the operations read, taken as it is: no value is looked at, no device waited for.
 
         Without the sizes of a batch only the operations can take it, no layer that pools.
+
+        Raises:
+            TypeError: if ``src`` or ``dst`` is not an integer tensor.
+            ValueError: if shapes, dtypes or devices do not fit each other.
         """
+        _check_shapes(src, dst)
         graph = object.__new__(Graph)
-        graph.src, graph.dst = src, dst
-        graph._num_nodes = incoming.offsets.shape[0] - 1
-        graph._batch_num_nodes = src.new_empty(0) if batch_num_nodes is None else batch_num_nodes
-        graph._batch_num_edges = src.new_empty(0) if batch_num_edges is None else batch_num_edges
+        graph.src, graph.dst = src.long().contiguous(), dst.long().contiguous()
+        graph._num_nodes = num_nodes = incoming.offsets.shape[0] - 1
+        graph._batch_num_nodes = src.new_empty(0) if batch_num_nodes is None else batch_num_nodes.long().contiguous()
+        graph._batch_num_edges = src.new_empty(0) if batch_num_edges is None else batch_num_edges.long().contiguous()
         graph.ndata, graph.edata = dict(ndata or {}), dict(edata or {})
-        graph._incoming, graph._outgoing, graph._sources = incoming, outgoing, None
+        graph._incoming = check_order("incoming", incoming, src.shape[0], num_nodes, src.device)
+        graph._outgoing = check_order("outgoing", outgoing, src.shape[0], num_nodes, src.device)
+        graph._sources = graph._versions = None
         return graph
 
     @property
@@ -145,23 +169,38 @@ class Graph:
 
     def incoming(self) -> EdgeOrder:
         """Edges grouped by destination; made at the first call and kept."""
+        self._forget_changed_edges()
         if self._incoming is None:
             self._incoming = _group_by(self.dst, self._num_nodes)
         return self._incoming
 
     def outgoing(self) -> EdgeOrder:
         """Edges grouped by source; made at the first call and kept."""
+        self._forget_changed_edges()
         if self._outgoing is None:
             self._outgoing = _group_by(self.src, self._num_nodes)
         return self._outgoing
 
     def sources_by_out_degree(self) -> tuple[Tensor, list[int]]:
         """Nodes that have outgoing edges, those with most first, and their out-degrees; made at the first call and kept."""
+        self._forget_changed_edges()
         if self._sources is None:
             out_degrees, nodes = self.out_degrees().sort(descending=True, stable=True)
             counts = out_degrees[out_degrees > 0].tolist()
             self._sources = (nodes[: len(counts)], counts)
         return self._sources
+
+    def _forget_changed_edges(self) -> None:
+        """Drop what was made of edges that have been changed in place since. Orders that were given stay."""
+        if torch.compiler.is_compiling() or self._versions is None:
+            return
+        versions = self._versions_of_edges()
+        if versions != self._versions:
+            self._incoming = self._outgoing = self._sources = None
+            self._versions = versions
+
+    def _versions_of_edges(self) -> tuple[int, int]:
+        return version_of(self.src), version_of(self.dst)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Graph:
         """This graph with all its tensors on ``device`` (itself if they are there already)."""
@@ -174,6 +213,7 @@ class Graph:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Any) -> Graph:
+        self._forget_changed_edges()
         mapped = object.__new__(Graph)
         mapped.src, mapped.dst = function(self.src), function(self.dst)
         mapped._num_nodes = self._num_nodes
@@ -184,6 +224,7 @@ class Graph:
         mapped._incoming = EdgeOrder(*map(function, self._incoming)) if self._incoming else None
         mapped._outgoing = EdgeOrder(*map(function, self._outgoing)) if self._outgoing else None
         mapped._sources = (function(self._sources[0]), self._sources[1]) if self._sources else None
+        mapped._versions = None if self._versions is None else mapped._versions_of_edges()
         return mapped
 
     def __repr__(self) -> str:
@@ -369,12 +410,25 @@ def _group_by(node_of_edge: Tensor, num_nodes: int) -> EdgeOrder:
     return EdgeOrder(order, offsets)
 
 
-def _check_edges(src: Tensor, dst: Tensor, num_nodes: int) -> None:
+def version_of(tensor: Tensor) -> int:
+    """How often the tensor has been changed in place, as far as PyTorch counts: not in inference mode, nor while it compiles."""
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
+def _check_shapes(src: Tensor, dst: Tensor) -> None:
     for name, ends in (("src", src), ("dst", dst)):
         if not isinstance(ends, Tensor) or ends.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: expected an int64 tensor, got {getattr(ends, 'dtype', type(ends).__name__)}")
-        if ends.shape != (src.shape[0],):
-            raise ValueError(f"{name}: expected shape [{src.shape[0]}], got {list(ends.shape)}")
+        if ends.ndim != 1 or ends.shape[0] != src.shape[0]:
+            expected = "E" if ends is src else src.shape[0]
+            raise ValueError(f"{name}: expected shape [{expected}], got {list(ends.shape)}")
+        if ends.device != src.device:
+            raise ValueError(f"{name}: expected a tensor on {src.device} as src, got one on {ends.device}")
+
+
+def _check_edges(src: Tensor, dst: Tensor, num_nodes: int) -> None:
+    _check_shapes(src, dst)
+    for name, ends in (("src", src), ("dst", dst)):
         if _is_readable(ends) and len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < num_nodes:
             raise ValueError(f"{name}: expected node numbers from 0 to {num_nodes - 1}, got {int(ends.min())} to {int(ends.max())}")
 
@@ -387,7 +441,7 @@ def _is_readable(tensor: Tensor) -> bool:
 def _batch_sizes(name: str, sizes: Tensor | Sequence[int] | None, total: int, device: torch.device) -> Tensor:
     if sizes is None:
         return torch.tensor([total], device=device)
-    sizes = torch.as_tensor(sizes, dtype=torch.int64, device=device)
+    sizes = torch.as_tensor(sizes, dtype=torch.int64, device=device).contiguous()
     if _is_readable(sizes) and int(sizes.sum()) != total:
         raise ValueError(f"{name}: expected sizes that add up to {total}, got {int(sizes.sum())}")
     return sizes

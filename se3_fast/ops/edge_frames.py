@@ -82,7 +82,7 @@ class EdgeGeometry:
         self._bases = dict(bases or {})
         self._casts: dict[torch.dtype, Tensor] = {}
         given = {"wigner": wigner, "angles": angles, "zero_length_edges": zero_length_edges}
-        self._made = {name: tensor for name, tensor in given.items() if tensor is not None}
+        self._made = {name: tensor.contiguous() for name, tensor in given.items() if tensor is not None}
 
     @staticmethod
     def from_relative_positions(rel_pos: Tensor, max_degree: int, zero_length_edges: Tensor | None = None) -> EdgeGeometry:

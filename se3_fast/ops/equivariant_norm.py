@@ -138,7 +138,7 @@ class FusedNorm(Operation):
 def _parted(has_row: bool, operands: Sequence[Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
     """Scale, shift and the features."""
     if not has_row:
-        return operands[0], operands[1], operands[2:]
+        return operands[0].contiguous(), operands[1].contiguous(), operands[2:]
     scale, shift = operands[0][0].chunk(2)
     return scale, shift, operands[1:]
 

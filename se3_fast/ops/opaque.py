@@ -41,7 +41,7 @@ class OpaqueOperation:
         return self._forward(description, list(operands))
 
     def _evaluate(self, description: str, operands: Sequence[Tensor]) -> list[Tensor]:
-        return _owned(self._run(description, operands), operands)
+        return _owned(self._run(description, _contiguous(operands)), operands)
 
     def _differentiate(
         self, description: str, operands: Sequence[Tensor], gradients: Sequence[Tensor], wanted: Sequence[bool]
@@ -50,7 +50,7 @@ class OpaqueOperation:
         with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False), torch.enable_grad():
             leaves = [
                 operand.detach().requires_grad_() if is_wanted else operand
-                for operand, is_wanted in zip(operands, wanted, strict=True)
+                for operand, is_wanted in zip(_contiguous(operands), wanted, strict=True)
             ]
             results = self._run(description, leaves)
             pairs = [pair for pair in zip(results, gradients, strict=True) if pair[0].requires_grad]
@@ -74,6 +74,11 @@ def _gradient_shapes(
     description: str, operands: Sequence[Tensor], gradients: Sequence[Tensor], wanted: Sequence[bool]
 ) -> list[Tensor]:
     return [operand.new_empty(operand.shape) for operand, is_wanted in zip(operands, wanted, strict=True) if is_wanted]
+
+
+def _contiguous(operands: Sequence[Tensor]) -> list[Tensor]:
+    """The operands as the operations read them: the compiler, or who calls the operator directly, may hand over any strides."""
+    return [operand.contiguous() for operand in operands]
 
 
 def _owned(results: Sequence[Tensor], operands: Sequence[Tensor]) -> list[Tensor]:

@@ -55,6 +55,7 @@ class FusedPooling(Operation):
         from se3_fast.kernels import pooling as kernels
 
         feature, sizes = operands
+        sizes = sizes.contiguous()
         ends = sizes.cumsum(0)
         output, winners = kernels.forward(feature.flatten(1).contiguous(), sizes, ends, self.pool == "max")
         return output.view(len(sizes), *feature.shape[1:]), ends, winners
@@ -65,7 +66,7 @@ class FusedPooling(Operation):
 
         feature, sizes = operands
         given = gradients[0].flatten(1).contiguous()
-        result = kernels.backward(given, sizes, *kept, len(feature), self.pool == "max")
+        result = kernels.backward(given, sizes.contiguous(), *kept, len(feature), self.pool == "max")
         return result.view(feature.shape), None
 
     @property
