@@ -7,13 +7,13 @@ ones in another.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from se3_fast.modes import constant
 from se3_fast.ops.backend import selected_backend
 from se3_fast.reference import basis as reference
 from se3_fast.so3 import wigner_3j
@@ -100,14 +100,14 @@ def _fused_by_kernel(bases: dict[str, Tensor], max_degree: int, is_padded: bool,
     return dict(zip(tables.layout.shapes, _FusedBases.apply(tables, *pairwise), strict=True))
 
 
-@cache
+@constant
 def _pairwise_tables(max_degree: int, is_padded: bool, dtype: torch.dtype, device: torch.device) -> PairwiseTables:
     from se3_fast.kernels.basis import pairwise_tables
 
     return pairwise_tables(max_degree, is_padded, wigner_3j, dtype, device)
 
 
-@cache
+@constant
 def _fused_tables(max_degree: int, is_padded: bool, fully_fused: bool, device: torch.device) -> FusedTables:
     from se3_fast.kernels.basis import fused_tables
 
