@@ -7,10 +7,13 @@ Convention (that of the published QM9 data): an edge points from its source to i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from se3_fast.modes import is_readable, made_beside, outside_inference_mode
 
 
 class EdgeOrder(NamedTuple):
@@ -49,13 +52,14 @@ class Graph:
         dst: [E] int64 or int32, destination node of each edge; any strides.
         num_nodes: number of nodes N of the whole batch.
         batch_num_nodes: [B] nodes of each graph (nodes of graph 0 first); default: one graph.
-        batch_num_edges: [B] edges of each graph (edges of graph 0 first); default: one graph.
+        batch_num_edges: [B] edges of each graph (edges of graph 0 first); default: counted, and edges may come in any order.
         ndata: node data, tensors whose first axis is N (for example ``pos`` [N, 3], in Angstrom for molecules).
         edata: edge data, tensors whose first axis is E (``rel_pos`` [E, 3] is what the models read).
 
     Raises:
         TypeError: if ``src`` or ``dst`` is not an integer tensor.
-        ValueError: if sizes disagree or an edge names a node that does not exist (checked for tensors on the CPU).
+        ValueError: if sizes disagree, an edge names a node that does not exist, or one that is to be counted joins two graphs (seen
+            for tensors on the CPU).
     """
 
     def __init__(
@@ -70,15 +74,10 @@ class Graph:
     ) -> None:
         self._num_nodes = num_nodes if isinstance(num_nodes, torch.SymInt) else int(num_nodes)
         _check_edges(src, dst, self._num_nodes)
-        self.src = src.long().contiguous()  # as the operations read them
-        self.dst = dst.long().contiguous()
+        self.src = _index(src)
+        self.dst = _index(dst)
         self._batch_num_nodes = _batch_sizes("batch_num_nodes", batch_num_nodes, self._num_nodes, src.device)
-        self._batch_num_edges = _batch_sizes("batch_num_edges", batch_num_edges, src.shape[0], src.device)
-        if self._batch_num_nodes.shape != self._batch_num_edges.shape:
-            raise ValueError(
-                f"batch_num_edges: expected {len(self._batch_num_nodes)} graphs as in batch_num_nodes, "
-                f"got {len(self._batch_num_edges)}"
-            )
+        self._batch_num_edges = _edges_of_graphs(self.src, self.dst, self._batch_num_nodes, batch_num_edges)
         self.ndata = dict(ndata or {})
         self.edata = dict(edata or {})
         self._incoming: EdgeOrder | None = None
@@ -185,10 +184,13 @@ class Graph:
         """Nodes that have outgoing edges, those with most first, and their out-degrees; made at the first call and kept."""
         self._forget_changed_edges()
         if self._sources is None:
-            out_degrees, nodes = self.out_degrees().sort(descending=True, stable=True)
-            counts = out_degrees[out_degrees > 0].tolist()
-            self._sources = (nodes[: len(counts)], counts)
+            self._sources = made_beside(self.src, self._make_sources)
         return self._sources
+
+    def _make_sources(self) -> tuple[Tensor, list[int]]:
+        out_degrees, nodes = self.out_degrees().sort(descending=True, stable=True)
+        counts = out_degrees[out_degrees > 0].tolist()
+        return nodes[: len(counts)], counts
 
     def _forget_changed_edges(self) -> None:
         """Drop what was made of edges that have been changed in place since. Orders that were given stay."""
@@ -206,11 +208,13 @@ class Graph:
         """This graph with all its tensors on ``device`` (itself if they are there already)."""
         if torch.device(device) == self.device:
             return self
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        with outside_inference_mode():
+            return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Graph:
         """This graph in page-locked host memory (what a DataLoader with ``pin_memory=True`` calls)."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        with outside_inference_mode():
+            return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Any) -> Graph:
         self._forget_changed_edges()
@@ -246,16 +250,17 @@ class Graph:
         """
         if not graphs:
             raise ValueError("graphs: expected at least one graph, got none")
-        starts = torch.tensor([0] + [graph.num_nodes() for graph in graphs]).cumsum(0).tolist()
-        return Graph(
-            src=torch.cat([graph.src + start for graph, start in zip(graphs, starts, strict=False)]),
-            dst=torch.cat([graph.dst + start for graph, start in zip(graphs, starts, strict=False)]),
-            num_nodes=starts[-1],
-            batch_num_nodes=torch.cat([graph.batch_num_nodes() for graph in graphs]),
-            batch_num_edges=torch.cat([graph.batch_num_edges() for graph in graphs]),
-            ndata=_concatenate([graph.ndata for graph in graphs]),
-            edata=_concatenate([graph.edata for graph in graphs]),
-        )
+        starts = list(accumulate((graph.num_nodes() for graph in graphs), initial=0))
+        with outside_inference_mode():
+            return Graph(
+                src=torch.cat([graph.src + start for graph, start in zip(graphs, starts, strict=False)]),
+                dst=torch.cat([graph.dst + start for graph, start in zip(graphs, starts, strict=False)]),
+                num_nodes=starts[-1],
+                batch_num_nodes=torch.cat([graph.batch_num_nodes() for graph in graphs]),
+                batch_num_edges=torch.cat([graph.batch_num_edges() for graph in graphs]),
+                ndata=_concatenate([graph.ndata for graph in graphs]),
+                edata=_concatenate([graph.edata for graph in graphs]),
+            )
 
 
 def complete_graph(pos: Tensor, batch_num_nodes: Sequence[int] | Tensor | None = None) -> Graph:
@@ -289,11 +294,11 @@ def radius_graph(pos: Tensor, cutoff: float, batch_num_nodes: Sequence[int] | Te
     Raises:
         ValueError: if ``cutoff`` is not positive.
     """
-    if cutoff <= 0:
+    if not cutoff > 0:
         raise ValueError(f"cutoff: expected a positive length, got {cutoff}")
 
     def connect(block: Tensor) -> tuple[Tensor, Tensor]:
-        distances = torch.cdist(block, block, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = _distances(block)
         return _where((distances <= cutoff) & ~torch.eye(len(block), dtype=torch.bool, device=block.device))
 
     return _from_positions(pos, batch_num_nodes, connect)
@@ -304,7 +309,7 @@ def nearest_neighbour_graph(pos: Tensor, neighbours: int, batch_num_nodes: Seque
 
     Args:
         pos: [N, 3] positions.
-        neighbours: incoming edges per node (all other nodes, where a graph has fewer).
+        neighbours: incoming edges per node (all other nodes, where a graph has fewer; none in a graph of one node).
         batch_num_nodes: [B] nodes of each graph of a batch; default: one graph.
 
     Returns:
@@ -317,8 +322,8 @@ def nearest_neighbour_graph(pos: Tensor, neighbours: int, batch_num_nodes: Seque
         raise ValueError(f"neighbours: expected at least 1, got {neighbours}")
 
     def connect(block: Tensor) -> tuple[Tensor, Tensor]:
-        count = min(neighbours, len(block) - 1)
-        distances = torch.cdist(block, block, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+        count = min(neighbours, max(len(block) - 1, 0))
+        distances = _distances(block).fill_diagonal_(torch.inf)
         nearest = distances.topk(count, dim=1, largest=False).indices  # [n, count]
         return nearest.flatten(), torch.arange(len(block), device=block.device).repeat_interleave(count)
 
@@ -329,11 +334,14 @@ def as_graph(graph: Any) -> Graph:
     """A :class:`Graph` from a Graph, a DGLGraph, or a PyTorch Geometric ``Data``/``Batch``.
 
     Neither library is imported. A DGLGraph's node and edge data are taken over. From PyTorch Geometric, ``edge_index``
-    (row 0 source, row 1 destination), ``pos``, ``ptr`` and, if there, ``rel_pos`` are read; without ``rel_pos`` it is
-    ``pos[dst] - pos[src]``.
+    (row 0 source, row 1 destination), ``pos``, ``batch`` and ``ptr`` and, if there, ``rel_pos`` are read; without ``rel_pos`` it is
+    ``pos[dst] - pos[src]``. Without ``edge_index`` the edges are the entries of ``adj_t`` (row: destination, column: source), in
+    their order there.
 
     Raises:
         TypeError: for anything else.
+        ValueError: if a PyTorch Geometric graph has no edges in either form, ``batch`` does not have the nodes of each graph one
+            after the other, or ``ptr`` says otherwise; and as :class:`Graph`.
     """
     if isinstance(graph, Graph):
         return graph
@@ -356,43 +364,89 @@ def as_graph(graph: Any) -> Graph:
 
 
 def _from_pyg(data: Any) -> Graph:
-    src, dst = data.edge_index
+    src, dst = _pyg_edges(data)
     num_nodes = int(data.num_nodes)
     pos = getattr(data, "pos", None)
     rel_pos = getattr(data, "rel_pos", None)
     if rel_pos is None and pos is not None:
         rel_pos = _relative_positions(pos, src, dst)
-    batch_num_nodes = batch_num_edges = None
-    pointer = getattr(data, "ptr", None)
-    if pointer is not None:
-        batch_num_nodes = pointer.diff()
-        graph_of_edge = torch.bucketize(src, pointer[1:-1], right=True)
-        batch_num_edges = torch.bincount(graph_of_edge, minlength=len(batch_num_nodes))
     return Graph(
         src=src,
         dst=dst,
         num_nodes=num_nodes,
-        batch_num_nodes=batch_num_nodes,
-        batch_num_edges=batch_num_edges,
+        batch_num_nodes=_pyg_graph_sizes(data, num_nodes),
         ndata={} if pos is None else {"pos": pos},
         edata={} if rel_pos is None else {"rel_pos": rel_pos},
     )
 
 
+def _pyg_edges(data: Any) -> tuple[Tensor, Tensor]:
+    """Source and destination of each edge, from ``edge_index`` or ``adj_t``."""
+    edge_index, adjacency = data.edge_index, getattr(data, "adj_t", None)
+    if edge_index is not None:
+        edges = edge_index.as_tensor() if hasattr(edge_index, "as_tensor") else edge_index  # an EdgeIndex
+        if not isinstance(edges, Tensor) or edges.ndim != 2 or edges.shape[0] != 2:
+            raise ValueError(f"graph: expected edge_index of shape [2, E], got {_shape_or_type(edges)}")
+        return edges[0], edges[1]
+    if isinstance(adjacency, Tensor) and adjacency.layout != torch.strided:
+        dst, src = adjacency.to_sparse_coo()._indices()[:2]
+    elif adjacency is not None and hasattr(adjacency, "coo"):  # a SparseTensor
+        dst, src, _ = adjacency.coo()
+    else:
+        raise ValueError(f"graph: expected edge_index of shape [2, E], or a sparse adj_t, got a {type(data).__name__} with neither")
+    return src, dst
+
+
+def _pyg_graph_sizes(data: Any, num_nodes: int) -> Tensor | None:
+    """[B] nodes of each graph, from ``batch`` and ``ptr``; None where neither is there."""
+    batch, pointer = getattr(data, "batch", None), getattr(data, "ptr", None)
+    if pointer is not None and (batch is None or not is_readable(batch)):
+        return pointer.diff()
+    if batch is None:
+        return None
+    if batch.shape != (num_nodes,) or batch.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"graph: expected batch of shape [{num_nodes}], int64, got {list(batch.shape)}, {batch.dtype}")
+    if bool((batch.diff() < 0).any()) or bool((batch[:1] < 0).any()):
+        raise ValueError(
+            "graph: expected batch to number the graphs in ascending order, node after node, got it unsorted; "
+            "sort nodes, features and edge_index by data.batch.argsort(stable=True)"
+        )
+    sizes = torch.bincount(batch, minlength=0 if pointer is None else pointer.shape[0] - 1)
+    if pointer is not None and sizes.tolist() != pointer.diff().tolist():
+        raise ValueError(f"graph: expected ptr to give {_first_few(sizes)} nodes as batch does, got {_first_few(pointer.diff())}")
+    return sizes
+
+
 def _from_positions(pos: Tensor, batch_num_nodes: Sequence[int] | Tensor | None, connect: Any) -> Graph:
-    if pos.ndim != 2 or pos.shape[1] != 3:
-        raise ValueError(f"pos: expected shape [N, 3], got {list(pos.shape)}")
+    _check_positions(pos)
     sizes = _batch_sizes("batch_num_nodes", batch_num_nodes, len(pos), pos.device)
-    sources, destinations, edge_counts = [], [], []
-    start = 0
-    for size in sizes.tolist():
-        src, dst = connect(pos[start : start + size].detach())
-        sources.append(src + start)
-        destinations.append(dst + start)
-        edge_counts.append(len(src))
-        start += size
-    src, dst = torch.cat(sources), torch.cat(destinations)
-    return Graph(src, dst, len(pos), sizes, edge_counts, ndata={"pos": pos}, edata={"rel_pos": _relative_positions(pos, src, dst)})
+    with outside_inference_mode():
+        none = torch.zeros(0, dtype=torch.int64, device=pos.device)
+        sources, destinations, edge_counts = [none], [none], []
+        start = 0
+        for size in sizes.tolist():
+            src, dst = connect(pos[start : start + size].detach())
+            sources.append(src + start)
+            destinations.append(dst + start)
+            edge_counts.append(len(src))
+            start += size
+        src, dst = torch.cat(sources), torch.cat(destinations)
+        edata = {"rel_pos": _relative_positions(pos, src, dst)}
+        return Graph(src, dst, len(pos), sizes, edge_counts, ndata={"pos": pos}, edata=edata)
+
+
+def _check_positions(pos: Tensor) -> None:
+    if not isinstance(pos, Tensor) or pos.ndim != 2 or pos.shape[1] != 3 or not pos.is_floating_point():
+        raise ValueError(f"pos: expected a floating-point tensor of shape [N, 3], got {_shape_or_type(pos)}")
+    if is_readable(pos) and not pos.isfinite().all():
+        node = int((~pos.isfinite()).any(1).nonzero()[0])
+        raise ValueError(f"pos: expected finite positions, got {pos[node].tolist()} at node {node}")
+
+
+def _distances(block: Tensor) -> Tensor:
+    """Distances between all nodes, [n, n], in at least float32."""
+    wide = block if block.dtype == torch.float64 else block.float()
+    return torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _relative_positions(pos: Tensor, src: Tensor, dst: Tensor) -> Tensor:
@@ -405,9 +459,35 @@ def _where(adjacency: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _group_by(node_of_edge: Tensor, num_nodes: int) -> EdgeOrder:
+    if torch.compiler.is_compiling():
+        return EdgeOrder(*_edge_order(node_of_edge, num_nodes))
+    return EdgeOrder(*made_beside(node_of_edge, lambda: _sorted_edges(node_of_edge, num_nodes)))
+
+
+def _sorted_edges(node_of_edge: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
     nodes, order = node_of_edge.sort(stable=True)
-    offsets = torch.searchsorted(nodes, torch.arange(num_nodes + 1, device=nodes.device))
-    return EdgeOrder(order, offsets)
+    return order, torch.searchsorted(nodes, torch.arange(num_nodes + 1, device=nodes.device))
+
+
+@torch.library.custom_op("se3_fast::edge_order", mutates_args=())
+def _edge_order(node_of_edge: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Order and offsets as one node of compiled graphs, which may run in inference mode while the graph keeps them for training."""
+    with torch.inference_mode(False), torch.no_grad():
+        return _sorted_edges(node_of_edge, num_nodes)
+
+
+@_edge_order.register_fake
+def _(node_of_edge: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(node_of_edge), node_of_edge.new_empty(num_nodes + 1)
+
+
+def _index(numbers: Tensor) -> Tensor:
+    """As the operations read it, contiguous int64, and so that backward passes can keep it."""
+    numbers = numbers.long().contiguous()
+    if torch.compiler.is_compiling() or not numbers.is_inference():
+        return numbers
+    with outside_inference_mode():
+        return numbers.clone()
 
 
 def version_of(tensor: Tensor) -> int:
@@ -429,22 +509,60 @@ def _check_shapes(src: Tensor, dst: Tensor) -> None:
 def _check_edges(src: Tensor, dst: Tensor, num_nodes: int) -> None:
     _check_shapes(src, dst)
     for name, ends in (("src", src), ("dst", dst)):
-        if _is_readable(ends) and len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < num_nodes:
+        if is_readable(ends) and len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < num_nodes:
             raise ValueError(f"{name}: expected node numbers from 0 to {num_nodes - 1}, got {int(ends.min())} to {int(ends.max())}")
-
-
-def _is_readable(tensor: Tensor) -> bool:
-    """Whether values can be checked without waiting for a device, or breaking a graph that is being compiled."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _batch_sizes(name: str, sizes: Tensor | Sequence[int] | None, total: int, device: torch.device) -> Tensor:
     if sizes is None:
-        return torch.tensor([total], device=device)
-    sizes = torch.as_tensor(sizes, dtype=torch.int64, device=device).contiguous()
-    if _is_readable(sizes) and int(sizes.sum()) != total:
-        raise ValueError(f"{name}: expected sizes that add up to {total}, got {int(sizes.sum())}")
-    return sizes
+        return _index(torch.tensor([total], device=device))
+    given = torch.as_tensor(sizes, device=device)
+    if given.ndim != 1 or given.is_complex() or (given.is_floating_point() and given.numel() > 0):
+        raise ValueError(f"{name}: expected whole numbers of shape [B], got {_shape_or_type(given)}")
+    numbers = _index(given)
+    if is_readable(numbers) and (int(numbers.sum()) != total or bool((numbers < 0).any())):
+        raise ValueError(
+            f"{name}: expected sizes that add up to {total}, none negative, got {_first_few(numbers)}, {int(numbers.sum())} in all"
+        )
+    return numbers
+
+
+def _edges_of_graphs(src: Tensor, dst: Tensor, num_nodes: Tensor, num_edges: Tensor | Sequence[int] | None) -> Tensor:
+    """[B] edges of each graph: as given, or counted."""
+    given = None if num_edges is None else _batch_sizes("batch_num_edges", num_edges, src.shape[0], src.device)
+    if given is not None and given.shape != num_nodes.shape:
+        raise ValueError(f"batch_num_edges: expected {len(num_nodes)} graphs as in batch_num_nodes, got {len(given)}")
+    if given is not None:
+        return given
+    if num_nodes.shape[0] == 1:
+        return _index(torch.tensor([src.shape[0]], device=src.device))
+    with outside_inference_mode():
+        ends = num_nodes.cumsum(0)
+        graph_of_edge = torch.searchsorted(ends, src, right=True)
+        counts = torch.zeros_like(num_nodes).scatter_add(0, graph_of_edge, torch.ones_like(src))
+    if is_readable(src):
+        _check_within_graphs(graph_of_edge, torch.searchsorted(ends, dst, right=True))
+    return counts
+
+
+def _check_within_graphs(of_source: Tensor, of_destination: Tensor) -> None:
+    joins_two = of_source != of_destination
+    if bool(joins_two.any()):
+        edge = int(joins_two.nonzero()[0])
+        raise ValueError(
+            f"batch_num_nodes: expected edges within the graphs, got edge {edge} from graph {int(of_source[edge])} "
+            f"to graph {int(of_destination[edge])}"
+        )
+
+
+def _first_few(numbers: Tensor) -> str:
+    """The beginning of a list, for a message."""
+    listed = ", ".join(map(str, numbers[:8].tolist()))
+    return f"[{listed}]" if len(numbers) <= 8 else f"[{listed}, ...]"
+
+
+def _shape_or_type(value: Any) -> str:
+    return f"{list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"an object of type {type(value).__name__}"
 
 
 def _concatenate(data: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -7,11 +7,12 @@ sections 1 and 1.1 (docs/design.md).
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from e3nn import o3
 from torch import Tensor
+
+from se3_fast.modes import constant
 
 Y0 = 1.0 / math.sqrt(4.0 * math.pi)
 """The spherical harmonic of degree 0 ('integral' normalisation)."""
@@ -22,13 +23,13 @@ def num_paths(degree_in: int, degree_out: int) -> int:
     return 2 * min(degree_in, degree_out) + 1
 
 
-@cache
+@constant
 def wigner_3j(degree: int, degree_in: int, degree_out: int) -> Tensor:
     """The Wigner 3j symbols, [2J+1, 2d_in+1, 2d_out+1] float64, unit Frobenius norm (e3nn's)."""
     return o3.wigner_3j(degree, degree_in, degree_out, dtype=torch.float64)
 
 
-@cache
+@constant
 def axis_swap(degree: int) -> Tensor:
     """J_d of DESIGN 1.1: the rotation by pi that exchanges the x and y axes, [2d+1, 2d+1] float64.
 
@@ -38,33 +39,25 @@ def axis_swap(degree: int) -> Tensor:
     return torch.linalg.matrix_exp(math.pi / math.sqrt(2.0) * (about_x + about_y))
 
 
-@cache
+@constant
 def generators(degree: int) -> Tensor:
     """Generators of rotations about x, y and z acting on degree d, [3, 2d+1, 2d+1] float64.
 
     ``G[a] @ v`` is the rate of change of v when it is turned about axis a; for d = 1 it is the cross product
     e_a x v. Obtained from the couplings: the 3j symbols (1, d, d) are an invariant antisymmetric map, hence proportional
-    to the generators; the factor follows from the Casimir value d (d + 1).
+    to the generators; the factor follows from the Casimir value d (d + 1), its sign from [G_x, G_y] = G_z.
     """
     if degree == 0:
         return torch.zeros(3, 1, 1, dtype=torch.float64)
     coupling = wigner_3j(1, degree, degree)  # [3, 2d+1, 2d+1]
     casimir = -(coupling @ coupling).sum(0).diagonal().mean()
     scaled = coupling * math.sqrt(degree * (degree + 1) / casimir)
-    return _generator_sign(degree, scaled) * scaled
+    about_x, about_y, about_z = scaled
+    is_right_handed = ((about_x @ about_y - about_y @ about_x) * about_z).sum() > 0  # [G_x, G_y] = G_z
+    return scaled if is_right_handed else -scaled
 
 
-def _generator_sign(degree: int, candidate: Tensor) -> float:
-    """+1 or -1, so that ``candidate[1]`` generates e3nn's rotations about y."""
-    angle = torch.tensor(0.1, dtype=torch.float64)
-    zero = torch.zeros((), dtype=torch.float64)
-    turned = o3.wigner_D(degree, angle, zero, zero)
-    same = (torch.linalg.matrix_exp(angle * candidate[1]) - turned).norm()
-    opposite = (torch.linalg.matrix_exp(-angle * candidate[1]) - turned).norm()
-    return 1.0 if same < opposite else -1.0
-
-
-@cache
+@constant
 def alignment_map(degree_in: int, degree_out: int) -> Tensor:
     """The map from the paths J of a pair of degrees to the edge-aligned weights (DESIGN 1.1), [F, F] float64.
 

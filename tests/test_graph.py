@@ -98,7 +98,7 @@ def test_no_edges_and_no_nodes() -> None:
         ((torch.tensor([0, 1]), torch.tensor([0]), 2), ValueError, r"dst: expected shape \[2\], got \[1\]"),
         ((torch.tensor([0]), torch.tensor([2]), 2), ValueError, "dst: expected node numbers from 0 to 1, got 2 to 2"),
         ((torch.tensor([0]), torch.tensor([0]), 2, [1]), ValueError, "batch_num_nodes: expected sizes that add up to 2"),
-        ((torch.tensor([0]), torch.tensor([0]), 2, [1, 1]), ValueError, "batch_num_edges: expected 2 graphs"),
+        ((torch.tensor([0]), torch.tensor([0]), 2, [1, 1], [1]), ValueError, "batch_num_edges: expected 2 graphs"),
     ],
 )
 def test_bad_arguments(arguments: tuple, error: type[Exception], message: str) -> None:  # type: ignore[type-arg]

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.graph import Graph
+from se3_fast.modes import constant
 from se3_fast.plan import ConvolutionPlan, RadialGroup
 from se3_fast.so3 import alignment_map, generators
 
@@ -155,7 +156,7 @@ def orders(group: RadialGroup) -> tuple[Order, ...]:
     return tuple(result)
 
 
-@cache
+@constant
 def group_alignment(group: RadialGroup) -> Tensor:
     """The map from a group's paths to its aligned weights, [aligned, paths] float64."""
     matrix = torch.zeros(group.num_paths, group.num_paths, dtype=torch.float64)
@@ -169,14 +170,13 @@ def group_alignment(group: RadialGroup) -> Tensor:
     return torch.ones_like(matrix) if group.is_basis_free else matrix
 
 
-@cache
+@constant
 def group_alignment_on(group: RadialGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The map from a group's paths to its aligned weights, [aligned, paths], kept on a device: copied once, for recorded work."""
-    with torch.inference_mode(False):  # or it could not be used where gradients are wanted later
-        return group_alignment(group).to(device, dtype)
+    return group_alignment(group).to(device, dtype)
 
 
-@cache
+@constant
 def rows_of_input(group: RadialGroup, degree_in: int, device: torch.device) -> Tensor:
     """Where the aligned weights of one input degree stand, in the order (m, parity, d_out): int64, on a device."""
     rows = [
@@ -186,8 +186,7 @@ def rows_of_input(group: RadialGroup, degree_in: int, device: torch.device) -> T
         for parity in range(order.num_parities)
         for column in range(len(order.degrees_out))
     ]
-    with torch.inference_mode(False):
-        return torch.tensor(rows, device=device)
+    return torch.tensor(rows, device=device)
 
 
 def aligned_weight(group: RadialGroup, weight: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ launches, and the order of the aligned weights' axes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from se3_fast.cuda import library
 from se3_fast.fused.tfn_conv import SPLITS, FeatureRows, Launches, contraction_items, group_spans, int64_table, pair_rows
 from se3_fast.graph import EdgeOrder
+from se3_fast.modes import constant
 from se3_fast.plan import ConvolutionPlan
 from se3_fast.so3 import generators
 
@@ -58,7 +58,7 @@ class _PairTable(NamedTuple):
     channels_out: int
 
 
-@cache
+@constant
 def _contraction_table(plan: ConvolutionPlan, is_transposed: bool, has_odd: bool, device: torch.device) -> _ContractionTable:
     items, terms = contraction_items(plan, WIDTH, is_transposed, has_odd)
     stops = list(accumulate(map(len, terms)))
@@ -67,7 +67,7 @@ def _contraction_table(plan: ConvolutionPlan, is_transposed: bool, has_odd: bool
     return _ContractionTable(int64_table(rows, 5, device), int64_table(list(chain(*terms)), 6, device), largest)
 
 
-@cache
+@constant
 def _pair_table(plan: ConvolutionPlan, has_odd: bool, device: torch.device) -> _PairTable:
     rows = pair_rows(plan, WIDTH, has_odd)
     spans = group_spans(rows, len(plan.groups), SPLITS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 
 from se3_fast.aligned.tfn_conv import group_alignment
 from se3_fast.kernels.aligned_weights import SLOTS, BlockTable
+from se3_fast.modes import constant
 from se3_fast.plan import ConvolutionPlan, RadialGroup
 
 
@@ -54,7 +54,7 @@ class _Block(NamedTuple):
     result: int
 
 
-@cache
+@constant
 def layout(plans: tuple[ConvolutionPlan, ...], width: int, device: torch.device) -> Layout:
     """The layout of some convolutions; ``width`` is that of h."""
     weights, sizes, offset = [], [], 0
@@ -115,11 +115,10 @@ def _table(blocks: Sequence[_Block], first_tensor: int, device: torch.device) ->
         coefficients += [value for _, value in block.entries]
         channels = [group.channels_in, group.channels_out, group.num_paths]
         rows.append([block.tensor - first_tensor, *channels, first, len(places), block.result])
-    with torch.inference_mode(False):  # the table is kept, also for calls that differentiate
-        return BlockTable(
-            torch.tensor(rows, dtype=torch.int64, device=device),
-            torch.tensor(places, dtype=torch.int64, device=device),
-            torch.tensor(coefficients, dtype=torch.float64, device=device),
-            max(block.group.channels_in for block in blocks),
-            max(block.group.channels_out for block in blocks),
-        )
+    return BlockTable(
+        torch.tensor(rows, dtype=torch.int64, device=device),
+        torch.tensor(places, dtype=torch.int64, device=device),
+        torch.tensor(coefficients, dtype=torch.float64, device=device),
+        max(block.group.channels_in for block in blocks),
+        max(block.group.channels_out for block in blocks),
+    )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from se3_fast.graph import Graph
 from se3_fast.kernels.edge_frames import wigner_table
+from se3_fast.modes import constant
 from se3_fast.so3 import axis_swap
 
 
@@ -37,6 +37,6 @@ def wigner_tables(degrees: Sequence[int], like: Tensor) -> Tensor:
     return _wigner_tables(tuple(degrees), like.dtype, like.device)
 
 
-@cache
+@constant
 def _wigner_tables(degrees: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.cat([wigner_table(axis_swap(degree)).flatten() for degree in degrees]).to(device, dtype)

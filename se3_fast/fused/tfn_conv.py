@@ -19,6 +19,7 @@ from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv as kernels
 from se3_fast.kernels.cost import Cost
 from se3_fast.kernels.edge_frames import wigner_table
+from se3_fast.modes import constant
 from se3_fast.plan import ConvolutionPlan
 from se3_fast.so3 import axis_swap, generators
 
@@ -134,7 +135,7 @@ def contraction_items(
     return items, list(by_item.values())
 
 
-@cache
+@constant
 def contraction_table(plan: ConvolutionPlan, width: int, is_transposed: bool, device: torch.device) -> kernels.ContractionTable:
     """What :func:`~se3_fast.kernels.tfn_conv.contract` sums, the items with most to do first."""
     found: list[tuple[int, list[int], list[list[int]]]] = []
@@ -180,7 +181,7 @@ def group_spans(rows: list[list[int]], num_groups: int, splits: int, first: int 
     return [[first + start, first + stop] for group in range(num_groups) for start, stop in _spans(groups, group, splits)]
 
 
-@cache
+@constant
 def pair_table(plan: ConvolutionPlan, width: int, device: torch.device, splits: int = SPLITS) -> kernels.PairTable:
     """The pairs for the gradients of h and W."""
     odd, even = pair_rows(plan, width, True), pair_rows(plan, width, False)
@@ -197,7 +198,7 @@ def pair_table(plan: ConvolutionPlan, width: int, device: torch.device, splits: 
     )
 
 
-@cache
+@constant
 def generator_table(outputs: FeatureRows, inputs: FeatureRows, device: torch.device) -> kernels.GeneratorTable:
     """The generators of rotations about x and z on all rows of y~ and x~."""
     entries: list[list[int]] = []
@@ -214,7 +215,7 @@ def generator_table(outputs: FeatureRows, inputs: FeatureRows, device: torch.dev
     return kernels.GeneratorTable(int64_table(entries, 3, device), values, (starts[1], starts[2], starts[3]))
 
 
-@cache
+@constant
 def _wigner_table(degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return wigner_table(axis_swap(degree)).to(device, dtype)
 

@@ -20,6 +20,7 @@ from se3_fast.aligned.tfn_conv import orders
 from se3_fast.fused.tfn_conv import FeatureRows, Launches, cost, output_rows
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv_by_source as kernels
+from se3_fast.modes import constant, made_beside
 from se3_fast.plan import ConvolutionPlan
 
 BUFFER_BYTES = 64 << 20
@@ -159,7 +160,7 @@ def values_per_node(plan: ConvolutionPlan, width: int) -> int:
     return sum((2 * pair.degree_in + 1) * width * pair.channels * (1 if pair.m == 0 else 2) for pair in source_pairs(plan, width))
 
 
-@cache
+@constant
 def pair_tables(plan: ConvolutionPlan, width: int, device: torch.device) -> PairTables:
     """The pairs for all launches."""
     rows_frame, rows_out = frame_rows(plan), output_rows(plan)
@@ -249,17 +250,20 @@ class SourceOrder:
             offsets: [N + 1] int64, the first tile of each node.
         """
         if size not in self._tiles:
-            num_nodes, num_edges = self.graph.num_nodes(), self.graph.num_edges()
-            edge_offsets = self.graph.outgoing().offsets
-            counts = (edge_offsets.diff() + size - 1) // size
-            offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-            number = torch.arange(num_edges // size + num_nodes, device=offsets.device)
-            node = torch.searchsorted(offsets[1:], number, right=True)
-            is_tile = node < num_nodes
-            node = torch.where(is_tile, node, 0)
-            first = torch.where(is_tile, edge_offsets[node] + (number - offsets[node]) * size, num_edges)
-            self._tiles[size] = (torch.stack([node, first], 1), offsets)
+            self._tiles[size] = made_beside(self.edges, lambda: self._make_tiles(size))
         return self._tiles[size]
+
+    def _make_tiles(self, size: int) -> tuple[Tensor, Tensor]:
+        num_nodes, num_edges = self.graph.num_nodes(), self.graph.num_edges()
+        edge_offsets = self.graph.outgoing().offsets
+        counts = (edge_offsets.diff() + size - 1) // size
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        number = torch.arange(num_edges // size + num_nodes, device=offsets.device)
+        node = torch.searchsorted(offsets[1:], number, right=True)
+        is_tile = node < num_nodes
+        node = torch.where(is_tile, node, 0)
+        first = torch.where(is_tile, edge_offsets[node] + (number - offsets[node]) * size, num_edges)
+        return torch.stack([node, first], 1), offsets
 
 
 _kept_orders: WeakKeyDictionary[Graph, SourceOrder] = WeakKeyDictionary()
@@ -268,7 +272,7 @@ _kept_orders: WeakKeyDictionary[Graph, SourceOrder] = WeakKeyDictionary()
 def source_order(graph: Graph) -> SourceOrder:
     """The edges of a graph by source; made at the first call and kept as long as the graph."""
     if graph not in _kept_orders:
-        _kept_orders[graph] = SourceOrder(graph)
+        _kept_orders[graph] = made_beside(graph.src, lambda: SourceOrder(graph))
     return _kept_orders[graph]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from se3_fast.graph import Graph
+from se3_fast.modes import constant
 from se3_fast.plan import ConvolutionPlan
 from se3_fast.so3 import alignment_map, generators
 
@@ -94,7 +94,7 @@ class NativeConvolution:
         return describe(self.plan, tensors[-1].shape[1])
 
 
-@cache
+@constant
 def describe(plan: ConvolutionPlan, width: int) -> tuple[list[int], Tensor]:
     """A plan as ``csrc/tfn_conv.cpp`` reads it.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from se3_fast.aligned.tfn_conv import torque_to_gradient
 from se3_fast.graph import Graph
+from se3_fast.modes import constant
 from se3_fast.native.tfn_conv import NativeConvolution
 from se3_fast.plan import ConvolutionPlan, RadialGroup
 from se3_fast.so3 import alignment_map, generators
@@ -60,7 +60,7 @@ def is_by_source_faster(plan: ConvolutionPlan, graph: Graph, width: int) -> bool
     return num_sources * per_source + graph.num_edges() * per_edge < graph.num_edges() * by_edge
 
 
-@cache
+@constant
 def describe(plan: ConvolutionPlan) -> tuple[list[int], Tensor]:
     """A plan as ``csrc/tfn_conv_by_source.cpp`` reads it.
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from se3_fast.modes import constant
 from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.reference import basis as reference
@@ -105,14 +105,14 @@ def _fused_by_kernel(bases: dict[str, Tensor], max_degree: int, is_padded: bool,
     return {key: basis for key, basis in zip(tables.layout.shapes, fused, strict=True) if basis is not None}
 
 
-@cache
+@constant
 def _pairwise_tables(max_degree: int, is_padded: bool, dtype: torch.dtype, device: torch.device) -> PairwiseTables:
     from se3_fast.kernels.basis import pairwise_tables
 
     return pairwise_tables(max_degree, is_padded, wigner_3j, dtype, device)
 
 
-@cache
+@constant
 def _fused_tables(max_degree: int, is_padded: bool, fully_fused: bool, device: torch.device) -> FusedTables:
     from se3_fast.kernels.basis import fused_tables
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from se3_fast.modes import constant, made_beside
 from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.basis import get_basis
 from se3_fast.reference import basis as reference_basis
@@ -24,7 +24,7 @@ def _wigner_blocks(direction: Tensor, max_degree: int) -> Tensor:
         return wigner_blocks(direction, max_degree)
 
 
-@cache
+@constant
 def _axis_swaps(max_degree: int) -> Tensor:
     """J_d of the degrees 0..max_degree in a row, float64."""
     return torch.cat([axis_swap(degree).flatten() for degree in range(max_degree + 1)])
@@ -162,14 +162,13 @@ class EdgeGeometry:
     def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What ``make`` makes, kept; not ``cached_property``, whose lock ``torch.compile`` cannot follow."""
         if name not in self._made:
-            with torch.no_grad():
-                self._made[name] = make()
+            self._made[name] = made_beside(self.rel_pos, make)
         return self._made[name]
 
     def wigner_as(self, dtype: torch.dtype) -> Tensor:
         """The Wigner blocks in another dtype, kept for the next layer."""
         if dtype not in self._casts:
-            self._casts[dtype] = self.wigner.to(dtype)
+            self._casts[dtype] = made_beside(self.rel_pos, lambda: self.wigner.to(dtype))
         return self._casts[dtype]
 
     def basis(self, key: str) -> Tensor:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from se3_fast.modes import constant
 from se3_fast.ops.differentiable import LinearOperation, Tensors
 from se3_fast.reference import parameter_rows as reference
 
@@ -137,9 +137,8 @@ def _batches(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-@cache
+@constant
 def _blocks(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     from se3_fast.kernels.parameter_rows import block_rows
 
-    with torch.inference_mode(False):  # the table is kept, also for calls that differentiate
-        return torch.tensor(block_rows(sizes), dtype=torch.int64, device=device).view(-1, 5)
+    return torch.tensor(block_rows(sizes), dtype=torch.int64, device=device).view(-1, 5)

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from se3_fast.aligned import tfn_conv as aligned
 from se3_fast.fiber import Features
 from se3_fast.graph import EdgeOrder, Graph
+from se3_fast.modes import constant
 from se3_fast.ops.aligned_weights import AlignedWeights, aligned_weights
 from se3_fast.ops.backend import backend, selected_backend
 from se3_fast.ops.differentiable import Operation, Tensors, Wanted, is_batched
@@ -684,7 +685,6 @@ def _published_weight(group: RadialGroup, aligned_weight: Tensor) -> Tensor:
     return paths.flatten(0, 2)
 
 
-@cache
+@constant
 def _from_aligned(group: RadialGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.linalg.inv(aligned.group_alignment(group)).to(device, dtype)
+    return torch.linalg.inv(aligned.group_alignment(group)).to(device, dtype)

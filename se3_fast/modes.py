@@ -1,0 +1,89 @@
+"""PyTorch's modes, and tensors that outlive them.
+
+A tensor is of the mode that it was made in: in inference mode it can never be differentiated with, while something traces it has no
+values, inside a transform of ``torch.func`` it ends with the call, on the default device it may be nowhere. What is made once and
+kept must be none of that, whoever asks for it first. So tensors that are kept come about here only: constants of the process by
+:func:`constant`, what is kept beside a tensor by :func:`made_beside`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._python_dispatch import _disable_current_modes
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def constant(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorator for functions of hashable arguments that make tensors: made at the first call, outside of every mode, and kept.
+
+    ``torch.compile`` takes the results as they are.
+    """
+
+    def make(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with _outside_of_modes():
+            return function(*args, **kwargs)
+
+    kept: Any = cache(make)
+
+    @wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        result: Result = kept(*args, **kwargs)
+        return result
+
+    return torch.compiler.assume_constant_result(call)
+
+
+def made_beside(source: Tensor, make: Callable[[], Result]) -> Result:
+    """What ``make`` makes of constants, to be kept as long as ``source``, which it is made of; no gradient is followed."""
+    if torch.compiler.is_compiling():
+        with torch.no_grad():
+            return make()
+    if not _is_plain(source):  # of a mode itself, and ends with it
+        with torch.inference_mode(False), torch.no_grad():
+            return make()
+    with _outside_of_modes():
+        return make()
+
+
+@contextmanager
+def _outside_of_modes() -> Iterator[None]:
+    """Inside, tensors are what they are when no mode is on; no gradient is followed."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        temporarily_clear_interpreter_stack(),
+        _disable_current_modes(),
+        torch._C.DisableTorchFunction(),
+        torch.autocast("cpu", enabled=False),
+    ):
+        yield
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Inside, tensors can be differentiated with later; gradients are followed if they were before."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether values can be checked: without waiting for a device, and nothing traces or transforms the tensor."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    return _is_plain(tensor)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
