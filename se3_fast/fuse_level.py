@@ -64,7 +64,7 @@ class _Profile(NamedTuple):
 
 def _profiles(model: nn.Module) -> dict[str, list[_Profile]]:
     """The radial profiles of every convolution, by the convolution's name."""
-    names = {module: name for name, module in model.named_modules() if isinstance(module, RadialProfile)}
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules() if isinstance(module, RadialProfile)}
     profiles: dict[str, list[_Profile]] = {}
     for path, module in model.named_modules():
         if isinstance(module, ConvSE3):

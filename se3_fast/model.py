@@ -13,6 +13,7 @@ from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import as_graph
 from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, LinearSE3, NormSE3
 from se3_fast.layers.attention import ChannelsDivisor
+from se3_fast.layers.convolution import relative_positions
 from se3_fast.layers.head import Head
 from se3_fast.layers.joint import join_parameters
 from se3_fast.ops.edge_frames import EdgeGeometry, edge_lengths
@@ -159,16 +160,12 @@ class SE3Transformer(nn.Module):
             ValueError: if features do not fit the fibers or the graph, or positions are not finite.
         """
         graph = as_graph(graph)
-        if "rel_pos" not in graph.edata:
-            raise ValueError(f"graph: expected edata['rel_pos'] of shape [E, 3], got edata with {sorted(graph.edata)}")
-        rel_pos = graph.edata["rel_pos"]
-        if rel_pos.shape != (graph.num_edges(), 3):
-            raise ValueError(f"graph: expected edata['rel_pos'] of shape [{graph.num_edges()}, 3], got {list(rel_pos.shape)}")
+        rel_pos = relative_positions(graph)
         if basis is None:
             directions = rel_pos.detach() if self.compute_gradients is False else rel_pos
             basis = EdgeGeometry.from_relative_positions(directions, self.max_degree)
         elif not isinstance(basis, EdgeGeometry):
-            basis = EdgeGeometry.from_bases(basis, self.max_degree)
+            basis = EdgeGeometry.from_bases(basis, self.max_degree, rel_pos)
         num_nodes = self.fiber_in.check_features(node_feats, "node_feats")
         if num_nodes != graph.num_nodes():
             raise ValueError(f"node_feats: expected features of the graph's {graph.num_nodes()} nodes, got {num_nodes}")

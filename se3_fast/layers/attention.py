@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph, as_graph
-from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel
+from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel, is_plain
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_attention import aligned_edge_attention, edge_attention, message_attention, takes_messages
@@ -152,7 +152,7 @@ class AttentionBlockSE3(nn.Module):
         node_features: Features,
         edge_features: Features,
         graph: Any,
-        basis: EdgeGeometry | dict[str, Tensor],
+        basis: EdgeGeometry | dict[str, Tensor] | None = None,
         joint: JointParameters | None = None,
     ) -> Features:
         """Apply the block: ``{d: [N, C, 2d+1]}`` with ``fiber_in`` to the same with ``fiber_out``.
@@ -161,7 +161,7 @@ class AttentionBlockSE3(nn.Module):
             node_features: ``{d: [N, C, 2d+1]}``.
             edge_features: ``{d: [E, C, 2d+1]}``, the edge length appended as last degree-0 channel.
             graph: Graph, DGLGraph or PyTorch Geometric data.
-            basis: the geometry of the edges, or a published basis dict.
+            basis: the geometry of the edges, or a published basis dict; default: made from ``graph.edata['rel_pos']``.
             joint: the parameters of the whole model made ready, see :mod:`se3_fast.layers.joint`.
 
         Raises:
@@ -172,15 +172,22 @@ class AttentionBlockSE3(nn.Module):
         geometry = self.to_key_value.prepare_geometry(graph, basis)
         of_query, of_messages, beside = shared_features(node_features, 3)
         query: Features | HeadFeatures
-        if keeps_frames(geometry):
+        if keeps_frames(geometry) and self._leaves_frames():
             query = self.to_query.per_head(of_query, self.attention.num_heads, joint)
         else:
             query = self.to_query(of_query)
         if self.low_memory:
-            attended = recompute_in_backward(self._attend, query, of_messages, edge_features, graph, geometry)
+            is_random = self.to_key_value.profiles() is None
+            attended = recompute_in_backward(self._attend, is_random, query, of_messages, edge_features, graph, geometry)
         else:
             attended = self._attend(query, of_messages, edge_features, graph, geometry, joint)
         return self.project(attended, beside=beside, joint=joint)
+
+    def _leaves_frames(self) -> bool:
+        """Whether parts of the layers can be called in the place of the layers: there are no hooks on them, and radial profiles end
+        with a linear map."""
+        parts = ((self.to_key_value, ConvSE3), (self.to_query, LinearSE3), (self.attention, AttentionSE3))
+        return all(is_plain(layer, kind) for layer, kind in parts) and self.to_key_value.is_contracted()
 
     def _attend(
         self,
@@ -195,7 +202,7 @@ class AttentionBlockSE3(nn.Module):
             messages = self.to_key_value.aligned_messages(node_features, edge_features, graph, geometry, joint)
             return self.attention.in_frames(messages, query)
         key_value = self.to_key_value(node_features, edge_features, graph, geometry)
-        if takes_messages(graph.device):
+        if takes_messages(graph.device) and is_plain(self.attention, AttentionSE3):
             return message_attention(key_value, query, graph, self.value_fiber, self.attention.num_heads)
         value = {str(degree): key_value[str(degree)][:, :channels] for degree, channels in self.value_fiber}
         key = {str(degree): key_value[str(degree)][:, self.value_fiber[degree] :] for degree, _ in self.key_fiber}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph, as_graph
@@ -14,10 +16,12 @@ from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.linear import MAX_PARTS, linear
 from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts
-from se3_fast.ops.radial import Profiles, RadialLayer, radial, recipe
+from se3_fast.ops.radial import Profiles, RadialLayer, Recipe, radial, recipe
 from se3_fast.ops.shared_features import shared_features
-from se3_fast.ops.tfn_conv import aligned_messages, prepare_geometry, tfn_conv
+from se3_fast.ops.tfn_conv import PreparedRadial, aligned_messages, prepare_geometry, tfn_conv, tfn_conv_by_formula
 from se3_fast.plan import ConvolutionPlan, RadialGroup
+from se3_fast.reference.radial import LAYER_NORM_EPSILON
+from se3_fast.reference.tfn_conv import contract
 
 if TYPE_CHECKING:
     from se3_fast.fused.edge_attention import AlignedMessages
@@ -43,53 +47,125 @@ class RadialProfile(nn.Module):
     """The radial network: from the invariants of an edge to the weights of all its paths and channels.
 
     Two hidden layers (linear, layer norm if wanted, ReLU) and a linear map without bias; ``net`` holds them under the
-    published names. The last layer is not applied here: the convolution contracts it with the features.
+    published names. :class:`ConvSE3` evaluates a profile in parts that are fast together, the last layer within the contraction,
+    where that is the same as to call it; a profile that was changed it calls.
 
     Args:
-        num_paths: number of paths F of all pairs that the profile serves.
+        num_freq: number of paths F of all pairs that the profile serves.
         channels_in: channels of each input degree.
         channels_out: channels of each output degree.
         edge_dim: number of invariant edge features, the edge length included.
+        mid_dim: width of the hidden layers.
         use_layer_norm: whether the hidden layers are normalised.
     """
 
-    def __init__(self, num_paths: int, channels_in: int, channels_out: int, edge_dim: int, use_layer_norm: bool) -> None:
+    def __init__(
+        self,
+        num_freq: int,
+        channels_in: int,
+        channels_out: int,
+        edge_dim: int = 1,
+        mid_dim: int = RADIAL_WIDTH,
+        use_layer_norm: bool = False,
+    ) -> None:
         super().__init__()
         modules: list[nn.Module] = []
-        for width in (edge_dim, RADIAL_WIDTH):
-            modules.append(nn.Linear(width, RADIAL_WIDTH))
+        for width in (edge_dim, mid_dim):
+            modules.append(nn.Linear(width, mid_dim))
             if use_layer_norm:
-                modules.append(nn.LayerNorm(RADIAL_WIDTH))
+                modules.append(nn.LayerNorm(mid_dim))
             modules.append(nn.ReLU())
-        modules.append(nn.Linear(RADIAL_WIDTH, num_paths * channels_in * channels_out, bias=False))
+        modules.append(nn.Linear(mid_dim, num_freq * channels_in * channels_out, bias=False))
         self.net = nn.Sequential(*modules)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """All weights of all edges: [E, edge_dim] to [E, C_out * C_in * F], ordered (output channel, input channel, path)."""
+        return self.net(features)
 
     @property
     def last_weight(self) -> Tensor:
-        """[C_out * C_in * F, 32]; rows ordered (output channel, input channel, path)."""
+        """[C_out * C_in * F, K]; rows ordered (output channel, input channel, path)."""
         return self.net[-1].weight  # type: ignore[return-value]
 
-    def hidden_layers(self) -> tuple[RadialLayer, RadialLayer]:
-        """The parameters of the two hidden layers."""
-        step = (len(self.net) - 1) // 2
+    def is_split(self) -> bool:
+        """Whether to call it is to call its modules one after the other, of which the last is a linear map without bias."""
+        if not is_plain(self, RadialProfile) or not is_plain(self.net, nn.Sequential) or not self.net._modules:
+            return False
+        last = self.net[-1]
+        return isinstance(last, nn.Linear) and last.bias is None and is_plain(last, nn.Linear)
+
+    def hidden_layers(self) -> tuple[RadialLayer, RadialLayer] | None:
+        """The parameters of the two hidden layers of a profile that :meth:`is_split`, if they are exactly as published."""
         modules = list(self.net)
-        return _radial_layer(modules[:step]), _radial_layer(modules[step:])
-
-
-def _radial_layer(modules: list[nn.Module]) -> RadialLayer:
-    linear, norm = modules[0], modules[1]
-    assert isinstance(linear, nn.Linear)
-    if isinstance(norm, nn.LayerNorm):
-        return RadialLayer(linear.weight, linear.bias, norm.weight, norm.bias)
-    return RadialLayer(linear.weight, linear.bias, None, None)
+        if len(modules) not in (5, 7):
+            return None
+        step = len(modules) // 2
+        first, second = _published_layer(modules[:step]), _published_layer(modules[step:-1])
+        return None if first is None or second is None else (first, second)
 
 
 class RadialConvolution(nn.Module):
-    """Holds the radial profile of one group of degree pairs under the published name ``radial_func``."""
+    """The convolution of one group of degree pairs; holds its radial profile under the published name ``radial_func``.
 
-    def __init__(self, group: RadialGroup, edge_dim: int, use_layer_norm: bool) -> None:
+    Args:
+        freq_sum: number of paths F of all pairs of the group.
+        channels_in: channels of each input degree.
+        channels_out: channels of each output degree.
+        edge_dim: number of invariant edge features, the edge length included.
+        use_layer_norm: layer normalisation in the radial profile.
+        fuse_level: the parameterisation that the group belongs to.
+    """
+
+    def __init__(
+        self,
+        freq_sum: int,
+        channels_in: int,
+        channels_out: int,
+        edge_dim: int,
+        use_layer_norm: bool,
+        fuse_level: ConvSE3FuseLevel,
+    ) -> None:
         super().__init__()
-        self.radial_func = RadialProfile(group.num_paths, group.channels_in, group.channels_out, edge_dim, use_layer_norm)
+        self.freq_sum, self.channels_in, self.channels_out = freq_sum, channels_in, channels_out
+        self.fuse_level = fuse_level
+        self.radial_func = RadialProfile(freq_sum, channels_in, channels_out, edge_dim, use_layer_norm=use_layer_norm)
+
+    def forward(self, features: Tensor, invariant_edge_feats: Tensor, basis: Tensor | None) -> Tensor:
+        """Messages [E, C_out, k] by the published formula, everything materialised.
+
+        Args:
+            features: [E, C_in, l], those of the edges' sources, the input degrees side by side.
+            invariant_edge_feats: [E, edge_dim].
+            basis: [E, l, F, k]; None for the pair of degrees (0, 0), l = F = k = 1.
+        """
+        weights = self.radial_func(invariant_edge_feats)
+        return contract(features, basis, weights.view(len(features), self.channels_out, self.channels_in * self.freq_sum))
+
+
+def _published_layer(modules: list[nn.Module]) -> RadialLayer | None:
+    """Of linear map, layer norm if there is one, and ReLU, exactly as they were made."""
+    linear, *norms, activation = modules
+    if type(linear) is not nn.Linear or type(activation) is not nn.ReLU or any(type(norm) is not nn.LayerNorm for norm in norms):
+        return None
+    if not all(is_plain(module, type(module)) for module in modules) or linear.bias is None:
+        return None
+    if linear.out_features != RADIAL_WIDTH:
+        return None
+    if not norms:
+        return RadialLayer(linear.weight, linear.bias, None, None)
+    norm = norms[0]
+    assert isinstance(norm, nn.LayerNorm)
+    if norm.eps != LAYER_NORM_EPSILON or norm.normalized_shape != (RADIAL_WIDTH,) or norm.weight is None or norm.bias is None:
+        return None
+    return RadialLayer(linear.weight, linear.bias, norm.weight, norm.bias)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a module is what ``kind`` does, with no hook on it."""
+    if type(module) is not kind and not (isinstance(module, kind) and type(module).forward is kind.forward):
+        return False
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return not hooks and "forward" not in module.__dict__
 
 
 class ConvSE3(nn.Module):
@@ -156,20 +232,24 @@ class ConvSE3(nn.Module):
 
     def _create_profiles(self, named_groups: dict[str, RadialGroup], use_layer_norm: bool) -> None:
         edge_dim = self.fiber_edge[0] + 1
-        modules = {name: RadialConvolution(group, edge_dim, use_layer_norm) for name, group in named_groups.items()}
+        modules = {
+            name: RadialConvolution(
+                group.num_paths, group.channels_in, group.channels_out, edge_dim, use_layer_norm, self.used_fuse_level
+            )
+            for name, group in named_groups.items()
+        }
         container, _, first_key = next(iter(modules)).partition(".")
         if first_key:
             self.add_module(container, nn.ModuleDict({name.partition(".")[2]: part for name, part in modules.items()}))
         else:
             self.add_module(container, modules[container])
-        self.radial_profiles = [module.radial_func for module in modules.values()]
 
     def forward(
         self,
         node_feats: Features,
         edge_feats: Features,
         graph: Any,
-        basis: EdgeGeometry | dict[str, Tensor],
+        basis: EdgeGeometry | dict[str, Tensor] | None = None,
         joint: JointParameters | None = None,
     ) -> Features | Tensor:
         """Convolve.
@@ -178,7 +258,7 @@ class ConvSE3(nn.Module):
             node_feats: ``{d: [N, C, 2d+1]}`` with ``fiber_in``.
             edge_feats: ``{d: [E, C, 2d+1]}`` with ``fiber_edge``, the edge length appended as last degree-0 channel.
             graph: Graph, DGLGraph or PyTorch Geometric data.
-            basis: the geometry of the edges, or a published basis dict.
+            basis: the geometry of the edges, or a published basis dict; default: made from ``graph.edata['rel_pos']``.
             joint: the parameters of the whole model made ready, see :mod:`se3_fast.layers.joint`.
 
         Returns:
@@ -192,7 +272,7 @@ class ConvSE3(nn.Module):
         geometry = self.prepare_geometry(graph, basis)
         of_messages, own = shared_features(node_feats, 2) if self.self_interaction else (node_feats, node_feats)
         if self.low_memory:
-            messages = recompute_in_backward(self._messages, of_messages, edge_feats, graph, geometry)
+            messages = recompute_in_backward(self._messages, self.profiles() is None, of_messages, edge_feats, graph, geometry)
         else:
             messages = self._messages(of_messages, edge_feats, graph, geometry, joint)
         if self.self_interaction:
@@ -203,10 +283,16 @@ class ConvSE3(nn.Module):
             return torch.cat([messages[str(degree)] for degree in self.fiber_out.degrees], -1)
         return messages
 
-    def prepare_geometry(self, graph: Graph, basis: EdgeGeometry | dict[str, Tensor]) -> EdgeGeometry:
-        """The geometry of the edges, from itself or from a published basis dict, with what this convolution reads of it made."""
-        geometry = basis if isinstance(basis, EdgeGeometry) else EdgeGeometry.from_bases(basis, self.max_degree)
-        prepare_geometry(self.plan, graph, geometry)
+    def prepare_geometry(self, graph: Graph, basis: EdgeGeometry | dict[str, Tensor] | None) -> EdgeGeometry:
+        """The geometry of the edges, with what this convolution reads of it made: from itself, from a published basis dict, or
+        from the graph's relative positions."""
+        if isinstance(basis, EdgeGeometry):
+            geometry = basis
+        elif basis is not None:
+            geometry = EdgeGeometry.from_bases(basis, self.max_degree, graph.edata.get("rel_pos"))
+        else:
+            geometry = EdgeGeometry.from_relative_positions(relative_positions(graph), self.plan.max_degree)
+        prepare_geometry(self.plan, graph, geometry, by_formula=not self.is_contracted())
         return geometry
 
     def aligned_messages(
@@ -223,16 +309,42 @@ class ConvSE3(nn.Module):
         """
         self._check_inputs(node_feats, edge_feats, graph)
         prepared = joint.radial(self) if joint else None
-        hidden = radial(edge_feats["0"].squeeze(-1), self.profiles()) if prepared is None else prepared.values
+        hidden, _ = self._hidden(edge_feats, prepared)
         return aligned_messages(self.plan, graph, geometry, node_feats, edge_feats, hidden, self.last_weights(), prepared)
 
-    def profiles(self) -> Profiles:
-        """The hidden layers of all radial profiles."""
-        return [profile.hidden_layers() for profile in self.radial_profiles]
+    @property
+    def radial_convolutions(self) -> list[nn.Module]:
+        """The modules of the radial groups, looked up under their published names, in the order of the plan."""
+        found = next(self._modules[name] for name in ("conv", "conv_out", "conv_in") if name in self._modules)
+        return list(found.values()) if isinstance(found, nn.ModuleDict) else [found]  # type: ignore[list-item]
+
+    @property
+    def radial_profiles(self) -> list[nn.Module]:
+        """The radial profiles, in the order of the plan."""
+        return [module.radial_func for module in self.radial_convolutions]  # type: ignore[misc]
+
+    def is_contracted(self) -> bool:
+        """Whether all radial profiles end with a linear map, of equal widths, which is contracted with the features; otherwise the
+        modules of the radial groups are called as they are."""
+        modules = self.radial_convolutions
+        if _has_any_global_hook() or not all(is_plain(module, RadialConvolution) for module in modules):
+            return False
+        profiles = self.radial_profiles
+        if not all(isinstance(profile, RadialProfile) and profile.is_split() for profile in profiles):
+            return False
+        return len({profile.net[-1].in_features for profile in profiles}) == 1  # type: ignore[index, union-attr]
+
+    def profiles(self) -> Profiles | None:
+        """The hidden layers of all radial profiles, if all are exactly as published."""
+        return self._published_layers() if self.is_contracted() else None
 
     def last_weights(self) -> list[Tensor]:
         """The last weight of all radial profiles, [C_out * C_in * F, K]."""
-        return [profile.last_weight for profile in self.radial_profiles]
+        return [profile.last_weight for profile in self.radial_profiles]  # type: ignore[misc]
+
+    def _published_layers(self) -> Profiles | None:
+        found = [profile.hidden_layers() for profile in self.radial_profiles]  # type: ignore[operator]
+        return found if None not in found else None
 
     def row_parameters(self, device: torch.device) -> LayerParameters | None:
         """The parameters of the self-interaction, if it has any, in the order of a row."""
@@ -243,11 +355,30 @@ class ConvSE3(nn.Module):
     def _messages(
         self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry, joint: JointParameters | None = None
     ) -> Features:
+        if not self.is_contracted():
+            return self._messages_by_modules(node_feats, edge_feats, graph, geometry)
         prepared = joint.radial(self) if joint else None
-        invariants, profiles = edge_feats["0"].squeeze(-1), self.profiles()
-        hidden = radial(invariants, profiles) if prepared is None else prepared.values
+        hidden, make_hidden = self._hidden(edge_feats, prepared)
         arguments = (self.plan, graph, geometry, node_feats, edge_feats, hidden, self.last_weights(), self.pool)
-        return tfn_conv(*arguments, make_hidden=recipe(invariants, profiles), prepared=prepared)
+        return tfn_conv(*arguments, make_hidden=make_hidden, prepared=prepared)
+
+    def _hidden(self, edge_feats: Features, prepared: PreparedRadial | None) -> tuple[Sequence[Tensor] | Tensor, Recipe | None]:
+        """h of all radial profiles, and how to make it again if it need not be kept."""
+        if prepared is not None:
+            return prepared.values, None
+        invariants, profiles = edge_feats["0"].squeeze(-1), self._published_layers()
+        if profiles is not None:
+            return radial(invariants, profiles), recipe(invariants, profiles)
+        return [profile.net[:-1](invariants) for profile in self.radial_profiles], None  # type: ignore[index, operator]
+
+    def _messages_by_modules(self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry) -> Features:
+        invariants = edge_feats["0"].squeeze(-1)
+
+        def contraction(module: nn.Module) -> Callable[[Tensor, Tensor | None], Tensor]:
+            return lambda features, basis: module(features, invariants, basis)
+
+        contractions = [contraction(module) for module in self.radial_convolutions]
+        return tfn_conv_by_formula(self.plan, graph, geometry, node_feats, edge_feats, contractions, self.pool)
 
     def _add_self_interaction(
         self, messages: Features, node_feats: Features, graph: Graph, joint: JointParameters | None
@@ -270,6 +401,20 @@ class ConvSE3(nn.Module):
         num_edges = Fiber(expected).check_features(edge_feats, "edge_feats")
         if num_edges != graph.num_edges():
             raise ValueError(f"edge_feats: expected features of the graph's {graph.num_edges()} edges, got {num_edges}")
+
+
+def relative_positions(graph: Graph) -> Tensor:
+    """``edata['rel_pos']`` of a graph.
+
+    Raises:
+        ValueError: if it is not there, or not of shape [E, 3].
+    """
+    if "rel_pos" not in graph.edata:
+        raise ValueError(f"graph: expected edata['rel_pos'] of shape [E, 3], got edata with {sorted(graph.edata)}")
+    rel_pos = graph.edata["rel_pos"]
+    if rel_pos.shape != (graph.num_edges(), 3):
+        raise ValueError(f"graph: expected edata['rel_pos'] of shape [{graph.num_edges()}, 3], got {list(rel_pos.shape)}")
+    return rel_pos
 
 
 def _over_incoming_edges(sums: Features, graph: Graph) -> Features:

@@ -63,10 +63,10 @@ def join_parameters(model: nn.Module, edge_features: Features, graph: Graph, geo
     if not keeps_frames(geometry):
         return None
     layers = _layers_with_rows(model, graph.device) if torch.is_grad_enabled() else {}
-    convolutions = _joint_convolutions(model, edge_features, graph)
+    convolutions = _joint_convolutions(model, edge_features, graph) if geometry.factor is None else {}
     requests = list(layers.values())
     if convolutions:
-        tensors = [tensor for convolution in convolutions for tensor in radial.profile_parameters(convolution.profiles())]
+        tensors = [tensor for profiles in convolutions.values() for tensor in radial.profile_parameters(profiles)]
         requests.append(LayerParameters(tensors, gradient_parts(radial.MAX_PARTS, graph.device)))
     if len({tensor.dtype for request in requests for tensor in request.tensors}) != 1:  # none, or several
         return None
@@ -85,28 +85,33 @@ def _layers_with_rows(model: nn.Module, device: torch.device) -> dict[nn.Module,
     return found
 
 
-def _joint_convolutions(model: nn.Module, edge_features: Features, graph: Graph) -> list[ConvSE3]:
-    """The convolutions by edge whose h is kept for the backward pass anyway, if all have the same kind of radial profile."""
+def _joint_convolutions(model: nn.Module, edge_features: Features, graph: Graph) -> dict[ConvSE3, radial.Profiles]:
+    """The convolutions by edge whose h is kept for the backward pass anyway, and their hidden radial layers.
+
+    Those with radial profiles that were changed are left out; none, where the others' are of several kinds.
+    """
     recomputed = {block.to_key_value for block in model.modules() if isinstance(block, AttentionBlockSE3) and block.low_memory}
     dtype = radial.compute_dtype(edge_features["0"])
-    chosen = [
+    by_edge = [
         module
         for module in model.modules()
         if isinstance(module, ConvSE3)
         and not (module.low_memory or module in recomputed)
         and is_contracted_by_edge(module.plan, graph, RADIAL_WIDTH, dtype)
     ]
-    if len({(layers[0].weight.shape, layers[0].scale is None) for module in chosen for layers in module.profiles()}) != 1:
-        return []
+    profiles = {module: module.profiles() for module in by_edge}
+    chosen = {module: layers for module, layers in profiles.items() if layers is not None}
+    if len({(first.weight.shape, first.scale is None) for layers in chosen.values() for first, _ in layers}) != 1:
+        return {}
     num_values = sum(len(module.plan.groups) for module in chosen) * graph.num_edges() * RADIAL_WIDTH
-    return chosen if torch.is_grad_enabled() or num_values * dtype.itemsize <= MAX_HIDDEN_BYTES else []
+    return chosen if torch.is_grad_enabled() or num_values * dtype.itemsize <= MAX_HIDDEN_BYTES else {}
 
 
-def _radials(convolutions: list[ConvSE3], edge_features: Features, row: Tensor) -> dict[nn.Module, PreparedRadial]:
+def _radials(convolutions: dict[ConvSE3, radial.Profiles], edge_features: Features, row: Tensor) -> dict[nn.Module, PreparedRadial]:
     plans = [convolution.plan for convolution in convolutions]
     invariants = edge_features["0"].squeeze(-1)
     parts = hidden_gradient_parts(plans, len(invariants))
-    hidden = radial.radial_of_layers(invariants, [convolution.profiles() for convolution in convolutions], row, parts)
+    hidden = radial.radial_of_layers(invariants, list(convolutions.values()), row, parts)
     weights = aligned_weights(plans, [convolution.last_weights() for convolution in convolutions], hidden[0].dtype)
     prepared = (PreparedRadial(*of_one) for of_one in zip(hidden, weights, strict=True))
     return dict(zip(convolutions, prepared, strict=True))

@@ -8,6 +8,7 @@ ones in another.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from se3_fast.modes import constant
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.basis_origin import remember_fused, remember_pairwise
 from se3_fast.ops.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.reference import basis as reference
 from se3_fast.so3 import wigner_3j
@@ -48,13 +50,31 @@ def get_basis(
     """
     if relative_pos.ndim != 2 or relative_pos.shape[1] != 3:
         raise ValueError(f"relative_pos: expected shape [E, 3], got {list(relative_pos.shape)}")
-    device_type = relative_pos.device.type
-    dtype = torch.get_autocast_dtype(device_type) if amp else relative_pos.dtype
-    with torch.set_grad_enabled(compute_gradients and torch.is_grad_enabled()), torch.autocast(device_type, enabled=False):
-        if selected_backend(relative_pos.device) == "triton":
-            return _pairwise_by_kernel(relative_pos, max_degree, use_pad_trick, dtype)
-        bases = reference.pairwise_bases(relative_pos, max_degree, use_pad_trick)
-    return {key: basis.to(dtype) for key, basis in bases.items()}
+    with_gradients = compute_gradients and torch.is_grad_enabled()
+    with _not_in_inference_mode(), torch.set_grad_enabled(with_gradients):
+        bases = _pairwise(relative_pos, max_degree, use_pad_trick, amp)
+        remember_pairwise(bases, relative_pos)
+    return bases
+
+
+def _not_in_inference_mode() -> AbstractContextManager[object]:
+    """Tensors made in inference mode do not count their changes; the bases have to."""
+    is_left = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+    return torch.inference_mode(False) if is_left else nullcontext()
+
+
+def _pairwise(rel_pos: Tensor, max_degree: int, is_padded: bool, amp: bool) -> dict[str, Tensor]:
+    device_type = rel_pos.device.type
+    dtype = torch.get_autocast_dtype(device_type) if amp else rel_pos.dtype
+    with torch.autocast(device_type, enabled=False):
+        if selected_backend(rel_pos.device) == "triton":
+            bases = _pairwise_by_kernel(rel_pos, max_degree, is_padded, dtype)
+        else:
+            bases = {key: basis.to(dtype) for key, basis in reference.pairwise_bases(rel_pos, max_degree, is_padded).items()}
+    if bases["0,0"].requires_grad:  # a constant with a graph of its own: what is read off it needs none of the others'
+        constant = bases["0,0"].detach()
+        bases["0,0"] = torch.where(torch.ones_like(constant, dtype=torch.bool), constant, rel_pos[:, :1, None, None].to(dtype))
+    return bases
 
 
 def update_basis_with_fused(basis: dict[str, Tensor], max_degree: int, use_pad_trick: bool, fully_fused: bool) -> dict[str, Tensor]:
@@ -75,9 +95,16 @@ def update_basis_with_fused(basis: dict[str, Tensor], max_degree: int, use_pad_t
     is_padded = basis["0,0"].shape[-1] == 2
     if is_padded != use_pad_trick:
         raise ValueError(f"use_pad_trick: expected {is_padded}, as the bases were made, got {use_pad_trick}")
-    fused = {key: tensor for key, tensor in basis.items() if key != "0,0"}
+    with _not_in_inference_mode():
+        fused = _fused(basis, max_degree, use_pad_trick, fully_fused)
+        remember_fused(fused, basis)
+    return {key: tensor for key, tensor in basis.items() if key != "0,0"} | fused
+
+
+def _fused(basis: dict[str, Tensor], max_degree: int, use_pad_trick: bool, fully_fused: bool) -> dict[str, Tensor]:
     if selected_backend(basis["0,0"].device) == "triton":
-        return fused | _fused_by_kernel(basis, max_degree, use_pad_trick, fully_fused)
+        return _fused_by_kernel(basis, max_degree, use_pad_trick, fully_fused)
+    fused = {}
     for degree in range(max_degree + 1):
         fused[f"out{degree}_fused"] = reference.fused_over_inputs(basis, max_degree, degree)
         fused[f"in{degree}_fused"] = reference.fused_over_outputs(basis, max_degree, degree)

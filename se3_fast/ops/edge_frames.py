@@ -10,6 +10,7 @@ from torch import Tensor
 from se3_fast.modes import constant, made_beside
 from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.basis import get_basis
+from se3_fast.ops.given_bases import directions_of
 from se3_fast.reference import basis as reference_basis
 from se3_fast.reference.edge_frames import edge_directions, wigner_blocks
 from se3_fast.so3 import axis_swap
@@ -66,6 +67,10 @@ class EdgeGeometry:
         rel_pos: [E, 3] relative positions, or directions of any length where only a basis was given. If it requires grad, the
             convolutions differentiate with respect to it.
         max_degree: largest degree of the features that this geometry serves.
+        factor: [E], by which the bases are multiplied (a cutoff), or None; with its graph where it has one. As in the published
+            formula the messages from degree 0 to degree 0 of a convolution without fused pairs have no basis, and so no factor.
+        is_given: whether it stands for a basis dict that no directions explain: all backends compute with its tensors then.
+        by_formula: [E] bool, edges of which the tensors given are needed although the others have directions, or None.
     """
 
     def __init__(
@@ -76,16 +81,22 @@ class EdgeGeometry:
         bases: dict[str, Tensor] | None = None,
         angles: Tensor | None = None,
         zero_length_edges: Tensor | None = None,
+        factor: Tensor | None = None,
     ) -> None:
         self.rel_pos = rel_pos
         self.max_degree = max_degree
+        self.factor = factor
+        self.is_given = False
+        self.by_formula: Tensor | None = None
         self._bases = dict(bases or {})
         self._casts: dict[torch.dtype, Tensor] = {}
         given = {"wigner": wigner, "angles": angles, "zero_length_edges": zero_length_edges}
         self._made = {name: tensor.contiguous() for name, tensor in given.items() if tensor is not None}
 
     @staticmethod
-    def from_relative_positions(rel_pos: Tensor, max_degree: int, zero_length_edges: Tensor | None = None) -> EdgeGeometry:
+    def from_relative_positions(
+        rel_pos: Tensor, max_degree: int, zero_length_edges: Tensor | None = None, factor: Tensor | None = None
+    ) -> EdgeGeometry:
         """Geometry from relative positions.
 
         Args:
@@ -93,46 +104,58 @@ class EdgeGeometry:
             max_degree: largest degree of the features.
             zero_length_edges: [n] int64, the edges of length zero where they are known; otherwise they are looked for, which waits
                 for the device.
+            factor: [E], by which the bases of every edge are multiplied, such as a smooth cutoff; may require grad.
 
         Raises:
-            ValueError: for another shape, or a value that is not finite (checked for tensors on the CPU).
+            ValueError: for another shape, or a position that is not finite (checked for tensors on the CPU).
         """
         if rel_pos.ndim != 2 or rel_pos.shape[1] != 3:
             raise ValueError(f"rel_pos: expected shape [E, 3], got {list(rel_pos.shape)}")
+        if factor is not None and factor.shape != rel_pos.shape[:1]:
+            raise ValueError(f"factor: expected shape [{len(rel_pos)}], got {list(factor.shape)}")
         is_checked = rel_pos.device.type == "cpu" and not torch.compiler.is_compiling()
         if is_checked and not rel_pos.isfinite().all():
             edge = int((~rel_pos.isfinite()).any(1).nonzero()[0])
             raise ValueError(f"rel_pos: expected finite relative positions, got {rel_pos[edge].tolist()} at edge {edge}")
-        return EdgeGeometry(rel_pos, max_degree, zero_length_edges=zero_length_edges)
+        return EdgeGeometry(rel_pos, max_degree, zero_length_edges=zero_length_edges, factor=factor)
 
     @staticmethod
-    def from_bases(bases: dict[str, Tensor], max_degree: int) -> EdgeGeometry:
+    def from_bases(bases: dict[str, Tensor], max_degree: int, rel_pos: Tensor | None = None) -> EdgeGeometry:
         """Geometry from a published basis dict (pairwise keys, with or without fused ones; padded or not).
 
-        The directions are read off the basis ``'0,1'``, which is proportional to them.
+        A dict as ``get_basis`` and ``update_basis_with_fused`` made it has the directions that it was made from, at no cost. In any
+        other dict the values are looked at (:mod:`se3_fast.ops.given_bases`): bases times a factor per edge have directions and
+        that factor; with anything else the convolutions run the published formula, on all backends. So they do in compiled code.
+
+        Args:
+            bases: the dict; larger degrees than ``max_degree`` are not read.
+            max_degree: largest degree of the features.
+            rel_pos: [E, 3], what the bases were probably made from.
 
         Raises:
-            ValueError: if the basis is missing degrees.
+            ValueError: if the basis is missing degrees, or a tensor has another shape than its key says.
         """
         largest = f"{max_degree},{max_degree}"
-        if max_degree > 0 and largest not in bases:
+        if largest not in bases and (max_degree > 0 or not bases):
             raise ValueError(f"basis: expected bases up to degree {max_degree}, got {sorted(bases)}")
-        if "0,1" in bases:
-            directions = bases["0,1"][:, 0, 0, :3].detach()
-        else:
-            example = next(iter(bases.values()))
-            directions = example.new_zeros(len(example), 3)
-        return EdgeGeometry(directions, max_degree, bases=bases)
+        bases = _checked(bases, max_degree)
+        example = next(iter(bases.values()))
+        if rel_pos is not None and (len(rel_pos) != len(example) or rel_pos.device != example.device):
+            rel_pos = None
+        is_dense = selected_backend(example.device) == "dense"
+        directions = None if is_dense else directions_of(bases, max_degree, rel_pos)
+        if directions is None:
+            geometry = EdgeGeometry(example.new_zeros(len(example), 3), max_degree, bases=bases)
+            geometry.is_given = True
+            return geometry
+        geometry = EdgeGeometry(directions.rel_pos, max_degree, bases=bases, factor=directions.factor)
+        geometry.by_formula = directions.by_formula
+        return geometry
 
     @property
     def num_edges(self) -> int:
         """Number of edges E."""
         return len(self.rel_pos)
-
-    @property
-    def has_differentiable_bases(self) -> bool:
-        """Whether it was made from a basis dict that is to be differentiated (``get_basis(compute_gradients=True)``)."""
-        return torch.is_grad_enabled() and any(basis.requires_grad for basis in self._bases.values())
 
     @property
     def _working_positions(self) -> Tensor:
@@ -172,27 +195,56 @@ class EdgeGeometry:
         return self._casts[dtype]
 
     def basis(self, key: str) -> Tensor:
-        """A published basis, pairwise or fused, made at the first call and kept (backend ``dense``)."""
+        """A published basis, pairwise or fused, times the factor; made at the first call and kept (backend ``dense``)."""
         if key not in self._bases:
-            self._bases[key] = self._make_basis(key)
+            with torch.enable_grad():  # whatever the mode is now: it is kept
+                self._bases[key] = self._make_basis(key)
         return self._bases[key]
 
     def _make_basis(self, key: str) -> Tensor:
         if not self._bases:
-            self._bases = get_basis(
-                self.rel_pos,
-                self.max_degree,
-                compute_gradients=self.rel_pos.requires_grad,
-                amp=torch.is_autocast_enabled(self.rel_pos.device.type),
-            )
+            self._bases = self._pairwise_bases()
         if "0,0" not in self._bases:  # a dict from update_basis_with_fused comes without it
-            self._bases["0,0"] = reference_basis.scalar_basis(next(iter(self._bases.values())))
+            self._bases["0,0"] = self._scalar_basis()
+        if key not in self._bases and "fused" not in key:
+            raise ValueError(f"basis: expected one of degrees '{key}', got {sorted(self._bases)}")
         if key == "fully_fused":
             return reference_basis.fully_fused(self._bases, self.max_degree)
         if key.endswith("_fused"):
             fuse = reference_basis.fused_over_inputs if key.startswith("out") else reference_basis.fused_over_outputs
             return fuse(self._bases, self.max_degree, int(key.removesuffix("_fused").lstrip("outin")))
         return self._bases[key]
+
+    def _pairwise_bases(self) -> dict[str, Tensor]:
+        is_amp = torch.is_autocast_enabled(self.rel_pos.device.type)
+        bases = get_basis(self.rel_pos, self.max_degree, compute_gradients=self.rel_pos.requires_grad, amp=is_amp)
+        if self.factor is None:
+            return bases
+        factor = self.factor[:, None, None, None]
+        return {key: (basis * factor).to(basis.dtype) for key, basis in bases.items()}
+
+    def _scalar_basis(self) -> Tensor:
+        """The basis ``'0,0'`` of a dict that comes without it, as its fused ones have it."""
+        for key in ("out0_fused", "in0_fused", "fully_fused"):
+            if key in self._bases:
+                return self._bases[key][:, :1, :1, :1]
+        return reference_basis.scalar_basis(next(iter(self._bases.values())))
+
+    def without_factor(self) -> EdgeGeometry:
+        """The same directions alone."""
+        return self.with_positions(self.rel_pos)
+
+    def edges_by_formula(self) -> Tensor:
+        """[n] int64, the edges in ``by_formula``."""
+        assert self.by_formula is not None
+        return self.by_formula.nonzero().squeeze(-1)
+
+    def given_bases_of(self, edge_numbers: Tensor) -> EdgeGeometry:
+        """The tensors given, of some edges [n] int64, as a geometry that stands for them alone."""
+        bases = {key: basis[edge_numbers] for key, basis in self._bases.items()}
+        geometry = EdgeGeometry(self.rel_pos[edge_numbers], self.max_degree, bases=bases)
+        geometry.is_given = True
+        return geometry
 
     def with_positions(self, rel_pos: Tensor) -> EdgeGeometry:
         """This geometry with other tensors of the same relative positions ([E, 3]), to be differentiated apart."""
@@ -213,14 +265,18 @@ class EdgeGeometry:
             zero_length_edges: as for :meth:`from_relative_positions`, counted among the chosen ones.
         """
         wigner, angles = self._made.get("wigner"), self._made.get("angles")
-        return EdgeGeometry(
+        geometry = EdgeGeometry(
             self.rel_pos[edge_numbers],
             self.max_degree,
             wigner=None if wigner is None else wigner[edge_numbers],
             bases={key: basis[edge_numbers] for key, basis in self._bases.items()},
             angles=None if angles is None else angles[:, edge_numbers],
             zero_length_edges=zero_length_edges,
+            factor=None if self.factor is None else self.factor[edge_numbers],
         )
+        geometry.is_given = self.is_given
+        geometry.by_formula = None if self.by_formula is None else self.by_formula[edge_numbers]
+        return geometry
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> EdgeGeometry:
         """This geometry on another device."""
@@ -233,6 +289,27 @@ class EdgeGeometry:
     def _map(self, function: object) -> EdgeGeometry:
         assert callable(function)
         mapped = EdgeGeometry(function(self.rel_pos), self.max_degree)
+        mapped.factor = None if self.factor is None else function(self.factor)
+        mapped.by_formula = None if self.by_formula is None else function(self.by_formula)
+        mapped.is_given = self.is_given
         mapped._bases = {key: function(basis) for key, basis in self._bases.items()}
         mapped._made = {name: function(tensor) for name, tensor in self._made.items()}
         return mapped
+
+
+def _checked(bases: dict[str, Tensor], max_degree: int) -> dict[str, Tensor]:
+    """The bases that serve degrees up to ``max_degree``, of the shapes that their keys say."""
+    num_edges = len(next(iter(bases.values())))
+    chosen = {}
+    for key, basis in bases.items():
+        shape = reference_basis.shape_of(key, max_degree)
+        if shape is None:
+            continue
+        expected = [num_edges, *shape]
+        padded = [*expected[:-1], expected[-1] + 1]
+        if list(basis.shape) not in (expected, padded):
+            if "fused" in key:  # made for other degrees
+                continue
+            raise ValueError(f"basis['{key}']: expected shape {expected}, got {list(basis.shape)}")
+        chosen[key] = basis
+    return chosen

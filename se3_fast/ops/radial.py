@@ -108,11 +108,34 @@ class Remake:
         return hidden.to(self.dtype)
 
 
-class Recipe(NamedTuple):
-    """How to make h again, and of what: the invariants and the parameters of the profiles."""
+@dataclass(frozen=True)
+class ScaledRemake:
+    """As :class:`Remake`, of h times a factor [groups, E, 1], which is the last of the tensors."""
 
     how: Remake
+
+    def make(self, tensors: Tensors) -> Tensor:
+        """h, [groups, E, K]."""
+        *of_hidden, scales = tensors
+        assert scales is not None
+        return scaled(self.how.make(of_hidden), scales)
+
+
+class Recipe(NamedTuple):
+    """How to make h again, and of what: the invariants, the parameters of the profiles, and a factor if there is one."""
+
+    how: Remake | ScaledRemake
     tensors: tuple[Tensor, ...]
+
+    def scaled(self, scales: Tensor) -> Recipe:
+        """The recipe of h times [groups, E, 1]."""
+        assert isinstance(self.how, Remake)
+        return Recipe(ScaledRemake(self.how), (*self.tensors, scales))
+
+
+def scaled(hidden: Tensor, scales: Tensor) -> Tensor:
+    """h times a factor, in the dtype of h."""
+    return (hidden * scales).to(hidden.dtype)
 
 
 def recipe(invariants: Tensor, profiles: Profiles) -> Recipe | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -25,6 +26,7 @@ from se3_fast.ops.backend import backend, selected_backend
 from se3_fast.ops.differentiable import Operation, Tensors, Wanted, is_batched
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.opaque import OpaqueOperation
+from se3_fast.ops.radial import Recipe, Remake, ScaledRemake, scaled
 from se3_fast.ops.second_derivatives import (
     SHARED,
     ConvolutionOperands,
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from se3_fast.fused.tfn_conv import Launches
     from se3_fast.fused.tfn_conv_by_source import SourceLaunches
     from se3_fast.native.tfn_conv import NativeConvolution
-    from se3_fast.ops.radial import Recipe, Remake
 
 CUDA_RADIAL_WIDTH = 32
 """The radial width that ``csrc/tfn_conv.cu`` is made for; others run as ``torch``."""
@@ -87,11 +88,41 @@ def tfn_conv(
     call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, pool, make_hidden, prepared)
     call = call.in_compute_dtype(device_type)
     if torch.compiler.is_compiling() and not _runs_dense(geometry):
-        return _compiled(call)
+        return _compiled(_with_scaled_hidden(call))
     with torch.autocast(device_type, enabled=False):
         if _runs_dense(geometry):
             return _dense(call)
-        return _messages(call)
+        messages = _messages(_with_scaled_hidden(call))
+        return messages if geometry.by_formula is None else _with_edges_by_formula(messages, call)
+
+
+def tfn_conv_by_formula(
+    plan: ConvolutionPlan,
+    graph: Graph,
+    geometry: EdgeGeometry,
+    node_features: Features,
+    edge_features: Features,
+    contractions: Sequence[reference.Contraction],
+    pool: bool,
+) -> Features:
+    """As :func:`tfn_conv`, the messages of each group by a function of the caller: on all backends as ``dense``.
+
+    Args:
+        plan: which degrees and channels are coupled by which radial group.
+        graph: N nodes, E edges.
+        geometry: directions of the edges.
+        node_features: ``{d: [N, C_d, 2d+1]}`` for the degrees of ``plan.node_channels``.
+        edge_features: ``{d: [E, C_d, 2d+1]}`` for the degrees of ``plan.edge_channels`` (others are ignored).
+        contractions: of each group, see :func:`se3_fast.reference.tfn_conv.messages`.
+        pool: sum over the incoming edges of each node; nodes without any get 0.
+    """
+    _check_degrees(plan, geometry)
+    nodes = {str(degree): node_features[str(degree)] for degree, _ in plan.node_channels}
+    edges = {str(degree): edge_features[str(degree)] for degree, _ in plan.edge_channels}
+    features = reference.gather_features(nodes, edges, graph.src)
+    with _by_reference(geometry):
+        messages = reference.messages(plan, geometry.basis, features, contractions)
+    return reference.sum_over_incoming(messages, graph.dst, graph.num_nodes()) if pool else messages
 
 
 class PreparedRadial(NamedTuple):
@@ -130,6 +161,8 @@ def keeps_frames(geometry: EdgeGeometry) -> bool:
     """Whether :func:`aligned_messages` serves a geometry: on backend ``triton``, where every edge has a frame and is constant."""
     if torch.compiler.is_compiling() or selected_backend(geometry.rel_pos.device) != "triton" or _runs_dense(geometry):
         return False
+    if geometry.by_formula is not None:
+        return False
     is_differentiated = (geometry.rel_pos.requires_grad or is_batched(geometry.rel_pos)) and torch.is_grad_enabled()
     return not is_differentiated and len(geometry.zero_length_edges) == 0
 
@@ -153,7 +186,7 @@ def aligned_messages(
     _check_degrees(plan, geometry)
     device_type = hidden[0].device.type
     call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, False, prepared=prepared)
-    call = call.in_compute_dtype(device_type)
+    call = _with_scaled_hidden(call.in_compute_dtype(device_type))
     with torch.autocast(device_type, enabled=False):
         (values,), edges = _fused(call, keeps_frames=True)
     return AlignedMessages(values, plan.channels_out, edges.angles, edges.graph)
@@ -166,17 +199,19 @@ def _check_degrees(plan: ConvolutionPlan, geometry: EdgeGeometry) -> None:
         )
 
 
-def prepare_geometry(plan: ConvolutionPlan, graph: Graph, geometry: EdgeGeometry) -> None:
+def prepare_geometry(plan: ConvolutionPlan, graph: Graph, geometry: EdgeGeometry, by_formula: bool = False) -> None:
     """Make what a convolution will read of graph and geometry, so that all calls with them (also a recomputation) share it.
 
     Args:
         plan: what is coupled.
         graph: the edges.
         geometry: their directions.
+        by_formula: whether it is :func:`tfn_conv_by_formula` that will read them.
     """
-    if _runs_dense(geometry):
-        for key in filter(None, map(reference.basis_key, plan.groups)):
-            geometry.basis(key)
+    if by_formula or _runs_dense(geometry):
+        with _by_reference(geometry):
+            for key in filter(None, map(reference.basis_key, plan.groups)):
+                geometry.basis(key)
     elif torch.compiler.is_compiling():
         graph.incoming()
         graph.outgoing()
@@ -184,7 +219,14 @@ def prepare_geometry(plan: ConvolutionPlan, graph: Graph, geometry: EdgeGeometry
 
 
 def _runs_dense(geometry: EdgeGeometry) -> bool:
-    return selected_backend(geometry.rel_pos.device) == "dense" or geometry.has_differentiable_bases
+    if geometry.is_given or (geometry.by_formula is not None and torch.compiler.is_compiling()):
+        return True
+    return selected_backend(geometry.rel_pos.device) == "dense"
+
+
+def _by_reference(geometry: EdgeGeometry) -> AbstractContextManager[None]:
+    """Where bases that autograd can follow any number of times are made, if they are to be differentiated."""
+    return backend("dense") if geometry.rel_pos.requires_grad else nullcontext()
 
 
 class _Call(NamedTuple):
@@ -214,6 +256,30 @@ class _Call(NamedTuple):
             edges={str(degree): self.edges[str(degree)].to(dtype) for degree, _ in self.plan.edge_channels},
             hidden=hidden.to(dtype) if isinstance(hidden, Tensor) else [values.to(dtype) for values in hidden],
         )
+
+
+def _with_scaled_hidden(call: _Call) -> _Call:
+    """The call with the factor of its geometry in h, R = W h, instead of in the bases."""
+    factor = call.geometry.factor
+    if factor is None:
+        return call
+    scales = torch.stack([torch.ones_like(factor) if group.is_basis_free else factor for group in call.plan.groups])[..., None]
+    if isinstance(call.hidden, Tensor):
+        hidden: Sequence[Tensor] | Tensor = scaled(call.hidden, scales)
+    else:
+        hidden = [scaled(values, scale) for values, scale in zip(call.hidden, scales, strict=True)]
+    make_hidden = None if call.make_hidden is None else call.make_hidden.scaled(scales)
+    return call._replace(geometry=call.geometry.without_factor(), hidden=hidden, make_hidden=make_hidden)
+
+
+def _with_edges_by_formula(result: Features, call: _Call) -> Features:
+    """Add the messages of the edges of which the tensors given are needed; what has no basis is in ``result`` already."""
+    chosen = call.geometry.edges_by_formula()
+    hidden = [
+        torch.zeros_like(values[chosen]) if group.is_basis_free else values[chosen]
+        for group, values in zip(call.plan.groups, call.hidden, strict=True)
+    ]
+    return _with_messages_of(result, call, chosen, call.geometry.given_bases_of(chosen), hidden)
 
 
 def _messages(call: _Call) -> Features:
@@ -329,11 +395,17 @@ def _cuda(call: _Call) -> tuple[Tensor, ...]:
 def _with_zero_length_edges(result: Features, call: _Call) -> Features:
     """Add the messages of edges without direction, which have no frame: only their J = 0 terms, by the dense formula."""
     chosen = call.geometry.zero_length_edges
+    geometry = EdgeGeometry(call.geometry.rel_pos[chosen].detach(), call.geometry.max_degree)
+    return _with_messages_of(result, call, chosen, geometry, [values[chosen] for values in call.hidden])
+
+
+def _with_messages_of(result: Features, call: _Call, chosen: Tensor, geometry: EdgeGeometry, hidden: Sequence[Tensor]) -> Features:
+    """Add the messages of the chosen edges [n] by the dense formula; ``geometry`` and ``hidden`` are those of these edges."""
     part = call._replace(
         graph=Graph(call.graph.src[chosen], call.graph.dst[chosen], call.graph.num_nodes()),
-        geometry=EdgeGeometry(call.geometry.rel_pos[chosen].detach(), call.geometry.max_degree),
+        geometry=geometry,
         edges={key: tensor[chosen] for key, tensor in call.edges.items()},
-        hidden=[values[chosen] for values in call.hidden],
+        hidden=hidden,
     )
     messages = _dense(part)
     if call.pool:
@@ -497,7 +569,7 @@ class OperandConvolution(Operation):
 
     setting: _Setting
     make: Callable[[Tensor], aligned.Problem | NativeConvolution]
-    remake: Remake | None
+    remake: Remake | ScaledRemake | None
 
     @property
     def num_groups(self) -> int:

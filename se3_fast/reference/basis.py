@@ -14,6 +14,7 @@ Padding appends one zero to the last axis of the pairwise and ``out`` bases (2d+
 
 from __future__ import annotations
 
+import re
 from itertools import product
 
 import torch
@@ -44,6 +45,22 @@ def pairwise_bases(rel_pos: Tensor, max_degree: int, use_pad_trick: bool) -> dic
         basis = torch.stack(paths, 2)  # [E, 2d_in+1, F, 2d_out+1]
         bases[f"{degree_in},{degree_out}"] = F.pad(basis, (0, 1)) if use_pad_trick else basis
     return bases
+
+
+def shape_of(key: str, max_degree: int) -> tuple[int, ...] | None:
+    """Shape of a basis of one edge, not padded; None for a key that is not one of the degrees 0..max_degree."""
+    degrees, size = range(max_degree + 1), (max_degree + 1) ** 2
+    if key == "fully_fused":
+        return size, sum(num_paths(*pair) for pair in product(degrees, repeat=2)), size
+    parts = re.fullmatch(r"(\d+),(\d+)|(out|in)(\d+)_fused", key)
+    if parts is None or max(int(part) for part in parts.group(1, 2, 4) if part) > max_degree:
+        return None
+    if parts[3] is None:
+        degree_in, degree_out = int(parts[1]), int(parts[2])
+        return 2 * degree_in + 1, num_paths(degree_in, degree_out), 2 * degree_out + 1
+    width = 2 * int(parts[4]) + 1
+    paths = sum(num_paths(int(parts[4]), degree) for degree in degrees)
+    return (size, paths, width) if parts[3] == "out" else (width, paths, size)
 
 
 def scalar_basis(example: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Per radial group, with all its degrees side by side on the axes l, f and k.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from se3_fast.fiber import Features
 from se3_fast.plan import ConvolutionPlan, RadialGroup
 
 BasisOf = Callable[[str], Tensor]
+Contraction = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def tfn_conv(
@@ -38,14 +40,52 @@ def tfn_conv(
     Returns:
         ``{d: [E, C_d, 2d+1]}``.
     """
-    messages: Features = {}
-    for group, group_hidden, weight in zip(plan.groups, hidden, weights, strict=True):
-        message = _group_messages(group, basis, features, F.linear(group_hidden, weight))
+    contractions = [
+        partial(_contract_hidden, group.channels_out, group_hidden, weight)
+        for group, group_hidden, weight in zip(plan.groups, hidden, weights, strict=True)
+    ]
+    return messages(plan, basis, features, contractions)
+
+
+def messages(plan: ConvolutionPlan, basis: BasisOf, features: Features, contractions: Sequence[Contraction]) -> Features:
+    """Messages of all edges, those of each group by a function of its features and its basis.
+
+    Args:
+        plan: what is coupled.
+        basis: returns the published basis of a key, [E, ...].
+        features: ``{d: [E, C_d, 2d+1]}`` source features of each edge, edge-feature channels appended.
+        contractions: of each group, from its features [E, C_in, l] and its basis [E, l, F, k], padded or not, or None, to its
+            messages [E, C_out, k].
+
+    Returns:
+        ``{d: [E, C_d, 2d+1]}``.
+    """
+    result: Features = {}
+    for group, contract in zip(plan.groups, contractions, strict=True):
+        inputs = torch.cat([features[str(degree)] for degree in group.degrees_in], -1)  # [E, C_in, sum of 2d_in+1]
+        key = basis_key(group)
+        message = contract(inputs, None if key is None else basis(key).to(inputs.dtype))
         widths = [2 * degree + 1 for degree in group.degrees_out]
-        for degree, part in zip(group.degrees_out, message.split(widths, -1), strict=True):
-            key = str(degree)
-            messages[key] = messages[key] + part if key in messages else part
-    return messages
+        for degree, part in zip(group.degrees_out, message[..., : sum(widths)].split(widths, -1), strict=True):
+            place = str(degree)
+            result[place] = result[place] + part if place in result else part
+    return result
+
+
+def contract(features: Tensor, basis: Tensor | None, radial_weights: Tensor) -> Tensor:
+    """One group's messages [E, C_out, k] from features [E, C_in, l], basis [E, l, F, k] and R [E, C_out, C_in * F].
+
+    Without a basis l = F = k = 1.
+    """
+    if basis is None:
+        return radial_weights @ features
+    coupled = features @ basis.flatten(2)  # [E, C_in, F * k]
+    return radial_weights @ coupled.view(len(features), radial_weights.shape[-1], basis.shape[-1])
+
+
+def _contract_hidden(channels_out: int, hidden: Tensor, weight: Tensor, features: Tensor, basis: Tensor | None) -> Tensor:
+    radial_weights = F.linear(hidden, weight).view(len(hidden), channels_out, len(weight) // channels_out)
+    return contract(features, basis, radial_weights)
 
 
 def gather_features(node_features: Features, edge_features: Features, src: Tensor) -> Features:
@@ -62,21 +102,6 @@ def gather_features(node_features: Features, edge_features: Features, src: Tenso
 def sum_over_incoming(messages: Features, dst: Tensor, num_nodes: int) -> Features:
     """Sum the messages of each node's incoming edges: [E, C, 2d+1] to [N, C, 2d+1]."""
     return {key: message.new_zeros(num_nodes, *message.shape[1:]).index_add_(0, dst, message) for key, message in messages.items()}
-
-
-def _group_messages(group: RadialGroup, basis: BasisOf, features: Features, radial_weights: Tensor) -> Tensor:
-    """Messages of one group, output degrees side by side: [E, C_out, sum of 2d_out+1]."""
-    num_edges = len(radial_weights)
-    inputs = torch.cat([features[str(degree)] for degree in group.degrees_in], -1)  # [E, C_in, sum of 2d_in+1]
-    matrices = radial_weights.view(num_edges, group.channels_out, group.channels_in * group.num_paths)
-    key = basis_key(group)
-    if key is None:
-        return matrices @ inputs
-    width = sum(2 * degree + 1 for degree in group.degrees_out)
-    group_basis = basis(key).to(inputs.dtype)  # [E, l, f, k]
-    coupled = inputs @ group_basis.flatten(2)  # [E, C_in, f * k]
-    coupled = coupled.view(num_edges, group.channels_in * group.num_paths, group_basis.shape[-1])
-    return (matrices @ coupled)[..., :width]
 
 
 def basis_key(group: RadialGroup) -> str | None:
