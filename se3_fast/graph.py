@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.transforms import is_batched, is_transformed, untransformed, values
+
 
 class EdgeOrder(NamedTuple):
     """Edges grouped by one of their end nodes (compressed sparse rows).
@@ -53,9 +55,11 @@ class Graph:
         edata: dict[str, Tensor] | None = None,
     ) -> None:
         self._num_nodes = num_nodes if isinstance(num_nodes, torch.SymInt) else int(num_nodes)
+        if is_transformed():
+            src, dst = _unwrapped("src", src), _unwrapped("dst", dst)
         _check_edges(src, dst, self._num_nodes)
-        self.src = src.long()
-        self.dst = dst.long()
+        with untransformed():
+            self.src, self.dst = src.long(), dst.long()
         self._batch_num_nodes = _batch_sizes("batch_num_nodes", batch_num_nodes, self._num_nodes, src.device)
         self._batch_num_edges = _batch_sizes("batch_num_edges", batch_num_edges, src.shape[0], src.device)
         if self._batch_num_nodes.shape != self._batch_num_edges.shape:
@@ -146,21 +150,24 @@ class Graph:
     def incoming(self) -> EdgeOrder:
         """Edges grouped by destination; made at the first call and kept."""
         if self._incoming is None:
-            self._incoming = _group_by(self.dst, self._num_nodes)
+            with untransformed():
+                self._incoming = _group_by(self.dst, self._num_nodes)
         return self._incoming
 
     def outgoing(self) -> EdgeOrder:
         """Edges grouped by source; made at the first call and kept."""
         if self._outgoing is None:
-            self._outgoing = _group_by(self.src, self._num_nodes)
+            with untransformed():
+                self._outgoing = _group_by(self.src, self._num_nodes)
         return self._outgoing
 
     def sources_by_out_degree(self) -> tuple[Tensor, list[int]]:
         """Nodes that have outgoing edges, those with most first, and their out-degrees; made at the first call and kept."""
         if self._sources is None:
-            out_degrees, nodes = self.out_degrees().sort(descending=True, stable=True)
-            counts = out_degrees[out_degrees > 0].tolist()
-            self._sources = (nodes[: len(counts)], counts)
+            with untransformed():
+                out_degrees, nodes = self.out_degrees().sort(descending=True, stable=True)
+                counts = out_degrees[out_degrees > 0].tolist()
+                self._sources = (nodes[: len(counts)], counts)
         return self._sources
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Graph:
@@ -367,6 +374,13 @@ def _group_by(node_of_edge: Tensor, num_nodes: int) -> EdgeOrder:
     nodes, order = node_of_edge.sort(stable=True)
     offsets = torch.searchsorted(nodes, torch.arange(num_nodes + 1, device=nodes.device))
     return EdgeOrder(order, offsets)
+
+
+def _unwrapped(name: str, ends: Tensor) -> Tensor:
+    """Ends of edges within ``torch.func`` transforms: node numbers are the same to all of them."""
+    if is_batched(ends):
+        raise ValueError(f"{name}: expected the same edges for all entries within vmap, got an edge list of each")
+    return values(ends)
 
 
 def _check_edges(src: Tensor, dst: Tensor, num_nodes: int) -> None:

@@ -21,6 +21,7 @@ from se3_fast.fused.tfn_conv import FeatureRows, Launches, cost, output_rows
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv_by_source as kernels
 from se3_fast.plan import ConvolutionPlan
+from se3_fast.transforms import untransformed
 
 BUFFER_BYTES = 64 << 20
 """Largest T of a chunk of nodes: about a second-level cache, so that most of it is read back from there."""
@@ -268,7 +269,8 @@ _kept_orders: WeakKeyDictionary[Graph, SourceOrder] = WeakKeyDictionary()
 def source_order(graph: Graph) -> SourceOrder:
     """The edges of a graph by source; made at the first call and kept as long as the graph."""
     if graph not in _kept_orders:
-        _kept_orders[graph] = SourceOrder(graph)
+        with untransformed():
+            _kept_orders[graph] = SourceOrder(graph)
     return _kept_orders[graph]
 
 

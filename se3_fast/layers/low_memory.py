@@ -10,6 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from se3_fast.ops.backend import backend, chosen_backend
+from se3_fast.transforms import is_transformed
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -19,9 +20,9 @@ def recompute_in_backward(function: Callable[Parameters, Result], *args: Paramet
     """Call ``function`` keeping only its arguments; what it computed is computed again in the backward pass.
 
     The recomputation runs on the backend of the first call, wherever the backward pass is started from. Without grad mode this is a
-    plain call.
+    plain call, and within ``torch.func`` transforms, which know no recomputation.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or is_transformed():
         return function(*args, **kwargs)
     if torch.compiler.is_compiling():  # the backend is fixed while tracing
         return checkpoint(partial(function, **kwargs), *args, use_reentrant=False, preserve_rng_state=False)
