@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.modes import is_readable, made_beside, outside_inference_mode
+from se3_fast.transforms import is_batched, is_transformed, untransformed, values
 
 
 class EdgeOrder(NamedTuple):
@@ -73,9 +74,11 @@ class Graph:
         edata: dict[str, Tensor] | None = None,
     ) -> None:
         self._num_nodes = num_nodes if isinstance(num_nodes, torch.SymInt) else int(num_nodes)
+        if is_transformed():
+            src, dst = _unwrapped("src", src), _unwrapped("dst", dst)
         _check_edges(src, dst, self._num_nodes)
-        self.src = _index(src)
-        self.dst = _index(dst)
+        with untransformed():
+            self.src, self.dst = _index(src), _index(dst)
         self._batch_num_nodes = _batch_sizes("batch_num_nodes", batch_num_nodes, self._num_nodes, src.device)
         self._batch_num_edges = _edges_of_graphs(self.src, self.dst, self._batch_num_nodes, batch_num_edges)
         self.ndata = dict(ndata or {})
@@ -467,6 +470,13 @@ def _group_by(node_of_edge: Tensor, num_nodes: int) -> EdgeOrder:
 def _sorted_edges(node_of_edge: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
     nodes, order = node_of_edge.sort(stable=True)
     return order, torch.searchsorted(nodes, torch.arange(num_nodes + 1, device=nodes.device))
+
+
+def _unwrapped(name: str, ends: Tensor) -> Tensor:
+    """Ends of edges within ``torch.func`` transforms: node numbers are the same to all of them."""
+    if is_batched(ends):
+        raise ValueError(f"{name}: expected the same edges for all entries within vmap, got an edge list of each")
+    return values(ends)
 
 
 @torch.library.custom_op("se3_fast::edge_order", mutates_args=())

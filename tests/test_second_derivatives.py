@@ -3,7 +3,6 @@ central differences."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import se3_fast
-from se3_fast import EdgeGeometry, Fiber, Graph, SE3Transformer, SE3TransformerPooled
+from se3_fast import Fiber, Graph, SE3Transformer
 from se3_fast.native import library
 from se3_fast.ops import second_derivatives
-from se3_fast.ops import tfn_conv as convolution_operation
-from tests.support import TRITON_DEVICE, random_features, random_graph, relative_error
+from tests.support import random_features, random_graph, relative_error
 
 BACKENDS = ["torch", *(["cpp"] if library.is_available() else []), "triton"]
 EXACT = 1e-10

@@ -10,6 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from se3_fast.ops.backend import backend, chosen_backend
+from se3_fast.transforms import is_transformed
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -21,9 +22,10 @@ def recompute_in_backward(
     """Call ``function`` keeping only its arguments; what it computed is computed again in the backward pass.
 
     With ``is_random`` it draws the same random numbers again there. The recomputation runs on the backend of the first call,
-    wherever the backward pass is started from. Without grad mode this is a plain call.
+    wherever the backward pass is started from. Without grad mode this is a plain call, and within ``torch.func`` transforms, which
+    know no recomputation.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or is_transformed():
         return function(*args, **kwargs)
     if torch.compiler.is_compiling():  # the backend is fixed while tracing
         return checkpoint(partial(function, **kwargs), *args, use_reentrant=False, preserve_rng_state=is_random)

@@ -24,25 +24,13 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from se3_fast.transforms import each_of_batch
+
 Tensors = Sequence[Tensor | None]
 Evaluate = Callable[[Any], Sequence[Tensor]]
 """A function in plain PyTorch, from its operands in a row to its results."""
 
 Wanted = tuple[bool, ...]
-
-
-def is_transformed() -> bool:
-    """Whether a ``torch.func`` transform (``grad``, ``vmap``, ...) is at work: hooks on saved tensors do not exist there."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def is_batched(tensor: Tensor) -> bool:
-    """Whether a tensor stands for one entry of a batch, within ``vmap``: its values cannot be looked at."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        if torch._C._functorch.is_batchedtensor(tensor):
-            return True
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return False
 
 
 class Formula(Protocol):
@@ -202,7 +190,7 @@ class _Evaluation(torch.autograd.Function):
         operands = operation.restored(tensors[: ctx.num_saved])
         kept = tensors[ctx.num_saved : ctx.num_saved + operation.num_kept]
         differentiated = wanted[: len(operands)]
-        found = iter(_Gradients.apply(operation, differentiated, *operands, *kept, *given))
+        found = iter(each_of_batch(_Gradients.apply, (operation, differentiated, *operands, *kept, *given)))
         of_operands = [next(found) if is_wanted else None for is_wanted in differentiated]
         return None, *of_operands, *[None] * (len(wanted) - len(operands))
 
@@ -275,7 +263,7 @@ def _gradients_by_formula(formula: Formula, wanted: Sequence[bool], operands: Te
     """Gradients of a formula's operands, None for those that are not wanted."""
     if all(gradient is None for gradient in gradients):
         return [None] * len(wanted)
-    found = iter(_ByFormula.apply(formula.vjp(tuple(wanted)), *operands, *gradients))
+    found = iter(each_of_batch(_ByFormula.apply, (formula.vjp(tuple(wanted)), *operands, *gradients)))
     return [next(found) if is_wanted else None for is_wanted in wanted]
 
 
@@ -313,7 +301,7 @@ class _LinearEvaluation(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1:]
         if all(gradient is None for gradient in gradients):
             return None, *[None] * len(wanted)
-        found = _LinearEvaluation.apply(ctx.operation.transpose, *gradients)
+        found = each_of_batch(_LinearEvaluation.apply, (ctx.operation.transpose, *gradients))
         return None, *(one if is_wanted else None for one, is_wanted in zip(found, wanted, strict=True))
 
     @staticmethod
@@ -325,12 +313,13 @@ def _for_each_entry(
     function: type[torch.autograd.Function], info: Any, in_dims: tuple[int | None, ...], arguments: Sequence[Any]
 ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
     """The results of a batch: of one entry after the other, stacked."""
-    entries = [
-        function.apply(
-            *(argument if dim is None else argument.select(dim, entry) for argument, dim in zip(arguments, in_dims, strict=True))
-        )
-        for entry in range(info.batch_size)
-    ]
+    entries = []
+    for entry in range(info.batch_size):
+        of_entry = [
+            argument.select(dim, entry).contiguous() if isinstance(argument, Tensor) and dim is not None else argument
+            for argument, dim in zip(arguments, in_dims, strict=True)
+        ]
+        entries.append(function.apply(*of_entry))
     columns = list(zip(*entries, strict=True))
     results = tuple(None if column[0] is None else torch.stack(column) for column in columns)
     return results, tuple(None if result is None else 0 for result in results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from se3_fast.ops.given_bases import directions_of
 from se3_fast.reference import basis as reference_basis
 from se3_fast.reference.edge_frames import edge_directions, wigner_blocks
 from se3_fast.so3 import axis_swap
+from se3_fast.transforms import is_batched, is_followed, values
 
 
 @torch.library.custom_op("se3_fast::wigner_blocks", mutates_args=())
@@ -36,6 +38,12 @@ def _(direction: Tensor, max_degree: int) -> Tensor:
     return direction.new_empty(direction.shape[0], sum((2 * degree + 1) ** 2 for degree in range(max_degree + 1)))
 
 
+@_wigner_blocks.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], direction: Tensor, max_degree: int) -> tuple[Tensor, int]:
+    batch = direction.movedim(in_dims[0] or 0, 0)  # edges of a batch are as good as others
+    return _wigner_blocks(batch.flatten(0, 1), max_degree).unflatten(0, batch.shape[:2]), 0
+
+
 @torch.library.custom_op("se3_fast::frame_angles", mutates_args=())
 def _frame_angles(rel_pos: Tensor) -> Tensor:
     """The kernel of ``kernels/edge_frames.py`` as one node of compiled graphs."""
@@ -49,10 +57,16 @@ def _(rel_pos: Tensor) -> Tensor:
     return rel_pos.new_empty(4, rel_pos.shape[0])
 
 
+@_frame_angles.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], rel_pos: Tensor) -> tuple[Tensor, int]:
+    batch = rel_pos.movedim(in_dims[0] or 0, 0)
+    return _frame_angles(batch.flatten(0, 1).contiguous()).unflatten(1, batch.shape[:2]), 1
+
+
 def edge_lengths(rel_pos: Tensor) -> Tensor:
     """Lengths of the edges, [E, 3] to [E]; at length zero derivatives of every order are zero instead of not finite."""
     lengths = rel_pos.detach().norm(dim=-1)
-    if not rel_pos.requires_grad:
+    if not (rel_pos.requires_grad or is_batched(rel_pos)):
         return lengths
     has_length = lengths > 0
     return torch.where(has_length, torch.where(has_length[:, None], rel_pos, 1.0).norm(dim=-1), 0.0)
@@ -90,6 +104,7 @@ class EdgeGeometry:
         self.by_formula: Tensor | None = None
         self._bases = dict(bases or {})
         self._casts: dict[torch.dtype, Tensor] = {}
+        self._ordered: tuple[Tensor, Tensor] | None = None
         given = {"wigner": wigner, "angles": angles, "zero_length_edges": zero_length_edges}
         self._made = {name: tensor.contiguous() for name, tensor in given.items() if tensor is not None}
 
@@ -114,9 +129,12 @@ class EdgeGeometry:
         if factor is not None and factor.shape != rel_pos.shape[:1]:
             raise ValueError(f"factor: expected shape [{len(rel_pos)}], got {list(factor.shape)}")
         is_checked = rel_pos.device.type == "cpu" and not torch.compiler.is_compiling()
-        if is_checked and not rel_pos.isfinite().all():
-            edge = int((~rel_pos.isfinite()).any(1).nonzero()[0])
-            raise ValueError(f"rel_pos: expected finite relative positions, got {rel_pos[edge].tolist()} at edge {edge}")
+        if is_checked and not values(rel_pos).isfinite().all():
+            edges = values(rel_pos).view(-1, 3)
+            edge = int((~edges.isfinite()).any(1).nonzero()[0])
+            raise ValueError(
+                f"rel_pos: expected finite relative positions, got {edges[edge].tolist()} at edge {edge % len(rel_pos)}"
+            )
         return EdgeGeometry(rel_pos, max_degree, zero_length_edges=zero_length_edges, factor=factor)
 
     @staticmethod
@@ -177,10 +195,28 @@ class EdgeGeometry:
         """[4, E] cos and sin of the two angles of each edge's frame (backend ``triton``, ``kernels/edge_frames.py``); constants."""
         return self._once("angles", lambda: _frame_angles(self._working_positions))
 
+    def angles_by(self, edges: Tensor, dtype: torch.dtype) -> Tensor:
+        """The angles with the edges in another order, [n] int64; kept for the next layer."""
+        order, angles = self._ordered if self._ordered is not None else (None, None)
+        if order is not edges or angles is None or angles.dtype != dtype:
+            angles = self.angles.to(dtype).index_select(1, edges)
+            self._ordered = edges, angles
+        return angles
+
     @property
     def zero_length_edges(self) -> Tensor:
         """[n] int64, the edges that have no direction."""
-        return self._once("zero_length_edges", lambda: (self.direction == 0).all(-1).nonzero().squeeze(-1))
+        return self._once("zero_length_edges", self._find_zero_length_edges)
+
+    def _find_zero_length_edges(self) -> Tensor:
+        if not is_batched(self.rel_pos):
+            return (self.direction == 0).all(-1).nonzero().squeeze(-1)
+        if (values(self.rel_pos) == 0).all(-1).any():
+            raise ValueError(
+                "rel_pos: expected no edge of length zero within vmap, got some; backend dense serves them "
+                "(with se3_fast.backend('dense'))"
+            )
+        return torch.empty(0, dtype=torch.int64, device=self.rel_pos.device)
 
     def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What ``make`` makes, kept; not ``cached_property``, whose lock ``torch.compile`` cannot follow."""
@@ -217,7 +253,7 @@ class EdgeGeometry:
 
     def _pairwise_bases(self) -> dict[str, Tensor]:
         is_amp = torch.is_autocast_enabled(self.rel_pos.device.type)
-        bases = get_basis(self.rel_pos, self.max_degree, compute_gradients=self.rel_pos.requires_grad, amp=is_amp)
+        bases = get_basis(self.rel_pos, self.max_degree, compute_gradients=is_followed(self.rel_pos), amp=is_amp)
         if self.factor is None:
             return bases
         factor = self.factor[:, None, None, None]
@@ -232,7 +268,9 @@ class EdgeGeometry:
 
     def without_factor(self) -> EdgeGeometry:
         """The same directions alone."""
-        return self.with_positions(self.rel_pos)
+        geometry = EdgeGeometry(self.rel_pos, self.max_degree)
+        geometry._made, geometry._casts = self._made, self._casts
+        return geometry
 
     def edges_by_formula(self) -> Tensor:
         """[n] int64, the edges in ``by_formula``."""
@@ -244,12 +282,6 @@ class EdgeGeometry:
         bases = {key: basis[edge_numbers] for key, basis in self._bases.items()}
         geometry = EdgeGeometry(self.rel_pos[edge_numbers], self.max_degree, bases=bases)
         geometry.is_given = True
-        return geometry
-
-    def with_positions(self, rel_pos: Tensor) -> EdgeGeometry:
-        """This geometry with other tensors of the same relative positions ([E, 3]), to be differentiated apart."""
-        geometry = EdgeGeometry(rel_pos, self.max_degree)
-        geometry._made, geometry._casts = self._made, self._casts
         return geometry
 
     def with_frames(self) -> EdgeGeometry:

@@ -23,7 +23,7 @@ from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.modes import constant
 from se3_fast.ops.aligned_weights import AlignedWeights, aligned_weights
 from se3_fast.ops.backend import backend, selected_backend
-from se3_fast.ops.differentiable import Operation, Tensors, Wanted, is_batched
+from se3_fast.ops.differentiable import Operation, Tensors, Wanted
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.radial import Recipe, Remake, ScaledRemake, scaled
@@ -40,6 +40,7 @@ from se3_fast.ops.second_derivatives import (
 from se3_fast.plan import ConvolutionPlan, RadialGroup
 from se3_fast.reference import tfn_conv as reference
 from se3_fast.reference.edge_frames import wigner_of_angles
+from se3_fast.transforms import is_followed
 
 if TYPE_CHECKING:
     from se3_fast.fused.edge_attention import AlignedMessages
@@ -163,8 +164,7 @@ def keeps_frames(geometry: EdgeGeometry) -> bool:
         return False
     if geometry.by_formula is not None:
         return False
-    is_differentiated = (geometry.rel_pos.requires_grad or is_batched(geometry.rel_pos)) and torch.is_grad_enabled()
-    return not is_differentiated and len(geometry.zero_length_edges) == 0
+    return not is_followed(geometry.rel_pos) and len(geometry.zero_length_edges) == 0
 
 
 def aligned_messages(
@@ -328,17 +328,18 @@ def _fused(call: _Call, keeps_frames: bool) -> tuple[tuple[Tensor, ...], Aligned
     from se3_fast.fused import tfn_conv_by_source as by_source
     from se3_fast.fused.tfn_conv import Launches
 
-    angles = call.geometry.angles.to(torch.float64 if call.dtype == torch.float64 else torch.float32)
+    angles_dtype = torch.float64 if call.dtype == torch.float64 else torch.float32
     arguments: dict[str, Any] = {"pool": call.pool, "dtype": call.dtype, "keeps_frames": keeps_frames}
     setting, rel_pos = _Setting.of(call, call.dtype, keeps_frames), call.geometry.rel_pos
     if call.prepared is None and not is_contracted_by_edge(call.plan, call.graph, call.hidden[0].shape[-1], call.dtype):
         order = by_source.source_order(call.graph)
-        angles = angles.index_select(1, order.edges)
+        angles = call.geometry.angles_by(order.edges, angles_dtype)
         make_by_source = partial(by_source.SourceLaunches, call.plan, order, **arguments)
         blocks = [block.to(call.dtype) for block in by_source.weight_blocks(call.plan, call.weights)]
         convolution = FusedConvolutionBySource(setting, make_by_source, Edges.of(order.graph, order.edges))
         tensors = (_in_one_tensor(call.hidden), *blocks, *call.nodes.values())
         return convolution.apply(angles, rel_pos, *tensors), AlignedEdges(angles, order.graph)
+    angles = call.geometry.angles.to(angles_dtype)
     make = partial(Launches, call.plan, call.graph, **arguments)
     prepared = call.prepared or _prepared(call)
     features = (*call.nodes.values(), *call.edges.values())

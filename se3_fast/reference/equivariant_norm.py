@@ -39,9 +39,11 @@ def group_norm(
     keys = sorted(features, key=int)
     wide = [_at_least_float32(features[key]) for key in keys]
     norms = [_clamped_norm(feature) for feature in wide]
-    fused = torch.cat(norms, 1).squeeze(-1)  # [N, D * C]
-    # torch.group_norm, not F.group_norm: that one refuses a single node with a single channel
-    normalised = torch.group_norm(fused, len(keys), scale.to(fused.dtype), shift.to(fused.dtype), epsilon)
+    fused = torch.stack(norms, 1).squeeze(-1)  # [N, D, C]
+    # Every degree for itself, which is what a group normalisation is; PyTorch's takes longer on the CPU, and its second derivatives
+    # know no vmap.
+    normalised = F.layer_norm(fused, fused.shape[-1:], eps=epsilon).flatten(1)
+    normalised = torch.addcmul(shift.to(fused.dtype), normalised, scale.to(fused.dtype))
     rescaled = nonlinearity(normalised)[..., None].chunk(len(keys), 1)
     outputs = (feature / norm * new for feature, norm, new in zip(wide, norms, rescaled, strict=True))
     return {key: output.to(features[key].dtype) for key, output in zip(keys, outputs, strict=True)}

@@ -108,7 +108,7 @@ def both_per_head(case: Case, weights: Mapping[str, Tensor], parts: list[Feature
         heads_out=case.heads_out,
         dtype=first.values.dtype,
     )
-    (output,) = FusedLinear.apply(shape, False, *weights.values(), first.values, *second.values())
+    (output,) = FusedLinear(shape, False).apply(*weights.values(), first.values, *second.values())
     return HeadFeatures(output, tuple(case.out.items())).by_degree()
 
 

@@ -76,6 +76,11 @@ def test_position_gradient_at_the_poles(pole: float, order: str, monkeypatch: py
     assert not gradients[1][2].any()
 
 
+def frames_of(geometry: EdgeGeometry) -> list[Tensor]:
+    """The angles, and those by source if a layer has asked for them."""
+    return [geometry.angles, *(geometry._ordered or ())]
+
+
 @pytest.mark.parametrize("order", ["by edge", "by source"])
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_bytes_kept_per_edge(low_memory: bool, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,8 +101,12 @@ def test_bytes_kept_per_edge(low_memory: bool, order: str, monkeypatch: pytest.M
             of_edges[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with se3_fast.backend("triton"), torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        module(nodes, {"0": invariants}, graph, geometry)
+    with se3_fast.backend("triton"):
+        with torch.no_grad():
+            module(nodes, {"0": invariants}, graph, geometry)
+        inputs |= {tensor.data_ptr() for tensor in (graph.src, graph.dst, *frames_of(geometry))}  # of all layers together
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+            module(nodes, {"0": invariants}, graph, geometry)
     per_edge = sum(of_edges.values()) / graph.num_edges()
     hidden, aligned_features = 32 * 4, 9 * 3 * 4
     assert per_edge <= (0 if low_memory else hidden if order == "by source" else hidden + aligned_features)

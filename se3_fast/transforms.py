@@ -1,0 +1,70 @@
+"""What must be known of ``torch.func`` transforms (``grad``, ``vmap``, ``jacrev``, ...): within them tensors stand for others.
+
+A tensor there is a wrapper with no values of its own to point at; so is every tensor made there, even of constants.
+
+Where autograd itself runs a backward pass for a batch of gradients at once (``is_grads_batched``, ``vectorize=True``) it takes an
+older ``vmap``, of which a :class:`torch.autograd.Function` is told nothing: :func:`each_of_batch` is for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+
+def is_transformed() -> bool:
+    """Whether a transform is at work: there are no hooks on saved tensors there."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def untransformed() -> AbstractContextManager[object]:
+    """Within it no transform is at work: what is made of tensors that are no wrappers is none either, and may be kept."""
+    return temporarily_clear_interpreter_stack() if is_transformed() else nullcontext()
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for one entry of a batch, within ``vmap``."""
+    while is_transformed() and _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
+
+
+def is_followed(tensor: Tensor) -> bool:
+    """Whether gradients with respect to a tensor may be asked for: outside of a ``vmap`` that one cannot know."""
+    return torch.is_grad_enabled() and (tensor.requires_grad or is_batched(tensor))
+
+
+def values(tensor: Tensor) -> Tensor:
+    """The values behind a tensor: of all entries, on axes in front, within ``vmap``; otherwise the tensor, or what it wraps."""
+    num_batches = 0
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        axis = _functorch.maybe_get_bdim(tensor) if _functorch.is_batchedtensor(tensor) else None
+        tensor = _functorch.get_unwrapped(tensor)
+        if axis is not None:
+            tensor, num_batches = tensor.movedim(axis + num_batches, 0), num_batches + 1
+    return tensor
+
+
+def each_of_batch(function: Callable[..., Sequence[Tensor | None]], arguments: Sequence[Any]) -> Sequence[Tensor | None]:
+    """The results of ``function``, called for each entry of the batch where autograd has batched its gradients."""
+    places = [place for place, one in enumerate(arguments) if isinstance(one, Tensor) and _functorch.is_legacy_batchedtensor(one)]
+    if not places:
+        return function(*arguments)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    batches = {place: torch._remove_batch_dim(arguments[place], level, 0, 0) for place in places}
+    entries = [
+        each_of_batch(function, [batches[place][entry] if place in batches else one for place, one in enumerate(arguments)])
+        for entry in range(len(batches[places[0]]))
+    ]
+    return [
+        None if column[0] is None else torch._add_batch_dim(torch.stack(column), 0, level) for column in zip(*entries, strict=True)
+    ]
