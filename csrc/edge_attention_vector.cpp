@@ -75,6 +75,14 @@ struct Buffers {
     }
 };
 
+// Whether all values, whole vectors of them, are finite: 0 times a value that is not is no number.
+template <typename T>
+bool are_finite(const T* values, int64_t count) {
+    Vector<T> total{};
+    for (int64_t index = 0; index < count; index += LANES<T>) total += load(values + index) * 0;
+    return sum<T>(total) == 0;
+}
+
 template <typename Visit>
 inline void for_each_chunk(int64_t count, const Visit& visit) {
     for (int64_t first = 0; first < count; first += CHUNK) visit(first, count - first < CHUNK ? count - first : CHUNK);
@@ -99,6 +107,41 @@ void add_inner_products(
     });
 }
 
+// The same for values that are not all finite, which in a product with a matrix would go into the sums of all heads.
+template <typename T>
+void add_each_inner_product(
+    const Attention<T>& attention, const Buffers<T>& buffers, int64_t run, const T* of_edges, int64_t stride, const T* of_node,
+    const int64_t* edges, int64_t count, T* sums) {
+    for (int64_t place = 0; place < count; ++place)
+        for (int64_t head = 0; head < attention.heads; ++head) {
+            const T *left = of_edges + edges[place] * stride + head * run, *right = of_node + head * run;
+            for (int64_t index = 0; index < run; ++index) sums[place * buffers.heads + head] += left[index] * right[index];
+        }
+}
+
+// s of a node's edges, without its scale.
+template <typename T>
+void inner_products_of_keys(
+    const Attention<T>& attention, const Buffers<T>& buffers, int64_t node, const int64_t* edges, int64_t count, bool is_each) {
+    fill_zero(buffers.weights, count * buffers.heads);
+    const auto add = is_each ? add_each_inner_product<T> : add_inner_products<T>;
+    for (const AttentionPart<T>* part = attention.parts; part < attention.parts + attention.num_parts; ++part)
+        if (part->key_run > 0)
+            add(attention, buffers, part->key_run, part->key, part->key_stride,
+                part->query + node * attention.heads * part->key_run, edges, count, buffers.weights);
+}
+
+// dw of a node's edges.
+template <typename T>
+void inner_products_of_values(
+    const Attention<T>& attention, const Buffers<T>& buffers, int64_t node, const int64_t* edges, int64_t count, bool is_each) {
+    fill_zero(buffers.gradients, count * buffers.heads);
+    const auto add = is_each ? add_each_inner_product<T> : add_inner_products<T>;
+    for (const AttentionPart<T>* part = attention.parts; part < attention.parts + attention.num_parts; ++part)
+        add(attention, buffers, part->value_run, part->value, part->value_stride,
+            part->gradient + node * attention.heads * part->value_run, edges, count, buffers.gradients);
+}
+
 // Calls use(edge, a factor for each element of its row) for all edges, from factors[edge][head]; and for every chunk
 // finish(number of its edges, elements from one row to the next).
 template <typename T, typename Use, typename Finish>
@@ -106,11 +149,17 @@ void for_each_spread(
     const Attention<T>& attention, const Buffers<T>& buffers, int64_t run, const T* factors, const int64_t* edges, int64_t count,
     const Use& use, const Finish& finish) {
     const int64_t row = padded<T>(attention.heads * run);
+    const bool is_finite = are_finite(factors, count * buffers.heads);  // otherwise the product would mix the heads
     buffers.set_runs(attention.heads, run);
     for_each_chunk(count, [&](int64_t first, int64_t size) {
-        multiply<false, false>(Product<T>{
-            size, row, attention.heads, factors + first * buffers.heads, buffers.heads, buffers.has_element, row, buffers.rows,
-            row});
+        const T* of_chunk = factors + first * buffers.heads;
+        if (is_finite)
+            multiply<false, false>(Product<T>{
+                size, row, attention.heads, of_chunk, buffers.heads, buffers.has_element, row, buffers.rows, row});
+        else
+            for (int64_t place = 0; place < size; ++place)
+                for (int64_t index = 0; index < attention.heads * run; ++index)
+                    buffers.rows[place * row + index] = of_chunk[place * buffers.heads + index / run];
         for (int64_t place = 0; place < size; ++place) use(edges[first + place], buffers.rows + place * row);
         finish(size, row);
     });
@@ -131,19 +180,13 @@ template <typename T>
 void softmax_weights(
     const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, const Buffers<T>& buffers) {
     const int64_t heads = attention.heads, stride = buffers.heads;
-    fill_zero(buffers.weights, count * stride);
-    for (int64_t index = 0; index < attention.num_parts; ++index) {
-        const AttentionPart<T>& part = attention.parts[index];
-        const T* query = part.query + node * heads * part.key_run;
-        if (part.key_run > 0)
-            add_inner_products(
-                attention, buffers, part.key_run, part.key, part.key_stride, query, edges, count, buffers.weights);
-    }
+    inner_products_of_keys(attention, buffers, node, edges, count, false);
+    if (!are_finite(buffers.weights, count * stride)) inner_products_of_keys(attention, buffers, node, edges, count, true);
     for (int64_t head = 0; head < heads && count > 0; ++head) {
         T* weights = buffers.weights + head;
         T largest = weights[0];
         double total = 0;
-        for (int64_t place = 1; place < count; ++place)
+        for (int64_t place = 1; place < count; ++place)  // a NaN comes out as a NaN, wherever it stands: total is one then
             if (weights[place * stride] > largest) largest = weights[place * stride];
         for (int64_t place = 0; place < count; ++place) {
             weights[place * stride] = exponential(attention.scale * (weights[place * stride] - largest));
@@ -201,13 +244,13 @@ void attend_backward(
     const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, int64_t most_edges, T* workspace) {
     const Buffers<T> buffers(attention, most_edges, workspace);
     softmax_weights(attention, node, edges, count, buffers);
-    fill_zero(buffers.gradients, count * buffers.heads);
+    inner_products_of_values(attention, buffers, node, edges, count, false);
+    if (!are_finite(buffers.gradients, count * buffers.heads))
+        inner_products_of_values(attention, buffers, node, edges, count, true);
     for (int64_t index = 0; index < attention.num_parts; ++index) {
         const AttentionPart<T>& part = attention.parts[index];
         const int64_t length = attention.heads * part.value_run;
         const T* gradient = part.gradient + node * length;
-        add_inner_products(
-            attention, buffers, part.value_run, part.value, part.value_stride, gradient, edges, count, buffers.gradients);
         for_each_spread(
             attention, buffers, part.value_run, buffers.weights, edges, count,
             [&](int64_t edge, T* spread) {

@@ -27,9 +27,10 @@ void fill_zero(T* values, int64_t count) {
     for (int64_t index = 0; index < count; ++index) values[index] = 0;
 }
 
+// Lets a NaN through, as PyTorch's does.
 template <typename T>
 inline Vector<T> rectified(Vector<T> values) {
-    return values > 0 ? values : Vector<T>{};
+    return values <= 0 ? Vector<T>{} : values;
 }
 
 // The packed parameters of a layer, or their gradients: one after the other.
@@ -131,7 +132,7 @@ void differentiate_norm(
         const T *outputs = activations.outputs + edge * stride, *normalised = activations.normalised + edge * stride;
         Vector<T> total{}, overlap{};
         for (int64_t k = 0; k < stride; k += LANES<T>) {
-            Vector<T> values = load(outputs + k) > 0 ? load(row + k) : Vector<T>{};
+            Vector<T> values = load(outputs + k) <= 0 ? Vector<T>{} : load(row + k);
             if (shape.has_norm) {
                 const Vector<T> n = load(normalised + k);
                 store(gradients.scale + k, load(gradients.scale + k) + values * n);

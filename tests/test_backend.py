@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -79,3 +82,12 @@ def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with se3_fast.backend("triton"):
         assert selected_backend(CPU) == "triton"
+
+
+def test_threads_do_not_inherit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As README.md says; a copy of the context does."""
+    monkeypatch.setenv("SE3_FAST_BACKEND", "dense")
+    with se3_fast.backend("torch"), ThreadPoolExecutor(2) as pool:
+        assert pool.submit(selected_backend, CPU).result() == "dense"
+        assert pool.submit(contextvars.copy_context().run, selected_backend, CPU).result() == "torch"
+        assert asyncio.run(asyncio.to_thread(selected_backend, CPU)) == "torch"

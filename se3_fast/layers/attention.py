@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph, as_graph
-from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel, is_plain
+from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel, check_geometry, is_plain
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_attention import aligned_edge_attention, edge_attention, message_attention, takes_messages
@@ -62,12 +62,15 @@ class AttentionSE3(nn.Module):
 
         Returns:
             ``{d: [N, C, 2d+1]}`` with ``value_fiber``; 0 for nodes without incoming edges.
+
+        Raises:
+            ValueError: if features do not fit the fibers or the graph.
         """
         graph = as_graph(graph)
         attended = edge_attention(
-            self._heads(value, self.value_fiber),
-            self._heads(key, self.key_fiber),
-            self._heads(query, self.key_fiber),
+            self._heads("value", value, self.value_fiber),
+            self._heads("key", key, self.key_fiber),
+            self._heads("query", query, self.key_fiber),
             graph,
         )  # [N, H, value features / H]
         return HeadFeatures(attended, self._value_channels()).by_degree()
@@ -88,10 +91,13 @@ class AttentionSE3(nn.Module):
     def _value_channels(self) -> tuple[tuple[int, int], ...]:
         return tuple((degree, self.value_fiber[degree]) for degree in self.value_fiber.degrees)
 
-    def _heads(self, features: Features | Tensor, fiber: Fiber) -> Tensor:
+    def _heads(self, name: str, features: Features | Tensor, fiber: Fiber) -> Tensor:
         if isinstance(features, Tensor):
             widths = [2 * degree + 1 for degree in fiber.degrees]
+            if features.ndim != 3 or features.shape[-1] != sum(widths):
+                raise ValueError(f"{name}: expected 3 axes, of {sum(widths)} components, got shape {list(features.shape)}")
             features = dict(zip(map(str, fiber.degrees), features.split(widths, -1), strict=True))
+        fiber.check_features(features, name)
         return fiber.to_attention_heads(features, self.num_heads)
 
 
@@ -170,6 +176,7 @@ class AttentionBlockSE3(nn.Module):
         graph = as_graph(graph)
         self.fiber_in.check_features(node_features, "node_features")
         geometry = self.to_key_value.prepare_geometry(graph, basis)
+        check_geometry(geometry, graph)
         of_query, of_messages, beside = shared_features(node_features, 3)
         query: Features | HeadFeatures
         if keeps_frames(geometry) and self._leaves_frames():

@@ -270,6 +270,7 @@ class ConvSE3(nn.Module):
         graph = as_graph(graph)
         self._check_inputs(node_feats, edge_feats, graph)
         geometry = self.prepare_geometry(graph, basis)
+        check_geometry(geometry, graph)
         of_messages, own = shared_features(node_feats, 2) if self.self_interaction else (node_feats, node_feats)
         if self.low_memory:
             messages = recompute_in_backward(self._messages, self.profiles() is None, of_messages, edge_feats, graph, geometry)
@@ -415,6 +416,16 @@ def relative_positions(graph: Graph) -> Tensor:
     if rel_pos.shape != (graph.num_edges(), 3):
         raise ValueError(f"graph: expected edata['rel_pos'] of shape [{graph.num_edges()}, 3], got {list(rel_pos.shape)}")
     return rel_pos
+
+
+def check_geometry(geometry: EdgeGeometry, graph: Graph) -> None:
+    """Check that a geometry has as many edges as the graph.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    if geometry.num_edges != graph.num_edges():
+        raise ValueError(f"basis: expected that of the graph's {graph.num_edges()} edges, got that of {geometry.num_edges} edges")
 
 
 def _over_incoming_edges(sums: Features, graph: Graph) -> Features:

@@ -56,9 +56,27 @@ class LinearSE3(nn.Module):
             beside: the remaining channels of every degree, ``{d: [N, C, 2d+1]}``.
             joint: the parameters of the whole model made ready, see :mod:`se3_fast.layers.joint`.
             **kwargs: ignored.
+
+        Raises:
+            ValueError: if a degree is not there, or sizes do not fit.
         """
         parts = [features] if beside is None else [features, beside]
+        if not any(isinstance(part, HeadFeatures) for part in parts):
+            self._check(parts)
         return linear(dict(self.weights.items()), *parts, row=joint.row(self) if joint else None)
+
+    def _check(self, parts: list[Any]) -> None:
+        """Of every degree the channels that the weight has, those of all parts together; and as many rows as the first has."""
+        num_rows = None
+        for degree, weight in self.weights.items():
+            tensors = [part[degree] for part in parts if degree in part]
+            if not tensors:
+                raise ValueError(f"features: expected degrees {list(self.weights)}, got {sorted(set().union(*parts))}")
+            num_rows = tensors[0].shape[0] if num_rows is None else num_rows
+            channels, size = sum(tensor.shape[1] for tensor in tensors if tensor.ndim == 3), 2 * int(degree) + 1
+            if channels != weight.shape[1] or any(tensor.shape[::2] != (num_rows, size) for tensor in tensors):
+                shapes = " and ".join(str(list(tensor.shape)) for tensor in tensors)
+                raise ValueError(f"features['{degree}']: expected shape [{num_rows}, {weight.shape[1]}, {size}], got {shapes}")
 
     def per_head(self, features: Features, num_heads: int, joint: JointParameters | None = None) -> HeadFeatures:
         """The map with its result laid out as the heads of an attention have it; backend ``triton``."""

@@ -36,6 +36,15 @@ class GPooling(nn.Module):
 
         Returns:
             [B, C, 2d+1], for degree 0 [B, C]; 0 for a graph without nodes.
+
+        Raises:
+            ValueError: if the features are not there, or not those of the graph's nodes.
         """
         graph = as_graph(graph)
-        return pooling(features[str(self.feat_type)], graph.batch_num_nodes(), self.pool).squeeze(-1)
+        key = str(self.feat_type)
+        if key not in features:
+            raise ValueError(f"features: expected degree '{key}', got {sorted(features)}")
+        feature, num_nodes, size = features[key], graph.num_nodes(), 2 * self.feat_type + 1
+        if feature.ndim != 3 or feature.shape[0] != num_nodes or feature.shape[2] != size:
+            raise ValueError(f"features['{key}']: expected shape [{num_nodes}, C, {size}], got {list(feature.shape)}")
+        return pooling(feature, graph.batch_num_nodes(), self.pool).squeeze(-1)

@@ -10,7 +10,9 @@ Backends:
         tensor cores Triton does not use.
 
 ``auto`` takes the fastest that is there for the device. Set the environment variable ``SE3_FAST_BACKEND`` for a whole process,
-or use the context manager :func:`backend` for a block of code (the context manager wins).
+or use the context manager :func:`backend` for a block of code (the context manager wins). It holds for the thread, or task, that
+enters it: a thread that is started inside the block begins with the choice of the process, unless it is run in a copy of the
+block's context (``contextvars.copy_context().run``, which ``asyncio.to_thread`` does).
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ _chosen: ContextVar[str | None] = ContextVar("se3_fast_backend", default=None)
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Run the operations inside the ``with`` block (forward; the backward follows it) on backend ``name``.
+
+    Threads started inside do not inherit it.
 
     Args:
         name: one of ``auto``, ``dense``, ``torch``, ``cpp``, ``triton``, ``cuda``.

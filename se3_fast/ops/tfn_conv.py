@@ -82,9 +82,10 @@ def tfn_conv(
         ``{d: [N or E, C_d, 2d+1]}`` in the compute dtype: that of the operands, or of autocast.
 
     Raises:
-        ValueError: if the geometry was made for fewer degrees than the plan has.
+        ValueError: if the geometry was made for fewer degrees than the plan has, or a size does not fit the plan or the graph.
     """
     _check_degrees(plan, geometry)
+    _check_sizes(plan, graph, geometry, node_features, edge_features, hidden, weights)
     device_type = hidden[0].device.type
     call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, pool, make_hidden, prepared)
     call = call.in_compute_dtype(device_type)
@@ -184,12 +185,47 @@ def aligned_messages(
     from se3_fast.fused.edge_attention import AlignedMessages
 
     _check_degrees(plan, geometry)
+    _check_sizes(plan, graph, geometry, node_features, edge_features, hidden, weights)
     device_type = hidden[0].device.type
     call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, False, prepared=prepared)
     call = _with_scaled_hidden(call.in_compute_dtype(device_type))
     with torch.autocast(device_type, enabled=False):
         (values,), edges = _fused(call, keeps_frames=True)
     return AlignedMessages(values, plan.channels_out, edges.angles, edges.graph)
+
+
+def _check_sizes(
+    plan: ConvolutionPlan,
+    graph: Graph,
+    geometry: EdgeGeometry,
+    node_features: Features,
+    edge_features: Features,
+    hidden: Sequence[Tensor] | Tensor,
+    weights: Sequence[Tensor],
+) -> None:
+    num_nodes, num_edges = graph.num_nodes(), graph.num_edges()
+    if geometry.num_edges != num_edges:
+        raise ValueError(f"geometry: expected one of the graph's {num_edges} edges, got one of {geometry.num_edges} edges")
+    expected: list[tuple[str, Tensor, tuple[int, ...]]] = [
+        (f"{name}['{degree}']", features[str(degree)], (count, channels, 2 * degree + 1))
+        for name, features, count, of_plan in (
+            ("node_features", node_features, num_nodes, plan.node_channels),
+            ("edge_features", edge_features, num_edges, plan.edge_channels),
+        )
+        for degree, channels in of_plan
+    ]
+    if len(hidden) != len(plan.groups) or len(weights) != len(plan.groups):
+        raise ValueError(f"hidden, weights: expected {len(plan.groups)} as groups, got {len(hidden)} and {len(weights)}")
+    width = weights[0].shape[-1]
+    for index, (group, weight) in enumerate(zip(plan.groups, weights, strict=True)):
+        expected.append((f"weights[{index}]", weight, (group.channels_out * group.channels_in * group.num_paths, width)))
+    if isinstance(hidden, Tensor):
+        expected.append(("hidden", hidden, (len(plan.groups), num_edges, width)))
+    else:
+        expected += [(f"hidden[{index}]", values, (num_edges, width)) for index, values in enumerate(hidden)]
+    for name, tensor, shape in expected:
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
 def _check_degrees(plan: ConvolutionPlan, geometry: EdgeGeometry) -> None:

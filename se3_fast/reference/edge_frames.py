@@ -15,13 +15,13 @@ from se3_fast.so3 import axis_swap
 
 
 def edge_directions(rel_pos: Tensor) -> Tensor:
-    """Unit vectors of the edges, [E, 3]; a zero-length edge has no direction and gets (0, 0, 0).
+    """Unit vectors of the edges, [E, 3]; a zero-length edge has no direction and gets (0, 0, 0), one that is not finite NaN.
 
     Differentiable, with gradient 0 at zero length.
     """
     # Scaled by the largest component first, so that squares neither overflow nor vanish.
     largest = rel_pos.detach().abs().amax(-1, keepdim=True)
-    has_length = largest > 0
+    has_length = largest != 0  # also where it is NaN
     scaled = torch.where(has_length, rel_pos, 0.0) / torch.where(has_length, largest, 1.0)
     return scaled / torch.where(has_length, scaled.norm(dim=-1, keepdim=True), 1.0)
 

@@ -13,7 +13,7 @@ def mean(feature: Tensor, sizes: Tensor) -> Tensor:
 
 
 def maximum(feature: Tensor, sizes: Tensor) -> Tensor:
-    """As :func:`mean`; the maximum by node number, so that among tied nodes the first has the gradient."""
+    """As :func:`mean`; the maximum by node number, so that among tied nodes the first has the gradient. NaN is larger than all."""
     num_nodes, num_graphs = feature.shape[0], sizes.shape[0]
     if num_nodes == 0:
         return mean(feature, sizes)  # zeros, with a gradient
@@ -23,7 +23,8 @@ def maximum(feature: Tensor, sizes: Tensor) -> Tensor:
     start = values.new_zeros(num_graphs, values.shape[1])
     largest = start.scatter_reduce(0, index, values, "amax", include_self=False)
     numbers = torch.arange(num_nodes, device=values.device)[:, None]
-    candidates = torch.where(values == largest[graph_of_node], numbers, num_nodes)
+    is_largest = (values == largest[graph_of_node]) | values.isnan()
+    candidates = torch.where(is_largest, numbers, num_nodes)
     chosen = torch.full_like(start, num_nodes, dtype=torch.int64).scatter_reduce(0, index, candidates, "amin")
     pooled = feature.flatten(1).gather(0, chosen.clamp(max=num_nodes - 1)).view(-1, *feature.shape[1:])
     return pooled * (sizes > 0)[:, None, None]

@@ -23,6 +23,7 @@ from tests.support import make_convolution, random_features, random_graph
 
 NUM_NODES, NUM_EDGES, WIDTH = 5, 12, 8
 HUGE = 2**62
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool, torch.complex64)
 
 
 class Call(NamedTuple):
@@ -178,7 +179,7 @@ def tensor_changes(tensor: Tensor) -> Iterator[tuple[str, Tensor, bool]]:
     yield "of huge empty shape", tensor.new_empty([0, *([2**20] * (len(shape) - 1))]), True
     if len(shape) > 1:
         yield "flat", tensor.flatten(), True
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool, torch.complex64):
+    for dtype in DTYPES:
         if dtype != tensor.dtype:
             yield f"in {dtype}", tensor.to(dtype), True
     if tensor.numel() > 1:
@@ -210,8 +211,8 @@ def index_changes(tensor: Tensor) -> Iterator[tuple[str, Tensor, bool]]:
 def integer_list_changes(integers: list[int]) -> Iterator[tuple[str, list[int], bool]]:
     for place, integer in enumerate(integers):
         for number in {-1, 0, integer + 1, 7, 2**31, HUGE} - {integer}:
-            is_bad = number < 0 or number >= 1000
-            yield f"with {number} instead of {integer} at place {place}", [*integers[:place], number, *integers[place + 1 :]], is_bad
+            changed = [*integers[:place], number, *integers[place + 1 :]]
+            yield f"with {number} instead of {integer} at place {place}", changed, number < 0 or number >= 1000
         yield f"up to place {place}", integers[:place], True
     yield "with one more", [*integers, 0], True
     yield "with many more", [*integers, *([1] * 1000)], True

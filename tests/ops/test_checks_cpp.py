@@ -1,4 +1,4 @@
-"""The compiled CPU operations called directly with what does not fit: they raise an error that names the argument, and never crash."""
+"""The compiled CPU operations called directly with what does not fit: an error that names the argument, and never a crash."""
 
 from __future__ import annotations
 
