@@ -89,7 +89,9 @@ def common_origin(bases: Mapping[str, Tensor]) -> Origin | None:
 
 
 def made_as(basis: Tensor) -> Made | None:
-    """How a basis was made, if it is unchanged."""
+    """How a basis was made, if it is unchanged and nobody wants a gradient of its own for it."""
+    if basis.retains_grad or basis._backward_hooks or (basis.grad_fn is None and basis.requires_grad):
+        return None
     remembered = _constants.get(basis) if basis.grad_fn is None else _at_node(basis.grad_fn).get(basis.output_nr)
     return remembered.made if remembered is not None and remembered.version == basis._version else None
 

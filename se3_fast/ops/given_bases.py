@@ -79,19 +79,16 @@ def _differentiated(bases: dict[str, Tensor], max_degree: int, rel_pos: Tensor |
     if product is None:
         return None
     origin = product.origin
-    compared = _compared(bases, max_degree, origin.rel_pos.detach() if origin else rel_pos)
+    compared = _compared(bases, max_degree, rel_pos if origin is None else origin.rel_pos, is_certain=origin is not None)
     if compared is None:
         return None
+    directions = compared.rel_pos if origin is None else origin.rel_pos
     with torch.enable_grad():  # whatever the mode is now: the geometry may be used in another
         factor = _factor(bases)
-    if origin is not None and product.is_complete:
-        return Directions(origin.rel_pos, factor)
-    if origin is not None and origin.rel_pos.requires_grad:
-        return None
-    if not compared.has_zeros:
-        return Directions(compared.rel_pos, factor)
-    is_zero = factor.detach() == 0
-    return Directions(compared.rel_pos, torch.where(is_zero, 0.0, factor), is_zero)
+        if product.is_complete or not compared.has_zeros:
+            return Directions(directions, factor)
+        is_zero = factor.detach() == 0
+        return Directions(directions, torch.where(is_zero, 0.0, factor), is_zero)
 
 
 # Products in an autograd graph
@@ -170,11 +167,14 @@ def _operands(basis: Tensor) -> _Operands | None:
 
 def _factor_per_edge(node: torch.autograd.graph.Node, number: int, num_edges: int) -> GraphOutput | None:
     """Where a factor with a value per edge, or one value for all, comes from; None where it is something else."""
+    is_expanded = True  # the axes are those of what comes next: the edges are the first of four
+    dimensions = 4
     while True:
         shape = node._input_metadata[number].shape  # of the output of this number
-        is_expanded = node.name() == "ExpandBackward0"
-        is_per_edge = math.prod(shape) == num_edges and shape[0] == num_edges
-        if not (is_expanded or is_per_edge or math.prod(shape) == 1):
+        is_aligned = not is_expanded or len(shape) == dimensions
+        is_expanded, dimensions = node.name() == "ExpandBackward0", len(shape)
+        is_per_edge = is_aligned and list(shape[:1]) == [num_edges] and (is_expanded or math.prod(shape) == num_edges)
+        if not is_per_edge and math.prod(shape) != 1:
             return None
         source, source_number = node.next_functions[0] if is_expanded or node.name() in _VIEWS else (None, 0)
         if source is None:
@@ -210,33 +210,39 @@ class _Verdict(NamedTuple):
 _verdicts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _compared(bases: dict[str, Tensor], max_degree: int, rel_pos: Tensor | None) -> _Compared | None:
-    """The directions and the factor that the values are those of, found at the first call with these tensors and kept."""
+def _compared(bases: dict[str, Tensor], max_degree: int, rel_pos: Tensor | None, is_certain: bool = False) -> _Compared | None:
+    """The directions and the factor that the values are those of, found at the first call with these tensors and kept.
+
+    ``rel_pos`` are the probable directions; with ``is_certain`` there may be no others.
+    """
     if any(basis.is_inference() for basis in bases.values()):  # their changes are not counted
-        return _compare(bases, max_degree, rel_pos)
+        return _compare(bases, max_degree, rel_pos, is_certain)
     tensors, anchor = tuple(bases.values()), next(iter(bases.values()))
     dtype = _rounding_dtype(bases)
-    signature = (max_degree, dtype, rel_pos is not None, *bases, *(tensor._version for tensor in tensors))
+    signature = (max_degree, dtype, rel_pos is not None, is_certain, *bases, *(tensor._version for tensor in tensors))
     verdict: _Verdict | None = _verdicts.get(anchor)
     if (
         verdict is None
         or verdict.signature != signature
         or any(of_verdict() is not tensor for of_verdict, tensor in zip(verdict.tensors, tensors, strict=True))
     ):
-        verdict = _Verdict(signature, tuple(map(weakref.ref, tensors)), _compare(bases, max_degree, rel_pos))
+        verdict = _Verdict(signature, tuple(map(weakref.ref, tensors)), _compare(bases, max_degree, rel_pos, is_certain))
         _verdicts[anchor] = verdict
     return verdict.compared
 
 
 @torch.no_grad()
-def _compare(bases: dict[str, Tensor], max_degree: int, rel_pos: Tensor | None) -> _Compared | None:
+def _compare(bases: dict[str, Tensor], max_degree: int, rel_pos: Tensor | None, is_certain: bool) -> _Compared | None:
     tolerance = TOLERANCE[_rounding_dtype(bases)]
     bases = {key: basis.detach() for key, basis in bases.items()}
     dtype = torch.float64 if any(basis.dtype == torch.float64 for basis in bases.values()) else torch.float32
     factor = _factor({key: basis.to(dtype) for key, basis in bases.items()})
-    directions = _directions(bases, factor, max_degree, rel_pos, tolerance)
-    if directions is None:
+    if is_certain and rel_pos is not None:
+        directions = edge_directions(rel_pos.detach().to(dtype))
+    elif not set(bases) & {"0,1", "1,0"} and max_degree > 0:
         return None
+    else:
+        directions = _directions(bases, factor, max_degree, rel_pos, tolerance)
     error = factor.new_zeros(len(factor))
     for key, expected in _expected(bases, directions, max_degree).items():
         difference = bases[key][..., : expected.shape[-1]] - factor[:, None, None, None] * expected
@@ -248,19 +254,12 @@ def _compare(bases: dict[str, Tensor], max_degree: int, rel_pos: Tensor | None) 
     return _Compared(directions, None if is_plain else factor, has_zeros) if agrees else None
 
 
-def _directions(
-    bases: dict[str, Tensor], factor: Tensor, max_degree: int, rel_pos: Tensor | None, tolerance: float
-) -> Tensor | None:
-    """[E, 3] unit vectors, or (0, 0, 0) for an edge that has no direction but a factor; None where no basis tells them."""
+def _directions(bases: dict[str, Tensor], factor: Tensor, max_degree: int, rel_pos: Tensor | None, tolerance: float) -> Tensor:
+    """[E, 3] unit vectors read off the bases, or (0, 0, 0) for an edge that has no direction but a factor."""
     axis = factor.new_tensor([0.0, 1.0, 0.0]).expand(len(factor), 3)
     if max_degree == 0:
         return axis
-    if "0,1" in bases:
-        read = bases["0,1"][:, 0, 0, :3]
-    elif "1,0" in bases:
-        read = bases["1,0"][:, :, 0, 0]
-    else:
-        return None
+    read = bases["0,1"][:, 0, 0, :3] if "0,1" in bases else bases["1,0"][:, :, 0, 0]
     directions = edge_directions(read.to(factor) * factor.sign()[:, None])
     is_zero = (factor == 0)[:, None]
     if rel_pos is None:
