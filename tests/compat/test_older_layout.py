@@ -1,4 +1,4 @@
-"""State dicts of older versions, whose last convolution has another fuse level than the blocks, and names with wrappers' in them."""
+"""State dicts of older versions, whose last convolution has another fuse level than the blocks, and names with a wrapper's."""
 
 from __future__ import annotations
 
