@@ -151,8 +151,11 @@ def profiles_of(convolution: ConvSE3, path: str, level: ConvSE3FuseLevel | None 
 
 
 def _own_profile(convolution: ConvSE3) -> dict[str, Tensor]:
-    """The parameters of one of a convolution's radial profiles; all have those names, and the same shapes but for the last."""
-    return next(module.state_dict() for module in convolution.modules() if isinstance(module, RadialProfile))
+    """The parameters of one of a convolution's radial profiles; all have those names, and the same shapes but for the last.
+
+    None at all where other modules have taken the profiles' place.
+    """
+    return next((module.state_dict() for module in convolution.modules() if isinstance(module, RadialProfile)), {})
 
 
 def convert_profile(wanted: Profile, sources: list[Profile], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -220,9 +223,9 @@ def _other_level(convolution: ConvSE3, start: str, state_dict: Mapping[str, Any]
     """The level of a convolution's parameters if it is not its own and all of them are there with the shapes expected."""
     names = [name.removeprefix(start) for name in state_dict if name.startswith(start) and ".radial_func." in name]
     level = fuse_levels(names).get("") if names else None
-    if level is None or level is convolution.used_fuse_level:
-        return None
     own = _own_profile(convolution)
+    if level is None or level is convolution.used_fuse_level or not own:
+        return None
     for name, group, hidden, last in profiles_of(convolution, start, level):
         rows = group.channels_out * group.channels_in * group.num_paths
         shapes = {key: list(own[key].shape) for key in hidden} | {last: [rows, own[last].shape[-1]]}

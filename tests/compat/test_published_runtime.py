@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import se3_fast
-from se3_fast import Fiber, get_basis
+from se3_fast import Fiber, get_basis, update_basis_with_fused
 from se3_fast.data.npz_file import write_npz
 from tests.data.conftest import random_arrays
 from tests.support import random_features, random_graph, relative_error
@@ -457,6 +457,30 @@ def test_arguments_of_variants_are_served_or_named() -> None:
     fiber = Fiber.create(2, 4)
     with pytest.warns(UserWarning, match="AttentionBlockSE3 ignores the arguments dropout, use_batch_norm"):
         se3_fast.AttentionBlockSE3(fiber, fiber, num_heads=2, max_degree=1, dropout=0.1, use_batch_norm=True)
+
+
+@pytest.mark.parametrize("backend", ["dense", "torch", "auto"])
+def test_a_nonlinearity_of_ones_own(backend: str) -> None:
+    """In the norms and in the radial profiles, as a variant has it; the radial profiles evaluated by hand."""
+    fiber = Fiber.create(2, 3)
+    given: dict[str, Any] = {"fiber_in": fiber, "fiber_hidden": fiber, "fiber_out": fiber, "num_heads": 1, "channels_div": 1}
+    torch.manual_seed(0)
+    whole = se3_fast.SE3Transformer(num_layers=1, nonlinearity=nn.ELU(), **given)
+    activations = [module for module in whole.modules() if isinstance(module, nn.ReLU | nn.ELU)]
+    assert {type(module) for module in activations} == {nn.ELU} and whole.graph_modules[1].nonlinearity is activations[0]
+    last = se3_fast.SE3Transformer(num_layers=0, tensor_cores=True, nonlinearity=nn.ELU(), **given).double()
+    graph, nodes = random_graph(5, 11), random_features(fiber, 5)
+    with se3_fast.backend(backend), torch.no_grad():
+        result = last(graph, nodes)
+    convolution = last.graph_modules[0]
+    basis = update_basis_with_fused(get_basis(graph.edata["rel_pos"], 1), 1, use_pad_trick=False, fully_fused=True)["fully_fused"]
+    x = torch.cat([nodes[degree] for degree in "01"], -1)
+    weights = convolution.conv.radial_func.net(graph.edata["rel_pos"].norm(dim=-1, keepdim=True)).view(11, 3, 3, -1)
+    messages = torch.einsum("eoif,eil,elfk->eok", weights, x[graph.src], basis)
+    sums = torch.zeros(5, 3, 4, dtype=torch.float64).index_add(0, graph.dst, messages)
+    for degree, part in zip("01", sums.split([1, 3], -1), strict=True):
+        own = graph.in_degrees()[:, None, None] * (convolution.to_kernel_self[degree] @ nodes[degree])
+        assert relative_error(result[degree], part + own) < 1e-12
 
 
 def test_moving_things() -> None:
