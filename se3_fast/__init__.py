@@ -18,6 +18,7 @@ from se3_fast.model import (
     build_for_state_dict,
     check_state_dict,
     fuse_level_of_state_dict,
+    fuse_levels_of_state_dict,
 )
 from se3_fast.ops.backend import backend
 from se3_fast.ops.basis import get_basis, update_basis_with_fused
@@ -44,6 +45,7 @@ __all__ = [
     "complete_graph",
     "convert_fuse_level",
     "fuse_level_of_state_dict",
+    "fuse_levels_of_state_dict",
     "get_basis",
     "nearest_neighbour_graph",
     "radius_graph",

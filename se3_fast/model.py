@@ -17,6 +17,7 @@ from se3_fast.layers.convolution import relative_positions
 from se3_fast.layers.head import Head
 from se3_fast.layers.joint import join_parameters
 from se3_fast.ops.edge_frames import EdgeGeometry, edge_lengths
+from se3_fast.parameter_layout import convert_on_loading, fuse_levels, level_of_blocks, without_wrappers, wrapper_prefix
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
 
@@ -53,6 +54,8 @@ class SE3Transformer(nn.Module):
         tensor_cores: choose fuse level FULL; otherwise PARTIAL.
         low_memory: choose fuse level NONE, and keep only the inputs of each layer for the backward pass.
         fuse_level: choose the parameterisation whatever ``tensor_cores`` and ``low_memory`` say.
+        final_fuse_level: that of the last layer, which is FULL in older versions of the published implementation; default: that of
+            the others.
         final_layer: ``conv``, a convolution with self-interaction; ``lin``, a linear map; ``att``, an attention block with one
             head, in which only the channels of degree 0 are divided.
         populate_edge: what is appended to the edge features of degree 0: ``lin``, the edge length r; ``arcsin``,
@@ -60,9 +63,10 @@ class SE3Transformer(nn.Module):
         sum_over_edge: the final convolution sums over the incoming edges of a node; otherwise it takes their mean.
         compute_gradients: False: gradients reach the positions through the edge lengths alone, not through directions. Otherwise
             they are complete wherever ``rel_pos`` requires grad.
+        nonlinearity: takes the place of every ReLU, in the norms between the layers and in the radial profiles.
 
-    The last four arguments are those of the protein-design branches of the published implementation. Any other keyword argument is
-    ignored with a warning, as code written for the published implementation may pass more.
+    The last arguments are those of variants of the published implementation, most of them for protein design. Any other keyword
+    argument is ignored with a warning, as code written for the published implementation may pass more.
 
     Raises:
         ValueError: if ``pooling`` is given without ``return_type``, an option is not among those named, or fibers, heads and
@@ -85,10 +89,12 @@ class SE3Transformer(nn.Module):
         tensor_cores: bool = False,
         low_memory: bool = False,
         fuse_level: ConvSE3FuseLevel | None = None,
+        final_fuse_level: ConvSE3FuseLevel | None = None,
         final_layer: FinalLayer = "conv",
         populate_edge: EdgeLength = "lin",
         sum_over_edge: bool = True,
         compute_gradients: bool | None = None,
+        nonlinearity: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -125,6 +131,7 @@ class SE3Transformer(nn.Module):
             if norm:
                 modules.append(NormSE3(fiber_hidden))
             fiber_in = fiber_hidden
+        common["fuse_level"] = final_fuse_level or self.fuse_level
         if final_layer == "conv":
             modules.append(ConvSE3(fiber_in, fiber_out, self_interaction=True, sum_over_edge=sum_over_edge, **common))
         elif final_layer == "lin":
@@ -135,6 +142,9 @@ class SE3Transformer(nn.Module):
         self.graph_modules = Sequential(*modules)
         if pooling is not None and return_type is not None:
             self.pooling_module = GPooling(feat_type=return_type, pool=pooling)
+        if nonlinearity is not None:
+            _replace_activations(self.graph_modules, nonlinearity)
+        self.register_load_state_dict_pre_hook(convert_on_loading)
 
     def forward(
         self,
@@ -232,25 +242,33 @@ class SE3TransformerPooled(nn.Module):
         return self.mlp(pooled).squeeze(-1)
 
 
-def fuse_level_of_state_dict(state_dict: Mapping[str, Any]) -> ConvSE3FuseLevel:
-    """The fuse level that a model must be built with for this state dict to load.
+def fuse_levels_of_state_dict(state_dict: Mapping[str, Any]) -> dict[str, ConvSE3FuseLevel]:
+    """The fuse level of every convolution, by its name in the model (``graph_modules.0.to_key_value``).
 
     Raises:
         ValueError: if no parameter of a convolution is there.
     """
-    names = [name for name in state_dict if ".radial_func." in f".{name}"]
-    if not names:
-        raise ValueError("state_dict: expected parameters named '...radial_func...', got none")
-    containers = {name.split(".radial_func.")[0].split(".")[-1] for name in names}
-    if "conv" in containers:
-        return ConvSE3FuseLevel.FULL
-    if any(f".{kind}." in f".{name}" for kind in ("conv_out", "conv_in") for name in names):
-        return ConvSE3FuseLevel.PARTIAL
-    return ConvSE3FuseLevel.NONE
+    return fuse_levels(without_wrappers(state_dict))
+
+
+def fuse_level_of_state_dict(state_dict: Mapping[str, Any]) -> ConvSE3FuseLevel:
+    """The fuse level that a model must be built with for this state dict to load.
+
+    In older versions of the published implementation the last convolution has another level than the attention blocks. Then this
+    is that of the blocks, and the last convolution's parameters are converted when they are loaded; :func:`build_for_state_dict`
+    builds the model that has them as they are.
+
+    Raises:
+        ValueError: if no parameter of a convolution is there.
+    """
+    return level_of_blocks(without_wrappers(state_dict))
 
 
 def build_for_state_dict(model_class: type[ModelType], state_dict: Mapping[str, Tensor], **arguments: Any) -> ModelType:
-    """Build a model with the fuse level that ``state_dict`` has, and load it.
+    """Build a model in which every layer has the fuse level that it has in ``state_dict``, and load it.
+
+    What DistributedDataParallel, DataParallel (``module.``) and ``torch.compile`` (``_orig_mod.``) put before the names of the
+    parameters is left out.
 
     Args:
         model_class: :class:`SE3Transformer` or :class:`SE3TransformerPooled`.
@@ -258,20 +276,52 @@ def build_for_state_dict(model_class: type[ModelType], state_dict: Mapping[str, 
         **arguments: the constructor arguments of the model.
 
     Raises:
-        ValueError: if the parameters do not fit the model, naming one that differs.
+        ValueError: if the parameters do not fit the model, naming one that differs, or only some names have a wrapper's before
+            them.
     """
-    model = model_class(**arguments, fuse_level=fuse_level_of_state_dict(state_dict))
+    state_dict = without_wrappers(state_dict)
+    model = model_class(**arguments, **matching_levels(model_class, state_dict, arguments))
     check_state_dict(model, state_dict)
     model.load_state_dict(dict(state_dict))
     return model
+
+
+def matching_levels(
+    model_class: type[nn.Module], state_dict: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> dict[str, ConvSE3FuseLevel]:
+    """The arguments ``fuse_level`` and, if it has to be another, ``final_fuse_level`` of the model that has these parameters.
+
+    Args:
+        model_class: :class:`SE3Transformer` or :class:`SE3TransformerPooled`.
+        state_dict: parameters under the published names, without those of wrappers.
+        arguments: the other arguments of the model.
+
+    Raises:
+        ValueError: if no parameter of a convolution is there, or the arguments do not fit each other.
+    """
+    levels = fuse_levels(state_dict)
+    for level in sorted(set(levels.values()), key=lambda level: -level.value):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the model that is built with them says what there is to say
+            candidate = model_class(**{**arguments, "fuse_level": level})
+        if fuse_levels(candidate.state_dict()) == levels:
+            return {"fuse_level": level}
+    return {"fuse_level": level_of_blocks(state_dict), "final_fuse_level": list(levels.values())[-1]}
 
 
 def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Check that ``state_dict`` has the parameters of ``model``.
 
     Raises:
-        ValueError: in one line: the first parameter that is missing, superfluous or of another shape, and what was expected.
+        ValueError: in one line: the first parameter that is missing, superfluous or of another shape, and what was expected; or
+            what a wrapper has put before all names.
     """
+    prefix = wrapper_prefix(state_dict)
+    if prefix and not wrapper_prefix(model.state_dict()):
+        raise ValueError(
+            f"state_dict: expected names as '{next(iter(model.state_dict()))}', got them with '{prefix}' of a wrapper before them: "
+            "take the state_dict of the model within it, or use build_for_state_dict, which leaves that out"
+        )
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: list(tensor.shape) for name, tensor in state_dict.items()}
     for name, shape in expected.items():
@@ -300,6 +350,13 @@ def with_edge_length(rel_pos: Tensor, edge_feats: Features, populate_edge: EdgeL
         length = torch.zeros_like(length)
     invariants = torch.cat([edge_feats["0"], length], 1) if "0" in edge_feats else length
     return {**edge_feats, "0": invariants}
+
+
+def _replace_activations(modules: nn.Module, nonlinearity: nn.Module) -> None:
+    for module in list(modules.modules()):
+        for name, part in list(module.named_children()):
+            if isinstance(part, nn.ReLU):
+                setattr(module, name, nonlinearity)
 
 
 def _published_fuse_level(tensor_cores: bool, low_memory: bool) -> ConvSE3FuseLevel:

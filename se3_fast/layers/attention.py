@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,8 @@ class AttentionBlockSE3(nn.Module):
         fuse_level: see :class:`ConvSE3FuseLevel`.
         low_memory: keep only the inputs of the block for the backward pass; keys and values are computed again there.
 
+    Any other keyword argument, which variants of the published implementation have more of, is ignored with a warning.
+
     Raises:
         ValueError: if ``channels_div`` does not divide a channel count of ``fiber_out``, or lacks one of its degrees.
     """
@@ -136,6 +139,8 @@ class AttentionBlockSE3(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        if kwargs:
+            warnings.warn(f"AttentionBlockSE3 ignores the arguments {', '.join(sorted(kwargs))}", stacklevel=2)
         self.fiber_in = fiber_in
         self.low_memory = low_memory
         self.value_fiber = _divided(fiber_out, channels_div)

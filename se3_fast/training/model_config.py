@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from se3_fast import Fiber, SE3TransformerPooled, fuse_level_of_state_dict
+from se3_fast import Fiber, SE3TransformerPooled
 from se3_fast.layers import ConvSE3FuseLevel
+from se3_fast.model import matching_levels
+from se3_fast.parameter_layout import without_wrappers
 
 
 def model_config_from_arguments(arguments: argparse.Namespace, node_feature_dim: int, edge_feature_dim: int) -> dict[str, Any]:
@@ -42,18 +44,22 @@ def model_config_from_arguments(arguments: argparse.Namespace, node_feature_dim:
 def match_parameterisation(config: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The description with the parameterisation that a state dict has.
 
-    Published checkpoints carry no description, and theirs depends on the machine they were trained on.
+    Published checkpoints carry no description, and theirs depends on the machine they were trained on, and on the version: in some
+    the last convolution has another fuse level than the attention blocks.
 
     Args:
         config: Description from the command line.
         state_dict: Parameters of a published checkpoint.
+
+    Raises:
+        ValueError: No parameter of a convolution is there, or the description contradicts itself.
     """
-    level = fuse_level_of_state_dict(state_dict)
-    return {
-        **config,
-        "tensor_cores": level is ConvSE3FuseLevel.FULL,
-        "low_memory": level is ConvSE3FuseLevel.NONE,
-    }
+    levels = matching_levels(SE3TransformerPooled, without_wrappers(state_dict), _model_arguments(config))
+    level = levels["fuse_level"]
+    matched = {**config, "tensor_cores": level is ConvSE3FuseLevel.FULL, "low_memory": level is ConvSE3FuseLevel.NONE}
+    if "final_fuse_level" in levels:
+        matched["final_fuse_level"] = levels["final_fuse_level"].name
+    return matched
 
 
 def build_model(config: dict[str, Any]) -> SE3TransformerPooled:
@@ -62,5 +68,11 @@ def build_model(config: dict[str, Any]) -> SE3TransformerPooled:
     Raises:
         ValueError: The description contradicts itself, for instance heads that do not divide the channels.
     """
-    fibers = {name: Fiber(config[name]) for name in ("fiber_in", "fiber_edge", "fiber_out")}
-    return SE3TransformerPooled(**{**config, **fibers})
+    return SE3TransformerPooled(**_model_arguments(config))
+
+
+def _model_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    arguments = {**config, **{name: Fiber(config[name]) for name in ("fiber_in", "fiber_edge", "fiber_out")}}
+    if "final_fuse_level" in config:
+        arguments["final_fuse_level"] = ConvSE3FuseLevel[config["final_fuse_level"]]
+    return arguments

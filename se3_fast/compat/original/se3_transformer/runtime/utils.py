@@ -17,6 +17,7 @@ from se3_fast.training.random_state import seed_everything
 
 __all__ = [
     "aggregate_residual",
+    "current_device",
     "degree_to_dim",
     "get_local_rank",
     "increase_l2_fetch_granularity",
@@ -25,6 +26,7 @@ __all__ = [
     "seed_everything",
     "str2bool",
     "to_cuda",
+    "to_device",
     "unfuse_features",
     "using_tensor_cores",
 ]
@@ -62,14 +64,24 @@ def str2bool(v: bool | str) -> bool:
 
 
 def to_cuda(x: Any) -> Any:
-    """Tensors, graphs, and tuples, lists and dicts of them on the current CUDA device."""
+    """Tensors, graphs, and tuples, lists and dicts of them on the current CUDA device; on the CPU where there is none."""
+    return to_device(x, current_device())
+
+
+def to_device(x: Any, device: torch.device) -> Any:
+    """Tensors, graphs, and tuples, lists and dicts of them on a device."""
     if isinstance(x, Tensor):
-        return x.cuda(non_blocking=True)
+        return x.to(device, non_blocking=True)
     if isinstance(x, tuple | list):
-        return type(x)(to_cuda(value) for value in x)
+        return type(x)(to_device(value, device) for value in x)
     if isinstance(x, dict):
-        return {key: to_cuda(value) for key, value in x.items()}
-    return x.to(device=torch.cuda.current_device())
+        return {key: to_device(value, device) for key, value in x.items()}
+    return x.to(device=device)
+
+
+def current_device() -> torch.device:
+    """The current CUDA device; the CPU where there is none."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def get_local_rank() -> int:

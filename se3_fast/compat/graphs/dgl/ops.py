@@ -1,0 +1,3 @@
+"""Operations on edges and incoming edges."""
+
+from se3_fast.compat.message_passing.ops import *  # noqa: F403
