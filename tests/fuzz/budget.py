@@ -2,8 +2,8 @@
 
 Two ways to run, chosen by the environment variable SE3_FAST_FUZZ_SECONDS:
 
-- absent: the short run, part of `make test`. Every campaign tries the same few cases each time (fixed seed, a fixed number of cases; no clock
-  decides) and takes some seconds.
+- absent: the short run, part of `make test`. Every campaign tries the same few cases each time (fixed seed, a fixed number of
+  cases; no clock decides) and takes some seconds.
 - a number of seconds: the long run (`make fuzz`). Every campaign gets its share of them and tries new cases until they are over.
   SE3_FAST_FUZZ_SEED, a whole number, decides which; `make fuzz` runs two processes with two seeds.
 
