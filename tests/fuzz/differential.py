@@ -1,0 +1,284 @@
+"""Backends against `dense` in float64: outputs, first and second derivatives, equivariance, the same bits twice.
+
+`check(case, backend)` raises AssertionError in one line that names the tensor, its error and the case.
+
+The error of a tensor is relative: RMS of the difference over RMS of the truth. What is allowed is the tolerance of the dtype, and
+more only where the function itself amplifies rounding (an input near the kink of a ReLU, a difference of nearly equal sums): some
+times as much as `dense` changes in the same dtype, or when its inputs and parameters are changed by their rounding.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+import se3_fast
+from se3_fast.aligned import tfn_conv as aligned
+from se3_fast.fused import tfn_conv_by_source as fused_by_source
+from se3_fast.native import tfn_conv_by_source as native_by_source
+from se3_fast.ops import second_derivatives
+from tests.fuzz.cases import Case, Problem, Run, Tensors
+from tests.support import random_rotation, wigner_of_rotation
+
+TOLERANCE = {"float64": 1e-11, "float32": 3e-6, "autocast": 3e-2}
+ROUNDING = {"float64": 2.0**-52, "float32": 2.0**-23, "autocast": 2.0**-8}
+AMPLIFIED = 16.0
+"""Times the change of `dense` that is allowed."""
+
+NEGLIGIBLE = 1e-3
+"""A gradient smaller than this part of the largest one, up to zero, is compared with that part of it."""
+
+PERTURBATIONS = 3
+
+
+def check(case: Case, backend: str, compiler: str | None = None) -> None:
+    """Compare a backend with `dense`; where ``compiler`` is given, a module compiled by it.
+
+    Raises:
+        AssertionError: where they differ.
+    """
+    truth = evaluate(case, "dense", _in_float64(case.run))
+    found = evaluate(case, backend, compiler=compiler)
+    errors = _beyond(found, truth, TOLERANCE[case.run.dtype])
+    if errors:
+        allowed = _allowed(case)
+        errors = {name: error for name, error in errors.items() if error > allowed[name]}
+    _report(case, backend, errors)
+    if compiler is None:
+        again = evaluate(case, backend)
+        _report(case, backend, {name: "two runs differ" for name in found if not _same_bits(found[name], again[name])})
+        if case.run.dtype == "float64":
+            _check_equivariance(case, backend, truth)
+
+
+def evaluate(
+    case: Case, backend: str, run: Run | None = None, change: Callable[[Problem], None] | None = None, compiler: str | None = None
+) -> Tensors:
+    """Outputs ``output <degree>``, gradients ``gradient of <name>`` and second derivatives ``second <name>`` of a case.
+
+    Args:
+        case: what is evaluated.
+        backend: by which backend.
+        run: how, if not as the case says.
+        change: what is done to the problem before.
+        compiler: of ``torch.compile``.
+    """
+    run = run or case.run
+    problem = _prepared(case, run)
+    if change is not None:
+        change(problem)
+    if compiler is not None:
+        problem.module.compile(backend=compiler, fullgraph=True)
+    with se3_fast.backend(backend), _forced(run):
+        if run.mode == "no_grad":
+            with torch.no_grad():
+                return {f"output {name}": output for name, output in _outputs(problem, problem.inputs, run).items()}
+        if run.mode == "inference":
+            forget_constants()
+            with torch.inference_mode():
+                _outputs(problem, problem.inputs, run)
+        try:
+            return _derivatives(problem, run)
+        finally:
+            if run.mode == "inference":
+                forget_constants()
+
+
+def forget_constants() -> None:
+    """Empty the caches of constant tables, so that a case does not depend on the cases before."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("se3_fast.so3", "se3_fast.ops", "se3_fast.fused", "se3_fast.native.tfn", "se3_fast.aligned")):
+            for member in vars(module).values():
+                if callable(getattr(member, "cache_clear", None)) and not isinstance(member, torch.Tensor):
+                    member.cache_clear()
+
+
+def _prepared(case: Case, run: Run) -> Problem:
+    """The problem in the dtype and the memory layout of the run."""
+    problem = case.problem()
+    dtype = torch.float64 if run.dtype == "float64" else torch.float32
+    exact = torch.float64 if case.run.dtype == "float64" else torch.float32  # what the values are rounded to, also for the truth
+    problem.module.to(exact).to(dtype)
+    problem.inputs = {name: _laid_out(tensor.to(exact).to(dtype), run) for name, tensor in problem.inputs.items()}
+    return problem
+
+
+def _laid_out(tensor: Tensor, run: Run) -> Tensor:
+    """Each second value of twice as many, first axis last, where inputs are to be strided."""
+    if not run.is_strided:
+        return tensor
+    places = torch.full((*tensor.shape[1:], tensor.shape[0], 2), float("nan"), dtype=tensor.dtype)
+    places[..., 0] = tensor.movedim(0, -1)
+    return places[..., 0].movedim(-1, 0)
+
+
+def _in_float64(run: Run) -> Run:
+    mode = "first" if run.mode == "inference" else run.mode
+    return replace(run, dtype="float64", mode=mode, is_strided=False, is_chunked=False)
+
+
+@contextmanager
+def _forced(run: Run) -> Iterator[None]:
+    with ExitStack() as stack:
+        if run.order != "auto":
+            for module in (aligned, fused_by_source, native_by_source):
+                forced = lambda plan, *sizes: run.order == "source" and not plan.edge_channels  # noqa: E731
+                stack.enter_context(patch.object(module, "is_by_source_faster", forced))
+        if run.is_chunked:
+            stack.enter_context(patch.dict(aligned.CHUNK_BYTES, cpu=1))
+            stack.enter_context(patch.object(aligned, "SMALLEST_CHUNK", 2))
+            stack.enter_context(patch.object(fused_by_source, "BUFFER_BYTES", 1))
+            stack.enter_context(patch.object(second_derivatives, "CHUNK_BYTES", 1))
+        yield
+
+
+def _outputs(problem: Problem, inputs: Tensors, run: Run) -> Tensors:
+    with torch.autocast("cpu", torch.bfloat16) if run.dtype == "autocast" else nullcontext():
+        return problem.apply(inputs)
+
+
+def _derivatives(problem: Problem, run: Run) -> Tensors:
+    sources = {
+        "parameters": {f"parameter {name}": parameter for name, parameter in problem.module.named_parameters()},
+        **{
+            kind: {name: x for name, x in problem.inputs.items() if name.startswith(kind)}
+            for kind in ("nodes", "edges", "positions")
+        },
+    }
+    wanted = {name: tensor for kind in run.gradients_of for name, tensor in sources[kind].items()}
+    for tensors in sources.values():
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(run.is_pruned or name in wanted)
+    outputs = _outputs(problem, problem.inputs, run)
+    results = {f"output {name}": output.detach() for name, output in outputs.items()}
+    chosen = {name: output for name, output in outputs.items() if output.requires_grad}
+    if run.loss == "partial":
+        chosen = dict(list(chosen.items())[:1])
+    if not wanted or not chosen:
+        return results
+    cotangents = _cotangents(chosen, run)
+    loss = sum((cotangents[name] * output).sum() for name, output in chosen.items()) if run.loss != "sum" else _sum(chosen)
+    second = run.mode == "second"
+    gradients = _gradients(loss, wanted, create_graph=second)
+    results |= {f"gradient of {name}": gradient.detach() for name, gradient in gradients.items()}
+    differentiable = {name: gradient for name, gradient in gradients.items() if gradient.requires_grad}
+    if second and differentiable:
+        again = wanted | ({f"cotangent {name}": x for name, x in cotangents.items()} if run.loss != "sum" else {})
+        results |= {f"second {name}": x for name, x in _gradients(_contracted(differentiable, run), again, False).items()}
+    return results
+
+
+def _sum(outputs: Tensors) -> Tensor:
+    return torch.stack([output.sum() for output in outputs.values()]).sum()
+
+
+def _cotangents(outputs: Tensors, run: Run) -> Tensors:
+    """Random weights of the outputs, divided by their size, so that none hides the others."""
+    generator = torch.Generator().manual_seed(run.seed + 1)
+    return {
+        name: torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        .to(output.dtype)
+        .requires_grad_(run.mode == "second")
+        for name, output in outputs.items()
+    }
+
+
+def _contracted(gradients: Tensors, run: Run) -> Tensor:
+    """The gradients times random vectors, in a sum."""
+    generator = torch.Generator().manual_seed(run.seed + 2)
+    parts = []
+    for gradient in gradients.values():
+        vector = torch.randn(gradient.shape, generator=generator, dtype=torch.float64).to(gradient.dtype)
+        parts.append((vector * gradient).sum())
+    return torch.stack(parts).sum()
+
+
+def _gradients(loss: Tensor, wanted: Tensors, create_graph: bool) -> Tensors:
+    found = torch.autograd.grad(loss, list(wanted.values()), create_graph=create_graph, allow_unused=True)
+    return {
+        name: torch.zeros_like(tensor) if gradient is None else gradient
+        for (name, tensor), gradient in zip(wanted.items(), found, strict=True)
+    }
+
+
+def _beyond(found: Tensors, truth: Tensors, tolerance: float) -> dict[str, float]:
+    """The errors beyond a tolerance; what is not finite in the truth is not compared."""
+    errors = _errors(found, truth)
+    return {name: error for name, error in errors.items() if not error <= tolerance}
+
+
+def _errors(found: Tensors, truth: Tensors) -> dict[str, float]:
+    assert found.keys() == truth.keys(), (sorted(found), sorted(truth))
+    norms = {name: float(tensor.detach().double().norm()) for name, tensor in truth.items()}
+    largest = {kind: max((norm for name, norm in norms.items() if name.startswith(kind)), default=0.0) for kind in KINDS}
+    errors = {}
+    for name, tensor in truth.items():
+        if not tensor.isfinite().all():
+            continue
+        assert found[name].shape == tensor.shape, (name, found[name].shape, tensor.shape)
+        kind = next(kind for kind in KINDS if name.startswith(kind))
+        scale = max(norms[name], NEGLIGIBLE * largest[kind])
+        difference = float((found[name].detach().double() - tensor.detach().double()).norm())
+        errors[name] = difference / scale if scale > 0 else difference
+    return errors
+
+
+KINDS = ("output", "gradient", "second")
+
+
+def _allowed(case: Case) -> dict[str, float]:
+    """By how much rounding may change each tensor."""
+    rounding, run = ROUNDING[case.run.dtype], _in_float64(case.run)
+    truth = evaluate(case, "dense", run)
+    changed = [evaluate(case, "dense", run, partial(_perturb, rounding, number)) for number in range(PERTURBATIONS)]
+    if case.run.dtype != "float64":
+        plain = replace(run, dtype=case.run.dtype)
+        changed.append(evaluate(case, "dense", plain))
+    errors = [_errors(tensors, truth) for tensors in changed]
+    return {name: AMPLIFIED * max(error[name] for error in errors) for name in errors[0]}
+
+
+def _perturb(rounding: float, number: int, problem: Problem) -> None:
+    """Change parameters and inputs by about their rounding error."""
+    generator = torch.Generator().manual_seed(number)
+    with torch.no_grad():
+        for tensor in (*problem.module.parameters(), *problem.inputs.values()):
+            tensor *= 1 + rounding * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    return bool(((first == second) | (first.isnan() & second.isnan())).all())
+
+
+def _check_equivariance(case: Case, backend: str, truth: Tensors) -> None:
+    rotation = random_rotation(case.run.seed)
+
+    def rotate(problem: Problem) -> None:
+        for name, tensor in problem.inputs.items():
+            degree = 1 if name == "positions" else int(name.partition(".")[2])
+            matrix = rotation if name == "positions" else wigner_of_rotation(rotation, degree)
+            tensor.copy_(tensor @ matrix.T)
+
+    run = replace(case.run, mode="no_grad")
+    turned = evaluate(case, backend, run, rotate)
+    expected = {}
+    for name, tensor in truth.items():
+        if name.startswith("output"):
+            degree = int(name.split()[1])
+            expected[name] = tensor if degree == 0 else tensor @ wigner_of_rotation(rotation, degree).T
+    errors = _beyond(turned, expected, 10 * TOLERANCE["float64"])
+    if errors:
+        allowed = _allowed(replace(case, run=run))
+        errors = {name: error for name, error in errors.items() if error > allowed[name]}
+    _report(case, backend, {f"rotated {name}": error for name, error in errors.items()})
+
+
+def _report(case: Case, backend: str, errors: dict[str, float] | dict[str, str]) -> None:
+    assert not errors, f"{backend}: {dict(sorted(errors.items()))} in check({case!r}, {backend!r})"
