@@ -133,7 +133,7 @@ def _forced(run: Run) -> Iterator[None]:
                 stack.enter_context(patch.object(module, "is_by_source_faster", forced))
         if run.is_chunked:
             stack.enter_context(patch.dict(aligned.CHUNK_BYTES, cpu=1))
-            stack.enter_context(patch.object(aligned, "SMALLEST_CHUNK", 2))
+            stack.enter_context(patch.object(aligned, "SMALLEST_CHUNK", 7))
             stack.enter_context(patch.object(fused_by_source, "BUFFER_BYTES", 1))
             stack.enter_context(patch.object(second_derivatives, "CHUNK_BYTES", 1))
         yield
@@ -141,7 +141,7 @@ def _forced(run: Run) -> Iterator[None]:
 
 def _outputs(problem: Problem, inputs: Tensors, run: Run) -> Tensors:
     with torch.autocast("cpu", torch.bfloat16) if run.dtype == "autocast" else nullcontext():
-        return problem.apply(inputs)
+        return dict(sorted(problem.apply(inputs).items()))
 
 
 def _derivatives(problem: Problem, run: Run) -> Tensors:

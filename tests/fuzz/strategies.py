@@ -20,6 +20,7 @@ from tests.fuzz.cases import (
     Norm,
     Pooling,
     Run,
+    largest,
 )
 
 
@@ -40,8 +41,8 @@ class Limits:
 
     degree: int = 6
     channels: int = 40
-    weights: int = 20_000
-    values: int = 400_000
+    weights: int = 10_000
+    values: int = 150_000
     nodes: int = 8
     edges: int = 40
     graphs: int = 3
@@ -124,7 +125,9 @@ def runs(draw: DrawFn) -> Run:
         is_pruned=draw(st.booleans()),
         loss=draw(st.sampled_from(["weighted", "sum", "partial"])),
         is_strided=draw(st.booleans()),
-        scale=draw(st.sampled_from([1.0, 0.0, 1e-3, 1e2])),
+        scale=draw(
+            st.sampled_from([1.0, 0.0, 1e-3, *([1e2] if dtype == "float64" else [])])
+        ),  # a softmax of large scores is chaotic
         seed=draw(st.integers(0, 2**16)),
     )
 
@@ -151,7 +154,7 @@ def convolutions(draw: DrawFn, limits: Limits) -> Convolution:
         fused_output=draw(st.booleans()),
         low_memory=draw(st.booleans()),
         sum_over_edge=draw(st.booleans()),
-        spare_degrees=draw(st.integers(0, 1)),
+        spare_degrees=draw(st.integers(0, 1 if largest(fiber_in, fiber_out) < 6 else 0)),  # harmonics beyond 12 are unknown to e3nn
     )
 
 
