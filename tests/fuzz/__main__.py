@@ -19,7 +19,9 @@ FOLDER = ROOT / "build" / "fuzz"
 
 
 def start(seed: int, seconds: float) -> subprocess.Popen[bytes]:
-    """One process of one thread. What it prints goes to seed-<seed>.log, its summary to seed-<seed>.json."""
+    """One process of one thread. What it prints goes to seed-<seed>.log, its summary to .json, its last case to .case."""
+    for suffix in ("json", "case"):
+        (FOLDER / f"seed-{seed}.{suffix}").unlink(missing_ok=True)
     environment = os.environ | {
         "SE3_FAST_FUZZ_SECONDS": str(seconds),
         "SE3_FAST_FUZZ_SEED": str(seed),
@@ -44,9 +46,12 @@ def main() -> int:
     failed = False
     totals: dict[str, Counter[str]] = {}
     for seed, process in processes.items():
-        failed |= process.wait() != 0
+        status = process.wait()
+        failed |= status != 0
         print((FOLDER / f"seed-{seed}.log").read_text(errors="replace"))
-        summary = FOLDER / f"seed-{seed}.json"
+        summary, last = FOLDER / f"seed-{seed}.json", FOLDER / f"seed-{seed}.case"
+        if status < 0:
+            print(f"fuzz: seed {seed} ended by signal {-status} in {last.read_text() if last.exists() else 'no case'}")
         for campaign, numbers in (json.loads(summary.read_text()) if summary.exists() else {}).items():
             totals.setdefault(campaign, Counter()).update(numbers)
     for campaign, numbers in totals.items():

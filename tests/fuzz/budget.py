@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from pathlib import Path
 
 SHARES = {"differential": 0.6, "readers": 0.2, "runs": 0.2}
 """Part of the long run that each campaign gets: backends against dense; files; kills, signals and concurrent runs."""
@@ -58,6 +59,13 @@ def count(campaign: str, cases: int = 1) -> None:
     if campaign not in SHARES:
         raise KeyError(f"campaign: expected one of {sorted(SHARES)}, got {campaign!r}")
     _cases[campaign] += cases
+
+
+def begin(campaign: str, case: str) -> None:
+    """Count a case; in `make fuzz` also write down how to run it again, for the case that a signal ends the process."""
+    count(campaign)
+    if target := os.environ.get("SE3_FAST_FUZZ_SUMMARY"):
+        Path(target).with_suffix(".case").write_text(case)
 
 
 def counted() -> dict[str, int]:

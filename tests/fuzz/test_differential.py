@@ -36,7 +36,7 @@ def explore(strategy: SearchStrategy[Case], backends: list[str], short: int, par
         nonlocal is_failing
         if time.monotonic() >= end and not is_failing:  # else it is being made smaller
             return
-        budget.count("differential")
+        budget.begin("differential", f"check({case!r}, backend) for a backend of {backends}")
         try:
             for backend in backends:
                 check(case, backend, compiler)
