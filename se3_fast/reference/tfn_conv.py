@@ -36,7 +36,7 @@ def tfn_conv(
         weights: last radial weight of each group, [C_out * C_in * F, K].
 
     Returns:
-        ``{d: [E, C_d, 2d+1]}``.
+        ``{d: [E, C_d, 2d+1]}``, degrees ascending.
     """
     messages: Features = {}
     for group, group_hidden, weight in zip(plan.groups, hidden, weights, strict=True):
@@ -45,7 +45,7 @@ def tfn_conv(
         for degree, part in zip(group.degrees_out, message.split(widths, -1), strict=True):
             key = str(degree)
             messages[key] = messages[key] + part if key in messages else part
-    return messages
+    return {str(degree): messages[str(degree)] for degree, _ in plan.channels_out}
 
 
 def gather_features(node_features: Features, edge_features: Features, src: Tensor) -> Features:

@@ -144,7 +144,9 @@ def _forced(run: Run) -> Iterator[None]:
 
 def _outputs(problem: Problem, inputs: Tensors, run: Run) -> Tensors:
     with torch.autocast("cpu", torch.bfloat16) if run.dtype == "autocast" else nullcontext():
-        return dict(sorted(problem.apply(inputs).items()))
+        outputs = problem.apply(inputs)
+    assert list(outputs) == sorted(outputs, key=int), f"expected degrees ascending, got {list(outputs)}"
+    return outputs
 
 
 def _derivatives(problem: Problem, run: Run) -> Tensors:

@@ -40,7 +40,7 @@ def explore(strategy: SearchStrategy[Case], backends: list[str], short: int, par
         try:
             for backend in backends:
                 check(case, backend, compiler)
-        except BaseException:
+        except Exception:
             is_failing = True
             raise
 
