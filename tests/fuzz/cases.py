@@ -33,7 +33,7 @@ Channels = tuple[tuple[int, int], ...]
 Tensors = dict[str, Tensor]
 Basis = Literal["geometry", "dict", "fused dict"]
 FuseLevel = Literal["FULL", "PARTIAL", "NONE"]
-GradientOf = Literal["parameters", "nodes", "edges", "positions"]
+GradientOf = Literal["parameters", "some parameters", "nodes", "edges", "positions"]
 
 LENGTHS = {"ordinary": 1.0, "zero": 0.0, "tiny": 1e-6, "huge": 1e4}
 
@@ -104,29 +104,41 @@ class Run:
     """How a case is evaluated.
 
     Attributes:
-        dtype: of parameters and inputs; ``autocast``: float32 under autocast to bfloat16.
+        dtype: of parameters and inputs.
+        is_autocast: under autocast to bfloat16.
         order: of the contraction: as the backend chooses, or forced.
         is_chunked: the memory that backends may fill at once is made as small as it can be.
-        mode: ``no_grad``; ``first`` and ``second``: so many derivatives; ``inference``: once in inference mode, then ``first``.
-        gradients_of: what is differentiated with respect to.
+        mode: ``no_grad``; ``first`` and ``second``: so many derivatives; ``again``: ``first``, twice from one graph of autograd;
+            ``inference``: once in inference mode, then ``first``.
+        gradients_of: what is differentiated with respect to; ``some parameters``: each second one.
         is_pruned: everything requires grad, and the gradient of some of it is asked for.
         loss: ``weighted``: all outputs with random weights; ``sum``: their sum, whose gradient is one expanded number; ``partial``:
             one output only.
         is_strided: the inputs are not contiguous.
+        is_poisoned: memory is filled with NaN when it is allocated.
+        threads: of PyTorch.
         scale: of the inputs.
         seed: of parameters and inputs.
     """
 
-    dtype: Literal["float64", "float32", "autocast"] = "float64"
+    dtype: Literal["float64", "float32", "bfloat16"] = "float64"
+    is_autocast: bool = False
     order: Literal["auto", "edge", "source"] = "auto"
     is_chunked: bool = False
-    mode: Literal["no_grad", "inference", "first", "second"] = "first"
+    mode: Literal["no_grad", "first", "second", "again", "inference"] = "first"
     gradients_of: tuple[GradientOf, ...] = ("parameters", "nodes", "edges", "positions")
     is_pruned: bool = False
     loss: Literal["weighted", "sum", "partial"] = "weighted"
     is_strided: bool = False
+    is_poisoned: bool = False
+    threads: int = 1
     scale: float = 1.0
     seed: int = 0
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return torch.bfloat16 if self.is_autocast and self.dtype == "float32" else getattr(torch, self.dtype)
 
 
 @dataclass
@@ -412,6 +424,7 @@ class Model(Case):
     populate_edge: Literal["lin", "arcsin", "log", "zero"] = "lin"
     sum_over_edge: bool = True
     basis: Basis | None = None
+    compute_gradients: bool | None = None
 
     def module(self) -> nn.Module:
         arguments: dict[str, Any] = {
@@ -429,6 +442,7 @@ class Model(Case):
             "final_layer": self.final_layer,
             "populate_edge": self.populate_edge,
             "sum_over_edge": self.sum_over_edge,
+            "compute_gradients": self.compute_gradients,
         }
         if self.properties:
             num_degrees, num_channels = len(self.fiber_hidden), self.fiber_hidden[0][1]

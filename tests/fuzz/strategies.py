@@ -70,7 +70,8 @@ def fibers(draw: DrawFn, limits: Limits) -> Channels:
     """Degrees with gaps and different channels, or all degrees with the same."""
     if draw(st.booleans()):
         return draw(uniform_fibers(limits))
-    degrees = draw(st.sets(st.integers(0, limits.degree), min_size=1, max_size=4))
+    top = min(draw(st.sampled_from([1, 2, 3, 6])), limits.degree)
+    degrees = draw(st.sets(st.integers(0, top), min_size=1, max_size=4))
     return tuple((degree, draw(channel_counts(limits))) for degree in sorted(degrees))
 
 
@@ -112,19 +113,25 @@ def edges(draw: DrawFn, limits: Limits, weights_per_edge: int = 1) -> Edges:
 
 @st.composite
 def runs(draw: DrawFn) -> Run:
-    """Any way of running; derivatives of the second order in float64 and float32."""
-    dtype = draw(st.sampled_from(["float64", "float32", "autocast"]))
-    modes = ["first", "second", "no_grad", "inference"] if dtype != "autocast" else ["first", "no_grad"]
+    """Any way of running; second derivatives are for full precision."""
+    dtype, is_autocast = draw(st.sampled_from([("float64", False), ("float32", False), ("float32", True), *RARE_DTYPES]))
+    modes = ["first", "second", "no_grad", "inference", "again"]
     kinds = ("parameters", "nodes", "edges", "positions")
+    chosen = tuple(kind for kind in kinds if draw(st.booleans())) or kinds
+    if "parameters" in chosen and draw(st.booleans()):
+        chosen = ("some parameters", *chosen[1:])
     return Run(
         dtype=dtype,
+        is_autocast=is_autocast,
         order=draw(st.sampled_from(["auto", "edge", "source"])),
         is_chunked=draw(st.booleans()),
-        mode=draw(st.sampled_from(modes)),
-        gradients_of=tuple(kind for kind in kinds if draw(st.booleans())) or kinds,
+        mode=draw(st.sampled_from([mode for mode in modes if mode != "second" or not (is_autocast or dtype == "bfloat16")])),
+        gradients_of=chosen,
         is_pruned=draw(st.booleans()),
         loss=draw(st.sampled_from(["weighted", "sum", "partial"])),
         is_strided=draw(st.booleans()),
+        is_poisoned=draw(st.booleans()),
+        threads=draw(st.integers(1, 2)),
         scale=draw(
             st.sampled_from([1.0, 0.0, 1e-3, *([1e2] if dtype == "float64" else [])])
         ),  # a softmax of large scores is chaotic
@@ -132,6 +139,7 @@ def runs(draw: DrawFn) -> Run:
     )
 
 
+RARE_DTYPES = [("bfloat16", False), ("float64", True)]
 FUSE_LEVELS = st.sampled_from(["FULL", "PARTIAL", "NONE"])
 BASES = st.sampled_from(["geometry", "dict", "fused dict"])
 
@@ -289,6 +297,7 @@ def models(draw: DrawFn, limits: Limits) -> Model:
         populate_edge=draw(st.sampled_from(["lin", "arcsin", "log", "zero"])),
         sum_over_edge=draw(st.booleans()),
         basis=draw(st.sampled_from([None, "geometry", "dict", "fused dict"])),
+        compute_gradients=draw(st.sampled_from([None, True, False])),
     )
 
 

@@ -1,6 +1,6 @@
 """The differential campaign: drawn cases on every backend against `dense`; see cases.py, strategies.py and differential.py.
 
-A failure prints the case, made as small as it can be; `check(<case>, "<backend>")` runs it again.
+A failure prints the case, made as small as it can be; `check(<case>, <backend>)` runs it again.
 """
 
 from __future__ import annotations
@@ -36,10 +36,9 @@ def explore(strategy: SearchStrategy[Case], backends: list[str], short: int, par
         nonlocal is_failing
         if time.monotonic() >= end and not is_failing:  # else it is being made smaller
             return
-        budget.begin("differential", f"check({case!r}, backend) for a backend of {backends}")
+        budget.begin("differential", f"check({case!r}, *{backends})")
         try:
-            for backend in backends:
-                check(case, backend, compiler)
+            check(case, *backends, compiler=compiler)
         except Exception:
             is_failing = True
             raise
