@@ -75,6 +75,14 @@ def fibers(draw: DrawFn, limits: Limits) -> Channels:
     return tuple((degree, draw(channel_counts(limits))) for degree in sorted(degrees))
 
 
+@st.composite
+def fibers_with_empty_degrees(draw: DrawFn, limits: Limits) -> Channels:
+    """As :func:`fibers`, now and then without channels of the last of several degrees."""
+    *others, (degree, channels) = draw(fibers(limits))
+    is_empty = others and draw(st.integers(0, 9)) == 9
+    return (*others, (degree, 0 if is_empty else channels))
+
+
 def weights(fiber_in: Channels, fiber_out: Channels) -> int:
     """Radial weights of an edge."""
     return sum(c_in * c_out * num_paths(d_in, d_out) for d_in, c_in in fiber_in for d_out, c_out in fiber_out)
@@ -147,7 +155,7 @@ BASES = st.sampled_from(["geometry", "dict", "fused dict"])
 @st.composite
 def convolutions(draw: DrawFn, limits: Limits) -> Convolution:
     """ConvSE3."""
-    fiber_in, fiber_out = narrowed(draw(fibers(limits)), draw(fibers(limits)), limits)
+    fiber_in, fiber_out = narrowed(draw(fibers_with_empty_degrees(limits)), draw(fibers_with_empty_degrees(limits)), limits)
     return Convolution(
         graph=draw(edges(limits, weights(fiber_in, fiber_out))),
         run=draw(runs()),
@@ -234,7 +242,8 @@ def linears(draw: DrawFn, limits: Limits) -> Linear:
 def norms(limits: Limits) -> SearchStrategy[Norm]:
     """NormSE3."""
     nonlinearity = st.sampled_from(["ReLU", "Softplus"])
-    return st.builds(Norm, graph=edges(limits), run=runs(), fiber=fibers(limits), nonlinearity=nonlinearity)
+    fiber = fibers_with_empty_degrees(limits)
+    return st.builds(Norm, graph=edges(limits), run=runs(), fiber=fiber, nonlinearity=nonlinearity)
 
 
 @st.composite
