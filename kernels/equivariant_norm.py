@@ -246,7 +246,7 @@ def forward(features: Sequence[Tensor], scale: Tensor, shift: Tensor, epsilon: f
     """
     outputs = [torch.empty_like(feature) for feature in features]
     num_nodes, channels, _ = features[0].shape
-    if num_nodes > 0:
+    if num_nodes > 0 and channels > 0:
         tile = _choose_tile(channels, _components(features), _FORWARD_VALUES)
         grid = (triton.cdiv(num_nodes, tile.nodes), len(features))
         _forward_kernel[grid](
@@ -279,6 +279,8 @@ def backward(
     """
     results = [torch.empty_like(feature) for feature in features]
     num_nodes, channels, _ = features[0].shape
+    if channels == 0:
+        return results, scale.new_zeros(programs or 1, 2, len(scale))
     tile = _choose_tile(channels, _components(features), _BACKWARD_VALUES)
     if programs is None:
         programs = max(1, min(triton.cdiv(num_nodes, tile.nodes), _MAX_PARTIAL_SUMS))

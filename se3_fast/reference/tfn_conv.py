@@ -38,7 +38,7 @@ def tfn_conv(
         weights: last radial weight of each group, [C_out * C_in * F, K].
 
     Returns:
-        ``{d: [E, C_d, 2d+1]}``.
+        ``{d: [E, C_d, 2d+1]}``, degrees ascending.
     """
     contractions = [
         partial(_contract_hidden, group.channels_out, group_hidden, weight)
@@ -58,7 +58,7 @@ def messages(plan: ConvolutionPlan, basis: BasisOf, features: Features, contract
             messages [E, C_out, k].
 
     Returns:
-        ``{d: [E, C_d, 2d+1]}``.
+        ``{d: [E, C_d, 2d+1]}``, degrees ascending.
     """
     result: Features = {}
     for group, contract in zip(plan.groups, contractions, strict=True):
@@ -69,7 +69,7 @@ def messages(plan: ConvolutionPlan, basis: BasisOf, features: Features, contract
         for degree, part in zip(group.degrees_out, message[..., : sum(widths)].split(widths, -1), strict=True):
             place = str(degree)
             result[place] = result[place] + part if place in result else part
-    return result
+    return {str(degree): result[str(degree)] for degree, _ in plan.channels_out}
 
 
 def contract(features: Tensor, basis: Tensor | None, radial_weights: Tensor) -> Tensor:
