@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import pytest
@@ -186,6 +187,16 @@ CONTRACTED = {f"{name}, {order}": name for name in OPERATIONS for order in ("by 
 CASES = {name: name for name in OPERATIONS if "convolution" not in name} | CONTRACTED
 """Operations, convolutions in both orders of contraction."""
 
+LONG_IN_THE_INTERPRETER = (
+    *("convolution, one profile, by source", "convolution, one profile, pooled, by edge"),
+    *(
+        "convolution, profiles of pairs, by edge",
+        "convolution, profiles of pairs, by source",
+        "convolution, edge features, by source",
+    ),
+)
+"""Cases that are much like others in Triton."""
+
 
 def inputs_of(operation: Operation) -> Tensors:
     generator = torch.Generator().manual_seed(0)
@@ -239,8 +250,14 @@ def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(module, "is_by_source_faster", lambda plan, *sizes: is_by_source and not plan.edge_channels)
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpp", "triton"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [
+        (case, backend)
+        for case, backend in product(CASES, ("torch", "cpp", "triton"))
+        if not (backend == "triton" and case in LONG_IN_THE_INTERPRETER)
+    ],
+)
 @pytest.mark.usefixtures("order")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, in Triton's interpreter
 def test_goes_through_as_in_the_formula(case: str, backend: str) -> None:

@@ -270,7 +270,7 @@ class ConvSE3(nn.Module):
         graph = as_graph(graph)
         self._check_inputs(node_feats, edge_feats, graph)
         geometry = self.prepare_geometry(graph, basis)
-        check_geometry(geometry, graph)
+        self.check_geometry(geometry, graph)
         of_messages, own = shared_features(node_feats, 2) if self.self_interaction else (node_feats, node_feats)
         if self.low_memory:
             messages = recompute_in_backward(self._messages, self.profiles() is None, of_messages, edge_feats, graph, geometry)
@@ -394,6 +394,17 @@ class ConvSE3(nn.Module):
                 result[degree] = messages[degree] + own.index_select(0, graph.dst)
         return result
 
+    @staticmethod
+    def check_geometry(geometry: EdgeGeometry, graph: Graph) -> None:
+        """Check that a geometry has as many edges as the graph.
+
+        Raises:
+            ValueError: if it has not.
+        """
+        expected, given = graph.num_edges(), geometry.num_edges
+        if given != expected:
+            raise ValueError(f"basis: expected that of the graph's {expected} edges, got that of {given} edges")
+
     def _check_inputs(self, node_feats: Features, edge_feats: Features, graph: Graph) -> None:
         num_nodes = self.fiber_in.check_features(node_feats, "node_feats")
         if num_nodes != graph.num_nodes():
@@ -416,16 +427,6 @@ def relative_positions(graph: Graph) -> Tensor:
     if rel_pos.shape != (graph.num_edges(), 3):
         raise ValueError(f"graph: expected edata['rel_pos'] of shape [{graph.num_edges()}, 3], got {list(rel_pos.shape)}")
     return rel_pos
-
-
-def check_geometry(geometry: EdgeGeometry, graph: Graph) -> None:
-    """Check that a geometry has as many edges as the graph.
-
-    Raises:
-        ValueError: if it has not.
-    """
-    if geometry.num_edges != graph.num_edges():
-        raise ValueError(f"basis: expected that of the graph's {graph.num_edges()} edges, got that of {geometry.num_edges} edges")
 
 
 def _over_incoming_edges(sums: Features, graph: Graph) -> Features:
