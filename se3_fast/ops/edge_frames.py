@@ -173,7 +173,7 @@ class EdgeGeometry:
     @property
     def num_edges(self) -> int:
         """Number of edges E."""
-        return len(self.rel_pos)
+        return self.rel_pos.shape[0]  # len() would fix the number in a graph that is exported
 
     @property
     def _working_positions(self) -> Tensor:
