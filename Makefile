@@ -3,13 +3,15 @@
 # make gpu     tests and measurements on a CUDA GPU, in the Python that has its PyTorch (PYTHON=...)
 # make bench-gpu   the measurements alone; DATA_DIR=... for both: folder of qm9_edge.npz, without which the sample is repeated
 # make reproduce   the published QM9 training run; PYTHON=..., DATA_DIR=... (else ./data), MINUTES=..., OPTIONS=... (docs/reproduce.md)
+# make fuzz       backends against each other, files and runs under attack, for FUZZ_SECONDS=1200 on two cores (docs/reliability.md)
 # make sanitize   the tests of the C++ operations under the address and undefined-behaviour sanitizers
 
 PYTHON ?= python3
 BIN := .venv/bin
+FUZZ_SECONDS ?= 1200
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: setup train test bench bench-gpu gpu reproduce sanitize lint clean
+.PHONY: setup train test fuzz bench bench-gpu gpu reproduce sanitize lint clean
 
 setup: .venv/installed
 
@@ -26,6 +28,9 @@ train: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)
 
 bench: setup
 	$(BIN)/python -m bench

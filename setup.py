@@ -280,7 +280,14 @@ setup(
         "chem": ["rdkit>=2023.3", "tblite>=0.3"],
         "logging": ["wandb>=0.15"],
         "cuda": ["cuda-bindings>=12.6"],
-        "test": ["pytest>=8", "pytest-benchmark>=4", "pytest-xdist>=3", "psutil>=5.9", "triton>=3.6; platform_system == 'Linux'"],
+        "test": [
+            "pytest>=8",
+            "pytest-benchmark>=4",
+            "pytest-xdist>=3",
+            "hypothesis>=6.100",
+            "psutil>=5.9",
+            "triton>=3.6; platform_system == 'Linux'",
+        ],
     },
     entry_points={"console_scripts": ["se3-fast-train=se3_fast.train:main", "se3-fast-inference=se3_fast.inference:main"]},
     classifiers=[
