@@ -370,6 +370,8 @@ def _group_by(node_of_edge: Tensor, num_nodes: int) -> EdgeOrder:
 
 
 def _check_edges(src: Tensor, dst: Tensor, num_nodes: int) -> None:
+    if not isinstance(num_nodes, torch.SymInt) and num_nodes < 0:
+        raise ValueError(f"num_nodes: expected 0 or more, got {num_nodes}")
     for name, ends in (("src", src), ("dst", dst)):
         if not isinstance(ends, Tensor) or ends.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name}: expected an int64 tensor, got {getattr(ends, 'dtype', type(ends).__name__)}")
