@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
 from se3_fast.layers import ConvSE3FuseLevel
 from se3_fast.model import SE3Transformer
 from se3_fast.ops.edge_frames import edge_lengths
-from se3_fast.training.checkpoint import load_weights, read_checkpoint
+from se3_fast.training.checkpoint import build_from, read_checkpoint
+from se3_fast.training.checkpoint_entries import check_sizes, expect, is_number
 from se3_fast.training.errors import CheckpointError
 
 LARGEST_ATOMIC_NUMBER = 118
@@ -28,6 +30,8 @@ FIRST_CENTRE = 0.6
 
 LAST_CENTRE = 6.0
 """Angstrom, centre of the last Gaussian where there is no cutoff; beyond, the plain distance is left."""
+
+_SIZES = ("num_layers", "num_degrees", "num_channels", "num_heads", "channels_div", "num_gaussians")
 
 
 def molecule_graph(
@@ -239,6 +243,18 @@ def load_force_field(path: str | Path) -> ForceField:
     config = checkpoint.get("model_config", {})
     if "elements" not in config:
         raise CheckpointError(f"{path}: expected a checkpoint of se3_fast.train_forces, got one of another model")
-    model = ForceField(**config)
-    load_weights(model, checkpoint["state_dict"], path)
-    return model.eval()
+    try:
+        _check_config(config, checkpoint["state_dict"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return build_from(path, checkpoint["state_dict"], partial(ForceField, **config)).eval()
+
+
+def _check_config(config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:
+    known = {*_SIZES, "elements", "cutoff"}
+    expect(config.keys() == known, "model_config", f"the entries {', '.join(sorted(known))}", ", ".join(sorted(config)))
+    elements, cutoff = config["elements"], config["cutoff"]
+    is_list = isinstance(elements, list) and all(type(element) is int for element in elements)
+    expect(is_list, "model_config: elements", "a list of atomic numbers", elements)
+    expect(cutoff is None or is_number(cutoff), "model_config: cutoff", "a finite number or None", cutoff)
+    check_sizes(config, _SIZES, state_dict)

@@ -517,6 +517,8 @@ def _check_shapes(src: Tensor, dst: Tensor) -> None:
 
 
 def _check_edges(src: Tensor, dst: Tensor, num_nodes: int) -> None:
+    if not isinstance(num_nodes, torch.SymInt) and num_nodes < 0:
+        raise ValueError(f"num_nodes: expected 0 or more, got {num_nodes}")
     _check_shapes(src, dst)
     for name, ends in (("src", src), ("dst", dst)):
         if is_readable(ends) and len(ends) and not 0 <= int(ends.min()) <= int(ends.max()) < num_nodes:

@@ -8,7 +8,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from se3_fast.data import QM9DataModule
+from se3_fast.data.molecules import read_gdb_index
 from se3_fast.data.resident import ResidentLoader
 from se3_fast.files import atomic_file
 from se3_fast.model import SE3TransformerPooled
@@ -33,12 +34,18 @@ from se3_fast.training.evaluation import (
     evaluate,
 )
 from se3_fast.training.loggers import JsonLinesLogger
-from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
+from se3_fast.training.model_config import (
+    build_model,
+    match_parameterisation,
+    model_config_from_arguments,
+    model_of_checkpoint,
+)
 from se3_fast.training.plots import plot_parity
 from se3_fast.training.precision import Precision
 from se3_fast.training.recorded import choose_recorder
 
 _BATCH_SIZE = 240
+_FROM_DATA = {"fiber_in": {0: QM9DataModule.NODE_FEATURE_DIM}, "fiber_edge": {0: QM9DataModule.EDGE_FEATURE_DIM}, "output_dim": 1}
 _PERCENTILES = (50, 90, 95, 99)
 _WARM_UP_PASSES = 2  # what is recorded runs once before it is
 
@@ -107,8 +114,11 @@ def prepare(arguments: argparse.Namespace, world: World) -> Inference:
     if config is None:
         config = model_config_from_arguments(arguments, QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
         config = match_parameterisation(config, checkpoint["state_dict"])
-    model = build_model(config)
-    load_weights(model, checkpoint["state_dict"], path)
+        model = build_model(config)
+        load_weights(model, checkpoint["state_dict"], path)
+    else:
+        model = model_of_checkpoint(path, config, checkpoint["state_dict"])
+        check_same(path, "model", config, _FROM_DATA)
     arguments.log_dir.mkdir(parents=True, exist_ok=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     data_module = QM9DataModule(
@@ -149,12 +159,14 @@ def write_predictions(path: Path, evaluation: Evaluation, data_module: QM9DataMo
 
     Raises:
         OSError: The file cannot be written.
+        DataError: The molecules' numbers in the data file cannot be read.
     """
-    numbers = np.asarray(cast(Subset[Any], data_module.ds_test).indices)
+    test_set = cast(Subset[Any], data_module.ds_test)
+    numbers = np.asarray(test_set.indices)
     columns = {"molecule": numbers}
-    with np.load(data_module.path, allow_pickle=False) as archive:
-        if "gdb_index" in archive:
-            columns["gdb_index"] = archive["gdb_index"][numbers]
+    gdb_index = read_gdb_index(data_module.path, len(cast(Sized, test_set.dataset)))
+    if gdb_index is not None:
+        columns["gdb_index"] = gdb_index[numbers]
     name = f"{data_module.task} ({data_module.unit})"
     columns[f"target {name}"] = evaluation.targets.round(6)
     columns[f"prediction {name}"] = evaluation.predictions.round(6)

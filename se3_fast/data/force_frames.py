@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from se3_fast.data.data_module import DataModule
-from se3_fast.data.molecules import ArrayFile, DataError, ragged_indices
+from se3_fast.data.molecules import DataError, open_arrays, ragged_indices
 from se3_fast.forces import LARGEST_ATOMIC_NUMBER, molecule_graph
 from se3_fast.graph import Graph
 
@@ -83,28 +83,28 @@ def read_force_frames(path: str | os.PathLike[str]) -> tuple[ForceFrames, Tensor
     Raises:
         DataError: The file is missing, damaged, holds pickled objects, or its arrays do not fit together.
     """
-    file = ArrayFile(Path(path), FORCE_ARRAY_NAMES)
-    n_atoms = file.integers("n_atoms", (None,))
-    file.check(
-        len(n_atoms) > 0 and n_atoms.min() >= 1, "n_atoms must hold a number from 1 on for every frame, and one frame at least"
-    )
-    num_atoms = int(n_atoms.sum())
-    atomic_numbers = file.integers("z", (num_atoms,))
-    exists = (atomic_numbers >= 1) & (atomic_numbers <= LARGEST_ATOMIC_NUMBER)
-    file.check_rows(exists, n_atoms, f"z must hold atomic numbers from 1 to {LARGEST_ATOMIC_NUMBER}")
-    pos = file.numbers("pos", (num_atoms, 3))
-    energies = file.numbers("energy_eV", (len(n_atoms),))
-    forces = file.numbers("forces_eV_A", (num_atoms, 3))
-    file.check_finite("pos", pos, n_atoms)
-    file.check_finite("forces_eV_A", forces, n_atoms)
-    file.check_finite("energy_eV", energies[:, None], np.ones_like(n_atoms))
-    split = torch.from_numpy(file.integers("split", (len(n_atoms),))) if "split" in file.names else None
+    with open_arrays(path, FORCE_ARRAY_NAMES) as file:
+        num_frames = file.length("n_atoms")
+        file.check(num_frames > 0, "n_atoms must hold one frame at least")
+        file.check_shapes(n_atoms=(num_frames,), energy_eV=(num_frames,))
+        n_atoms = file.counts("n_atoms", num_frames, at_least=1)
+        num_atoms = int(n_atoms.sum())
+        file.check_shapes(z=(num_atoms,), pos=(num_atoms, 3), forces_eV_A=(num_atoms, 3))
+
+        atomic_numbers = file.integers("z", (num_atoms,))
+        exists = (atomic_numbers >= 1) & (atomic_numbers <= LARGEST_ATOMIC_NUMBER)
+        file.check_rows(exists, n_atoms, f"z must hold atomic numbers from 1 to {LARGEST_ATOMIC_NUMBER}")
+        pos = file.positions("pos", n_atoms)
+        forces = file.as_float32("forces_eV_A", file.numbers("forces_eV_A", (num_atoms, 3)), n_atoms)
+        energies = file.numbers("energy_eV", (num_frames,))
+        file.as_float32("energy_eV", energies, np.ones_like(n_atoms))  # errors of energies are computed in double precision
+        split = torch.from_numpy(file.integers("split", (num_frames,))) if "split" in file.names else None
     frames = ForceFrames(
         n_atoms=torch.from_numpy(n_atoms),
         atomic_numbers=torch.from_numpy(atomic_numbers),
-        pos=torch.from_numpy(pos.astype(np.float32)),
+        pos=torch.from_numpy(pos),
         energies=torch.from_numpy(energies.astype(np.float64)),
-        forces=torch.from_numpy(forces.astype(np.float32)),
+        forces=torch.from_numpy(forces),
     )
     return frames, split
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from se3_fast.archives import ArchiveError, one_line
+from se3_fast.data.npz_file import ArrayHeader, NpzArchive
 from se3_fast.data.tasks import TASKS
 
 NUM_NODE_FEATURES = 6
@@ -23,6 +25,18 @@ NUM_EDGE_FEATURES = 4
 
 ARRAY_NAMES = ("n_node", "n_edge", "node_attr", "node_pos", "edge_attr", "src", "dst", "targets")
 """Arrays that the file must hold."""
+
+NODE_ROWS = np.array([[*np.eye(5, dtype=int)[column], number] for column, number in enumerate((1, 6, 7, 8, 9))], dtype=np.uint8)
+"""Node attributes that there are, [5, 6]: those of H, C, N, O, F."""
+
+EDGE_ROWS = np.eye(NUM_EDGE_FEATURES, dtype=np.uint8)
+"""Edge attributes that there are, [4, 4]: those of single, double, triple and aromatic bonds."""
+
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+LARGEST_POSITION = 1e18
+"""Squares of larger ones are infinite in single precision, and distances are roots of sums of squares."""
+
+_MOST_ROWS = 1 << 48
 
 
 class DataError(ValueError):
@@ -123,7 +137,8 @@ def read_molecules(path: str | os.PathLike[str], task: str) -> Molecules:
     """Read a file of the layout of ``qm9_edge.npz`` and check it.
 
     Nothing in the file is unpickled. Of the node attributes only the first six are kept, of the edge attributes the
-    first four, of the targets the column of ``task``.
+    first four, of the targets the column of ``task``. Rows of attributes must be among ``NODE_ROWS`` and ``EDGE_ROWS``,
+    unless an array holds fractions and none of its rows is.
 
     Args:
         path: The ``.npz`` file.
@@ -135,32 +150,43 @@ def read_molecules(path: str | os.PathLike[str], task: str) -> Molecules:
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}")
-    file = ArrayFile(Path(path), ARRAY_NAMES)
-    n_node = file.integers("n_node", (None,))
-    n_edge = file.integers("n_edge", (len(n_node),))
-    file.check(len(n_node) > 0, "n_node holds no molecules")
-    file.check(n_node.min() >= 1, "n_node must be 1 or more for every molecule")
-    file.check(n_edge.min() >= 0, "n_edge must be 0 or more for every molecule")
-    num_nodes, num_edges = int(n_node.sum()), int(n_edge.sum())
+    with open_arrays(path, ARRAY_NAMES) as file:
+        num_molecules = file.length("n_node")
+        file.check(num_molecules > 0, "n_node holds no molecules")
+        file.check_shapes(n_node=(num_molecules,), n_edge=(num_molecules,), targets=(num_molecules, len(TASKS)))
+        n_node = file.counts("n_node", num_molecules, at_least=1)
+        n_edge = file.counts("n_edge", num_molecules, at_least=0)
+        num_nodes, num_edges = int(n_node.sum()), int(n_edge.sum())
+        file.check_shapes(node_pos=(num_nodes, 3), node_attr=(num_nodes, None))
+        file.check_shapes(edge_attr=(num_edges, None), src=(num_edges,), dst=(num_edges,))
 
-    targets = file.numbers("targets", (len(n_node), len(TASKS)))
-    column = targets[:, TASKS.index(task)].astype(np.float32)
-    file.check(not np.isinf(column).any(), f"targets of {task} hold infinite values")
-    node_pos = file.numbers("node_pos", (num_nodes, 3)).astype(np.float32, copy=False)
-    file.check_finite("node_pos", node_pos, n_node)
-    atoms_of_edges = np.repeat(n_node, n_edge)
-    src, dst = (_local_indices(file, name, file.integers(name, (num_edges,)), atoms_of_edges, n_edge) for name in ("src", "dst"))
+        targets = _targets(file, num_molecules, task)
+        node_pos = file.positions("node_pos", n_node)
+        atoms_of_edges = np.repeat(n_node, n_edge)
+        src, dst = (_local_indices(file, name, atoms_of_edges, n_edge) for name in ("src", "dst"))
+        node_attr = file.features("node_attr", n_node, NODE_ROWS)
+        edge_attr = file.features("edge_attr", n_edge, EDGE_ROWS)
     return Molecules(
-        numbers=torch.arange(len(n_node)),
+        numbers=torch.arange(num_molecules),
         n_node=torch.from_numpy(n_node),
         n_edge=torch.from_numpy(n_edge),
-        node_attr=torch.from_numpy(file.features("node_attr", NUM_NODE_FEATURES, n_node)),
+        node_attr=torch.from_numpy(node_attr),
         node_pos=torch.from_numpy(node_pos),
-        edge_attr=torch.from_numpy(file.features("edge_attr", NUM_EDGE_FEATURES, n_edge)),
+        edge_attr=torch.from_numpy(edge_attr),
         src=torch.from_numpy(src),
         dst=torch.from_numpy(dst),
-        targets=torch.from_numpy(column),
+        targets=torch.from_numpy(targets),
     )
+
+
+def read_gdb_index(path: str | os.PathLike[str], num_molecules: int) -> np.ndarray | None:
+    """Read the molecules' numbers in QM9, [M] int64; None where the file has none.
+
+    Raises:
+        DataError: The file is damaged, or has the numbers of other than M molecules.
+    """
+    with open_arrays(path, ()) as file:
+        return file.integers("gdb_index", (num_molecules,)) if "gdb_index" in file.names else None
 
 
 def check_archive(path: str | os.PathLike[str]) -> None:
@@ -169,40 +195,47 @@ def check_archive(path: str | os.PathLike[str]) -> None:
     Raises:
         DataError: It is not.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {Path(name).stem for name in archive.namelist()}
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-        raise DataError(f"{path}: not a whole .npz archive ({_one_line(error)})") from error
-    if damaged is not None:
-        raise DataError(f"{path}: array {Path(damaged).stem!r} is damaged")
-    missing = [name for name in ARRAY_NAMES if name not in names]
-    if missing:
-        raise DataError(f"{path}: expected the arrays {', '.join(ARRAY_NAMES)}; missing {', '.join(missing)}")
+    with open_arrays(path, ARRAY_NAMES) as file:
+        file.check_bytes()
 
 
-class ArrayFile:
-    """An ``.npz`` file whose arrays are read one at a time, so that only what is kept stays in memory.
-
-    Args:
-        path: The file.
-        names: Arrays that it must hold.
+@contextmanager
+def open_arrays(path: str | os.PathLike[str], names: Sequence[str]) -> Iterator[ArrayFile]:
+    """Open an ``.npz`` file that must hold the arrays of these names, to be read one at a time.
 
     Raises:
         DataError: It is missing or not an archive, or an array is missing.
     """
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with open(path, "rb") as stream:
+            file = ArrayFile(Path(path), NpzArchive(stream))
+            missing = [name for name in names if name not in file.names]
+            file.check(not missing, f"expected the arrays {', '.join(names)}; missing {', '.join(missing)}")
+            yield file
+    except (ArchiveError, OSError) as error:
+        raise DataError(f"{path}: not a whole .npz archive ({one_line(error)})") from error
 
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
+
+class ArrayFile:
+    """The arrays of an ``.npz`` file, each read and checked when asked for, so that only what is kept stays in memory.
+
+    None is read whose own header does not say what is expected of it.
+
+    Args:
+        path: The file, for messages.
+        arrays: What is in it.
+
+    Attributes:
+        path: The file.
+        names: Names of the arrays.
+    """
+
+    def __init__(self, path: Path, arrays: NpzArchive) -> None:
         self.path = path
-        self.check(path.is_file(), "no such file")
-        try:
-            with zipfile.ZipFile(path) as archive:
-                self.names = {Path(name).stem for name in archive.namelist()}
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-            raise DataError(f"{path}: not a whole .npz archive ({_one_line(error)})") from error
-        missing = [name for name in names if name not in self.names]
-        self.check(not missing, f"expected the arrays {', '.join(names)}; missing {', '.join(missing)}")
+        self.names = frozenset(arrays.names)
+        self._arrays = arrays
 
     def check(self, condition: bool | np.bool_, fault: str) -> None:
         """Report a fault unless a condition holds."""
@@ -216,58 +249,146 @@ class ArrayFile:
             molecule = int(np.searchsorted(np.cumsum(counts), row, side="right"))
             raise DataError(f"{self.path}: {fault} (molecule {molecule}, row {row})")
 
-    def check_finite(self, name: str, rows: np.ndarray, counts: np.ndarray) -> None:
-        """Report the molecule of the first row [*, columns] with a value that is not finite."""
-        self.check_rows(np.isfinite(rows).min(axis=1), counts, f"array {name!r} has values that are not finite")
+    def check_shapes(self, **shapes: tuple[int | None, ...]) -> None:
+        """Compare what arrays say of themselves with shapes, by name, before any is read; None stands for any length."""
+        for name, shape in shapes.items():
+            got = self._header(name).shape
+            fits = len(got) == len(shape) and all(want in (None, length) for want, length in zip(shape, got, strict=True))
+            wanted = ", ".join("any" if length is None else str(length) for length in shape)
+            self.check(fits, f"array {name!r} must have shape [{wanted}], got {list(got)}")
 
-    def read(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-        """Read one array; None in ``shape`` stands for any length."""
-        try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                array = archive[name]
-        except ValueError as error:
-            # What NumPy says of an array that could only be unpickled.
-            if "Object arrays cannot be loaded" in str(error):
-                fault = "holds pickled Python objects, expected numbers"
-            else:
-                fault = f"cannot be read ({_one_line(error)})"
-            raise DataError(f"{self.path}: array {name!r} {fault}") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, MemoryError, SyntaxError) as error:
-            raise DataError(f"{self.path}: array {name!r} is damaged ({_one_line(error)})") from error
-        fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
-        wanted = ", ".join("any" if length is None else str(length) for length in shape)
-        self.check(fits, f"array {name!r} must have shape [{wanted}], got {list(array.shape)}")
-        return array
+    def check_bytes(self) -> None:
+        """Read all arrays, and report the first that has other bytes than were written."""
+        for name in sorted(self.names):
+            self._header(name)
+            with self._errors_of(f"array {name!r}"):
+                self._arrays.check_bytes(name)
+
+    def length(self, name: str) -> int:
+        """The length of the only axis of an array, as the array says."""
+        self.check_shapes(**{name: (None,)})
+        return self._header(name).shape[0]
 
     def integers(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """Read an array of integers, as int64."""
-        array = self.read(name, shape)
-        self.check(array.dtype.kind in "iu", f"array {name!r} must hold integers, got {array.dtype}")
-        return array.astype(np.int64, copy=False)
+        array = self._read(name, shape, "iu", "integers")
+        too_large = array.dtype == np.uint64 and array.size > 0 and int(array.max()) > np.iinfo(np.int64).max
+        self.check(not too_large, f"array {name!r} must hold integers below 2^63")
+        return array.astype(np.int64)
+
+    def counts(self, name: str, length: int, at_least: int) -> np.ndarray:
+        """Read how many rows each molecule has in other arrays, [length] int64, one at least; their sum is exact."""
+        counts = self.integers(name, (length,))
+        self.check(counts.min() >= at_least, f"{name} must be {at_least} or more for every molecule")
+        # Not as int64, whose sum would start again from below.
+        self.check(counts.sum(dtype=np.float64) < _MOST_ROWS, f"{name} must add up to fewer than {_MOST_ROWS} rows")
+        return counts
 
     def numbers(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """Read an array of numbers, in their own type."""
-        array = self.read(name, shape)
-        self.check(array.dtype.kind in "biuf", f"array {name!r} must hold numbers, got {array.dtype}")
-        return array
+        return self._read(name, shape, "biuf", "numbers")
 
-    def features(self, name: str, columns: int, counts: np.ndarray) -> np.ndarray:
-        """Read the first columns of an attribute array, as uint8 where that loses nothing."""
+    def positions(self, name: str, counts: np.ndarray) -> np.ndarray:
+        """Read positions [sum of counts, 3] whose distances single precision holds, as float32."""
+        array = self.numbers(name, (int(counts.sum()), 3))
+        return self.as_float32(name, array, counts, LARGEST_POSITION)
+
+    def features(self, name: str, counts: np.ndarray, known_rows: np.ndarray) -> np.ndarray:
+        """Read the first columns of an attribute array.
+
+        Args:
+            name: The array.
+            counts: Rows of every molecule.
+            known_rows: [kinds, columns] uint8, the rows that there may be.
+
+        Returns:
+            uint8 if its rows are among these, which they must be unless the array has fractions and none of its rows is;
+            then float32.
+        """
+        columns = known_rows.shape[1]
         array = self.numbers(name, (int(counts.sum()), None))
-        fault = f"array {name!r} must have {columns} columns or more, got {array.shape[1]}"
-        self.check(array.shape[1] >= columns, fault)
+        self.check(array.shape[1] >= columns, f"array {name!r} must have {columns} columns or more, got {array.shape[1]}")
         kept = array[:, :columns]
-        if kept.dtype.kind == "f":
-            self.check_finite(name, kept, counts)
         with np.errstate(invalid="ignore"):  # values that do not fit are what the comparison is for
-            compact = kept.astype(np.uint8)
-        return compact if np.array_equal(compact, kept) else kept.astype(np.float32)
+            compact = kept.astype(np.uint8, order="C")
+        known = _are_among(compact, known_rows)
+        if kept.dtype != np.uint8:
+            known &= (compact == kept).all(axis=1)
+        if kept.dtype.kind == "f":
+            single = self.as_float32(name, kept, counts)
+            if len(known) and not known.any():
+                return single
+        if not known.all():
+            got, example = kept[int(np.argmin(known))].tolist(), known_rows[0].tolist()
+            self.check_rows(known, counts, f"array {name!r} must have one-hot rows such as {example}, got {got}")
+        return compact
+
+    def as_float32(self, name: str, array: np.ndarray, counts: np.ndarray, largest: float = LARGEST_NUMBER) -> np.ndarray:
+        """Return numbers [rows, ...] as float32; report the molecule of the first row with one that is larger, or not finite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            single = array.astype(np.float32)
+        sound = np.abs(single) <= largest
+        if not sound.all():
+            self.check_rows(_all_of_row(np.isfinite(array)), counts, f"array {name!r} has values that are not finite")
+            fault = f"array {name!r} must hold values of at most {largest:.3g}, got a larger one"
+            self.check_rows(_all_of_row(sound), counts, fault)
+        return single
+
+    def _header(self, name: str) -> ArrayHeader:
+        with self._errors_of(f"array {name!r}"):
+            header = self._arrays.header(name)
+        self.check(not header.dtype.hasobject, f"array {name!r} holds pickled Python objects, expected numbers")
+        return header
+
+    def _read(self, name: str, shape: tuple[int | None, ...], kinds: str, wanted: str) -> np.ndarray:
+        self.check_shapes(**{name: shape})
+        dtype = self._header(name).dtype
+        self.check(dtype.kind in kinds, f"array {name!r} must hold {wanted}, got {dtype}")
+        with self._errors_of(f"array {name!r}"):
+            return self._arrays.read(name)
+
+    @contextmanager
+    def _errors_of(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except ArchiveError as error:
+            raise DataError(f"{self.path}: {what} is damaged ({error})") from error
 
 
-def _local_indices(file: ArrayFile, name: str, indices: np.ndarray, atoms_of_edges: np.ndarray, n_edge: np.ndarray) -> np.ndarray:
+def _targets(file: ArrayFile, num_molecules: int, task: str) -> np.ndarray:
+    """The targets of a task, [M] float32; NaN where unknown."""
+    column = file.numbers("targets", (num_molecules, len(TASKS)))[:, TASKS.index(task)]
+    with np.errstate(over="ignore"):
+        single = column.astype(np.float32)
+    file.check(not np.isinf(column).any(), f"targets of {task} hold infinite values")
+    file.check(not np.isinf(single).any(), f"targets of {task} must be at most {LARGEST_NUMBER:.3g}, got a larger one")
+    return single
+
+
+def _local_indices(file: ArrayFile, name: str, atoms_of_edges: np.ndarray, n_edge: np.ndarray) -> np.ndarray:
+    indices = file.integers(name, atoms_of_edges.shape)
     file.check_rows((indices >= 0) & (indices < atoms_of_edges), n_edge, f"{name} names an atom that its molecule does not have")
     return indices.astype(np.uint8 if len(indices) == 0 or indices.max() < 256 else np.int32)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _all_of_row(conditions: np.ndarray) -> np.ndarray:
+    return conditions.reshape(len(conditions), -1).min(axis=1)
+
+
+def _are_among(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which rows [R, columns] uint8, of 8 columns at most, are among the known ones [kinds, columns]: [R] bool."""
+    found = np.zeros(len(rows), dtype=bool)
+    packed = _packed(rows)
+    for one in _packed(known):
+        found |= packed == one
+    return found
+
+
+def _packed(rows: np.ndarray) -> np.ndarray:
+    """Each row [R, 8 columns or fewer] uint8, contiguous, as one number, [R]."""
+    size = math.gcd(rows.shape[1], 8)
+    words = rows.view(f"<u{size}")
+    packed = words[:, 0]
+    for column in range(1, words.shape[1]):
+        packed = packed | words[:, column].astype(np.uint64) << np.uint64(8 * size * column)
+    return packed

@@ -1,14 +1,22 @@
-"""Writing ``.npz`` archives whole or not at all."""
+"""Writing ``.npz`` archives whole or not at all, and reading those that nobody vouches for."""
 
 from __future__ import annotations
 
+import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from se3_fast.archives import Archive, ArchiveError, one_line
 from se3_fast.files import atomic_file
+
+_ENDING = ".npy"
+_LONGEST_HEADER = 1 << 14
+_HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -31,3 +39,86 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
     with atomic_file(target) as stream:
         # The stubs take every keyword for `allow_pickle`.
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+class ArrayHeader(NamedTuple):
+    """What an array says of itself before its values.
+
+    Attributes:
+        shape: Lengths of its axes.
+        dtype: Type of its values.
+        is_fortran: Whether its first axis runs fastest.
+        start: Bytes before its values.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    is_fortran: bool
+    start: int
+
+
+class NpzArchive:
+    """The arrays of an ``.npz`` file, none of which is read before it is asked for.
+
+    Args:
+        file: The archive; it must stay open as long as arrays are read.
+
+    Attributes:
+        names: Names of the arrays.
+
+    Raises:
+        ArchiveError: It is not a whole archive of arrays.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._archive = Archive(file)
+        self.names = [name.removesuffix(_ENDING) for name in self._archive.sizes if name.endswith(_ENDING)]
+
+    def header(self, name: str) -> ArrayHeader:
+        """What an array says of itself; its values are as many as the file holds.
+
+        Raises:
+            ArchiveError: It says what cannot be.
+        """
+        member = name + _ENDING
+        header = _read_header(self._archive.head(member, _LONGEST_HEADER))
+        size = header.start + math.prod(header.shape) * header.dtype.itemsize
+        if header.dtype.hasobject or size == self._archive.sizes[member]:
+            return header
+        raise ArchiveError(f"expected {size} bytes for the shape {list(header.shape)}, got {self._archive.sizes[member]}")
+
+    def read(self, name: str) -> np.ndarray:
+        """An array of values that are no Python objects; it cannot be written to.
+
+        Raises:
+            ArchiveError: It is damaged, or could only be unpickled.
+        """
+        header = self.header(name)
+        if header.dtype.hasobject:
+            raise ArchiveError("holds pickled Python objects")
+        content = self._archive.read(name + _ENDING)
+        try:
+            values = np.frombuffer(content, header.dtype, math.prod(header.shape), header.start)
+            return values.reshape(header.shape, order="F" if header.is_fortran else "C")
+        except ValueError as error:  # values of no size, or an axis of astronomical length beside one of length 0
+            raise ArchiveError(one_line(error)) from error
+
+    def check_bytes(self, name: str) -> None:
+        """Read an array, of whatever values, and drop it.
+
+        Raises:
+            ArchiveError: Its bytes are not those that were written.
+        """
+        self._archive.read(name + _ENDING)
+
+
+def _read_header(head: bytes) -> ArrayHeader:
+    stream = io.BytesIO(head)
+    try:
+        read = _HEADER_READERS[np.lib.format.read_magic(stream)]
+        shape, is_fortran, dtype = read(stream)
+    except Exception as error:  # NumPy evaluates a Python literal there, which fails in many ways
+        raise ArchiveError(f"not an array ({one_line(error)})") from error
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise ArchiveError(f"expected lengths from 0 on, got the shape {list(shape)}")
+    return ArrayHeader(shape, dtype, is_fortran, stream.tell())

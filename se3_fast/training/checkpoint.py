@@ -5,26 +5,36 @@ Files whose name ends in `.safetensors` hold the parameters, and what describes 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
-from torch import nn
+from torch import Tensor, nn
 
+from se3_fast.archives import Archive, ArchiveError, one_line
 from se3_fast.files import atomic_file
 from se3_fast.model import check_state_dict
 
+from .checkpoint_entries import FORMAT_VERSION, check_entries
 from .errors import CheckpointError
+from .pickle_outline import ForeignObjectError, Outline, OutlineError, Storage
 
-FORMAT_VERSION = 1
+ModelType = TypeVar("ModelType", bound=nn.Module)
+
 SAFETENSORS_SUFFIX = ".safetensors"
-_PUBLISHED_KEYS = ("state_dict", "optimizer_state_dict", "epoch")
 _DESCRIPTION_KEYS = ("epoch", "step", "optimizer", "model_config", "data", "seed")
 _DESCRIPTION = "checkpoint"
+_CHECKSUM = "checkpoint_sha256"
+_ZIP_MAGIC = b"PK\x03\x04"
+_OLD_FORMAT_PICKLES = 5  # a magic number, the version, the machine, the object, the keys of the storages that follow
+_VALUES_FOR_A_BYTE = 10
+"""Values that a checkpoint may have for each byte of its pickle; the few that a pickle names twice are counted twice."""
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -58,24 +68,43 @@ def write_safetensors(path: Path, checkpoint: dict[str, Any]) -> None:
     # Copies, because tensors that share memory are refused.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint["state_dict"].items()}
     description = {key: checkpoint[key] for key in _DESCRIPTION_KEYS if key in checkpoint}
+    text = json.dumps(description)
     with atomic_file(path) as file:
-        file.write(safetensors_bytes(tensors, {"format": "pt", _DESCRIPTION: json.dumps(description)}))
+        file.write(safetensors_bytes(tensors, {"format": "pt", _DESCRIPTION: text, _CHECKSUM: _checksum(tensors, text)}))
+
+
+def _checksum(tensors: Mapping[str, Tensor], description: str) -> str:
+    """SHA-256 of parameters, their names, types and shapes, and of what describes them."""
+    digest = hashlib.sha256(description.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            text = (file.metadata() or {}).get(_DESCRIPTION, "{}")
-            description = json.loads(text, object_pairs_hook=_with_degrees_as_numbers)
-    except (SafetensorError, json.JSONDecodeError, OSError):
-        raise CheckpointError(f"{path}: damaged, or not a safetensors file") from None
-    return {"epoch": 0, **description, "state_dict": state_dict, "optimizer_state_dict": {}}
+            metadata = file.metadata() or {}
+        text = metadata.get(_DESCRIPTION, "")
+        if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(state_dict, text):
+            raise ValueError("its bytes are not those that were written")
+        description = json.loads(text or "{}", object_pairs_hook=_with_degrees_as_numbers)
+        described = {key: description[key] for key in _DESCRIPTION_KEYS if key in description}
+    except (
+        Exception
+    ) as error:  # of safetensors, of torch for types that it does not have, of JSON that is too deep or no dictionary
+        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({one_line(error)})") from None
+    checkpoint = {"epoch": 0, **described, "state_dict": state_dict, "optimizer_state_dict": {}}
+    _check_entries(path, checkpoint, _VALUES_FOR_A_BYTE * path.stat().st_size)
+    return checkpoint
 
 
 def _with_degrees_as_numbers(pairs: list[tuple[str, Any]]) -> dict[str | int, Any]:
     """JSON has only text as keys; the degrees of fibers are numbers."""
-    return {int(key) if key.isdecimal() else key: value for key, value in pairs}
+    return {int(key) if key.isdecimal() and key.isascii() else key: value for key, value in pairs}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -83,26 +112,76 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     From safetensors `optimizer_state_dict` is empty, and `epoch` 0 where the file does not say.
 
+    What `torch.save` writes, and the safetensors files of this package, carry checksums, so that what is returned is what was
+    written. Safetensors files of other programs, and those of `torch.save` before version 1.6, have none.
+
     Raises:
-        CheckpointError: The file is missing, is not a whole checkpoint, or would run code when read.
+        CheckpointError: The file is missing, is not a whole checkpoint, has an entry that is not what it should be, or would run
+            code when read.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     if path.suffix == SAFETENSORS_SUFFIX:
         return _read_safetensors(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{path}: expected tensors and plain values only, but it holds other objects") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError):
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint written by torch.save") from None
-    missing = [key for key in _PUBLISHED_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
-    if missing:
-        raise CheckpointError(f"{path}: expected the keys {', '.join(_PUBLISHED_KEYS)}; missing: {', '.join(missing)}")
-    version = checkpoint.get("version", FORMAT_VERSION)
-    if version > FORMAT_VERSION:
-        raise CheckpointError(f"{path}: expected a checkpoint format of at most {FORMAT_VERSION}, got {version}")
+        with open(path, "rb") as file:
+            is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+            file.seek(0)
+            checkpoint, most_values = _load_archive(file) if is_zip else _load_old_format(file)
+    except ForeignObjectError as error:
+        raise CheckpointError(f"{path}: expected tensors and plain values only, but it holds other objects ({error})") from None
+    except Exception as error:  # torch.load has no list of what it raises about bytes that are not as it expects
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint written by torch.save ({one_line(error)})") from None
+    _check_entries(path, checkpoint, most_values)
     return checkpoint
+
+
+def _load_archive(file: BinaryIO) -> tuple[Any, int]:
+    """What a zip archive of `torch.save` holds, once its checksums and sizes are found right; and how many values it may have."""
+    archive = Archive(file)
+    folder = next(iter(archive.sizes), "").partition("/")[0]
+    described, of_storage = f"{folder}/data.pkl", f"{folder}/data/"
+    if described not in archive.sizes or f"{folder}/constants.pkl" in archive.sizes:
+        raise ArchiveError("it holds no data.pkl, or a program")
+    for name in archive.sizes:
+        archive.read(name)
+
+    def check_storage(storage: Storage) -> None:
+        held = archive.sizes.get(of_storage + storage.key)
+        if held != storage.size:
+            raise OutlineError(f"expected {storage.size} bytes of storage {storage.key!r:.100}, got {held}")
+
+    pickled = archive.read(described)
+    Outline(sum(archive.sizes.values()), check_storage).draw(io.BytesIO(pickled))
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=False), _VALUES_FOR_A_BYTE * len(pickled)
+
+
+def _load_old_format(file: BinaryIO) -> tuple[Any, int]:
+    """What a file of `torch.save` before version 1.6 holds, once its sizes are found right; and how many values it may have."""
+    content = io.BytesIO(file.read())
+    file_size = len(content.getbuffer())
+    held = 0
+
+    def check_storage(storage: Storage) -> None:
+        nonlocal held
+        held += storage.size
+        if held > file_size:
+            raise OutlineError(f"expected storages of at most {file_size} bytes, as the file has, got more")
+
+    outline = Outline(file_size, check_storage)
+    for _ in range(_OLD_FORMAT_PICKLES):
+        outline.draw(content)
+    most_values = _VALUES_FOR_A_BYTE * content.tell()
+    content.seek(0)
+    return torch.load(content, map_location="cpu", weights_only=True, mmap=False), most_values
+
+
+def _check_entries(path: Path, checkpoint: Any, most_values: int) -> None:
+    try:
+        check_entries(checkpoint, most_values)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def check_same(path: Path, subject: str, saved: dict[str, Any] | None, wanted: dict[str, Any]) -> None:
@@ -130,8 +209,29 @@ def _equal(saved: Any, wanted: Any) -> bool:
     return bool(saved == wanted)
 
 
+def build_from(path: Path, state_dict: dict[str, torch.Tensor], make: Callable[[], ModelType]) -> ModelType:
+    """Make the model that a checkpoint describes and load its parameters, once they are known to be those of the model.
+
+    Args:
+        path: The checkpoint, for the message.
+        state_dict: Its parameters.
+        make: Makes the model; first without memory for its parameters, so that a description which does not fit takes none.
+
+    Raises:
+        CheckpointError: The description contradicts itself, or the parameters are those of another model.
+    """
+    try:
+        with torch.device("meta"):
+            check_state_dict(make(), state_dict)
+        model = make()
+    except (ValueError, RuntimeError, OverflowError) as error:  # the latter of sizes that no tensor can have
+        raise CheckpointError(f"{path}: model_config: {one_line(error)}") from None
+    load_weights(model, state_dict, path)
+    return model
+
+
 def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path) -> None:
-    """Load parameters after comparing names and shapes.
+    """Load parameters after comparing names, shapes and kinds of numbers.
 
     Args:
         model: Takes the parameters.
@@ -139,10 +239,16 @@ def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Pa
         path: The checkpoint that they come from, for the message.
 
     Raises:
-        CheckpointError: Names a parameter that does not fit.
+        CheckpointError: Names a parameter that does not fit, or has values that are not finite in the model's type.
     """
     try:
         check_state_dict(model, state_dict)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    model.load_state_dict(state_dict)
+    for name, own in model.state_dict().items():
+        given = state_dict[name]
+        if given.is_floating_point() != own.is_floating_point():
+            raise CheckpointError(f"{path}: state_dict: expected {own.dtype} in {name!r}, got {given.dtype}")
+        if not given.to(own.dtype).isfinite().all():
+            raise CheckpointError(f"{path}: state_dict: expected finite values of {own.dtype} in {name!r}, got others")
+    model.load_state_dict(dict(state_dict))

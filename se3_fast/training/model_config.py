@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,14 @@ from se3_fast import Fiber, SE3TransformerPooled
 from se3_fast.layers import ConvSE3FuseLevel
 from se3_fast.model import matching_levels
 from se3_fast.parameter_layout import without_wrappers
+
+from .checkpoint import build_from
+from .checkpoint_entries import check_sizes, expect, is_size
+from .errors import CheckpointError
+
+_FIBERS = ("fiber_in", "fiber_edge", "fiber_out")
+_SIZES = ("output_dim", "num_degrees", "num_channels", "num_layers", "num_heads", "channels_div")
+_SWITCHES = ("norm", "use_layer_norm", "tensor_cores", "low_memory")
 
 
 def model_config_from_arguments(arguments: argparse.Namespace, node_feature_dim: int, edge_feature_dim: int) -> dict[str, Any]:
@@ -72,7 +82,44 @@ def build_model(config: dict[str, Any]) -> SE3TransformerPooled:
 
 
 def _model_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    arguments = {**config, **{name: Fiber(config[name]) for name in ("fiber_in", "fiber_edge", "fiber_out")}}
+    arguments = {**config, **{name: Fiber(config[name]) for name in _FIBERS}}
     if "final_fuse_level" in config:
         arguments["final_fuse_level"] = ConvSE3FuseLevel[config["final_fuse_level"]]
     return arguments
+
+
+def model_of_checkpoint(path: Path, config: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> SE3TransformerPooled:
+    """Model that a checkpoint holds.
+
+    Args:
+        path: The checkpoint, for the message.
+        config: Its description of the model.
+        state_dict: Its parameters.
+
+    Raises:
+        CheckpointError: The description is not one of `model_config_from_arguments`, or does not fit the parameters.
+    """
+    try:
+        _check_config(config, state_dict)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return build_from(path, state_dict, partial(build_model, config))
+
+
+def _check_config(config: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> None:
+    known = {*_FIBERS, *_SIZES, *_SWITCHES, "pooling"}
+    expect(
+        config.keys() - {"final_fuse_level"} == known,
+        "model_config",
+        f"the entries {', '.join(sorted(known))}",
+        ", ".join(sorted(map(str, config))),
+    )
+    for name in _FIBERS:
+        is_scalar = isinstance(config[name], dict) and list(config[name]) == [0] and is_size(config[name][0])
+        expect(is_scalar, f"model_config: {name}", "a number of channels for degree 0", config[name])
+    for name in _SWITCHES:
+        expect(isinstance(config[name], bool), f"model_config: {name}", "true or false", config[name])
+    level, levels = config.get("final_fuse_level", "FULL"), [level.name for level in ConvSE3FuseLevel]
+    expect(level in levels, "model_config: final_fuse_level", f"one of {', '.join(levels)}", level)
+    expect(config["pooling"] in (None, "max", "avg"), "model_config: pooling", "max or avg", config["pooling"])
+    check_sizes(config, _SIZES, state_dict)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
+from .checkpoint_entries import expect, is_number
 from .errors import CheckpointError
 from .options import TrainingOptions
 
 OPTIMIZERS = ("adam", "sgd", "lamb")
 SECOND_BETA = 0.999
+_STEP, _SQUARES = "step", "exp_avg_sq"
+_STATE_NAMES = {"AdamW": (_STEP, "exp_avg", _SQUARES), "Lamb": ("exp_avg", _SQUARES), "SGD": ("momentum_buffer",)}
+"""What an optimizer reads of what it keeps of every parameter, by its class; all but the step has the parameter's shape."""
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
@@ -102,15 +106,65 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
     Raises:
         CheckpointError: The state belongs to another optimizer or to other parameters.
     """
-    expected = sum(len(group["params"]) for group in optimizer.param_groups)
-    found = sum(len(group["params"]) for group in saved.get("param_groups", []))
-    if expected != found:
-        raise CheckpointError(f"{path}: expected an optimizer state of {expected} parameters, got one of {found}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    saved_groups = saved.get("param_groups", [])
+    found = sum(len(group["params"]) for group in saved_groups)
+    if found != len(parameters):
+        raise CheckpointError(f"{path}: expected an optimizer state of {len(parameters)} parameters, got one of {found}")
     groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in groups] != [group["params"] for group in saved_groups]:
+        raise CheckpointError(f"{path}: expected an optimizer state with the parameters in the same groups, got other groups")
     state = {number: dict(entry) for number, entry in saved["state"].items()}
-    for group, saved_group in zip(groups, saved["param_groups"], strict=True):
-        if "step" in saved_group:
-            group["step"] = saved_group["step"]
-            for number in set(saved_group["params"]) & state.keys():
-                state[number].setdefault("step", torch.tensor(float(saved_group["step"])))
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    try:
+        for group, saved_group in zip(groups, saved_groups, strict=True):
+            if _STEP in saved_group:
+                group[_STEP] = int(_scalar("param_groups: step", saved_group[_STEP]))
+                for number in state.keys() & set(saved_group["params"]):
+                    state[number].setdefault(_STEP, float(group[_STEP]))
+        checked = _checked_state(state, parameters, _STATE_NAMES[type(optimizer).__name__])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: optimizer_state_dict: {error}") from None
+    optimizer.load_state_dict({"state": checked, "param_groups": groups})
+
+
+def _checked_state(
+    state: Mapping[int, Mapping[str, Any]], parameters: Sequence[nn.Parameter], names: Sequence[str]
+) -> dict[int, dict[str, Tensor]]:
+    """The state with which fused steps read and write nothing but what belongs to a parameter: tensors of their own.
+
+    Args:
+        state: By the numbers of parameters; that of a parameter may be empty, and None stands for what is not there yet.
+        parameters: All of them.
+        names: What is kept, from `_STATE_NAMES`.
+
+    Raises:
+        ValueError: It does not fit the parameters.
+    """
+    checked: dict[int, dict[str, Tensor]] = {}
+    for number, entry in state.items():
+        expect(number < len(parameters), "state", f"numbers of parameters below {len(parameters)}", number)
+        name, parameter = f"state of parameter {number}", parameters[number]
+        given = {key: value for key, value in entry.items() if value is not None}
+        is_whole = all(key in given for key in names)
+        expect(is_whole or not given, name, ", ".join(names), ", ".join(given))
+        checked[number] = {}
+        if is_whole:
+            checked[number] = {key: _moment(f"{name}: {key}", given[key], parameter) for key in names if key != _STEP}
+        if is_whole and _STEP in names:
+            checked[number][_STEP] = torch.tensor(_scalar(f"{name}: {_STEP}", given[_STEP]))
+    return checked
+
+
+def _moment(name: str, value: Any, parameter: nn.Parameter) -> Tensor:
+    fits = isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point()
+    expect(fits, name, f"numbers of shape {list(parameter.shape)}", value)
+    own = value.detach().to(parameter.dtype, copy=True, memory_format=torch.contiguous_format)
+    if not own.isfinite().all() or (name.endswith(_SQUARES) and (own < 0).any()):
+        raise ValueError(f"{name}: expected finite numbers, none of them a square below 0, got others")
+    return own
+
+
+def _scalar(name: str, value: Any) -> float:
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    expect(is_number(number) and number >= 0, name, "a finite number from 0 on", value)
+    return float(number)

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from se3_fast.archives import one_line
+
+_NUMPY_STATE_WORDS = 624
+
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's (all devices) generators."""
@@ -28,6 +32,43 @@ def capture_random_state() -> dict[str, Any]:
     }
 
 
+def check_random_state(state: Any) -> None:
+    """Check that something is what `capture_random_state` returns, as far as `restore_random_state` reads it.
+
+    Raises:
+        ValueError: In one line: it is not.
+    """
+    try:
+        _try_random_state(state)
+    except Exception as error:  # what the generators raise about other things than states, from KeyError to OverflowError
+        raise ValueError(f"expected states of the generators of Python, NumPy and torch ({one_line(error)})") from error
+
+
+def _try_random_state(state: Any) -> None:
+    """Put generators that nobody uses into a state."""
+    version, internal, gauss_next = state["python"]
+    random.Random().setstate((version, tuple(internal), gauss_next))
+    if gauss_next is not None and type(gauss_next) is not float:
+        raise TypeError("the next Gaussian number is no float")
+    numpy_state, torch_states = _with_numpy_key(state["numpy"]), [state["torch"], *state["cuda"]]
+    key, position = numpy_state["state"]["key"], numpy_state["state"]["pos"]
+    # NumPy takes any position, and reads there.
+    if key.shape != (_NUMPY_STATE_WORDS,) or type(position) is not int or not 0 <= position <= _NUMPY_STATE_WORDS:
+        raise ValueError(f"expected {_NUMPY_STATE_WORDS} words and a position in them, got {key.shape} and {position!r:.100}")
+    np.random.RandomState().set_state(numpy_state)
+    torch.Generator().set_state(state["torch"])
+    if any(state.dtype != torch.uint8 or state.ndim != 1 for state in torch_states):
+        raise TypeError("states of torch are bytes")
+
+
+def _with_numpy_key(state: dict[str, Any]) -> dict[str, Any]:
+    """NumPy's state with its words as NumPy has them; checkpoints hold them as a tensor."""
+    key = state["state"]["key"].numpy()
+    if key.dtype != np.int64 or key.min() < 0 or key.max() >= 2**32:
+        raise ValueError("expected words of 32 bits")
+    return {**state, "state": {**state["state"], "key": key.astype(np.uint32)}}
+
+
 def restore_random_state(state: dict[str, Any]) -> None:
     """Put all generators back to a state from `capture_random_state`.
 
@@ -36,8 +77,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     """
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
-    generator = state["numpy"]["state"]
-    np.random.set_state({**state["numpy"], "state": {**generator, "key": generator["key"].numpy().astype(np.uint32)}})
+    np.random.set_state(_with_numpy_key(state["numpy"]))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

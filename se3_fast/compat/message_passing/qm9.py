@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from se3_fast.compat.message_passing.graph import DGLGraph
 from se3_fast.data.download import QM9_EDGE_URL, download_file
-from se3_fast.data.molecules import ARRAY_NAMES, ArrayFile, MoleculeDataset, check_archive, first_of_each, read_molecules
+from se3_fast.data.molecules import ARRAY_NAMES, MoleculeDataset, check_archive, first_of_each, open_arrays, read_molecules
 from se3_fast.data.tasks import TASKS
 
 
@@ -82,10 +82,10 @@ class QM9EdgeDataset(Dataset[Any]):
         self.n_cumsum, self.ne_cumsum = (
             torch.cat([first_of_each(counts), counts.sum()[None]]) for counts in (self.n_node, self.n_edge)
         )
-        file = ArrayFile(self.npz_path, ARRAY_NAMES)
-        self.targets = _float32(file.numbers("targets", (len(self), len(TASKS))))
-        self._node_attr = _float32(file.numbers("node_attr", (int(self.n_cumsum[-1]), None)))
-        self._edge_attr = _float32(file.numbers("edge_attr", (int(self.ne_cumsum[-1]), None)))
+        with open_arrays(self.npz_path, ARRAY_NAMES) as file:
+            self.targets = _float32(file.numbers("targets", (len(self), len(TASKS))))
+            self._node_attr = _float32(file.numbers("node_attr", (int(self.n_cumsum[-1]), None)))
+            self._edge_attr = _float32(file.numbers("edge_attr", (int(self.ne_cumsum[-1]), None)))
 
     def __len__(self) -> int:
         return len(self._molecules)
