@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 from torch.utils.data import Subset
 
+from se3_fast.command_line import HelpFormatter
 from se3_fast.data import QM9DataModule
 from se3_fast.data.resident import ResidentLoader
 from se3_fast.files import atomic_file
@@ -73,19 +74,23 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m se3_fast.inference",
         description="Evaluate a trained SE(3)-Transformer on the test set and write its predictions. Model, task and "
         "data set are those of the checkpoint; the model options are for published checkpoints, which name none.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("--load_ckpt_path", type=Path, required=True, help="checkpoint of the trained model")
+    parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of the trained model")
     QM9DataModule.add_argparse_args(parser)
     parser.set_defaults(task=None, dataset=None)
     add_run_arguments(parser, batch_size=_BATCH_SIZE)
     add_model_arguments(parser)
     results = parser.add_argument_group("results")
-    results.add_argument("--output", type=Path, default=Path("predictions.csv"), help="table of predictions to write")
-    results.add_argument("--log_dir", type=Path, default=Path("./results"), help="folder of the log and the plot")
-    results.add_argument("--dllogger_name", default="dllogger_results.json", help="JSON-lines log in the log folder")
+    results.add_argument(
+        "--output", type=Path, default=Path("predictions.csv"), metavar="FILE", help="table of predictions to write"
+    )
+    results.add_argument("--log_dir", type=Path, default=Path("./results"), metavar="FOLDER", help="folder of the log and the plot")
+    results.add_argument(
+        "--dllogger_name", default="dllogger_results.json", metavar="NAME", help="JSON-lines log in the log folder"
+    )
     add_flag(results, "benchmark", "passes to warm up before the measured one")
-    add_cuda_graphs(results, "record the forward pass on the GPU and replay it; None: with --benchmark, where it is possible")
+    add_cuda_graphs(results, "record the forward pass on the GPU and replay it (default: with --benchmark, where it is possible)")
     add_flag(results, "silent", "print the error alone")
     return parser
 

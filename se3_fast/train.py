@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from se3_fast.command_line import HelpFormatter
 from se3_fast.data import QM9DataModule
 from se3_fast.training.arguments import (
     add_model_arguments,
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m se3_fast.train",
         description="Train an SE(3)-Transformer on a molecular property.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     QM9DataModule.add_argparse_args(parser)
     add_run_arguments(parser, batch_size=_BATCH_SIZE)

@@ -15,6 +15,8 @@ from .options import TrainingOptions
 
 OPTIMIZERS = ("adam", "sgd", "lamb")
 SECOND_BETA = 0.999
+STATES_PER_PARAMETER = {"adam": 2, "sgd": 1, "lamb": 2}
+"""Values that an optimizer keeps for each value of a parameter."""
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
