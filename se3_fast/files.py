@@ -116,7 +116,10 @@ def _temporary(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
 def _open_temporary(target: Path) -> tuple[int, Path]:
     while True:
         temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(_TOKEN_BYTES)}.tmp")
-        descriptor = os.open(temporary, _NEW, 0o666)
+        try:
+            descriptor = os.open(temporary, _NEW, 0o666)
+        except FileExistsError:
+            continue
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks: no one finds it stale either
                 fcntl.flock(descriptor, fcntl.LOCK_EX)

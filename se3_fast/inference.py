@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 from se3_fast.command_line import HelpFormatter
 from se3_fast.data import QM9DataModule
 from se3_fast.data.resident import ResidentLoader
-from se3_fast.files import atomic_file
+from se3_fast.files import atomic_file, check_writable
 from se3_fast.model import SE3TransformerPooled
 from se3_fast.training.arguments import add_cuda_graphs, add_flag, add_model_arguments, add_run_arguments
 from se3_fast.training.checkpoint import check_same, load_weights, read_checkpoint
@@ -33,11 +33,13 @@ from se3_fast.training.evaluation import (
     TargetScale,
     evaluate,
 )
-from se3_fast.training.loggers import JsonLinesLogger
+from se3_fast.training.kinds import check_written_by
+from se3_fast.training.loggers import JsonLinesLogger, log_path
 from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
 from se3_fast.training.plots import plot_parity
 from se3_fast.training.precision import Precision
 from se3_fast.training.recorded import choose_recorder
+from se3_fast.training.signals import StopSignal
 
 _BATCH_SIZE = 240
 _PERCENTILES = (50, 90, 95, 99)
@@ -104,6 +106,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> Inference:
     """
     path = arguments.load_ckpt_path
     checkpoint = read_checkpoint(path)
+    check_written_by("se3_fast.train", checkpoint, path)
     data = checkpoint.get("data", {})
     task, dataset = (_from_checkpoint(arguments, name, checkpoint) for name in ("task", "dataset"))
     check_same(path, "task", checkpoint.get("data"), {"task": task})
@@ -114,8 +117,8 @@ def prepare(arguments: argparse.Namespace, world: World) -> Inference:
         config = match_parameterisation(config, checkpoint["state_dict"])
     model = build_model(config)
     load_weights(model, checkpoint["state_dict"], path)
-    arguments.log_dir.mkdir(parents=True, exist_ok=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    for result in _results(arguments):
+        check_writable(result)
     data_module = QM9DataModule(
         data_dir=arguments.data_dir,
         task=task,
@@ -126,6 +129,8 @@ def prepare(arguments: argparse.Namespace, world: World) -> Inference:
         dataset=dataset,
         device=world.device,
     )
+    if len(cast(Subset[Any], data_module.ds_test)) == 0:
+        raise ValueError(f"{data_module.path}: expected molecules to test on with a known target for {task}, got none")
     scale = TargetScale.of(data_module)
     model_scale = TargetScale(data.get("mean", scale.mean), data.get("std", scale.std), scale.unit)
     model, loader = model.to(world.device), data_module.test_dataloader()
@@ -176,12 +181,13 @@ def infer(arguments: argparse.Namespace) -> None:
 
     Raises:
         CommandError: The input is at fault.
+        Stopped: SIGINT or SIGTERM has ended it.
     """
     logging.basicConfig(level=logging.WARNING if arguments.silent else logging.INFO, format="%(message)s")
     with user_errors():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("inference runs in one process: expected no torchrun, got WORLD_SIZE above 1")
-    with open_world(arguments.device) as world:
+    with StopSignal().watched(), open_world(arguments.device) as world:
         with user_errors():
             inference = prepare(arguments, world)
         for _ in range(_WARM_UP_PASSES if arguments.benchmark else 0):
@@ -201,11 +207,21 @@ def report_inference(arguments: argparse.Namespace, data_module: QM9DataModule, 
         print(f"latency of a batch in ms, percentiles: {latencies}")
     with user_errors():
         write_predictions(arguments.output, evaluation, data_module)
-        plot_path = arguments.log_dir / "parity_inference.png"
-        plot_parity(evaluation.predictions, evaluation.targets, task, unit, plot_path)
-        logger = JsonLinesLogger(arguments.log_dir / arguments.dllogger_name)
+        _, plot, log = _results(arguments)
+        plot_parity(evaluation.predictions, evaluation.targets, task, unit, plot)
+        logger = JsonLinesLogger(log)
         logger.log_metrics({"test_mae": evaluation.mae, **figures})
         logger.close()
+
+
+def _results(arguments: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """The files that are written: table, plot and log.
+
+    Raises:
+        ValueError: The log is not in the log folder.
+    """
+    plot = arguments.log_dir / "parity_inference.png"
+    return arguments.output, plot, log_path(arguments.log_dir, arguments.dllogger_name)
 
 
 def _from_checkpoint(arguments: argparse.Namespace, name: str, checkpoint: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from se3_fast.training.command import common_seed, train_command
 from se3_fast.training.distributed import World
 from se3_fast.training.errors import run_command
 from se3_fast.training.force_trainer import ForceTrainer, report_forces
+from se3_fast.training.kinds import check_written_by
 from se3_fast.training.random_state import seed_everything
 
 _DEFAULTS = {
@@ -93,6 +94,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         ImportError: An option needs a package that is not installed.
     """
     checkpoint = read_checkpoint(arguments.load_ckpt_path) if arguments.load_ckpt_path else {}
+    check_written_by("se3_fast.train_forces", checkpoint, arguments.load_ckpt_path)
     seed = common_seed(arguments.seed, checkpoint, world)
     seed_everything(seed)
     data_module = ForceDataModule(
@@ -130,7 +132,8 @@ def train(arguments: argparse.Namespace) -> None:
 
     Raises:
         CommandError: The input is at fault.
-        TrainingError: The loss is not finite.
+        TrainingError: The run cannot go on, or its last checkpoint could not be written.
+        Stopped: SIGINT or SIGTERM has ended it.
     """
     train_command(arguments, prepare, report_forces)
 
