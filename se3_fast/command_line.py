@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 _TRUE = ("true", "yes", "t", "y", "1")
 _FALSE = ("false", "no", "f", "n", "0")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds defaults to the help, but neither None, whose meaning the help says, nor a path on this machine."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_here = isinstance(action.default, Path) and action.default.is_absolute()
+        return action.help if action.default is None or is_here else super()._get_help_string(action)
 
 
 def boolean(text: str) -> bool:

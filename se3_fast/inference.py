@@ -16,10 +16,11 @@ from typing import Any, cast
 import numpy as np
 from torch.utils.data import Subset
 
+from se3_fast.command_line import HelpFormatter
 from se3_fast.data import QM9DataModule
 from se3_fast.data.molecules import read_gdb_index
 from se3_fast.data.resident import ResidentLoader
-from se3_fast.files import atomic_file
+from se3_fast.files import atomic_file, check_writable
 from se3_fast.model import SE3TransformerPooled
 from se3_fast.training.arguments import add_cuda_graphs, add_flag, add_model_arguments, add_run_arguments
 from se3_fast.training.checkpoint import check_same, load_weights, read_checkpoint
@@ -33,7 +34,8 @@ from se3_fast.training.evaluation import (
     TargetScale,
     evaluate,
 )
-from se3_fast.training.loggers import JsonLinesLogger
+from se3_fast.training.kinds import check_written_by
+from se3_fast.training.loggers import JsonLinesLogger, log_path
 from se3_fast.training.model_config import (
     build_model,
     match_parameterisation,
@@ -43,6 +45,7 @@ from se3_fast.training.model_config import (
 from se3_fast.training.plots import plot_parity
 from se3_fast.training.precision import Precision
 from se3_fast.training.recorded import choose_recorder
+from se3_fast.training.signals import StopSignal
 
 _BATCH_SIZE = 240
 _FROM_DATA = {"fiber_in": {0: QM9DataModule.NODE_FEATURE_DIM}, "fiber_edge": {0: QM9DataModule.EDGE_FEATURE_DIM}, "output_dim": 1}
@@ -80,19 +83,23 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m se3_fast.inference",
         description="Evaluate a trained SE(3)-Transformer on the test set and write its predictions. Model, task and "
         "data set are those of the checkpoint; the model options are for published checkpoints, which name none.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("--load_ckpt_path", type=Path, required=True, help="checkpoint of the trained model")
+    parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of the trained model")
     QM9DataModule.add_argparse_args(parser)
     parser.set_defaults(task=None, dataset=None)
     add_run_arguments(parser, batch_size=_BATCH_SIZE)
     add_model_arguments(parser)
     results = parser.add_argument_group("results")
-    results.add_argument("--output", type=Path, default=Path("predictions.csv"), help="table of predictions to write")
-    results.add_argument("--log_dir", type=Path, default=Path("./results"), help="folder of the log and the plot")
-    results.add_argument("--dllogger_name", default="dllogger_results.json", help="JSON-lines log in the log folder")
+    results.add_argument(
+        "--output", type=Path, default=Path("predictions.csv"), metavar="FILE", help="table of predictions to write"
+    )
+    results.add_argument("--log_dir", type=Path, default=Path("./results"), metavar="FOLDER", help="folder of the log and the plot")
+    results.add_argument(
+        "--dllogger_name", default="dllogger_results.json", metavar="NAME", help="JSON-lines log in the log folder"
+    )
     add_flag(results, "benchmark", "passes to warm up before the measured one")
-    add_cuda_graphs(results, "record the forward pass on the GPU and replay it; None: with --benchmark, where it is possible")
+    add_cuda_graphs(results, "record the forward pass on the GPU and replay it (default: with --benchmark, where it is possible)")
     add_flag(results, "silent", "print the error alone")
     return parser
 
@@ -106,6 +113,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> Inference:
     """
     path = arguments.load_ckpt_path
     checkpoint = read_checkpoint(path)
+    check_written_by("se3_fast.train", checkpoint, path)
     data = checkpoint.get("data", {})
     task, dataset = (_from_checkpoint(arguments, name, checkpoint) for name in ("task", "dataset"))
     check_same(path, "task", checkpoint.get("data"), {"task": task})
@@ -119,8 +127,8 @@ def prepare(arguments: argparse.Namespace, world: World) -> Inference:
     else:
         model = model_of_checkpoint(path, config, checkpoint["state_dict"])
         check_same(path, "model", config, _FROM_DATA)
-    arguments.log_dir.mkdir(parents=True, exist_ok=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    for result in _results(arguments):
+        check_writable(result)
     data_module = QM9DataModule(
         data_dir=arguments.data_dir,
         task=task,
@@ -131,6 +139,8 @@ def prepare(arguments: argparse.Namespace, world: World) -> Inference:
         dataset=dataset,
         device=world.device,
     )
+    if len(cast(Subset[Any], data_module.ds_test)) == 0:
+        raise ValueError(f"{data_module.path}: expected molecules to test on with a known target for {task}, got none")
     scale = TargetScale.of(data_module)
     model_scale = TargetScale(data.get("mean", scale.mean), data.get("std", scale.std), scale.unit)
     model, loader = model.to(world.device), data_module.test_dataloader()
@@ -183,12 +193,13 @@ def infer(arguments: argparse.Namespace) -> None:
 
     Raises:
         CommandError: The input is at fault.
+        Stopped: SIGINT or SIGTERM has ended it.
     """
     logging.basicConfig(level=logging.WARNING if arguments.silent else logging.INFO, format="%(message)s")
     with user_errors():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("inference runs in one process: expected no torchrun, got WORLD_SIZE above 1")
-    with open_world(arguments.device) as world:
+    with StopSignal().watched(), open_world(arguments.device) as world:
         with user_errors():
             inference = prepare(arguments, world)
         for _ in range(_WARM_UP_PASSES if arguments.benchmark else 0):
@@ -208,11 +219,21 @@ def report_inference(arguments: argparse.Namespace, data_module: QM9DataModule, 
         print(f"latency of a batch in ms, percentiles: {latencies}")
     with user_errors():
         write_predictions(arguments.output, evaluation, data_module)
-        plot_path = arguments.log_dir / "parity_inference.png"
-        plot_parity(evaluation.predictions, evaluation.targets, task, unit, plot_path)
-        logger = JsonLinesLogger(arguments.log_dir / arguments.dllogger_name)
+        _, plot, log = _results(arguments)
+        plot_parity(evaluation.predictions, evaluation.targets, task, unit, plot)
+        logger = JsonLinesLogger(log)
         logger.log_metrics({"test_mae": evaluation.mae, **figures})
         logger.close()
+
+
+def _results(arguments: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """The files that are written: table, plot and log.
+
+    Raises:
+        ValueError: The log is not in the log folder.
+    """
+    plot = arguments.log_dir / "parity_inference.png"
+    return arguments.output, plot, log_path(arguments.log_dir, arguments.dllogger_name)
 
 
 def _from_checkpoint(arguments: argparse.Namespace, name: str, checkpoint: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from se3_fast.command_line import HelpFormatter
 from se3_fast.data import QM9DataModule
 from se3_fast.training.arguments import (
     add_model_arguments,
@@ -17,6 +18,7 @@ from se3_fast.training.checkpoint import check_same, read_checkpoint
 from se3_fast.training.command import common_seed, train_command
 from se3_fast.training.distributed import World
 from se3_fast.training.errors import run_command
+from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
 from se3_fast.training.random_state import seed_everything
 from se3_fast.training.report import report_training
@@ -30,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m se3_fast.train",
         description="Train an SE(3)-Transformer on a molecular property.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     QM9DataModule.add_argparse_args(parser)
     add_run_arguments(parser, batch_size=_BATCH_SIZE)
@@ -48,6 +50,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
         ImportError: An option needs a package that is not installed.
     """
     checkpoint = read_checkpoint(arguments.load_ckpt_path) if arguments.load_ckpt_path else {}
+    check_written_by("se3_fast.train", checkpoint, arguments.load_ckpt_path)
     seed = common_seed(arguments.seed, checkpoint, world)
     seed_everything(seed)
     config = model_config_from_arguments(arguments, QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
@@ -84,7 +87,8 @@ def train(arguments: argparse.Namespace) -> None:
 
     Raises:
         CommandError: The input is at fault.
-        TrainingError: The loss is not finite.
+        TrainingError: The run cannot go on, or its last checkpoint could not be written.
+        Stopped: SIGINT or SIGTERM has ended it.
     """
     train_command(arguments, prepare, lambda trainer, result: report_training(trainer, result, arguments.task))
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from se3_fast.command_line import HelpFormatter
 from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, ForceDataModule
 from se3_fast.forces import ForceField
 from se3_fast.training.arguments import (
@@ -22,6 +23,7 @@ from se3_fast.training.command import common_seed, train_command
 from se3_fast.training.distributed import World
 from se3_fast.training.errors import run_command
 from se3_fast.training.force_trainer import ForceTrainer, report_forces
+from se3_fast.training.kinds import check_written_by
 from se3_fast.training.random_state import seed_everything
 
 _DEFAULTS = {
@@ -39,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m se3_fast.train_forces",
         description="Train a force field on energies (eV) and forces (eV/Angstrom) of molecules.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     _add_data_arguments(parser)
     _add_model_arguments(parser)
@@ -56,15 +58,20 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", type=Path, default=FORCE_SAMPLE_PATH, help="frames (.npz); the default is shipped with the package"
+        "--data", type=Path, default=FORCE_SAMPLE_PATH, metavar="FILE", help="frames, .npz (default: the sample in the package)"
     )
-    group.add_argument("--num_train", type=positive_int, default=None, help="training frames; None: all that are marked so")
+    group.add_argument("--num_train", type=positive_int, default=None, help="training frames (default: all that are marked so)")
     group.add_argument(
-        "--num_validation", type=positive_int, default=None, help="validation frames, the rest tests; None: half of what is left"
+        "--num_validation",
+        type=positive_int,
+        default=None,
+        help="validation frames, the rest tests (default: half of what is left)",
     )
     group.add_argument("--batch_size", type=positive_int, default=10, help="frames per batch and process")
     group.add_argument("--num_workers", type=natural_int, default=0, help="processes that load data; 0: none")
-    group.add_argument("--cutoff", type=positive_float, default=None, help="longest edge, Angstrom; None: complete graphs")
+    group.add_argument(
+        "--cutoff", type=positive_float, default=None, help="longest edge, Angstrom (default: none, complete graphs)"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
 
 
@@ -87,6 +94,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         ImportError: An option needs a package that is not installed.
     """
     checkpoint = read_checkpoint(arguments.load_ckpt_path) if arguments.load_ckpt_path else {}
+    check_written_by("se3_fast.train_forces", checkpoint, arguments.load_ckpt_path)
     seed = common_seed(arguments.seed, checkpoint, world)
     seed_everything(seed)
     data_module = ForceDataModule(
@@ -124,7 +132,8 @@ def train(arguments: argparse.Namespace) -> None:
 
     Raises:
         CommandError: The input is at fault.
-        TrainingError: The loss is not finite.
+        TrainingError: The run cannot go on, or its last checkpoint could not be written.
+        Stopped: SIGINT or SIGTERM has ended it.
     """
     train_command(arguments, prepare, report_forces)
 

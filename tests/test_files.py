@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,9 +40,14 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
         assert path.read_bytes() == b"old"
 
 
-def test_rubble_of_a_killed_process_is_overwritten(tmp_path: Path) -> None:
+def test_rubble_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    path.with_name("file.tmp").write_bytes(b"half of something much longer than what follows")
+    program = "import os, sys\nfrom pathlib import Path\nfrom se3_fast.files import atomic_file\n"
+    program += (
+        "with atomic_file(Path(sys.argv[1])) as file:\n    file.write(b'half')\n    file.flush()\n    os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, path], check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
     with atomic_file(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"

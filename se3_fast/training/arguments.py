@@ -82,7 +82,7 @@ def add_cuda_graphs(group: argparse._ArgumentGroup, text: str) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Add where the data are, how they are read, and what computes."""
     data = parser.add_argument_group("data loading")
-    data.add_argument("--data_dir", type=Path, default=Path("./data"), help="folder of qm9_edge.npz")
+    data.add_argument("--data_dir", type=Path, default=Path("./data"), metavar="FOLDER", help="folder of qm9_edge.npz")
     data.add_argument("--batch_size", type=positive_int, default=batch_size, help="molecules per batch and process")
     data.add_argument("--num_workers", type=natural_int, default=8, help="processes that load a data set of your own; 0: none")
     compute = parser.add_argument_group("computation")
@@ -116,19 +116,21 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_steps",
         type=positive_int,
         default=default.max_steps,
-        help="stop after this many optimizer steps (for trials)",
+        help="stop after this many optimizer steps (default: no limit)",
     )
-    loop.add_argument("--seed", type=natural_int, default=None, help="seed of the run; one is drawn when not given")
+    loop.add_argument("--seed", type=natural_int, default=None, help="seed of the run (default: drawn)")
     loop.add_argument(
         "--accumulate_grad_batches",
         type=positive_int,
         default=default.accumulate_grad_batches,
         help="batches that make one optimizer step",
     )
-    loop.add_argument("--gradient_clip", type=positive_float, default=default.gradient_clip, help="largest norm of the gradient")
+    loop.add_argument(
+        "--gradient_clip", type=positive_float, default=default.gradient_clip, help="largest norm of the gradient (default: any)"
+    )
     loop.add_argument("--eval_interval", type=positive_int, default=default.eval_interval, help="epochs between evaluations")
     add_flag(loop, "benchmark", "measure the throughput: no evaluation, no checkpoint")
-    add_cuda_graphs(loop, "record training steps on the GPU and replay them; None: with --benchmark, where it is possible")
+    add_cuda_graphs(loop, "record training steps on the GPU and replay them (default: with --benchmark, where it is possible)")
     _add_optimizer_arguments(parser, default)
     _add_output_arguments(parser, default)
 
@@ -144,7 +146,7 @@ def _add_optimizer_arguments(parser: argparse.ArgumentParser, default: TrainingO
         "--min_lr",
         type=natural_float,
         default=default.min_learning_rate,
-        help="rate that the cosine falls to; None: a tenth of the learning rate",
+        help="rate that the cosine falls to (default: a tenth of the learning rate)",
     )
     group.add_argument("--momentum", type=fraction, default=default.momentum, help="momentum of sgd, first beta of adam and lamb")
     group.add_argument("--weight_decay", type=natural_float, default=default.weight_decay, help="weight decay")
@@ -152,13 +154,17 @@ def _add_optimizer_arguments(parser: argparse.ArgumentParser, default: TrainingO
 
 def _add_output_arguments(parser: argparse.ArgumentParser, default: TrainingOptions) -> None:
     group = parser.add_argument_group("checkpoints and logs")
-    group.add_argument("--save_ckpt_path", type=Path, default=default.save_ckpt_path, help="checkpoint to write")
-    group.add_argument("--load_ckpt_path", type=Path, default=None, help="checkpoint to resume from")
+    group.add_argument(
+        "--save_ckpt_path", type=Path, default=default.save_ckpt_path, metavar="FILE", help="checkpoint to write (default: none)"
+    )
+    group.add_argument(
+        "--load_ckpt_path", type=Path, default=None, metavar="FILE", help="checkpoint to resume from (default: none)"
+    )
     group.add_argument(
         "--ckpt_interval", type=int, default=default.ckpt_interval, help="epochs between checkpoints; -1: only the last"
     )
-    group.add_argument("--log_dir", type=Path, default=default.log_dir, help="folder of logs and plots")
-    group.add_argument("--dllogger_name", default=default.dllogger_name, help="JSON-lines log in the log folder")
+    group.add_argument("--log_dir", type=Path, default=default.log_dir, metavar="FOLDER", help="folder of logs and plots")
+    group.add_argument("--dllogger_name", default=default.dllogger_name, metavar="NAME", help="JSON-lines log in the log folder")
     add_flag(group, "wandb", "log to Weights & Biases too")
     add_flag(group, "silent", "no progress bar and no line for every epoch")
 

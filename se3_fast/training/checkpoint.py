@@ -50,7 +50,13 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
         OSError: The file cannot be written.
     """
     with atomic_file(path) as file:
-        torch.save({**checkpoint, "version": FORMAT_VERSION}, file)
+        try:
+            torch.save({**checkpoint, "version": FORMAT_VERSION}, file)
+        except RuntimeError as error:
+            # Its writer hides the error of the file behind one of its own.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def write_safetensors(path: Path, checkpoint: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ import torch
 
 from .benchmark import benchmark_training
 from .distributed import World, open_world
-from .errors import user_errors
+from .errors import Stopped, TrainingError, user_errors
+from .signals import StopSignal
 from .trainer import Trainer, TrainingResult
 
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
@@ -31,20 +32,34 @@ def train_command(
 
     Raises:
         CommandError: The input is at fault.
-        TrainingError: The loss is not finite.
+        TrainingError: The run cannot go on, or its last checkpoint could not be written.
+        Stopped: SIGINT or SIGTERM came; before the first step at once, then after a step.
     """
-    with open_world(arguments.device) as world:
+    stop, stopped = StopSignal(), None
+    with stop.watched(), open_world(arguments.device) as world:
         quiet = arguments.silent or not world.is_main
         logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
         with user_errors():
             trainer = prepare(arguments, world)
-        if arguments.benchmark:
-            throughput = benchmark_training(trainer)
-            if world.is_main:
-                print(f"training throughput: {throughput.molecules_per_millisecond:.4g} molecules/ms")
-        else:
-            report(trainer, trainer.fit())
+        trainer.stop_on(stop)
+        try:
+            _run(trainer, arguments.benchmark, report)
+        except Stopped as error:
+            stopped = error
         trainer.close()
+    if stopped is not None:
+        raise stopped
+    if trainer.lost_checkpoint is not None:
+        raise TrainingError(f"the last checkpoint could not be written ({trainer.lost_checkpoint})")
+
+
+def _run(trainer: AnyTrainer, is_benchmark: bool, report: Callable[[AnyTrainer, TrainingResult], None]) -> None:
+    if not is_benchmark:
+        report(trainer, trainer.fit())
+        return
+    throughput = benchmark_training(trainer)
+    if trainer.world.is_main:
+        print(f"training throughput: {throughput.molecules_per_millisecond:.4g} molecules/ms")
 
 
 def common_seed(given: int | None, checkpoint: dict[str, Any], world: World) -> int:

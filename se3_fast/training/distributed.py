@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,6 +64,25 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def begin_maximum(self, value: int) -> Callable[[], int]:
+        """Begin to find the largest of the numbers of all processes; what is returned waits for it. No device takes part."""
+        if self.size == 1:
+            return lambda: value
+        largest = torch.tensor(value)
+        work = dist.all_reduce(largest, dist.ReduceOp.MAX, group=_group_of_hosts(), async_op=True)
+
+        def wait() -> int:
+            work.wait()
+            return int(largest)
+
+        return wait
+
+
+@cache
+def _group_of_hosts() -> Any:
+    """The group of all processes in which tensors of the host are exchanged; None: the default one."""
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

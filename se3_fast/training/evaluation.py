@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -36,10 +37,14 @@ class TargetScale:
 
     @classmethod
     def of(cls, data_module: Any) -> TargetScale:
-        """The scale of a data module; without `targets_mean`, `targets_std` and `unit`, values stay as they are."""
+        """The scale of a data module; without `targets_mean`, `targets_std` and `unit`, values stay as they are.
+
+        Raises:
+            ValueError: One of them is not a single number, which it is also for targets of several components.
+        """
         return cls(
-            float(getattr(data_module, "targets_mean", 0.0)),
-            float(getattr(data_module, "targets_std", 1.0)),
+            _number(data_module, "targets_mean", 0.0),
+            _number(data_module, "targets_std", 1.0),
             getattr(data_module, "unit", cls.unit),
         )
 
@@ -53,10 +58,11 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        mae: Mean absolute error in the property's unit, over the samples of all processes.
+        mae: Mean absolute error in the property's unit, over the samples (and components) of all processes; NaN if there are none.
         mean_predictor_mae: The same for predicting the training set's mean every time.
-        predictions: [M] float64, in the unit. Samples of rank 0 first; one process keeps the loader's order.
-        targets: [M] float64, in the unit.
+        predictions: [M], or [M, ...] as the targets are, float64, in the unit. Samples of rank 0 first; one process keeps the
+            loader's order.
+        targets: Likewise.
         latencies: [number of batches] seconds from a batch on the host to its predictions, where they were measured.
         seconds: Duration of the whole pass, loading included.
     """
@@ -78,6 +84,30 @@ def move_batch(batch: Any, device: torch.device) -> Any:
     return batch.to(device, non_blocking=True)
 
 
+def matching_prediction(prediction: Any, target: Tensor, num_padding_graphs: int = 0) -> Tensor:
+    """A prediction in float32, without the graphs at its end that are padding, after comparing its shape with the target's.
+
+    Shapes that differ would broadcast to a loss that means nothing.
+
+    Raises:
+        ValueError: The shapes differ, or the model has returned no tensor.
+    """
+    if not isinstance(prediction, Tensor):
+        came = f"a dict of {', '.join(map(str, prediction))}" if isinstance(prediction, dict) else type(prediction).__name__
+        raise ValueError(
+            f"model: expected a prediction of the target's shape {list(target.shape)}, got {came}; return_type of an "
+            "SE3Transformer chooses a degree"
+        )
+    if num_padding_graphs:
+        prediction = prediction[: prediction.shape[0] - num_padding_graphs]
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"model: expected a prediction of the target's shape, got prediction {list(prediction.shape)} and target "
+            f"{list(target.shape)}"
+        )
+    return prediction.float()
+
+
 class Predictions(Protocol):
     """The predictions of a model on the batches of a loader."""
 
@@ -85,7 +115,7 @@ class Predictions(Protocol):
         """The batches, in the form that a call takes."""
 
     def __call__(self, batch: Any) -> Tensor:
-        """Prediction and target of each sample, standardised, [2, B] float32; the next call may overwrite them."""
+        """Prediction and target, standardised, [2, B] or [2, B, ...] float32; the next call may overwrite them."""
 
     def running(self) -> AbstractContextManager[None]:
         """Within it all of the above is to be called."""
@@ -95,8 +125,9 @@ class DirectPredictions:
     """Every operation is launched as it comes.
 
     Args:
-        model: Called as `model(*inputs)`; returns [B], standardised.
-        loader: Yields batches `(*inputs, target)` with a standardised target [B]; every process has its own share.
+        model: Called as `model(*inputs)`; returns what has the shape of the target, standardised.
+        loader: Yields batches `(*inputs, target)` with a standardised target, [B] or [B, ...], B samples or nodes; every
+            process has its own share.
         precision: Precision of the forward pass.
         device: The device of the model.
     """
@@ -116,11 +147,15 @@ class DirectPredictions:
         return self.predict(move_batch(batch, self._device))
 
     def predict(self, batch: Any, num_padding_graphs: int = 0) -> Tensor:
-        """The same for a batch on the device, at whose end some graphs have no target."""
+        """The same for a batch on the device, at whose end some graphs have no target.
+
+        Raises:
+            ValueError: The prediction has not the shape of the target.
+        """
         *inputs, target = batch
         with self._precision.autocast():
             prediction = self._model(*inputs)
-        return torch.stack([prediction.float()[: prediction.shape[0] - num_padding_graphs], target.float()])
+        return torch.stack([matching_prediction(prediction, target, num_padding_graphs), target.float()])
 
     def running(self) -> AbstractContextManager[None]:
         """See :class:`Predictions`."""
@@ -200,9 +235,10 @@ def evaluate(
     found, known = _gather(pairs, world)
     seconds = time.perf_counter() - start
     model.train(was_training)
+    is_empty = known.numel() == 0
     return Evaluation(
-        mae=error.compute().item() * scale.std,
-        mean_predictor_mae=mean_error.compute().item() * scale.std,
+        mae=float("nan") if is_empty else error.compute().item() * scale.std,
+        mean_predictor_mae=float("nan") if is_empty else mean_error.compute().item() * scale.std,
         predictions=scale.restore(found),
         targets=scale.restore(known),
         latencies=latencies,
@@ -212,4 +248,13 @@ def evaluate(
 
 def _gather(pairs: list[Tensor], world: World) -> Tensor:
     own = torch.cat(pairs, 1).cpu() if pairs else torch.empty(2, 0)
-    return torch.cat(world.gather(own), 1)
+    shares = world.gather(own)
+    return torch.cat([share for share in shares if share.shape[1] > 0] or shares[:1], 1)
+
+
+def _number(data_module: Any, name: str, default: float) -> float:
+    value = getattr(data_module, name, default)
+    shape = list(getattr(value, "shape", ()))
+    if math.prod(shape) != 1:
+        raise ValueError(f"{name} of the data module: expected one number for all components, got shape {shape}")
+    return float(value)

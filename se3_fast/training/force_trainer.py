@@ -20,6 +20,7 @@ from .distributed import World
 from .evaluation import Evaluation, move_batch
 from .options import TrainingOptions
 from .plots import plot_learning_curve, plot_parity
+from .report import plots_may_fail
 from .trainer import Trainer, TrainingResult
 
 
@@ -152,6 +153,8 @@ def report_forces(trainer: ForceTrainer, result: TrainingResult) -> None:
     folder = trainer.options.log_dir
     test = result.test
     assert isinstance(test, ForceEvaluation)
-    plot_learning_curve(trainer.history, trainer.scale.unit, folder / "learning_curve.png")
-    plot_parity(test.predictions, test.targets, "force", "eV/Å", folder / "parity_forces.png", counted="force components")
-    plot_parity(test.energies.predictions, test.energies.targets, "energy", "eV", folder / "parity_energies.png", counted="frames")
+    with plots_may_fail():
+        plot_learning_curve(trainer.history, trainer.scale.unit, folder / "learning_curve.png")
+        plot_parity(test.predictions, test.targets, "force", "eV/Å", folder / "parity_forces.png", counted="force components")
+        energies = test.energies
+        plot_parity(energies.predictions, energies.targets, "energy", "eV", folder / "parity_energies.png", counted="frames")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
 from .distributed import World
+from .errors import one_line
 from .options import TrainingOptions
 
 
@@ -29,14 +35,15 @@ class MetricLogger(Protocol):
 
 
 class JsonLinesLogger:
-    """A line `DLLL {...}` for every record, the shape of DLLogger's stream.
+    """A line `DLLL {...}` for every record, the shape of DLLogger's stream. What is not finite is null, as JSON has no NaN.
 
     Args:
         path: File that lines are appended to.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (open until close())
+        self._path = path
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open until close())
         self._start = time.monotonic()
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
@@ -59,9 +66,27 @@ class JsonLinesLogger:
             "elapsedtime": str(time.monotonic() - self._start),
             "type": "LOG",
             "step": step,
-            "data": data,
+            "data": _finite(data),
         }
-        self._file.write(f"DLLL {json.dumps(record, default=str)}\n")
+        self._append(f"DLLL {json.dumps(record, default=str, allow_nan=False)}\n".encode())
+
+    def _append(self, line: bytes) -> None:
+        """Append the whole line, or nothing where the disk has no room for it."""
+        written = self._file.write(line)
+        if written == len(line):
+            return
+        if self._file.tell() == os.fstat(self._file.fileno()).st_size:  # no other process has appended
+            self._file.truncate(self._file.tell() - (written or 0))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self._path))
+
+
+def _finite(value: Any) -> Any:
+    """The value, with None for every number in it that is not finite."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 class TensorBoardLogger:
@@ -120,7 +145,7 @@ class WandbLogger:
 
 
 class LoggerGroup:
-    """Passes everything on to several loggers.
+    """Passes everything on to several loggers. One that fails does not end the run: that is said once, and it is tried again.
 
     Args:
         loggers: The loggers; with none, nothing is recorded.
@@ -128,21 +153,42 @@ class LoggerGroup:
 
     def __init__(self, loggers: list[MetricLogger]) -> None:
         self._loggers = loggers
+        self._failed: set[str] = set()
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Record what the run was told."""
         for logger in self._loggers:
-            logger.log_parameters(parameters)
+            self._attempt(logger, partial(logger.log_parameters, parameters))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record figures."""
         for logger in self._loggers:
-            logger.log_metrics(metrics, step)
+            self._attempt(logger, partial(logger.log_metrics, metrics, step))
 
     def close(self) -> None:
         """Close all of them."""
         for logger in self._loggers:
-            logger.close()
+            self._attempt(logger, logger.close)
+
+    def _attempt(self, logger: MetricLogger, action: Callable[[], None]) -> None:
+        name = type(logger).__name__
+        try:
+            action()
+        except Exception as error:  # of a full disk, a lost connection, another package: none is worth the run
+            if name not in self._failed:
+                print(f"warning: {name} cannot record ({one_line(error)}); the run goes on", file=sys.stderr)
+            self._failed.add(name)
+
+
+def log_path(folder: Path, name: str) -> Path:
+    """The log of that name in a folder.
+
+    Raises:
+        ValueError: The name leads out of the folder.
+    """
+    if name in ("", ".", "..") or any(letter in name for letter in "/\\\0"):
+        raise ValueError(f"--dllogger_name: expected the name of a file in the log folder, got {name!r}")
+    return folder / name
 
 
 def open_loggers(options: TrainingOptions, world: World, first_step: int) -> LoggerGroup:
@@ -150,13 +196,15 @@ def open_loggers(options: TrainingOptions, world: World, first_step: int) -> Log
 
     Raises:
         ImportError: `options.wandb` is set and wandb is not installed.
+        ValueError: The name of the log leads out of the log folder.
         OSError: The log folder cannot be written.
     """
     if not world.is_main:
         return LoggerGroup([])
+    path = log_path(options.log_dir, options.dllogger_name)
     options.log_dir.mkdir(parents=True, exist_ok=True)
     loggers: list[MetricLogger] = [
-        JsonLinesLogger(options.log_dir / options.dllogger_name),
+        JsonLinesLogger(path),
         TensorBoardLogger(options.log_dir, first_step),
     ]
     if options.wandb:

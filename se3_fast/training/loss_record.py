@@ -14,13 +14,17 @@ class LossRecord:
     """Mean loss of an epoch and the watch over its finiteness.
 
     Losses stay on the device until `read`, so that no step waits for the device.
+
+    Args:
+        total: Sum of the losses that were read before, of an epoch that goes on.
+        count: How many they were.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, total: float = 0.0, count: int = 0) -> None:
         self._pending: list[Tensor] = []
         self._pending_steps: list[int] = []
-        self._sum = 0.0
-        self._count = 0
+        self.total = total
+        self.count = count
 
     def add(self, loss: Tensor, step: int) -> None:
         """Note the loss [] of a batch that belongs to optimizer step `step`."""
@@ -41,7 +45,11 @@ class LossRecord:
                         f"the loss became {loss} at optimizer step {step}; "
                         "a lower --learning_rate, --gradient_clip or --amp_dtype bf16 may help"
                     )
-            self._sum += sum(losses)
-            self._count += len(losses)
+                self.total += loss  # one by one: the sum does not depend on when it is read
+            self.count += len(losses)
             self._pending, self._pending_steps = [], []
-        return self._sum / max(self._count, 1)
+        return self.total / max(self.count, 1)
+
+    def forget(self) -> None:
+        """Drop the losses that were not read: of batches whose step is not done."""
+        self._pending, self._pending_steps = [], []

@@ -19,6 +19,8 @@ SECOND_BETA = 0.999
 _STEP, _SQUARES = "step", "exp_avg_sq"
 _STATE_NAMES = {"AdamW": (_STEP, "exp_avg", _SQUARES), "Lamb": ("exp_avg", _SQUARES), "SGD": ("momentum_buffer",)}
 """What an optimizer reads of what it keeps of every parameter, by its class; all but the step has the parameter's shape."""
+STATES_PER_PARAMETER = {"adam": 2, "sgd": 1, "lamb": 2}
+"""Values that an optimizer keeps for each value of a parameter."""
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:

@@ -50,8 +50,8 @@ def plot_parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: s
     """Predicted against known values.
 
     Args:
-        predictions: [M], in `unit`.
-        targets: [M], in `unit`.
+        predictions: [M] or [M, ...], in `unit`; nothing is drawn of no values.
+        targets: Likewise.
         name: The property.
         unit: Its unit.
         path: PNG file to write.
@@ -60,6 +60,9 @@ def plot_parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: s
     Raises:
         OSError: The file cannot be written.
     """
+    if targets.size == 0:
+        return
+    predictions, targets = predictions.ravel(), targets.ravel()
     figure = _figure(width=5.5)
     axes = figure.add_subplot()
     axes.plot(targets, predictions, linestyle="", marker=".", markersize=3, alpha=0.4)

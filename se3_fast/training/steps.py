@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -90,7 +90,7 @@ class DirectSteps:
         with _gradient_exchange(self._model, ends_group):
             loss = self._parts.batch_loss(self._model, batch, 0)
             self._parts.scaler.scale(loss / in_group).backward()
-        return loss.detach(), batch[-1].shape[0]
+        return loss.detach(), _num_samples(batch)
 
     def update(self) -> None:
         """See :class:`Steps`."""
@@ -169,6 +169,12 @@ def _one_gradient(model: nn.Module) -> Tensor:
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
     return gradient
+
+
+def _num_samples(batch: Sequence[Any]) -> int:
+    """The graphs of a batch that begins with a graph, whether its targets are of graphs or of nodes."""
+    size = getattr(batch[0], "batch_size", None)
+    return size if isinstance(size, int) else batch[-1].shape[0]
 
 
 def _distributed(model: nn.Module, world: World) -> nn.Module:
