@@ -149,8 +149,10 @@ class Fiber(dict):
         """Check that ``features`` has this fiber; return N (None for an empty fiber).
 
         Raises:
-            ValueError: naming ``name``, the shape expected and the one that came.
+            ValueError: naming ``name``, what was expected and what came, for anything but a dict of floating-point tensors, by
+                degrees as text, of the shapes of this fiber.
         """
+        _check_kind(features, name)
         size = None
         for degree in self.degrees:
             tensor = features.get(str(degree))
@@ -159,6 +161,10 @@ class Fiber(dict):
                     f"{name}: expected features of degrees {self.degrees}, got only {sorted(features)}: "
                     f"'{degree}' of shape {self._expected_shape(degree, size)} is missing"
                 )
+            if not isinstance(tensor, Tensor):
+                raise ValueError(f"{name}['{degree}']: expected a tensor, got an object of type {type(tensor).__name__}")
+            if not tensor.is_floating_point():
+                raise ValueError(f"{name}['{degree}']: expected floating-point features, got {tensor.dtype}")
             fits = tensor.ndim == 3 and tuple(tensor.shape[1:]) == (self[degree], 2 * degree + 1)
             if not fits or (size is not None and tensor.shape[0] != size):
                 expected = self._expected_shape(degree, size)
@@ -168,6 +174,14 @@ class Fiber(dict):
 
     def _expected_shape(self, degree: int, size: int | None) -> str:
         return f"[{'N' if size is None else size}, {self[degree]}, {2 * degree + 1}]"
+
+
+def _check_kind(features: Features, name: str) -> None:
+    if not isinstance(features, Mapping):
+        raise ValueError(f"{name}: expected a dict of features by degree, got an object of type {type(features).__name__}")
+    for degree in features:
+        if not isinstance(degree, str):
+            raise ValueError(f"{name}: expected degrees as text, '{degree}', got {degree!r}")
 
 
 def _by_channels(pairs: Iterable[tuple[int | str, int]]) -> list[FiberEl]:

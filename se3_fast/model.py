@@ -15,6 +15,7 @@ from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooli
 from se3_fast.layers.attention import ChannelsDivisor
 from se3_fast.layers.convolution import relative_positions
 from se3_fast.layers.head import Head
+from se3_fast.layers.inputs import check_kinds, named
 from se3_fast.layers.joint import join_parameters
 from se3_fast.ops.edge_frames import EdgeGeometry, edge_lengths
 from se3_fast.parameter_layout import convert_on_loading, fuse_levels, level_of_blocks, without_wrappers, wrapper_prefix
@@ -179,8 +180,11 @@ class SE3Transformer(nn.Module):
         num_nodes = self.fiber_in.check_features(node_feats, "node_feats")
         if num_nodes != graph.num_nodes():
             raise ValueError(f"node_feats: expected features of the graph's {graph.num_nodes()} nodes, got {num_nodes}")
-        self.fiber_edge.check_features(edge_feats or {}, "edge_feats")
-        edge_feats = with_edge_length(rel_pos, edge_feats or {}, self.populate_edge)
+        edge_feats = {} if edge_feats is None else edge_feats
+        self.fiber_edge.check_features(edge_feats, "edge_feats")
+        tensors = {"graph.edata['rel_pos']": rel_pos} | named("node_feats", node_feats) | named("edge_feats", edge_feats)
+        check_kinds(self, graph, tensors)
+        edge_feats = with_edge_length(rel_pos, edge_feats, self.populate_edge)
         joint = join_parameters(self.graph_modules, edge_feats, graph, basis)
         result = self.graph_modules(node_feats, edge_feats, graph=graph, basis=basis, joint=joint)
         if self.pooling is not None:

@@ -42,24 +42,24 @@ def constant(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
     return torch.compiler.assume_constant_result(call)
 
 
-def made_beside(source: Tensor, make: Callable[[], Result]) -> Result:
-    """What ``make`` makes of constants, to be kept as long as ``source``, which it is made of; no gradient is followed."""
+def made_beside(source: Tensor, make: Callable[[], Result], with_gradients: bool = False) -> Result:
+    """What ``make`` makes of ``source``, to be kept as long as that; a constant, or whatever the mode now, with a graph."""
     if torch.compiler.is_compiling():
-        with torch.no_grad():
+        with torch.set_grad_enabled(with_gradients):
             return make()
     if not _is_plain(source):  # of a mode itself, and ends with it
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.set_grad_enabled(with_gradients):
             return make()
-    with _outside_of_modes():
+    with _outside_of_modes(with_gradients):
         return make()
 
 
 @contextmanager
-def _outside_of_modes() -> Iterator[None]:
-    """Inside, tensors are what they are when no mode is on; no gradient is followed."""
+def _outside_of_modes(with_gradients: bool = False) -> Iterator[None]:
+    """Inside, tensors are what they are when no mode is on."""
     with (
         torch.inference_mode(False),
-        torch.no_grad(),
+        torch.set_grad_enabled(with_gradients),
         temporarily_clear_interpreter_stack(),
         _disable_current_modes(),
         torch._C.DisableTorchFunction(),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel, is_plain
+from se3_fast.layers.inputs import check_kinds, named
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_attention import aligned_edge_attention, edge_attention, message_attention, takes_messages
@@ -180,6 +181,7 @@ class AttentionBlockSE3(nn.Module):
         """
         graph = as_graph(graph)
         self.fiber_in.check_features(node_features, "node_features")
+        check_kinds(self, graph, named("node_features", node_features))
         geometry = self.to_key_value.prepare_geometry(graph, basis)
         self.to_key_value.check_geometry(geometry, graph)
         of_query, of_messages, beside = shared_features(node_features, 3)

@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph, as_graph
+from se3_fast.layers.inputs import check_kinds, named
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.linear import MAX_PARTS, linear
@@ -411,6 +412,7 @@ class ConvSE3(nn.Module):
         num_edges = Fiber(expected).check_features(edge_feats, "edge_feats")
         if num_edges != graph.num_edges():
             raise ValueError(f"edge_feats: expected features of the graph's {graph.num_edges()} edges, got {num_edges}")
+        check_kinds(self, graph, named("node_feats", node_feats) | named("edge_feats", edge_feats))
 
 
 def relative_positions(graph: Graph) -> Tensor:
@@ -422,6 +424,9 @@ def relative_positions(graph: Graph) -> Tensor:
     if "rel_pos" not in graph.edata:
         raise ValueError(f"graph: expected edata['rel_pos'] of shape [E, 3], got edata with {sorted(graph.edata)}")
     rel_pos = graph.edata["rel_pos"]
+    if not isinstance(rel_pos, Tensor):
+        came = type(rel_pos).__name__
+        raise ValueError(f"graph: expected edata['rel_pos'] as a tensor of shape [E, 3], got an object of type {came}")
     if rel_pos.shape != (graph.num_edges(), 3):
         raise ValueError(f"graph: expected edata['rel_pos'] of shape [{graph.num_edges()}, 3], got {list(rel_pos.shape)}")
     return rel_pos

@@ -18,6 +18,7 @@ from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.norm import NormSE3
 from se3_fast.ops import radial
 from se3_fast.ops.aligned_weights import aligned_weights
+from se3_fast.ops.compute_dtype import compute_dtype
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts, parameter_rows
 from se3_fast.ops.tfn_conv import PreparedRadial, hidden_gradient_parts, is_contracted_by_edge, keeps_frames
@@ -91,7 +92,7 @@ def _joint_convolutions(model: nn.Module, edge_features: Features, graph: Graph)
     Those with radial profiles that were changed are left out; none, where the others' are of several kinds.
     """
     recomputed = {block.to_key_value for block in model.modules() if isinstance(block, AttentionBlockSE3) and block.low_memory}
-    dtype = radial.compute_dtype(edge_features["0"])
+    dtype = compute_dtype(edge_features["0"])
     by_edge = [
         module
         for module in model.modules()

@@ -24,10 +24,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
+from typing import Literal
 
 import torch
 
 BACKENDS = ("dense", "torch", "cpp", "triton", "cuda")
+CUDA_RADIAL_WIDTH = 32
+"""The radial width that ``csrc/tfn_conv.cu`` is made for; others run as ``torch``."""
+
 ENVIRONMENT_VARIABLE = "SE3_FAST_BACKEND"
 
 _chosen: ContextVar[str | None] = ContextVar("se3_fast_backend", default=None)
@@ -101,6 +105,26 @@ def chosen_backend() -> str:
         ValueError: if the environment variable names no backend.
     """
     return _chosen.get() or _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
+
+
+def convolution_backend(name: str, dtype: torch.dtype, width: int = CUDA_RADIAL_WIDTH) -> str:
+    """The backend that a convolution runs on where ``name`` is selected: ``cuda`` has kernels for some convolutions only.
+
+    Args:
+        name: what :func:`selected_backend` says.
+        dtype: the compute dtype.
+        width: the radial width K.
+    """
+    is_served = name != "cuda" or (dtype != torch.float64 and width == CUDA_RADIAL_WIDTH)
+    return name if is_served else "torch"
+
+
+def frames_read(name: str) -> Literal["angles", "wigner"]:
+    """Which form of the edges' frames the convolutions of a backend read, see :class:`~se3_fast.ops.edge_frames.EdgeGeometry`.
+
+    ``name`` is what :func:`convolution_backend` says; of backend ``dense``, that of the edges which the others leave to it.
+    """
+    return "angles" if name in ("triton", "cuda") else "wigner"
 
 
 @cache

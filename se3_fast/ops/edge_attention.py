@@ -17,6 +17,7 @@ from torch import Tensor
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.compute_dtype import accumulation_dtype
 from se3_fast.ops.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
@@ -95,8 +96,7 @@ def message_attention(messages: Features, query: Features, graph: Graph, value_f
 def _by_cpp(messages: list[Tensor], queries: list[Tensor], graph: Graph, widths: list[int], num_heads: int) -> list[Tensor]:
     """By the compiled CPU operation, which computes in float32 or float64; see :class:`CppEdgeAttention`."""
     dtype = messages[0].dtype
-    compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    operands = [tensor.to(compute_dtype).contiguous() for tensor in (*messages, *queries)]
+    operands = [tensor.to(accumulation_dtype(dtype)).contiguous() for tensor in (*messages, *queries)]
     return [result.to(dtype) for result in CppEdgeAttention(graph, widths, num_heads).apply(*operands)]
 
 

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from se3_fast.modes import constant, made_beside
-from se3_fast.ops.backend import selected_backend
+from se3_fast.modes import constant, is_readable, made_beside
+from se3_fast.ops.backend import convolution_backend, frames_read, selected_backend
 from se3_fast.ops.basis import get_basis
+from se3_fast.ops.compute_dtype import accumulation_dtype, compute_dtype
 from se3_fast.ops.given_bases import directions_of
 from se3_fast.reference import basis as reference_basis
 from se3_fast.reference.edge_frames import edge_directions, wigner_blocks
 from se3_fast.so3 import axis_swap
-from se3_fast.transforms import is_batched, is_followed, values
+from se3_fast.transforms import is_batched, values
 
 
 @torch.library.custom_op("se3_fast::wigner_blocks", mutates_args=())
 def _wigner_blocks(direction: Tensor, max_degree: int) -> Tensor:
     """:func:`~se3_fast.reference.edge_frames.wigner_blocks`, or ``csrc/edge_frames.cpp``, as one node of compiled graphs."""
-    if selected_backend(direction.device) == "cpp":
-        return torch.ops.se3_fast_cpp.wigner_blocks(direction.contiguous(), max_degree, _axis_swaps(max_degree))
-    with torch.autocast(direction.device.type, enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(direction.device.type, enabled=False):
+        if selected_backend(direction.device) == "cpp":
+            return torch.ops.se3_fast_cpp.wigner_blocks(direction.contiguous(), max_degree, _axis_swaps(max_degree))
         return wigner_blocks(direction, max_degree)
 
 
@@ -49,7 +50,8 @@ def _frame_angles(rel_pos: Tensor) -> Tensor:
     """The kernel of ``kernels/edge_frames.py`` as one node of compiled graphs."""
     from se3_fast.kernels.edge_frames import frame_angles
 
-    return frame_angles(rel_pos)
+    with torch.inference_mode(False), torch.no_grad():
+        return frame_angles(rel_pos)
 
 
 @_frame_angles.register_fake
@@ -85,6 +87,10 @@ class EdgeGeometry:
             formula the messages from degree 0 to degree 0 of a convolution without fused pairs have no basis, and so no factor.
         is_given: whether it stands for a basis dict that no directions explain: all backends compute with its tensors then.
         by_formula: [E] bool, edges of which the tensors given are needed although the others have directions, or None.
+
+    Raises:
+        ValueError: if ``rel_pos`` is not a floating-point tensor of shape [E, 3], or has a value that is not finite (checked for
+            tensors on the CPU, where no basis dict is given).
     """
 
     def __init__(
@@ -97,12 +103,15 @@ class EdgeGeometry:
         zero_length_edges: Tensor | None = None,
         factor: Tensor | None = None,
     ) -> None:
+        if bases is None:
+            _check_relative_positions(rel_pos)
         self.rel_pos = rel_pos
         self.max_degree = max_degree
         self.factor = factor
         self.is_given = False
         self.by_formula: Tensor | None = None
         self._bases = dict(bases or {})
+        self._own_bases: dict[torch.dtype, dict[str, Tensor]] = {}
         self._casts: dict[torch.dtype, Tensor] = {}
         self._ordered: tuple[Tensor, Tensor] | None = None
         given = {"wigner": wigner, "angles": angles, "zero_length_edges": zero_length_edges}
@@ -122,19 +131,10 @@ class EdgeGeometry:
             factor: [E], by which the bases of every edge are multiplied, such as a smooth cutoff; may require grad.
 
         Raises:
-            ValueError: for another shape, or a position that is not finite (checked for tensors on the CPU).
+            ValueError: as the class, or if ``factor`` has another shape.
         """
-        if rel_pos.ndim != 2 or rel_pos.shape[1] != 3:
-            raise ValueError(f"rel_pos: expected shape [E, 3], got {list(rel_pos.shape)}")
         if factor is not None and factor.shape != rel_pos.shape[:1]:
             raise ValueError(f"factor: expected shape [{len(rel_pos)}], got {list(factor.shape)}")
-        is_checked = rel_pos.device.type == "cpu" and not torch.compiler.is_compiling()
-        if is_checked and not values(rel_pos).isfinite().all():
-            edges = values(rel_pos).view(-1, 3)
-            edge = int((~edges.isfinite()).any(1).nonzero()[0])
-            raise ValueError(
-                f"rel_pos: expected finite relative positions, got {edges[edge].tolist()} at edge {edge % len(rel_pos)}"
-            )
         return EdgeGeometry(rel_pos, max_degree, zero_length_edges=zero_length_edges, factor=factor)
 
     @staticmethod
@@ -178,7 +178,7 @@ class EdgeGeometry:
     @property
     def _working_positions(self) -> Tensor:
         """Constants in at least float32."""
-        return self.rel_pos.detach().to(self.rel_pos.dtype if self.rel_pos.dtype == torch.float64 else torch.float32)
+        return self.rel_pos.detach().to(accumulation_dtype(self.rel_pos.dtype))
 
     @property
     def direction(self) -> Tensor:
@@ -230,41 +230,42 @@ class EdgeGeometry:
             self._casts[dtype] = made_beside(self.rel_pos, lambda: self.wigner.to(dtype))
         return self._casts[dtype]
 
-    def basis(self, key: str) -> Tensor:
-        """A published basis, pairwise or fused, times the factor; made at the first call and kept (backend ``dense``)."""
-        if key not in self._bases:
-            with torch.enable_grad():  # whatever the mode is now: it is kept
-                self._bases[key] = self._make_basis(key)
-        return self._bases[key]
+    def basis(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
+        """A published basis, pairwise or fused, times the factor; made at the first call and kept (backend ``dense``).
 
-    def _make_basis(self, key: str) -> Tensor:
-        if not self._bases:
-            self._bases = self._pairwise_bases()
-        if "0,0" not in self._bases:  # a dict from update_basis_with_fused comes without it
-            self._bases["0,0"] = self._scalar_basis()
-        if key not in self._bases and "fused" not in key:
-            raise ValueError(f"basis: expected one of degrees '{key}', got {sorted(self._bases)}")
+        Args:
+            key: its key in a basis dict.
+            dtype: what it is made in, unless it was given; default: the compute dtype of the positions.
+        """
+        dtype = dtype or compute_dtype(self.rel_pos)
+        bases = self._bases or self._own_bases.setdefault(dtype, {})
+        if key not in bases:
+            sources = (self.rel_pos, *bases.values(), *([] if self.factor is None else [self.factor]))
+            with_gradients = any(source.requires_grad or is_batched(source) for source in sources)
+            bases[key] = made_beside(self.rel_pos, lambda: self._make_basis(bases, key, dtype), with_gradients)
+        return bases[key]
+
+    def _make_basis(self, bases: dict[str, Tensor], key: str, dtype: torch.dtype) -> Tensor:
+        if not bases:
+            bases.update(self._pairwise_bases(dtype))
+        if "0,0" not in bases:  # a dict from update_basis_with_fused comes without it
+            bases["0,0"] = _scalar_basis(bases)
+        if key not in bases and "fused" not in key:
+            raise ValueError(f"basis: expected one of degrees '{key}', got {sorted(bases)}")
         if key == "fully_fused":
-            return reference_basis.fully_fused(self._bases, self.max_degree)
+            return reference_basis.fully_fused(bases, self.max_degree)
         if key.endswith("_fused"):
             fuse = reference_basis.fused_over_inputs if key.startswith("out") else reference_basis.fused_over_outputs
-            return fuse(self._bases, self.max_degree, int(key.removesuffix("_fused").lstrip("outin")))
-        return self._bases[key]
+            return fuse(bases, self.max_degree, int(key.removesuffix("_fused").lstrip("outin")))
+        return bases[key]
 
-    def _pairwise_bases(self) -> dict[str, Tensor]:
-        is_amp = torch.is_autocast_enabled(self.rel_pos.device.type)
-        bases = get_basis(self.rel_pos, self.max_degree, compute_gradients=is_followed(self.rel_pos), amp=is_amp)
-        if self.factor is None:
-            return bases
-        factor = self.factor[:, None, None, None]
-        return {key: (basis * factor).to(basis.dtype) for key, basis in bases.items()}
-
-    def _scalar_basis(self) -> Tensor:
-        """The basis ``'0,0'`` of a dict that comes without it, as its fused ones have it."""
-        for key in ("out0_fused", "in0_fused", "fully_fused"):
-            if key in self._bases:
-                return self._bases[key][:, :1, :1, :1]
-        return reference_basis.scalar_basis(next(iter(self._bases.values())))
+    def _pairwise_bases(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        is_differentiated = self.rel_pos.requires_grad or is_batched(self.rel_pos)
+        bases = get_basis(self.rel_pos, self.max_degree, compute_gradients=is_differentiated)
+        if self.factor is not None:
+            factor = self.factor[:, None, None, None]
+            bases = {key: basis * factor for key, basis in bases.items()}
+        return {key: basis.to(dtype) for key, basis in bases.items()}
 
     def without_factor(self) -> EdgeGeometry:
         """The same directions alone."""
@@ -284,9 +285,15 @@ class EdgeGeometry:
         geometry.is_given = True
         return geometry
 
+    def frames(self, form: Literal["angles", "wigner"]) -> Tensor:
+        """The edges' frames in one of their forms, :attr:`angles` or :attr:`wigner`."""
+        return self.angles if form == "angles" else self.wigner
+
     def with_frames(self) -> EdgeGeometry:
-        """This geometry, the edges' frames made now in the form that the device's backend reads."""
-        _ = self.angles if selected_backend(self.rel_pos.device) == "triton" else self.wigner
+        """This geometry, the edges' frames made now in the form that the convolutions of the device's backend read."""
+        name = convolution_backend(selected_backend(self.rel_pos.device), accumulation_dtype(self.rel_pos.dtype))
+        if name != "dense":  # which reads bases
+            self.frames(frames_read(name))
         return self
 
     def index_select(self, edge_numbers: Tensor, zero_length_edges: Tensor | None = None) -> EdgeGeometry:
@@ -345,3 +352,25 @@ def _checked(bases: dict[str, Tensor], max_degree: int) -> dict[str, Tensor]:
             raise ValueError(f"basis['{key}']: expected shape {expected}, got {list(basis.shape)}")
         chosen[key] = basis
     return chosen
+
+
+def _scalar_basis(bases: dict[str, Tensor]) -> Tensor:
+    """The basis ``'0,0'`` of a dict that comes without it, as its fused ones have it."""
+    for key in ("out0_fused", "in0_fused", "fully_fused"):
+        if key in bases:
+            return bases[key][:, :1, :1, :1]
+    return reference_basis.scalar_basis(next(iter(bases.values())))
+
+
+def _check_relative_positions(rel_pos: Tensor) -> None:
+    if not isinstance(rel_pos, Tensor):
+        raise TypeError(f"rel_pos: expected a tensor of shape [E, 3], got an object of type {type(rel_pos).__name__}")
+    if rel_pos.ndim != 2 or rel_pos.shape[1] != 3:
+        raise ValueError(f"rel_pos: expected shape [E, 3], got {list(rel_pos.shape)}")
+    if not rel_pos.is_floating_point():
+        raise ValueError(f"rel_pos: expected floating-point values, got {rel_pos.dtype}")
+    given = values(rel_pos)
+    if is_readable(given) and not given.isfinite().all():
+        edges = given.view(-1, 3)
+        edge = int((~edges.isfinite()).any(1).nonzero()[0])
+        raise ValueError(f"rel_pos: expected finite relative positions, got {edges[edge].tolist()} at edge {edge % len(rel_pos)}")

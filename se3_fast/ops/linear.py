@@ -16,6 +16,7 @@ from torch import Tensor
 
 from se3_fast.fiber import Features
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.compute_dtype import compute_dtype, go_together
 from se3_fast.ops.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
@@ -97,7 +98,7 @@ def linear_per_head(weights: Mapping[str, Tensor], features: Features, num_heads
 def _fused(
     weights: Mapping[str, Tensor], parts: Sequence[Features | HeadFeatures], heads_out: int, row: Tensor | None
 ) -> Sequence[Tensor]:
-    dtype = _compute_dtype(next(iter(weights.values())))
+    dtype = compute_dtype(next(iter(weights.values())))
     if torch.compiler.is_compiling():
         parts = [part.by_degree() if isinstance(part, HeadFeatures) else part for part in parts]
     parts = [part for part in parts if _named(weights, part)]
@@ -144,7 +145,7 @@ def _check(
             num_nodes = tensor.shape[0] if num_nodes is None else num_nodes
             if tensor.shape[0] != num_nodes:
                 raise ValueError(f"{name}: expected features of {num_nodes} nodes, got {tensor.shape[0]}")
-            if tensor.dtype != dtype and not torch.is_autocast_enabled(tensor.device.type):
+            if not go_together(tensor.dtype, dtype, tensor.device.type):
                 raise ValueError(f"{name}: expected {dtype} as the weights have, got {tensor.dtype}")
 
 
@@ -153,13 +154,6 @@ def _named(weights: Mapping[str, Tensor], part: Features | HeadFeatures) -> list
     if isinstance(part, HeadFeatures):
         return [("features", part.values)]
     return [(f"features['{degree}']", part[degree]) for degree in weights if degree in part]
-
-
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    """That of autocast, where it is on; float64 stays what it is, as in PyTorch's matrix products."""
-    device_type = weight.device.type
-    is_cast = torch.is_autocast_enabled(device_type) and weight.dtype != torch.float64
-    return torch.get_autocast_dtype(device_type) if is_cast else weight.dtype
 
 
 @dataclass(frozen=True, eq=False)

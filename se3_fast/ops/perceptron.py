@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.compute_dtype import compute_dtype, go_together
 from se3_fast.ops.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
@@ -40,7 +41,7 @@ def perceptron(x: Tensor, first: Layer, second: Layer) -> Tensor:
     operands = [x, *first, *second]
     if selected_backend(x.device) != "triton" or 0 in first[0].shape or 0 in second[0].shape:
         return reference.perceptron(*operands)
-    dtype = _compute_dtype(first[0])
+    dtype = compute_dtype(first[0])
     if torch.compiler.is_compiling():
         return _opaque_perceptron(_dtype_name(dtype), operands)[0]
     return FusedPerceptron(dtype).apply(*operands)[0]
@@ -55,20 +56,11 @@ def _check(x: Tensor, first: Layer, second: Layer) -> None:
         raise ValueError(f"x: expected shape [B, {first[0].shape[1]}] as the first weight has, got {list(x.shape)}")
     if second[0].shape[1] != first[0].shape[0]:
         raise ValueError(f"second: expected a weight for the {first[0].shape[0]} outputs of the first, got {second[0].shape[1]}")
-    if torch.is_autocast_enabled(x.device.type):
-        return
     dtype = first[0].dtype
     for name, tensors in (("x", (x,)), ("first", first), ("second", second)):
         for tensor in tensors:
-            if tensor.dtype != dtype:
+            if not go_together(tensor.dtype, dtype, tensor.device.type):
                 raise ValueError(f"{name}: expected {dtype} as the first weight has, got {tensor.dtype}")
-
-
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    """That of autocast, where it is on; float64 stays what it is, as in PyTorch's matrix products."""
-    device_type = weight.device.type
-    is_cast = torch.is_autocast_enabled(device_type) and weight.dtype != torch.float64
-    return torch.get_autocast_dtype(device_type) if is_cast else weight.dtype
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.compute_dtype import accumulation_dtype, compute_dtype
 from se3_fast.ops.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
@@ -41,8 +42,7 @@ def radial(invariants: Tensor, profiles: Profiles) -> list[Tensor] | Tensor:
         profiles: the parameters of each profile; all with or all without layer norm.
 
     Returns:
-        h of each profile, [E, K], in the autocast dtype where autocast is on; from ``triton`` and ``cpp`` all in one tensor,
-        [groups, E, K].
+        h of each profile, [E, K], in the compute dtype; from ``triton`` and ``cpp`` all in one tensor, [groups, E, K].
     """
     backend_name = selected_backend(invariants.device)
     if backend_name == "cpp" and not torch.compiler.is_compiling():
@@ -72,8 +72,7 @@ def radial_of_layers(invariants: Tensor, layers: Sequence[Profiles], row: Tensor
         splits: S.
 
     Returns:
-        h of each convolution S times over, [S, groups, E, K], so that its gradient may come in S parts; in the autocast dtype where
-        autocast is on.
+        h of each convolution S times over, [S, groups, E, K], so that its gradient may come in S parts; in the compute dtype.
     """
     from se3_fast.kernels.radial import Shape
 
@@ -149,12 +148,6 @@ def recipe(invariants: Tensor, profiles: Profiles) -> Recipe | None:
     return Recipe(_cpp_remake(profiles, compute_dtype(invariants)), (invariants, *profile_parameters(profiles)))
 
 
-def compute_dtype(invariants: Tensor) -> torch.dtype:
-    """The dtype of h: that of autocast where it is on."""
-    device_type = invariants.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else invariants.dtype
-
-
 def _by_cpp(invariants: Tensor, profiles: Profiles, dtype: torch.dtype) -> Tensor:
     return _cpp_remake(profiles, dtype).make((invariants, *profile_parameters(profiles)))
 
@@ -163,7 +156,7 @@ def _cpp_remake(profiles: Profiles, dtype: torch.dtype) -> Remake:
     """By the compiled CPU operation, which computes in float32 or float64."""
     first, _ = profiles[0]
     operation = CppRadial(len(first.bias), first.scale is not None, len(profiles))
-    return Remake(operation, torch.float64 if dtype == torch.float64 else torch.float32, dtype)
+    return Remake(operation, accumulation_dtype(dtype), dtype)
 
 
 @dataclass(frozen=True, eq=False)

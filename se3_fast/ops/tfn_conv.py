@@ -22,7 +22,8 @@ from se3_fast.fiber import Features
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.modes import constant
 from se3_fast.ops.aligned_weights import AlignedWeights, aligned_weights
-from se3_fast.ops.backend import backend, selected_backend
+from se3_fast.ops.backend import backend, convolution_backend, frames_read, selected_backend
+from se3_fast.ops.compute_dtype import accumulation_dtype, compute_dtype
 from se3_fast.ops.differentiable import Operation, Tensors, Wanted
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.opaque import OpaqueOperation
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     from se3_fast.fused.tfn_conv import Launches
     from se3_fast.fused.tfn_conv_by_source import SourceLaunches
     from se3_fast.native.tfn_conv import NativeConvolution
-
-CUDA_RADIAL_WIDTH = 32
-"""The radial width that ``csrc/tfn_conv.cu`` is made for; others run as ``torch``."""
 
 
 def tfn_conv(
@@ -79,7 +77,7 @@ def tfn_conv(
         prepared: h and the weights as the kernels read them, where :func:`keeps_frames`; ``hidden`` is then a constant.
 
     Returns:
-        ``{d: [N or E, C_d, 2d+1]}`` in the compute dtype: that of the operands, or of autocast.
+        ``{d: [N or E, C_d, 2d+1]}`` in the compute dtype.
 
     Raises:
         ValueError: if the geometry was made for fewer degrees than the plan has, or a size does not fit the plan or the graph.
@@ -88,7 +86,7 @@ def tfn_conv(
     _check_sizes(plan, graph, geometry, node_features, edge_features, hidden, weights)
     device_type = hidden[0].device.type
     call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, pool, make_hidden, prepared)
-    call = call.in_compute_dtype(device_type)
+    call = call.in_compute_dtype()
     if torch.compiler.is_compiling() and not _runs_dense(geometry):
         return _compiled(_with_scaled_hidden(call))
     with torch.autocast(device_type, enabled=False):
@@ -188,7 +186,7 @@ def aligned_messages(
     _check_sizes(plan, graph, geometry, node_features, edge_features, hidden, weights)
     device_type = hidden[0].device.type
     call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, False, prepared=prepared)
-    call = _with_scaled_hidden(call.in_compute_dtype(device_type))
+    call = _with_scaled_hidden(call.in_compute_dtype())
     with torch.autocast(device_type, enabled=False):
         (values,), edges = _fused(call, keeps_frames=True)
     return AlignedMessages(values, plan.channels_out, edges.angles, edges.graph)
@@ -251,7 +249,7 @@ def prepare_geometry(plan: ConvolutionPlan, graph: Graph, geometry: EdgeGeometry
     elif torch.compiler.is_compiling():
         graph.incoming()
         graph.outgoing()
-        _frames(geometry, selected_backend(graph.device))
+        geometry.with_frames()
 
 
 def _runs_dense(geometry: EdgeGeometry) -> bool:
@@ -283,9 +281,9 @@ class _Call(NamedTuple):
     def dtype(self) -> torch.dtype:
         return self.hidden[0].dtype
 
-    def in_compute_dtype(self, device_type: str) -> _Call:
+    def in_compute_dtype(self) -> _Call:
         """With what the plan reads of the features, and h, in the dtype of the operands or of autocast."""
-        dtype = _compute_dtype(device_type, self.hidden[0])
+        dtype = compute_dtype(self.hidden[0])
         hidden = self.hidden
         return self._replace(
             nodes={str(degree): self.nodes[str(degree)].to(dtype) for degree, _ in self.plan.node_channels},
@@ -319,10 +317,10 @@ def _with_edges_by_formula(result: Features, call: _Call) -> Features:
 
 
 def _messages(call: _Call) -> Features:
-    backend_name = selected_backend(call.hidden[0].device)
+    backend_name = _backend_of(call)
     if backend_name == "triton":
         messages = _triton(call)
-    elif backend_name == "cuda" and call.dtype != torch.float64 and call.hidden[0].shape[-1] == CUDA_RADIAL_WIDTH:
+    elif backend_name == "cuda":
         messages = _cuda(call)
     elif backend_name == "cpp":
         messages = _cpp(call)
@@ -332,10 +330,15 @@ def _messages(call: _Call) -> Features:
     return _with_zero_length_edges(result, call) if len(call.geometry.zero_length_edges) else result
 
 
+def _backend_of(call: _Call) -> str:
+    return convolution_backend(selected_backend(call.hidden[0].device), call.dtype, call.hidden[0].shape[-1])
+
+
 def _dense(call: _Call) -> Features:
     features = reference.gather_features(call.nodes, call.edges, call.graph.src)
     weights = [weight.to(call.dtype) for weight in call.weights]
-    messages = reference.tfn_conv(call.plan, call.geometry.basis, features, list(call.hidden), weights)
+    basis = partial(call.geometry.basis, dtype=call.dtype)
+    messages = reference.tfn_conv(call.plan, basis, features, list(call.hidden), weights)
     return reference.sum_over_incoming(messages, call.graph.dst, call.graph.num_nodes()) if call.pool else messages
 
 
@@ -364,7 +367,7 @@ def _fused(call: _Call, keeps_frames: bool) -> tuple[tuple[Tensor, ...], Aligned
     from se3_fast.fused import tfn_conv_by_source as by_source
     from se3_fast.fused.tfn_conv import Launches
 
-    angles_dtype = torch.float64 if call.dtype == torch.float64 else torch.float32
+    angles_dtype = accumulation_dtype(call.dtype)
     arguments: dict[str, Any] = {"pool": call.pool, "dtype": call.dtype, "keeps_frames": keeps_frames}
     setting, rel_pos = _Setting.of(call, call.dtype, keeps_frames), call.geometry.rel_pos
     if call.prepared is None and not is_contracted_by_edge(call.plan, call.graph, call.hidden[0].shape[-1], call.dtype):
@@ -404,7 +407,7 @@ def _cpp(call: _Call) -> tuple[Tensor, ...]:
 
     is_by_source = by_source.is_by_source_faster(call.plan, call.graph, call.hidden[0].shape[1])
     kind = by_source.NativeConvolutionBySource if is_by_source else NativeConvolution
-    dtype = torch.float64 if call.dtype == torch.float64 else torch.float32
+    dtype = accumulation_dtype(call.dtype)
     make = partial(kind, call.plan, call.graph, pool=call.pool)
     tensors = (*call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights)
     operands = (tensor.to(dtype).contiguous() for tensor in tensors)
@@ -460,7 +463,7 @@ def _compiled(call: _Call) -> Features:
         *call.graph.incoming(),
         *call.graph.outgoing(),
         call.geometry.rel_pos,
-        _frames(call.geometry, backend_name),
+        call.geometry.frames(frames_read(_backend_of(call))),
         *call.nodes.values(),
         *call.edges.values(),
         *call.hidden,
@@ -468,15 +471,6 @@ def _compiled(call: _Call) -> Features:
     ]
     messages = _opaque_convolution(description, operands)
     return {str(degree): message for (degree, _), message in zip(call.plan.channels_out, messages, strict=True)}
-
-
-def _frames(geometry: EdgeGeometry, backend_name: str) -> Tensor:
-    """What a backend reads of the geometry."""
-    return getattr(geometry, _frames_name(backend_name))
-
-
-def _frames_name(backend_name: str) -> str:
-    return "angles" if backend_name in ("triton", "cuda") else "wigner"
 
 
 @torch.compiler.assume_constant_result
@@ -490,7 +484,8 @@ def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
     plan = ConvolutionPlan.from_json(plan_json)
     src, dst, in_order, in_offsets, out_order, out_offsets, rel_pos, frames, *rest = operands
     graph = Graph.from_orders(src, dst, EdgeOrder(in_order, in_offsets), EdgeOrder(out_order, out_offsets))
-    has_angles = _frames_name(backend_name) == "angles"
+    hidden = rest[-2 * len(plan.groups)]
+    has_angles = frames_read(convolution_backend(backend_name, hidden.dtype, hidden.shape[-1])) == "angles"
     geometry = EdgeGeometry(rel_pos, max_degree, wigner=None if has_angles else frames, angles=frames if has_angles else None)
     remaining = iter(rest)
     call = _Call(
@@ -516,10 +511,6 @@ def _opaque_shapes(description: str, operands: Sequence[Tensor]) -> list[Tensor]
 
 
 _opaque_convolution = OpaqueOperation("tfn_conv", _opaque_run, _opaque_shapes)
-
-
-def _compute_dtype(device_type: str, example: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else example.dtype
 
 
 class _Setting(NamedTuple):
