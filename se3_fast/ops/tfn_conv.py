@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from se3_fast.fused.tfn_conv_by_source import SourceLaunches
     from se3_fast.native.tfn_conv import NativeConvolution
 
-CUDA_RADIAL_WIDTH = 32
-"""The radial width that ``csrc/tfn_conv.cu`` is made for; others run as ``torch``."""
+KERNEL_RADIAL_WIDTH = 32
+"""The radial width that ``kernels/`` and ``csrc/tfn_conv.cu`` are made for; others run as ``torch``."""
 
 
 def tfn_conv(
@@ -284,9 +284,10 @@ def _in_frames(call: _Call) -> Features:
 
 def _messages(call: _Call) -> Features:
     backend_name = selected_backend(call.hidden[0].device)
-    if backend_name == "triton":
+    has_kernels = call.hidden[0].shape[-1] == KERNEL_RADIAL_WIDTH
+    if backend_name == "triton" and has_kernels:
         messages = _triton(call)
-    elif backend_name == "cuda" and call.dtype != torch.float64 and call.hidden[0].shape[-1] == CUDA_RADIAL_WIDTH:
+    elif backend_name == "cuda" and call.dtype != torch.float64 and has_kernels:
         messages = _cuda(call)
     elif backend_name == "cpp":
         messages = _cpp(call)
