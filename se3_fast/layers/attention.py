@@ -199,9 +199,9 @@ class AttentionBlockSE3(nn.Module):
 
     def _leaves_frames(self) -> bool:
         """Whether parts of the layers can be called in the place of the layers: there are no hooks on them, and radial profiles end
-        with a linear map."""
-        parts = ((self.to_key_value, ConvSE3), (self.to_query, LinearSE3), (self.attention, AttentionSE3))
-        return all(is_plain(layer, kind) for layer, kind in parts) and self.to_key_value.is_contracted()
+        with a linear map of the usual width."""
+        are_plain = is_plain(self.to_query, LinearSE3) and is_plain(self.attention, AttentionSE3)
+        return are_plain and self.to_key_value.leaves_frames()
 
     def _attend(
         self,

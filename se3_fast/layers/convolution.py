@@ -14,12 +14,19 @@ from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.inputs import check_kinds, named
 from se3_fast.layers.low_memory import recompute_in_backward
+from se3_fast.ops.backend import KERNEL_RADIAL_WIDTH
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.linear import MAX_PARTS, linear
 from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts
 from se3_fast.ops.radial import Profiles, RadialLayer, Recipe, radial, recipe
 from se3_fast.ops.shared_features import shared_features
-from se3_fast.ops.tfn_conv import PreparedRadial, aligned_messages, prepare_geometry, tfn_conv, tfn_conv_by_formula
+from se3_fast.ops.tfn_conv import (
+    PreparedRadial,
+    aligned_messages,
+    prepare_geometry,
+    tfn_conv,
+    tfn_conv_by_formula,
+)
 from se3_fast.plan import ConvolutionPlan, RadialGroup
 from se3_fast.reference.radial import LAYER_NORM_EPSILON
 from se3_fast.reference.tfn_conv import contract
@@ -333,6 +340,15 @@ class ConvSE3(nn.Module):
         if not all(isinstance(profile, RadialProfile) and profile.is_split() for profile in profiles):
             return False
         return len({profile.net[-1].in_features for profile in profiles}) == 1  # type: ignore[index, union-attr]
+
+    def leaves_frames(self) -> bool:
+        """Whether :meth:`aligned_messages` is the same as to call it, for a geometry that keeps the edges' frames."""
+        width = KERNEL_RADIAL_WIDTH
+        return (
+            is_plain(self, ConvSE3)
+            and self.is_contracted()
+            and all(profile.net[-1].in_features == width for profile in self.radial_profiles)  # type: ignore[index, union-attr]
+        )
 
     def profiles(self) -> Profiles | None:
         """The hidden layers of all radial profiles, if all are exactly as published."""

@@ -29,8 +29,8 @@ from typing import Literal
 import torch
 
 BACKENDS = ("dense", "torch", "cpp", "triton", "cuda")
-CUDA_RADIAL_WIDTH = 32
-"""The radial width that ``csrc/tfn_conv.cu`` is made for; others run as ``torch``."""
+KERNEL_RADIAL_WIDTH = 32
+"""The radial width that ``kernels/`` and ``csrc/tfn_conv.cu`` are made for; others run as ``torch``."""
 
 ENVIRONMENT_VARIABLE = "SE3_FAST_BACKEND"
 
@@ -107,16 +107,17 @@ def chosen_backend() -> str:
     return _chosen.get() or _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
 
 
-def convolution_backend(name: str, dtype: torch.dtype, width: int = CUDA_RADIAL_WIDTH) -> str:
-    """The backend that a convolution runs on where ``name`` is selected: ``cuda`` has kernels for some convolutions only.
+def convolution_backend(name: str, dtype: torch.dtype, width: int = KERNEL_RADIAL_WIDTH) -> str:
+    """The backend that a convolution runs on where ``name`` is selected: there are kernels for some convolutions only.
 
     Args:
         name: what :func:`selected_backend` says.
         dtype: the compute dtype.
         width: the radial width K.
     """
-    is_served = name != "cuda" or (dtype != torch.float64 and width == CUDA_RADIAL_WIDTH)
-    return name if is_served else "torch"
+    if name in ("triton", "cuda") and width != KERNEL_RADIAL_WIDTH:
+        return "torch"
+    return "torch" if name == "cuda" and dtype == torch.float64 else name
 
 
 def frames_read(name: str) -> Literal["angles", "wigner"]:

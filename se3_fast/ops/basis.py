@@ -7,18 +7,21 @@ ones in another.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from se3_fast.modes import constant
-from se3_fast.ops.backend import selected_backend
+from se3_fast.ops.backend import backend, selected_backend
 from se3_fast.ops.basis_origin import remember_fused, remember_pairwise
 from se3_fast.ops.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
+from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.reference import basis as reference
 from se3_fast.so3 import wigner_3j
 
@@ -58,15 +61,23 @@ def get_basis(
 
 
 def _not_in_inference_mode() -> AbstractContextManager[object]:
-    """Tensors made in inference mode do not count their changes; the bases have to."""
-    is_left = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+    """Tensors made in inference mode do not count their changes; the bases have to. To leave it turns grad mode on."""
+    is_left = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
     return torch.inference_mode(False) if is_left else nullcontext()
 
 
 def _pairwise(rel_pos: Tensor, max_degree: int, is_padded: bool, amp: bool) -> dict[str, Tensor]:
     device_type = rel_pos.device.type
     dtype = torch.get_autocast_dtype(device_type) if amp else rel_pos.dtype
-    with torch.autocast(device_type, enabled=False):
+    if torch.compiler.is_compiling():
+        operand = rel_pos if torch.is_grad_enabled() else rel_pos.detach()
+        bases = _opaque_bases(_description(max_degree, is_padded, dtype), [operand])
+        return dict(zip(_keys(max_degree), bases, strict=True))
+    return _pairwise_now(rel_pos, max_degree, is_padded, dtype)
+
+
+def _pairwise_now(rel_pos: Tensor, max_degree: int, is_padded: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+    with torch.autocast(rel_pos.device.type, enabled=False):
         if selected_backend(rel_pos.device) == "triton":
             bases = _pairwise_by_kernel(rel_pos, max_degree, is_padded, dtype)
         else:
@@ -95,7 +106,8 @@ def update_basis_with_fused(basis: dict[str, Tensor], max_degree: int, use_pad_t
     is_padded = basis["0,0"].shape[-1] == 2
     if is_padded != use_pad_trick:
         raise ValueError(f"use_pad_trick: expected {is_padded}, as the bases were made, got {use_pad_trick}")
-    with _not_in_inference_mode():
+    is_grad_enabled = torch.is_grad_enabled()
+    with _not_in_inference_mode(), torch.set_grad_enabled(is_grad_enabled):
         fused = _fused(basis, max_degree, use_pad_trick, fully_fused)
         remember_fused(fused, basis)
     return {key: tensor for key, tensor in basis.items() if key != "0,0"} | fused
@@ -144,6 +156,32 @@ def _fused_tables(max_degree: int, is_padded: bool, fully_fused: bool, device: t
     from se3_fast.kernels.basis import fused_tables
 
     return fused_tables(max_degree, is_padded, fully_fused, device)
+
+
+def _keys(max_degree: int) -> list[str]:
+    """Of the pairwise bases, in their order."""
+    return [f"{degree_in},{degree_out}" for degree_in, degree_out in product(range(max_degree + 1), repeat=2)]
+
+
+@torch.compiler.assume_constant_result
+def _description(max_degree: int, is_padded: bool, dtype: torch.dtype) -> str:
+    return json.dumps([max_degree, is_padded, str(dtype).removeprefix("torch.")])
+
+
+def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
+    max_degree, is_padded, dtype_name = json.loads(description)
+    with backend("dense"):
+        return list(_pairwise_now(operands[0], max_degree, is_padded, getattr(torch, dtype_name)).values())
+
+
+def _opaque_shapes(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
+    max_degree, is_padded, dtype_name = json.loads(description)
+    shapes = [reference.shape_of(key, max_degree) or () for key in _keys(max_degree)]
+    dtype = getattr(torch, dtype_name)
+    return [operands[0].new_empty(operands[0].shape[0], *shape[:-1], shape[-1] + is_padded, dtype=dtype) for shape in shapes]
+
+
+_opaque_bases = OpaqueOperation("pairwise_bases", _opaque_run, _opaque_shapes)
 
 
 @dataclass(frozen=True, eq=False)
