@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from se3_fast.archives import one_line
 from se3_fast.data.download import GDB9_URL
 from se3_fast.data.molecule_arrays import molecule_arrays, stack_molecules
-from se3_fast.data.molecules import DataError
+from se3_fast.data.molecules import LARGEST_NUMBER, DataError
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.tasks import HARTREE_IN_EV, TASKS
 
@@ -31,6 +32,9 @@ CSV_COLUMNS = {
     "U0": "u0", "U": "u298", "H": "h298", "G": "g298", "Cv": "cv", "A": "A", "B": "B", "C": "C",
 }  # fmt: skip
 """Column of the csv for every task that is read from it."""
+
+_COUNTS_LINE = 3
+"""Line of a molecule, counted from 0, that has the numbers of atoms and bonds."""
 
 HARTREE_TASKS = ("homo", "lumo", "gap", "zpve", "U0", "U", "H", "G")
 
@@ -52,14 +56,24 @@ def targets_of(row: Mapping[str, str], atomic_numbers: np.ndarray) -> np.ndarray
 
     Raises:
         KeyError: A column is missing.
-        ValueError: A value is not a number.
+        ValueError: A value is not a number that single precision holds.
     """
-    values = {task: float(row[column]) for task, column in CSV_COLUMNS.items()}
+    values = {task: _number(row[column]) for task, column in CSV_COLUMNS.items()}
     for task, energies in ATOM_ENERGIES.items():
         values[f"{task}_atom"] = values[task] - sum(energies[number] for number in atomic_numbers.tolist())
     for task in (*HARTREE_TASKS, *(f"{task}_atom" for task in ATOM_ENERGIES)):
         values[task] *= HARTREE_IN_EV
+    for task, value in values.items():
+        if not abs(value) <= LARGEST_NUMBER:
+            raise ValueError(f"{task} must be a finite number of at most {LARGEST_NUMBER:.3g}, got {value}")
     return np.array([values[task] for task in TASKS])
+
+
+def _number(text: str) -> float:
+    """A number as files have it; Python would take `1_000` and other scripts' digits too."""
+    if "_" in text or not text.isascii():
+        raise ValueError(f"could not convert string to float: {text!r}")
+    return float(text)
 
 
 def build_qm9(sdf: Path, table: Path, excluded: frozenset[int] = frozenset()) -> dict[str, np.ndarray]:
@@ -75,10 +89,14 @@ def build_qm9(sdf: Path, table: Path, excluded: frozenset[int] = frozenset()) ->
     """
     rows = _read_table(table)
     molecules, targets, numbers = [], [], []
+    found: set[int] = set()
     for title, molecule in _read_molecules(sdf):
         number = _number_of(title, sdf)
         if number in excluded:
             continue
+        if number in found:
+            raise DataError(f"{sdf}: expected every molecule once, got {title} twice")
+        found.add(number)
         if title not in rows:
             raise DataError(f"{table}: expected a line for {title} of {sdf}, found none")
         try:
@@ -87,7 +105,7 @@ def build_qm9(sdf: Path, table: Path, excluded: frozenset[int] = frozenset()) ->
         except KeyError as error:
             raise DataError(f"{table}: expected a column {error}, found none") from error
         except ValueError as error:
-            raise DataError(f"{sdf}, {table}: {title}: {error}") from error
+            raise DataError(f"{sdf}, {table}: {title}: {one_line(error)}") from error
         molecules.append(arrays)
         numbers.append(number)
     if not molecules:
@@ -102,33 +120,67 @@ def read_excluded(path: Path) -> frozenset[int]:
         DataError: The file is missing or has no such line.
     """
     words = [line.split() for line in _read_text(path).splitlines()]
-    numbers = frozenset(int(line[0]) for line in words if len(line) > 1 and line[0].isdecimal() and line[1] != "compounds")
+    numbers = frozenset(int(line[0]) for line in words if len(line) > 1 and _is_number(line[0]) and line[1] != "compounds")
     if not numbers:
         raise DataError(f"{path}: expected lines that begin with the number of a molecule, found none")
     return numbers
 
 
 def _read_table(path: Path) -> dict[str, dict[str, str]]:
-    reader = csv.DictReader(_read_text(path).splitlines())
-    if "mol_id" not in (reader.fieldnames or ()):
-        raise DataError(f"{path}: expected a column mol_id, got {', '.join(reader.fieldnames or ()) or 'nothing'}")
-    return {row["mol_id"]: row for row in reader}
+    reader = csv.reader(_read_text(path).splitlines())
+    rows: dict[str, dict[str, str]] = {}
+    try:
+        columns = next(reader, [])
+        if "mol_id" not in columns:
+            raise DataError(f"{path}: expected a column mol_id, got {', '.join(columns)[:200] or 'nothing'}")
+        if len(set(columns)) < len(columns):
+            raise DataError(f"{path}: expected every column once, got {', '.join(columns)[:200]}")
+        for values in reader:
+            if len(values) != len(columns):
+                raise DataError(f"{path}: line {reader.line_num}: expected {len(columns)} values, got {len(values)}")
+            row = dict(zip(columns, values, strict=True))
+            if row["mol_id"] in rows:
+                raise DataError(f"{path}: line {reader.line_num}: expected every molecule once, got {row['mol_id']!r:.50} again")
+            rows[row["mol_id"]] = row
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: {one_line(error)}") from error
+    return rows
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 def _read_molecules(path: Path) -> Iterator[tuple[str, Chem.Mol]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    for position, molecule in enumerate(tqdm(Chem.SDMolSupplier(str(path), removeHs=False, sanitize=False))):
+    for position, lines in enumerate(tqdm(_blocks(path))):
+        # Of a V3000 block RDKit believes how many atoms it has, and makes room for them.
+        is_known = len(lines) > _COUNTS_LINE and "V3000" not in lines[_COUNTS_LINE]
+        molecule = Chem.MolFromMolBlock("".join(lines), removeHs=False, sanitize=False) if is_known else None
         if molecule is None:
             raise DataError(f"{path}: molecule {position} (counted from 0) cannot be read")
-        yield molecule.GetProp("_Name"), _with_aromaticity(molecule)
+        yield lines[0].strip(), _with_aromaticity(molecule)
+
+
+def _blocks(path: Path) -> Iterator[list[str]]:
+    """The lines of every molecule of an sdf, without the `$$$$` that ends it."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with open(path, encoding="utf-8") as file:
+            block: list[str] = []
+            for line in file:
+                if line.startswith("$$$$"):
+                    yield block
+                    block = []
+                else:
+                    block.append(line)
+            if any(map(str.strip, block)):
+                yield block
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 def _with_aromaticity(molecule: Chem.Mol) -> Chem.Mol:
@@ -144,9 +196,14 @@ def _with_aromaticity(molecule: Chem.Mol) -> Chem.Mol:
 
 def _number_of(title: str, sdf: Path) -> int:
     number = title.removeprefix("gdb_")
-    if not number.isdecimal():
-        raise DataError(f"{sdf}: expected titles gdb_<number>, got {title!r}")
+    if not _is_number(number):
+        raise DataError(f"{sdf}: expected titles gdb_<number>, got {title!r:.50}")
     return int(number)
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is the number of a molecule, which 32 bits hold."""
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -162,11 +219,10 @@ def main(arguments: list[str] | None = None) -> int:
     rdBase.DisableLog("rdApp.*")
     try:
         excluded = read_excluded(options.exclude) if options.exclude else frozenset()
-        arrays = build_qm9(options.sdf, options.csv, excluded)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        write_npz(options.output, build_qm9(options.sdf, options.csv, excluded))
+    except (DataError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    write_npz(options.output, arrays)
     return 0
 
 

@@ -136,4 +136,4 @@ def _total_of_range(response: requests.Response) -> int | None:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() else None
+    return int(text) if text is not None and text.isascii() and text.isdecimal() and len(text) < 19 else None

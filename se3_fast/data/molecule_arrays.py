@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from se3_fast.data.molecules import LARGEST_POSITION
+
 try:
     from rdkit import Chem
 except ImportError as error:
@@ -49,11 +51,13 @@ def molecule_arrays(molecule: Chem.Mol, positions: np.ndarray) -> MoleculeArrays
         positions: [n, 3], Angstrom.
 
     Raises:
-        ValueError: An element or a bond type that the layout has no column for, or more than 256 atoms.
+        ValueError: An element or a bond type that the layout has no column for, positions of no use, no atom or more than 256.
     """
     num_atoms = molecule.GetNumAtoms()
-    if num_atoms > 256:
-        raise ValueError(f"molecule must have at most 256 atoms, got {num_atoms}")
+    if not 1 <= num_atoms <= 256:
+        raise ValueError(f"molecule must have 1 to 256 atoms, got {num_atoms}")
+    if not (np.abs(positions) <= LARGEST_POSITION).all():
+        raise ValueError(f"positions must be finite and at most {LARGEST_POSITION:.3g} Angstrom, got others")
     node_attr = np.zeros((num_atoms, 11), dtype=np.uint8)
     for atom in molecule.GetAtoms():
         if atom.GetAtomicNum() not in ELEMENTS:
