@@ -50,6 +50,7 @@ class LossRecord:
             self._pending, self._pending_steps = [], []
         return self.total / max(self.count, 1)
 
-    def forget(self) -> None:
-        """Drop the losses that were not read: of batches whose step is not done."""
-        self._pending, self._pending_steps = [], []
+    def forget_after(self, step: int) -> None:
+        """Drop the losses of batches that belong to a later optimizer step than this one."""
+        kept = sum(each <= step for each in self._pending_steps)
+        self._pending, self._pending_steps = self._pending[:kept], self._pending_steps[:kept]

@@ -38,16 +38,22 @@ def build_optimizer(parameters: Iterable[nn.Parameter], options: TrainingOptions
     if options.optimizer == "adam":
         return torch.optim.AdamW(parameters, lr=options.learning_rate, betas=betas, weight_decay=options.weight_decay, fused=fused)
     if options.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=options.learning_rate,
-            momentum=options.momentum,
-            weight_decay=options.weight_decay,
-            fused=fused,
-        )
+        return _sgd(parameters, options, fused)
     if options.optimizer == "lamb":
         return _lamb(parameters, options, betas)
     raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {options.optimizer!r}")
+
+
+def _sgd(parameters: list[nn.Parameter], options: TrainingOptions, fused: bool) -> torch.optim.Optimizer:
+    sgd = torch.optim.SGD(
+        parameters, lr=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay, fused=fused
+    )
+    if options.momentum > 0:
+        # Zero is what the first step begins with. Left to the fused optimizer, the buffers are memory as it was found when loss
+        # scaling leaves out the first step.
+        for parameter in parameters:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def _lamb(parameters: list[nn.Parameter], options: TrainingOptions, betas: tuple[float, float]) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -103,6 +104,27 @@ class StopSignal:
                     signal.signal(each, signal.SIG_DFL)
         if not self._is_deferred:
             raise Stopped(number)
+
+
+@contextmanager
+def dead_workers_are_known() -> Iterator[None]:
+    """Within it torch does not raise once more, out of whatever runs, that a process that loads data has died."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def is_of_dead_worker(error: BaseException) -> bool:
+    """Whether an error says that a process that loads data has died: in torch's words, or because it was cut off in mid-sentence."""
+    if str(error).startswith("DataLoader worker (pid"):
+        return True
+    receives = any(frame.f_code.co_name == "_try_get_data" for frame, _ in traceback.walk_tb(error.__traceback__))
+    return receives and isinstance(error, (ConnectionError, EOFError))
 
 
 class StopAgreement:

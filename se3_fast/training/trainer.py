@@ -29,7 +29,7 @@ from .position import EpochPosition
 from .precision import Precision
 from .random_state import capture_random_state, restore_random_state
 from .recorded import choose_recorder
-from .signals import StopAgreement, StopSignal
+from .signals import StopAgreement, StopSignal, dead_workers_are_known, is_of_dead_worker
 from .steps import DirectSteps, RecordedSteps, StepParts, Steps
 
 _MESSAGES = logging.getLogger(__name__)
@@ -140,10 +140,11 @@ class Trainer:
         try:
             with self._stop_signal.deferred():
                 return self._fit()
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not is_of_dead_worker(error):
                 raise
-            self._end_without_worker(error)
+            with dead_workers_are_known():
+                self._end_without_worker(error)
 
     def _fit(self) -> TrainingResult:
         loader = self.data_module.train_dataloader()
@@ -336,13 +337,13 @@ class Trainer:
         self.world.gather(None)  # no process ends, and has the others ended, before the checkpoint is written
         raise Stopped(number, outcome if self.world.is_main else None)
 
-    def _end_without_worker(self, error: RuntimeError) -> NoReturn:
+    def _end_without_worker(self, error: Exception) -> NoReturn:
         """A process that loads data has died: save what the whole steps have reached, and say how to go on."""
         path, advice = self.options.save_ckpt_path, "--save_ckpt_path keeps what was reached"
         if path is not None and not self.options.benchmark:
             if self.world.size == 1 and not self._is_updating:
                 if self._position is not None:
-                    self._position.losses.forget()
+                    self._position.losses.forget_after(self.steps_done)
                 if self._stop_signal.number is not None:
                     self._stop(self._stop_signal.number)
                 self._save()
