@@ -139,9 +139,7 @@ class ConvSE3(nn.Module):
         self._create_profiles(named_groups, use_layer_norm)
         self.plan = ConvolutionPlan(
             node_channels=tuple((degree, fiber_in[degree]) for degree in fiber_in.degrees),
-            edge_channels=tuple(
-                (degree, fiber_edge[degree]) for degree in fiber_edge.degrees if degree > 0 and degree in fiber_in
-            ),
+            edge_channels=tuple((degree, fiber_edge[degree]) for degree in fiber_edge.degrees if degree > 0 and degree in fiber_in),
             channels_out=tuple((degree, fiber_out[degree]) for degree in fiber_out.degrees),
             groups=tuple(named_groups.values()),
         )
