@@ -66,16 +66,16 @@ def _one_thread() -> Iterator[None]:
 
 
 def test_layers() -> None:
-    explore(layers(ORDINARY), ON_CPU, short=50, part=0.3)
+    explore(layers(ORDINARY), ON_CPU, short=40, part=0.3)
 
 
 def test_models() -> None:
-    explore(models(ORDINARY), ON_CPU, short=20, part=0.3)
+    explore(models(ORDINARY), ON_CPU, short=12, part=0.3)
 
 
 def test_layers_by_triton_kernels() -> None:
     pytest.importorskip("triton")
-    explore(layers(TINY), ["triton"], short=8, part=0.2)
+    explore(layers(TINY), ["triton"], short=6, part=0.2)
 
 
 def test_models_by_triton_kernels() -> None:
