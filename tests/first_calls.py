@@ -1,7 +1,8 @@
 """Run by tests/test_first_calls.py in a process of its own: the first calls of a process in some mode, then training.
 
 Each case runs in a fork of a process that has imported everything and computed nothing, so that its constants are made by its own
-first calls. Prints one JSON object: what went wrong in each case, or an empty text.
+first calls. Prints one JSON object: what went wrong in each case, or an empty text. With the argument ``all`` every mode is tried
+on every backend, otherwise what has gone wrong before.
 """
 
 from __future__ import annotations
@@ -160,6 +161,17 @@ MODES = {
     "torch.compile in inference_mode, same graph": Mode(torch.inference_mode, compiled, keeps=True, with_gradients=False),
 }
 
+QUICK = {
+    "inference_mode": BACKENDS,
+    "inference_mode, same graph": BACKENDS,
+    "autocast, same graph": ("dense", "cpp"),
+    "default device meta": ("cpp", "triton"),
+    "FakeTensorMode": ("torch",),
+    "torch.func.grad, same graph": ("cpp",),
+    "torch.compile in inference_mode, same graph": ("torch",),
+}
+"""What is tried without the argument ``all``, by mode."""
+
 
 @contextlib.contextmanager
 def _both(first: Any, second: Any) -> Iterator[None]:
@@ -221,9 +233,10 @@ def main() -> None:
         listed = json.loads(in_fork(lambda flag=with_gradients: of_dense(flag)))  # type: ignore[misc]
         truths[with_gradients] = {name: torch.tensor(value, dtype=torch.float64) for name, value in listed.items()}
     results = {}
+    is_complete = sys.argv[1:] == ["all"]
     for mode_name, mode in MODES.items():
-        for backend in BACKENDS:
-            for order in ORDERS if "inference_mode" in mode_name and backend != "dense" else ORDERS[:1]:
+        for backend in BACKENDS if is_complete else QUICK.get(mode_name, ()):
+            for order in ORDERS if is_complete and "inference_mode" in mode_name and backend != "dense" else ORDERS[:1]:
 
                 def case(mode: Mode = mode, backend: str = backend, order: str = order) -> str:
                     choose_order(order)
