@@ -3,12 +3,12 @@
 A tensor there is a wrapper with no values of its own to point at; so is every tensor made there, even of constants.
 
 Where autograd itself runs a backward pass for a batch of gradients at once (``is_grads_batched``, ``vectorize=True``) it takes an
-older ``vmap``, of which a :class:`torch.autograd.Function` is told nothing: :func:`each_of_batch` is for that.
+older ``vmap``, of which a :class:`torch.autograd.Function` is told nothing: :func:`apply_in_backward` is for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,11 +16,18 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import forward_ad
 
 
 def is_transformed() -> bool:
     """Whether a transform is at work: there are no hooks on saved tensors there."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def is_recording() -> bool:
+    """Whether derivatives, of any mode, may be asked for of what is computed now."""
+    return torch.is_grad_enabled() or is_transformed() or forward_ad._current_level >= 0
 
 
 def untransformed() -> AbstractContextManager[object]:
@@ -53,16 +60,23 @@ def values(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def each_of_batch(function: Callable[..., Sequence[Tensor | None]], arguments: Sequence[Any]) -> Sequence[Tensor | None]:
-    """The results of ``function``, called for each entry of the batch where autograd has batched its gradients."""
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Any, ...]:
+    """The results of ``function``, without the way through autograd where nothing is recorded."""
+    if is_recording():
+        return function.apply(*arguments)
+    return function.forward(*unwrap_dead_wrappers(arguments))
+
+
+def apply_in_backward(function: type[torch.autograd.Function], *arguments: Any) -> Sequence[Tensor | None]:
+    """As :func:`apply`, for each entry of the batch where autograd has batched its gradients."""
     places = [place for place, one in enumerate(arguments) if isinstance(one, Tensor) and _functorch.is_legacy_batchedtensor(one)]
     if not places:
-        return function(*arguments)
+        return apply(function, *arguments)
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     batches = {place: torch._remove_batch_dim(arguments[place], level, 0, 0) for place in places}
     entries = [
-        each_of_batch(function, [batches[place][entry] if place in batches else one for place, one in enumerate(arguments)])
+        apply_in_backward(function, *(batches[place][entry] if place in batches else one for place, one in enumerate(arguments)))
         for entry in range(len(batches[places[0]]))
     ]
     return [

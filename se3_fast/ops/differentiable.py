@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from se3_fast.transforms import each_of_batch
+from se3_fast.transforms import apply, apply_in_backward
 
 Tensors = Sequence[Tensor | None]
 Evaluate = Callable[[Any], Sequence[Tensor]]
@@ -118,7 +118,7 @@ class Operation(ABC):
 
     def apply(self, *operands: Tensor | None) -> tuple[Tensor, ...]:
         """The results, differentiable with respect to all operands that are not None."""
-        found = self._function.apply(self, *operands)
+        found = apply(self._function, self, *operands)
         return found[: len(found) - self.num_kept]
 
     @abstractmethod
@@ -190,7 +190,7 @@ class _Evaluation(torch.autograd.Function):
         operands = operation.restored(tensors[: ctx.num_saved])
         kept = tensors[ctx.num_saved : ctx.num_saved + operation.num_kept]
         differentiated = wanted[: len(operands)]
-        found = iter(each_of_batch(_Gradients.apply, (operation, differentiated, *operands, *kept, *given)))
+        found = iter(apply_in_backward(_Gradients, operation, differentiated, *operands, *kept, *given))
         of_operands = [next(found) if is_wanted else None for is_wanted in differentiated]
         return None, *of_operands, *[None] * (len(wanted) - len(operands))
 
@@ -263,7 +263,7 @@ def _gradients_by_formula(formula: Formula, wanted: Sequence[bool], operands: Te
     """Gradients of a formula's operands, None for those that are not wanted."""
     if all(gradient is None for gradient in gradients):
         return [None] * len(wanted)
-    found = iter(each_of_batch(_ByFormula.apply, (formula.vjp(tuple(wanted)), *operands, *gradients)))
+    found = iter(apply_in_backward(_ByFormula, formula.vjp(tuple(wanted)), *operands, *gradients))
     return [next(found) if is_wanted else None for is_wanted in wanted]
 
 
@@ -272,7 +272,7 @@ class LinearOperation(ABC):
 
     def apply(self, *operands: Tensor | None) -> tuple[Tensor | None, ...]:
         """The results, differentiable; operands that are None count as zero."""
-        return _LinearEvaluation.apply(self, *operands)
+        return apply(_LinearEvaluation, self, *operands)
 
     @abstractmethod
     def evaluate(self, operands: Any) -> Tensors:
@@ -301,7 +301,7 @@ class _LinearEvaluation(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1:]
         if all(gradient is None for gradient in gradients):
             return None, *[None] * len(wanted)
-        found = each_of_batch(_LinearEvaluation.apply, (ctx.operation.transpose, *gradients))
+        found = apply_in_backward(_LinearEvaluation, ctx.operation.transpose, *gradients)
         return None, *(one if is_wanted else None for one, is_wanted in zip(found, wanted, strict=True))
 
     @staticmethod
