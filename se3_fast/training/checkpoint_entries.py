@@ -44,7 +44,9 @@ def check_entries(checkpoint: Any, most_values: int) -> None:
 
 def shortened(value: Any) -> str:
     """A value for a message."""
-    text = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {list(value.shape)}"
+    text = " ".join(repr(value).split())
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 

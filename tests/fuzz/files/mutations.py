@@ -13,34 +13,10 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
-_WORDS = (
-    b"\xff" * 8,
-    b"\x00" * 8,
-    b"\xff\xff\xff\x7f",
-    b"\x00\x00\x00\x80",
-    b"\xff\xff\xff\xff\xff\xff\xff\x7f",
-    b"\x00" * 7 + b"\x80",
-)
+_WORDS = (b"\xff" * 8, b"\xff" * 4, b"\xff" * 7 + b"\x7f", b"\xff" * 3 + b"\x7f", bytes(8), bytes(7) + b"\x80", bytes(3) + b"\x80")
 _TEXTS = (
-    "nan",
-    "inf",
-    "-inf",
-    "1e300",
-    "1e999",
-    "-5",
-    "999999999999",
-    "1_0",
-    "0x10",
-    "",
-    " ",
-    "é",
-    "\0",
-    "\t",
-    '"',
-    ",",
-    "$$$$\n",
-    "\n",
-    "M  END\n",
+    *("nan", "inf", "-inf", "1e300", "1e999", "-5", "999999999999", "1_0", "0x10"),
+    *("", " ", "\t", '"', ",", "\0", "é", "\n", "$$$$\n", "M  END\n"),
 )
 
 
@@ -116,9 +92,8 @@ def change_text(numbers: random.Random, content: bytes) -> bytes:
     lines = content.decode().splitlines(keepends=True)
     line = numbers.randrange(len(lines))
     if numbers.random() < 0.3:
-        return "".join(
-            lines[:line] + numbers.choice([[], [lines[line]] * 2, ["".join(numbers.choices(_TEXTS, k=3))]]) + lines[line + 1 :]
-        ).encode()
+        others = numbers.choice(([], [lines[line]] * 2, ["".join(numbers.choices(_TEXTS, k=3))]))
+        return "".join((*lines[:line], *others, *lines[line + 1 :])).encode()
     separator = "," if "," in lines[line] else " "
     words = lines[line].split(separator)
     word, new = numbers.randrange(len(words)), numbers.choice(_TEXTS)
@@ -147,15 +122,9 @@ def archive_of(entries: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORE
     return stream.getvalue()
 
 
-_CENTRAL = {
-    "flags": (8, "H"),
-    "method": (10, "H"),
-    "crc": (16, "I"),
-    "packed": (20, "I"),
-    "unpacked": (24, "I"),
-    "offset": (42, "I"),
-}
+_CENTRAL = {"flags": (8, "H"), "method": (10, "H"), "crc": (16, "I"), "packed": (20, "I"), "unpacked": (24, "I"), "at": (42, "I")}
 _LOCAL = {"flags": (6, "H"), "method": (8, "H"), "crc": (14, "I"), "packed": (18, "I"), "unpacked": (22, "I")}
+"""Where the fields of a member stand in the directory and before its bytes, and of which type."""
 
 
 def lie_in_directory(numbers: random.Random, content: bytes) -> bytes:
@@ -197,10 +166,8 @@ def change_archive(numbers: random.Random, content: bytes) -> bytes:
         entries[place] = (new, member)
         return archive_of(entries)
     if kind == 5:
-        entries[place] = (
-            name,
-            numbers.choice((b"", b"no array", other, member[: len(member) // 2], member + b"\0" * 9, archive_of(entries[:1]))),
-        )
+        half, inner = member[: len(member) // 2], archive_of(entries[:1])
+        entries[place] = (name, numbers.choice((b"", b"no array", other, half, member + bytes(9), inner)))
         return archive_of(entries)
     if kind == 6:
         entries[place] = (name, member + bytes(numbers.choice((1 << 16, 1 << 24, 1 << 27))))
@@ -209,9 +176,8 @@ def change_archive(numbers: random.Random, content: bytes) -> bytes:
         entries[place] = (name, change_bytes(numbers, member) if member else b"x")
         return archive_of(entries, zipfile.ZIP_DEFLATED)
     if kind == 8:
-        return numbers.choice(
-            (b"PK\x05\x06" + bytes(18), content + content, numbers.randbytes(100) + content, content + numbers.randbytes(100))
-        )
+        noise = numbers.randbytes(100)
+        return numbers.choice((b"PK\x05\x06" + bytes(18), content + content, noise + content, content + noise))
     return lie_in_directory(numbers, content)
 
 
@@ -231,37 +197,14 @@ def archive_of_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 _SHAPES = (
-    "(1000000000000,)",
-    "(-1,)",
-    "(True,)",
-    "(2.5,)",
-    "()",
-    "(3,",
-    "('a',)",
-    "(0, 4611686018427387904)",
-    "(9999999999999999999999,)",
-    "None",
-    "[4]",
-    "(1,)*9",
+    *("(1000000000000,)", "(9999999999999999999999,)", "(0, 4611686018427387904)", "(1,)*9"),
+    *("(-1,)", "(True,)", "(2.5,)", "('a',)", "()", "(3,", "None", "[4]"),
 )
 _TYPES = (
-    "'|O'",
-    "'<U9'",
-    "'|S4'",
-    "'<c16'",
-    "'|V8'",
-    "'<U0'",
-    "'nope'",
-    "[('a', '<f4')]",
-    "'<M8[s]'",
-    "None",
-    "('<f4', (2,))",
-    "'>f8'",
-    "'<f2'",
-    "'|b1'",
-    "'<u8'",
-    "(" * 200,
+    *("'|O'", "'<U9'", "'|S4'", "'<c16'", "'|V8'", "'<U0'", "'>f8'", "'<f2'", "'|b1'", "'<u8'", "'<M8[s]'"),
+    *("'nope'", "[('a', '<f4')]", "None", "('<f4', (2,))", "(" * 200),
 )
+_HEADERS = (b"{", b"{}", b"[" * 5000, b"9" * 5000, b"x" * 60000, b"__import__('os')", b"\xff", b"")
 
 
 def lie_in_header(numbers: random.Random, arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -279,9 +222,7 @@ def lie_in_header(numbers: random.Random, arrays: Mapping[str, np.ndarray]) -> b
         order = numbers.choice(("True", "1", "None"))
     header = f"{{'descr': {dtype}, 'fortran_order': {order}, 'shape': {shape}, }}".encode()
     if kind == 3:
-        header = numbers.choice(
-            (b"{", b"[" * 5000, b"x" * 60000, b"{}", b"__import__('os')", header + b"#" * 20000, b"\xff" + header, b"9" * 5000)
-        )
+        header = numbers.choice((*_HEADERS, header + b"#" * 20000))
     version = numbers.choice(((1, 0), (2, 0), (3, 0), (9, 9))) if kind == 4 else (1, 0)
     length = numbers.choice((len(header) + 1, 0, 0xFFFF)) if kind == 4 and numbers.random() < 0.5 else len(header)
     prefix = b"\x93NUMPY" + bytes(version) + struct.pack("<H" if version == (1, 0) else "<I", length)
@@ -290,45 +231,12 @@ def lie_in_header(numbers: random.Random, arrays: Mapping[str, np.ndarray]) -> b
 
 
 _DTYPES = (
-    "object",
-    "U5",
-    "S3",
-    "complex128",
-    "float64",
-    "float32",
-    "float16",
-    "bool",
-    "uint64",
-    "int64",
-    "int32",
-    "int8",
-    "uint8",
-    ">f8",
-    ">i4",
-    "longdouble",
-    "M8[s]",
+    *("object", "U5", "S3", "M8[s]", "complex128", "longdouble", "float64", "float32", "float16", ">f8"),
+    *("bool", "uint64", "int64", "int32", "int8", "uint8", ">i4"),
 )
 _VALUES = (
-    float("nan"),
-    float("inf"),
-    -float("inf"),
-    1e300,
-    -1e300,
-    1e39,
-    1e30,
-    0.5,
-    -1,
-    -5,
-    0,
-    1,
-    2,
-    255,
-    256,
-    2**31,
-    2**53,
-    2**62,
-    2**63 - 1,
-    -(2**63),
+    *(float("nan"), float("inf"), -float("inf"), 1e300, -1e300, 1e39, 1e30, 0.5),
+    *(-1, -5, 0, 1, 2, 255, 256, 2**31, 2**53, 2**62, 2**63 - 1, -(2**63)),
 )
 
 
@@ -354,19 +262,8 @@ def change_values(numbers: random.Random, arrays: Mapping[str, np.ndarray], coun
             warnings.simplefilter("ignore")
             changed[name] = array.astype(numbers.choice(_DTYPES))
     elif kind == 4:
-        changed[name] = numbers.choice(
-            (
-                array[:-1],
-                array[1:],
-                array[:0],
-                np.concatenate([array, array[:1]]),
-                array[None],
-                array[..., None],
-                array.T,
-                np.asfortranarray(array),
-                array.ravel(),
-            )
-        )
+        longer, others = np.concatenate([array, array[:1]]), (array[None], array[..., None], array.T, array.ravel())
+        changed[name] = numbers.choice((array[:-1], array[1:], array[:0], longer, np.asfortranarray(array), *others))
     elif kind == 5:
         changed[name] = array[np.random.default_rng(numbers.randrange(2**32)).permutation(len(array))]
     elif kind == 6:
@@ -390,25 +287,5 @@ def _wrapped(numbers: random.Random, counts: np.ndarray) -> np.ndarray:
 
 def any_value(numbers: random.Random) -> object:
     """A plain value that a reader may not expect."""
-    return numbers.choice(
-        (
-            None,
-            True,
-            -1,
-            0,
-            3,
-            10**5,
-            2**31,
-            2**63,
-            2**70,
-            -0.5,
-            1e308,
-            float("nan"),
-            float("inf"),
-            "",
-            "text",
-            "two\nlines",
-            "x" * 10**5,
-            b"bytes",
-        )
-    )
+    whole, fractions = (-1, 0, 3, 10**5, 2**31, 2**63, 2**70), (-0.5, 1e308, float("nan"), float("inf"))
+    return numbers.choice((None, True, *whole, *fractions, "", "text", "two\nlines", "x" * 10**5, b"bytes"))
