@@ -304,6 +304,38 @@ def test_positions_without_radial_part(backend: str) -> None:
     assert largest_error(results[1], results[0]) < EXACT
 
 
+def compiled_derivatives(backend: str) -> list[Tensor]:
+    """As :func:`derivatives` of a compiled model without edge vectors."""
+    torch._dynamo.reset()
+    problem = Problem(fiber_edge=Fiber({0: 1}), **SHORT)
+    variables = problem.variables(ALL)
+    problem.model = torch.compile(problem.model, backend="eager", fullgraph=True)  # type: ignore[assignment]
+    with se3_fast.backend(backend):
+        loss = problem.loss()
+    value = along(list(torch.autograd.grad(loss, variables, create_graph=True, materialize_grads=True)), variables, 0)
+    return [value.detach(), *torch.autograd.grad(value, variables, materialize_grads=True)]
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_of_a_compiled_graph(backend: str) -> None:
+    expected = derivatives("dense", ALL, ALL, fiber_edge=Fiber({0: 1}), **SHORT)
+    assert largest_error(compiled_derivatives(backend), expected) < EXACT
+
+
+def test_compilers_refuse() -> None:
+    """With respect to whatever is asked for."""
+    torch._dynamo.reset()
+    problem = Problem(**SHORT)
+    variables = problem.variables("parameters+nodes")
+    problem.model = torch.compile(problem.model, backend="aot_eager", fullgraph=True)  # type: ignore[assignment]
+    with se3_fast.backend("torch"):
+        loss = problem.loss()
+    value = along(list(torch.autograd.grad(loss, variables, create_graph=True, materialize_grads=True)), variables, 0)
+    for variable in variables:
+        with pytest.raises(RuntimeError, match="does not currently support double backward"):
+            torch.autograd.grad(value, variable, retain_graph=True)
+
+
 def autograd_functions(base: type = torch.autograd.Function) -> Iterator[type]:
     for function in base.__subclasses__():
         if function.__module__.startswith("se3_fast"):

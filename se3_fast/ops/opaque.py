@@ -2,16 +2,20 @@
 
 ``torch.compile`` and ``torch.export`` cannot follow kernel launches or chunks whose number depends on the graph. So while they
 trace, an operation is one call of a custom operator with known output shapes; its backward pass is another one, which evaluates
-the operation again and differentiates that, so that nothing but the operands is kept. Eager code does not pass here.
+the operation again and differentiates that, so that nothing but the operands is kept. Where that is differentiated once more, the
+operation itself is what autograd follows; but the compilers of PyTorch refuse that. Eager code does not pass here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from se3_fast.ops.differentiable import Vjp
 
 Run = Callable[[str, Sequence[Tensor]], list[Tensor]]
 
@@ -35,6 +39,7 @@ class OpaqueOperation:
         self._forward.register_fake(shapes)
         self._backward.register_fake(_gradient_shapes)
         self._forward.register_autograd(self._backward_of_node, setup_context=_keep_operands)
+        self._backward.register_autograd(self._backward_of_backward, setup_context=_keep_all)
 
     def __call__(self, description: str, operands: Sequence[Tensor]) -> list[Tensor]:
         """The results as outputs of one node."""
@@ -64,10 +69,25 @@ class OpaqueOperation:
         found = iter(self._backward(ctx.description, list(ctx.saved_tensors), list(gradients), wanted))
         return None, [next(found) if is_wanted else None for is_wanted in wanted]
 
+    def _backward_of_backward(
+        self, ctx: Any, cotangents: list[Tensor | None]
+    ) -> tuple[None, list[Tensor | None], list[Tensor | None], None]:
+        wanted = (*ctx.needs_input_grad[1], *ctx.needs_input_grad[2])
+        gradients = Vjp(partial(self._run, ctx.description), ctx.wanted)
+        found = iter(Vjp(gradients, wanted)([*ctx.saved_tensors, *cotangents]))
+        of_all = [next(found) if is_wanted else None for is_wanted in wanted]
+        return None, of_all[: len(ctx.wanted)], of_all[len(ctx.wanted) :], None
+
 
 def _keep_operands(ctx: Any, inputs: tuple[str, list[Tensor]], output: list[Tensor]) -> None:
     ctx.description, operands = inputs
     ctx.save_for_backward(*operands)
+
+
+def _keep_all(ctx: Any, inputs: tuple[str, list[Tensor], list[Tensor], list[bool]], output: list[Tensor]) -> None:
+    ctx.description, operands, gradients, wanted = inputs
+    ctx.wanted = tuple(wanted)
+    ctx.save_for_backward(*operands, *gradients)
 
 
 def _gradient_shapes(

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 import se3_fast
-from se3_fast import EdgeGeometry
+from se3_fast import EdgeGeometry, Fiber
 from se3_fast.cuda import library
 from se3_fast.ops import tfn_conv as operation
 from tests.cuda_emulation import emulator
 from tests.ops.test_tfn_conv import CASES, NONE, Case, Result, assert_equal, run, run_operation
-from tests.support import TOLERANCE, random_graph, relative_error
+from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
 
 pytest.importorskip("triton")
 HAS_GPU = library.is_available()
@@ -90,6 +90,29 @@ def test_layer_in_float32(name: str, use: Use, monkeypatch: pytest.MonkeyPatch) 
     pool = list(CASES).index(name) % 2 == 0
     result = run(CASES[name], use(ENGINES[0]), torch.float32, pool=pool)
     assert_equal(result, truth(monkeypatch, run, CASES[name], "dense", pool=pool), TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_second_derivatives(pool: bool, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The convolution's own gradients are differentiated, with respect to weights, features and positions."""
+
+    def differentiated(backend: str, dtype: torch.dtype) -> torch.Tensor:
+        fiber = Fiber({0: 2, 1: 3})
+        module = make_convolution(fiber, fiber, fuse_level=NONE, pool=pool).to(dtype)
+        graph = random_graph(4, 9)
+        rel_pos = graph.edata["rel_pos"].to(dtype).requires_grad_()
+        nodes = {key: value.to(dtype).requires_grad_() for key, value in random_features(fiber, 4).items()}
+        with se3_fast.backend(backend):
+            geometry = EdgeGeometry.from_relative_positions(rel_pos, 1)
+            outputs = module(nodes, {"0": rel_pos.norm(dim=-1)[:, None, None]}, graph, geometry)
+        variables = [rel_pos, *nodes.values(), *module.parameters()]
+        loss = torch.stack([(output.double() ** 2).sum() for output in outputs.values()]).sum()
+        gradients = torch.autograd.grad(loss, variables, create_graph=True)
+        total = torch.stack([(gradient.double() ** 2).sum() for gradient in gradients]).sum()
+        return torch.cat([gradient.double().flatten() for gradient in torch.autograd.grad(total, variables)])
+
+    result = differentiated(use(ENGINES[0]), torch.float32)
+    assert relative_error(result, truth(monkeypatch, differentiated, "dense", torch.float64)) < 10 * TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
