@@ -182,8 +182,7 @@ class AttentionBlockSE3(nn.Module):
         graph = as_graph(graph)
         self.fiber_in.check_features(node_features, "node_features")
         check_kinds(self, graph, named("node_features", node_features))
-        geometry = self.to_key_value.prepare_geometry(graph, basis)
-        self.to_key_value.check_geometry(geometry, graph)
+        geometry = (self.to_key_value.prepare_geometry if self.low_memory else self.to_key_value.geometry)(graph, basis)
         of_query, of_messages, beside = shared_features(node_features, 3)
         query: Features | HeadFeatures
         if keeps_frames(geometry) and self._leaves_frames():
@@ -191,7 +190,7 @@ class AttentionBlockSE3(nn.Module):
         else:
             query = self.to_query(of_query)
         if self.low_memory:
-            is_random = self.to_key_value.profiles() is None
+            is_random = self.to_key_value.may_be_random()
             attended = recompute_in_backward(self._attend, is_random, query, of_messages, edge_features, graph, geometry)
         else:
             attended = self._attend(query, of_messages, edge_features, graph, geometry, joint)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from functools import reduce
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,21 +96,9 @@ class RadialProfile(nn.Module):
         """[C_out * C_in * F, K]; rows ordered (output channel, input channel, path)."""
         return self.net[-1].weight  # type: ignore[return-value]
 
-    def is_split(self) -> bool:
-        """Whether to call it is to call its modules one after the other, of which the last is a linear map without bias."""
-        if not is_plain(self, RadialProfile) or not is_plain(self.net, nn.Sequential) or not self.net._modules:
-            return False
-        last = self.net[-1]
-        return isinstance(last, nn.Linear) and last.bias is None and is_plain(last, nn.Linear)
-
     def hidden_layers(self) -> tuple[RadialLayer, RadialLayer] | None:
-        """The parameters of the two hidden layers of a profile that :meth:`is_split`, if they are exactly as published."""
-        modules = list(self.net)
-        if len(modules) not in (5, 7):
-            return None
-        step = len(modules) // 2
-        first, second = _published_layer(modules[:step]), _published_layer(modules[step:-1])
-        return None if first is None or second is None else (first, second)
+        """The parameters of the two hidden layers, if they are exactly as published."""
+        return _published_layers(list(self.net)[:-1])
 
 
 class RadialConvolution(nn.Module):
@@ -150,28 +139,57 @@ class RadialConvolution(nn.Module):
         return contract(features, basis, weights.view(len(features), self.channels_out, self.channels_in * self.freq_sum))
 
 
-def _published_layer(modules: list[nn.Module]) -> RadialLayer | None:
-    """Of linear map, layer norm if there is one, and ReLU, exactly as they were made."""
-    linear, *norms, activation = modules
-    if type(linear) is not nn.Linear or type(activation) is not nn.ReLU or any(type(norm) is not nn.LayerNorm for norm in norms):
-        return None
-    if not all(is_plain(module, type(module)) for module in modules) or linear.bias is None:
-        return None
-    if linear.out_features != RADIAL_WIDTH:
-        return None
-    if not norms:
-        return RadialLayer(linear.weight, linear.bias, None, None)
-    norm = norms[0]
-    assert isinstance(norm, nn.LayerNorm)
-    if norm.eps != LAYER_NORM_EPSILON or norm.normalized_shape != (RADIAL_WIDTH,) or norm.weight is None or norm.bias is None:
-        return None
-    return RadialLayer(linear.weight, linear.bias, norm.weight, norm.bias)
+class RadialNetworks(NamedTuple):
+    """The radial networks of a convolution taken apart: to call one is to call its modules one after the other.
+
+    Attributes:
+        hidden: of each network, all modules but the last.
+        last: the last, linear maps without bias, all with the same number of inputs.
+    """
+
+    hidden: list[list[nn.Module]]
+    last: list[nn.Linear]
+
+    def published(self) -> Profiles | None:
+        """The hidden layers, if all are exactly as published, and all with or all without layer norm."""
+        if len(set(map(len, self.hidden))) != 1:
+            return None
+        layers = list(map(_published_layers, self.hidden))
+        return None if None in layers else layers  # type: ignore[return-value]
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+_WITHOUT_NORM = 2 * [nn.Linear, nn.ReLU]
+_WITH_NORM = 2 * [nn.Linear, nn.LayerNorm, nn.ReLU]
+
+
+def _published_layers(modules: list[nn.Module]) -> tuple[RadialLayer, RadialLayer] | None:
+    """The parameters of linear map, layer norm if there is one, and ReLU, twice, if they are exactly as they were made."""
+    kinds = [type(module) for module in modules]
+    if (kinds != _WITH_NORM and kinds != _WITHOUT_NORM) or not all(map(_is_called_plainly, modules)):
+        return None
+    found = []
+    for number in (0, len(modules) // 2):
+        linear, norm = modules[number], modules[number + 1]
+        scale = shift = None
+        if isinstance(norm, nn.LayerNorm):
+            scale, shift = norm.weight, norm.bias
+            if shift is None or norm.eps != LAYER_NORM_EPSILON or norm.normalized_shape != (RADIAL_WIDTH,):
+                return None
+        layer = RadialLayer(linear.weight, linear.bias, scale, shift)  # type: ignore[arg-type]
+        if layer.bias is None or linear.out_features != RADIAL_WIDTH:
+            return None
+        found.append(layer)
+    return found[0], found[1]
+
+
+def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Whether calling a module is what ``kind`` does, with no hook on it."""
-    if type(module) is not kind and not (isinstance(module, kind) and type(module).forward is kind.forward):
-        return False
+    is_kind = type(module) is kind or (isinstance(module, kind) and type(module).forward is kind.forward)
+    return is_kind and _is_called_plainly(module)  # type: ignore[arg-type]
+
+
+def _is_called_plainly(module: nn.Module) -> bool:
+    """Whether to call a module is to call the method ``forward`` of its class."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return not hooks and "forward" not in module.__dict__
 
@@ -275,13 +293,12 @@ class ConvSE3(nn.Module):
         """
         graph = as_graph(graph)
         self._check_inputs(node_feats, edge_feats, graph)
-        geometry = self.prepare_geometry(graph, basis)
-        self.check_geometry(geometry, graph)
         of_messages, own = shared_features(node_feats, 2) if self.self_interaction else (node_feats, node_feats)
         if self.low_memory:
-            messages = recompute_in_backward(self._messages, self.profiles() is None, of_messages, edge_feats, graph, geometry)
+            geometry = self.prepare_geometry(graph, basis)
+            messages = recompute_in_backward(self._messages, self.may_be_random(), of_messages, edge_feats, graph, geometry)
         else:
-            messages = self._messages(of_messages, edge_feats, graph, geometry, joint)
+            messages = self._messages(of_messages, edge_feats, graph, self.geometry(graph, basis), joint)
         if self.self_interaction:
             messages = self._add_self_interaction(messages, own, graph, joint)
         if self.pool and not self.sum_over_edge:
@@ -290,16 +307,27 @@ class ConvSE3(nn.Module):
             return torch.cat([messages[str(degree)] for degree in self.fiber_out.degrees], -1)
         return messages
 
-    def prepare_geometry(self, graph: Graph, basis: EdgeGeometry | dict[str, Tensor] | None) -> EdgeGeometry:
-        """The geometry of the edges, with what this convolution reads of it made: from itself, from a published basis dict, or
-        from the graph's relative positions."""
+    def geometry(self, graph: Graph, basis: EdgeGeometry | dict[str, Tensor] | None) -> EdgeGeometry:
+        """The geometry of the edges: itself, from a published basis dict, or from the graph's relative positions.
+
+        Raises:
+            ValueError: if it has not as many edges as the graph.
+        """
+        if basis is None:
+            return EdgeGeometry.from_relative_positions(relative_positions(graph), self.plan.max_degree)
         if isinstance(basis, EdgeGeometry):
             geometry = basis
-        elif basis is not None:
-            geometry = EdgeGeometry.from_bases(basis, self.max_degree, graph.edata.get("rel_pos"))
         else:
-            geometry = EdgeGeometry.from_relative_positions(relative_positions(graph), self.plan.max_degree)
-        prepare_geometry(self.plan, graph, geometry, by_formula=not self.is_contracted())
+            geometry = EdgeGeometry.from_bases(basis, self.max_degree, graph.edata.get("rel_pos"))
+        expected, given = graph.num_edges(), geometry.num_edges
+        if given != expected:
+            raise ValueError(f"basis: expected that of the graph's {expected} edges, got that of {given} edges")
+        return geometry
+
+    def prepare_geometry(self, graph: Graph, basis: EdgeGeometry | dict[str, Tensor] | None) -> EdgeGeometry:
+        """As :meth:`geometry`, with all made that this convolution reads of it, so that a recomputation need not make it."""
+        geometry = self.geometry(graph, basis)
+        prepare_geometry(self.plan, graph, geometry, by_formula=self.networks() is None)
         return geometry
 
     def aligned_messages(
@@ -315,9 +343,11 @@ class ConvSE3(nn.Module):
         Arguments as for :meth:`forward`; without pooling and self-interaction only. See :func:`se3_fast.ops.tfn_conv.keeps_frames`.
         """
         self._check_inputs(node_feats, edge_feats, graph)
-        prepared = joint.radial(self) if joint else None
-        hidden, _ = self._hidden(edge_feats, prepared)
-        return aligned_messages(self.plan, graph, geometry, node_feats, edge_feats, hidden, self.last_weights(), prepared)
+        networks, prepared = self.networks(), joint.radial(self) if joint else None
+        assert networks is not None
+        hidden, _ = _hidden(networks, edge_feats, prepared)
+        weights = [linear.weight for linear in networks.last]
+        return aligned_messages(self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, prepared)
 
     @property
     def radial_convolutions(self) -> list[nn.Module]:
@@ -330,37 +360,42 @@ class ConvSE3(nn.Module):
         """The radial profiles, in the order of the plan."""
         return [module.radial_func for module in self.radial_convolutions]  # type: ignore[misc]
 
-    def is_contracted(self) -> bool:
-        """Whether all radial profiles end with a linear map, of equal widths, which is contracted with the features; otherwise the
-        modules of the radial groups are called as they are."""
-        modules = self.radial_convolutions
-        if _has_any_global_hook() or not all(is_plain(module, RadialConvolution) for module in modules):
-            return False
-        profiles = self.radial_profiles
-        if not all(isinstance(profile, RadialProfile) and profile.is_split() for profile in profiles):
-            return False
-        return len({profile.net[-1].in_features for profile in profiles}) == 1  # type: ignore[index, union-attr]
+    def networks(self) -> RadialNetworks | None:
+        """The radial networks, whose last layers are contracted with the features; None where one is not of that kind, or where
+        there are hooks that would not be called: then the modules of the radial groups are called as they are."""
+        if _has_any_global_hook():
+            return None
+        networks = RadialNetworks([], [])
+        for convolution in self.radial_convolutions:
+            profile = convolution._modules.get("radial_func")
+            net = None if profile is None else profile._modules.get("net")
+            are_plain = is_plain(convolution, RadialConvolution) and is_plain(profile, RadialProfile)
+            if net is None or not are_plain or not is_plain(net, nn.Sequential):
+                return None
+            *hidden, last = net._modules.values() or [None]
+            if not isinstance(last, nn.Linear) or last.bias is not None or not is_plain(last, nn.Linear):
+                return None
+            networks.hidden.append(hidden)
+            networks.last.append(last)
+        return networks if len({linear.in_features for linear in networks.last}) == 1 else None
 
     def leaves_frames(self) -> bool:
         """Whether :meth:`aligned_messages` is the same as to call it, for a geometry that keeps the edges' frames."""
-        width = KERNEL_RADIAL_WIDTH
-        return (
-            is_plain(self, ConvSE3)
-            and self.is_contracted()
-            and all(profile.net[-1].in_features == width for profile in self.radial_profiles)  # type: ignore[index, union-attr]
-        )
+        networks = self.networks() if is_plain(self, ConvSE3) else None
+        return networks is not None and networks.last[0].in_features == KERNEL_RADIAL_WIDTH
 
     def profiles(self) -> Profiles | None:
-        """The hidden layers of all radial profiles, if all are exactly as published."""
-        return self._published_layers() if self.is_contracted() else None
+        """The hidden layers of all radial networks, if all are exactly as published."""
+        networks = self.networks()
+        return None if networks is None else networks.published()
 
     def last_weights(self) -> list[Tensor]:
         """The last weight of all radial profiles, [C_out * C_in * F, K]."""
         return [profile.last_weight for profile in self.radial_profiles]  # type: ignore[misc]
 
-    def _published_layers(self) -> Profiles | None:
-        found = [profile.hidden_layers() for profile in self.radial_profiles]  # type: ignore[operator]
-        return found if None not in found else None
+    def may_be_random(self) -> bool:
+        """Whether radial networks do something else than they were made for, which may be dropout."""
+        return self.profiles() is None
 
     def row_parameters(self, device: torch.device) -> LayerParameters | None:
         """The parameters of the self-interaction, if it has any, in the order of a row."""
@@ -371,21 +406,14 @@ class ConvSE3(nn.Module):
     def _messages(
         self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry, joint: JointParameters | None = None
     ) -> Features:
-        if not self.is_contracted():
+        networks = self.networks()
+        if networks is None:
             return self._messages_by_modules(node_feats, edge_feats, graph, geometry)
         prepared = joint.radial(self) if joint else None
-        hidden, make_hidden = self._hidden(edge_feats, prepared)
-        arguments = (self.plan, graph, geometry, node_feats, edge_feats, hidden, self.last_weights(), self.pool)
+        hidden, make_hidden = _hidden(networks, edge_feats, prepared)
+        weights = [linear.weight for linear in networks.last]
+        arguments = (self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, self.pool)
         return tfn_conv(*arguments, make_hidden=make_hidden, prepared=prepared)
-
-    def _hidden(self, edge_feats: Features, prepared: PreparedRadial | None) -> tuple[Sequence[Tensor] | Tensor, Recipe | None]:
-        """h of all radial profiles, and how to make it again if it need not be kept."""
-        if prepared is not None:
-            return prepared.values, None
-        invariants, profiles = edge_feats["0"].squeeze(-1), self._published_layers()
-        if profiles is not None:
-            return radial(invariants, profiles), recipe(invariants, profiles)
-        return [profile.net[:-1](invariants) for profile in self.radial_profiles], None  # type: ignore[index, operator]
 
     def _messages_by_modules(self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry) -> Features:
         invariants = edge_feats["0"].squeeze(-1)
@@ -409,17 +437,6 @@ class ConvSE3(nn.Module):
                 result[degree] = messages[degree] + own.index_select(0, graph.dst)
         return result
 
-    @staticmethod
-    def check_geometry(geometry: EdgeGeometry, graph: Graph) -> None:
-        """Check that a geometry has as many edges as the graph.
-
-        Raises:
-            ValueError: if it has not.
-        """
-        expected, given = graph.num_edges(), geometry.num_edges
-        if given != expected:
-            raise ValueError(f"basis: expected that of the graph's {expected} edges, got that of {given} edges")
-
     def _check_inputs(self, node_feats: Features, edge_feats: Features, graph: Graph) -> None:
         num_nodes = self.fiber_in.check_features(node_feats, "node_feats")
         if num_nodes != graph.num_nodes():
@@ -429,6 +446,18 @@ class ConvSE3(nn.Module):
         if num_edges != graph.num_edges():
             raise ValueError(f"edge_feats: expected features of the graph's {graph.num_edges()} edges, got {num_edges}")
         check_kinds(self, graph, named("node_feats", node_feats) | named("edge_feats", edge_feats))
+
+
+def _hidden(
+    networks: RadialNetworks, edge_feats: Features, prepared: PreparedRadial | None
+) -> tuple[Sequence[Tensor] | Tensor, Recipe | None]:
+    """h of all radial networks, and how to make it again if it need not be kept."""
+    if prepared is not None:
+        return prepared.values, None
+    invariants, profiles = edge_feats["0"].squeeze(-1), networks.published()
+    if profiles is not None:
+        return radial(invariants, profiles), recipe(invariants, profiles)
+    return [reduce(lambda values, module: module(values), modules, invariants) for modules in networks.hidden], None
 
 
 def relative_positions(graph: Graph) -> Tensor:
