@@ -8,7 +8,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO, cast
 
 PLAIN_LETTERS = "se3_fast.plain_letters"
@@ -84,7 +84,8 @@ def lasting_streams() -> Iterator[None]:
             if stream is None:
                 continue
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors=PLAIN_LETTERS)
+                with suppress(OSError, ValueError):  # closed, or not what it was when it was opened
+                    stream.reconfigure(errors=PLAIN_LETTERS)
             lasting = LastingStream(stream, name)
             stack.callback(lasting.flush)
             stack.enter_context(redirect(cast(TextIO, lasting)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -15,49 +16,32 @@ from typing import Any
 import pytest
 import torch
 
-from se3_fast import inference, train, train_forces
+from se3_fast import checkpoints, inference, train, train_forces
+from se3_fast.data import build_qm9, make_force_sample, make_sample
 from se3_fast.training import read_checkpoint, write_checkpoint
+from se3_fast.training.errors import CommandError, run_command
 from se3_fast.training.streams import LastingStream
 
 from .conftest import REPOSITORY
+from .forked import Commands
 from .test_distributed import RANKS
 from .test_train_command import one_line_error, options
 
 Run = Callable[..., CompletedProcess[str]]
 
-# Runs the training command, which sends itself signals when it begins an optimizer step.
-SIGNALLED_RUN = """
-import os, sys
-import torch
-from se3_fast import train
 
-numbers, at = [int(number) for number in sys.argv[1].split(",")], int(sys.argv[2])
-original, calls = torch.optim.AdamW.step, []
-
-def step(*arguments, **options):
-    calls.append(1)
-    if len(calls) == at:
-        for number in numbers:
-            os.kill(os.getpid(), number)
-    return original(*arguments, **options)
-
-torch.optim.AdamW.step = step
-sys.exit(train.main(sys.argv[3:]))
-"""
-
-# Runs a command with files of at most so many bytes, as on a full disk.
-LIMITED_RUN = """
-import resource, sys
-from se3_fast import train
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-sys.exit(train.main(sys.argv[2:]))
-"""
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    started = Commands(tmp_path_factory.mktemp("commands"))
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(few_molecules: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def uninterrupted(few_molecules: Path, commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    assert train.main(options(few_molecules, save_ckpt_path=folder / "model.pth", log_dir=folder)) == 0
+    ended = commands.run(options(few_molecules, save_ckpt_path=folder / "model.pth", log_dir=folder))
+    assert (ended.returncode, ended.stderr) == (0, "")
     return read_checkpoint(folder / "model.pth")
 
 
@@ -68,22 +52,22 @@ def assert_same_weights(found: dict[str, Any], expected: dict[str, Any]) -> None
 
 @pytest.mark.parametrize(("number", "name", "status"), [(signal.SIGINT, "SIGINT", 130), (signal.SIGTERM, "SIGTERM", 143)])
 def test_a_signal_ends_the_run_in_order(
-    run_python: Run, few_molecules: Path, tmp_path: Path, uninterrupted: dict[str, Any], number: int, name: str, status: int
+    commands: Commands, few_molecules: Path, tmp_path: Path, uninterrupted: dict[str, Any], number: int, name: str, status: int
 ) -> None:
     path = tmp_path / "model.pth"
     words = options(few_molecules, save_ckpt_path=path, log_dir=tmp_path / "log")
-    ended = run_python("-c", SIGNALLED_RUN, int(number), 9, *words)
+    ended = commands.run(words, call=("step", 9), signals=[number])
     assert ended.returncode == status
     assert ended.stderr == f"stopped by {name}; 9 optimizer steps are done; --load_ckpt_path {path} goes on from there\n"
     assert (read_checkpoint(path)["epoch"], read_checkpoint(path)["step"]) == (1, 9)
-    assert train.main([*words, "--load_ckpt_path", str(path)]) == 0
+    assert commands.run([*words, "--load_ckpt_path", path]).returncode == 0
     assert_same_weights(read_checkpoint(path), uninterrupted)
 
 
-def test_a_second_signal_ends_it_at_once(run_python: Run, few_molecules: Path, tmp_path: Path) -> None:
+def test_a_second_signal_ends_it_at_once(commands: Commands, few_molecules: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     words = options(few_molecules, save_ckpt_path=path, log_dir=tmp_path / "log")
-    ended = run_python("-c", SIGNALLED_RUN, f"{int(signal.SIGINT)},{int(signal.SIGTERM)}", 9, *words)
+    ended = commands.run(words, call=("step", 9), signals=[signal.SIGINT, signal.SIGTERM])
     assert ended.returncode == -signal.SIGTERM
     assert read_checkpoint(path)["step"] == 6
 
@@ -126,12 +110,11 @@ def test_a_reader_that_goes_away(few_molecules: Path, tmp_path: Path, uninterrup
 
 
 @pytest.mark.parametrize("limit", [20_000, 100])
-def test_a_full_disk(run_python: Run, few_molecules: Path, tmp_path: Path, limit: int) -> None:
-    """Under the checkpoint, and under the logs too. Asked for no room at the start, it is trained to the end, and said to be lost."""
+def test_a_full_disk(commands: Commands, few_molecules: Path, tmp_path: Path, limit: int) -> None:
+    """Under the checkpoint, and under the logs too. Trained to the end, it is said to be lost."""
     path = tmp_path / "model.pth"
     words = options(few_molecules, save_ckpt_path=path, log_dir=tmp_path / "log", epochs=2)
-    program = LIMITED_RUN.replace("resource.setrlimit", "del __import__('os').posix_fallocate\nresource.setrlimit")
-    ended = run_python("-c", program, limit, *words)
+    ended = commands.run(words, limit=limit)
     assert ended.returncode == 1
     lines = [
         line for line in ended.stderr.splitlines() if not line.startswith(("Traceback", " ", "Exception in thread", "OSError"))
@@ -145,20 +128,21 @@ def test_a_full_disk(run_python: Run, few_molecules: Path, tmp_path: Path, limit
     assert not list(tmp_path.glob("*model.pth*"))
     log = (tmp_path / "log" / "dllogger_results.json").read_text()
     assert all(json.loads(line.removeprefix("DLLL ")) for line in log.splitlines())
-    ended = run_python("-c", LIMITED_RUN, 20_000, *words)
-    assert ended.returncode == 2
-    assert ended.stderr == f"error: {path}: File too large\n"
 
 
-@pytest.mark.parametrize(
-    "environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}]
-)
-def test_terminals_without_utf8(environment: dict[str, str]) -> None:
-    program = "import sys\nfrom se3_fast.training.errors import run_command\n"
-    program += "def action():\n    print('0.1 eV/\\u00c5 of \\u6f22', flush=True)\n    print('\\u00c5', file=sys.stderr)\nrun_command(action)"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
-    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0.1 eV/A of ?\n", "A\n")
+def test_terminals_without_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PYTHONIOENCODING=ascii, LC_ALL=C: letters lose their accents."""
+    out, error = (io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", error)
+
+    def action() -> None:
+        print("0.1 eV/\u00c5 of \u6f22")
+        raise CommandError("\u00e9t\u00e9.npz\udcff: no such file")
+
+    assert run_command(action) == 2
+    written = [stream.buffer.getvalue() for stream in (out, error)]
+    assert written == [b"0.1 eV/A of ?\n", b"error: ete.npz?: no such file\n"]
 
 
 def test_a_closed_stream_is_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -242,22 +226,23 @@ def test_permission_errors_are_one_line(
     assert f"{tmp_path / 'refused'}" in one_line_error(capsys, train.main(words))
 
 
-MODULES = [
-    "train",
-    "train_forces",
-    "inference",
-    "checkpoints",
-    "compat",
-    "data.build_qm9",
-    "data.make_sample",
-    "data.make_force_sample",
-]
+PARSERS = {
+    "train": train.main,
+    "train_forces": train_forces.main,
+    "inference": inference.main,
+    "checkpoints": checkpoints.main,
+    "data.build_qm9": build_qm9.main,
+    "data.make_sample": make_sample.main,
+    "data.make_force_sample": make_force_sample.main,
+}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_help_shows_no_paths_of_this_machine_and_no_none(run_python: Run, module: str) -> None:
-    shown = run_python("-m", f"se3_fast.{module}", "--help")
-    assert shown.returncode == 0 and "--help" in shown.stdout
-    text = " ".join(shown.stdout.split())
+@pytest.mark.parametrize("command", PARSERS)
+def test_help_shows_no_paths_of_this_machine_and_no_none(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        PARSERS[command](["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0 and "--help" in text
     assert "None" not in text
     assert str(REPOSITORY) not in text and sys.prefix not in text and " /" not in text
+    assert text.isascii()

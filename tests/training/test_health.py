@@ -150,7 +150,7 @@ def test_a_checkpoint_that_finds_no_room_is_tried_again(
 @pytest.mark.parametrize("place", ["", "file/model.pth"])
 def test_what_cannot_be_written_is_noticed_before_the_first_step(make_trainer: MakeTrainer, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="directory|exists"):
+    with pytest.raises(OSError, match=r"directory|exists"):
         make_trainer(save_ckpt_path=tmp_path / place)
     assert make_trainer(save_ckpt_path=tmp_path / place, benchmark=True).steps_done == 0
 

@@ -90,7 +90,7 @@ def test_shapes_are_compared_before_any_step(tmp_path: Path, model: Any, target_
     assert trainer.steps_done == 0
     assert all(torch.equal(*pair) for pair in zip(made.parameters(), before, strict=True))
     predictions = DirectPredictions(made, trainer.data_module.test_dataloader(), Precision("cpu"), torch.device("cpu"))
-    with pytest.raises(ValueError, match="^model: expected a prediction of the"):
+    with pytest.raises(ValueError, match=r"^model: expected a prediction of the"):
         predictions(next(iter(predictions.batches())))
 
 
