@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from se3_fast.graph import version_of
 from se3_fast.modes import constant, is_readable, made_beside
 from se3_fast.ops.backend import convolution_backend, frames_read, selected_backend
 from se3_fast.ops.basis import get_basis
@@ -77,7 +78,8 @@ def edge_lengths(rel_pos: Tensor) -> Tensor:
 class EdgeGeometry:
     """Directions of the edges in the forms that the backends read, each made when it is first asked for.
 
-    May be given to the models and layers wherever they take a published basis dict.
+    Positions may be changed in place: what was made of them before is then made again. May be given to the models and layers wherever
+    they take a published basis dict.
 
     Attributes:
         rel_pos: [E, 3] relative positions, or directions of any length where only a basis was given. If it requires grad, the
@@ -116,6 +118,7 @@ class EdgeGeometry:
         self._ordered: tuple[Tensor, Tensor] | None = None
         given = {"wigner": wigner, "angles": angles, "zero_length_edges": zero_length_edges}
         self._made = {name: tensor.contiguous() for name, tensor in given.items() if tensor is not None}
+        self._version = version_of(rel_pos)
 
     @staticmethod
     def from_relative_positions(
@@ -197,6 +200,7 @@ class EdgeGeometry:
 
     def angles_by(self, edges: Tensor, dtype: torch.dtype) -> Tensor:
         """The angles with the edges in another order, [n] int64; kept for the next layer."""
+        self._forget_changed_positions()
         order, angles = self._ordered if self._ordered is not None else (None, None)
         if order is not edges or angles is None or angles.dtype != dtype:
             angles = self.angles.to(dtype).index_select(1, edges)
@@ -220,12 +224,23 @@ class EdgeGeometry:
 
     def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What ``make`` makes, kept; not ``cached_property``, whose lock ``torch.compile`` cannot follow."""
+        self._forget_changed_positions()
         if name not in self._made:
             self._made[name] = made_beside(self.rel_pos, make)
         return self._made[name]
 
+    def _forget_changed_positions(self) -> None:
+        """Drop what was made of positions that have been changed in place since."""
+        if torch.compiler.is_compiling() or version_of(self.rel_pos) == self._version:
+            return
+        self._made.clear()
+        self._casts.clear()
+        self._own_bases.clear()
+        self._ordered, self._version = None, version_of(self.rel_pos)
+
     def wigner_as(self, dtype: torch.dtype) -> Tensor:
         """The Wigner blocks in another dtype, kept for the next layer."""
+        self._forget_changed_positions()
         if dtype not in self._casts:
             self._casts[dtype] = made_beside(self.rel_pos, lambda: self.wigner.to(dtype))
         return self._casts[dtype]
@@ -237,6 +252,7 @@ class EdgeGeometry:
             key: its key in a basis dict.
             dtype: what it is made in, unless it was given; default: the compute dtype of the positions.
         """
+        self._forget_changed_positions()
         dtype = dtype or compute_dtype(self.rel_pos)
         bases = self._bases or self._own_bases.setdefault(dtype, {})
         if key not in bases:
