@@ -133,10 +133,11 @@ class SE3Transformer(nn.Module):
                 modules.append(NormSE3(fiber_hidden))
             fiber_in = fiber_hidden
         common["fuse_level"] = final_fuse_level or self.fuse_level
+        common["used_degrees"] = None if return_type is None else [return_type]
         if final_layer == "conv":
             modules.append(ConvSE3(fiber_in, fiber_out, self_interaction=True, sum_over_edge=sum_over_edge, **common))
         elif final_layer == "lin":
-            modules.append(LinearSE3(fiber_in, fiber_out))
+            modules.append(LinearSE3(fiber_in, fiber_out, common["used_degrees"]))
         else:
             divisors = _final_divisors(fiber_out, channels_div)
             modules.append(AttentionBlockSE3(fiber_in, fiber_out, num_heads=1, channels_div=divisors, **common))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -119,6 +119,7 @@ class AttentionBlockSE3(nn.Module):
         max_degree: largest degree of the model.
         fuse_level: see :class:`ConvSE3FuseLevel`.
         low_memory: keep only the inputs of the block for the backward pass; keys and values are computed again there.
+        used_degrees: the degrees of the output that are read, default all; others are left out.
 
     Any other keyword argument, which variants of the published implementation have more of, is ignored with a warning.
 
@@ -137,6 +138,7 @@ class AttentionBlockSE3(nn.Module):
         max_degree: int = 4,
         fuse_level: ConvSE3FuseLevel = ConvSE3FuseLevel.FULL,
         low_memory: bool = False,
+        used_degrees: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -157,7 +159,7 @@ class AttentionBlockSE3(nn.Module):
         )
         self.to_query = LinearSE3(fiber_in, self.key_fiber)
         self.attention = AttentionSE3(num_heads, self.key_fiber, self.value_fiber)
-        self.project = LinearSE3(self.value_fiber + fiber_in, fiber_out)
+        self.project = LinearSE3(self.value_fiber + fiber_in, fiber_out, used_degrees)
 
     def forward(
         self,

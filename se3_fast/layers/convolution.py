@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import reduce
+from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -213,6 +214,8 @@ class ConvSE3(nn.Module):
         allow_fused_output: without pooling and where outputs are fused, return one tensor [E, C, sum of 2d+1] instead of a dict.
         low_memory: keep only the inputs for the backward pass and compute everything else again there.
         sum_over_edge: pooling sums (the default); otherwise it takes the mean over a node's incoming edges, 0 where there are none.
+        used_degrees: the degrees of the output that are read, default all. Others are left out where they share no radial profile
+            with these: parameters that serve them alone have no gradient then.
     """
 
     def __init__(
@@ -228,9 +231,11 @@ class ConvSE3(nn.Module):
         allow_fused_output: bool = False,
         low_memory: bool = False,
         sum_over_edge: bool = True,
+        used_degrees: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.fiber_in, self.fiber_out, self.fiber_edge = fiber_in, fiber_out, fiber_edge
+        self.used_degrees = fiber_out.degrees if used_degrees is None else list(used_degrees)
         self.pool = pool
         self.sum_over_edge = sum_over_edge
         self.self_interaction = self_interaction
@@ -239,11 +244,15 @@ class ConvSE3(nn.Module):
         self.low_memory = low_memory
         self.used_fuse_level, named_groups = _radial_groups(fiber_in, fiber_out, fiber_edge, max_degree, fuse_level)
         self._create_profiles(named_groups, use_layer_norm)
+        self._is_group_used = [not set(group.degrees_out).isdisjoint(self.used_degrees) for group in named_groups.values()]
+        groups = tuple(compress(named_groups.values(), self._is_group_used))
         self.plan = ConvolutionPlan(
             node_channels=tuple((degree, fiber_in[degree]) for degree in fiber_in.degrees),
             edge_channels=tuple((degree, fiber_edge[degree]) for degree in fiber_edge.degrees if degree > 0 and degree in fiber_in),
-            channels_out=tuple((degree, fiber_out[degree]) for degree in fiber_out.degrees),
-            groups=tuple(named_groups.values()),
+            channels_out=tuple(
+                (degree, fiber_out[degree]) for degree in fiber_out.degrees if any(degree in group.degrees_out for group in groups)
+            ),
+            groups=groups,
         )
         if self_interaction:
             self.to_kernel_self = nn.ParameterDict(
@@ -351,9 +360,10 @@ class ConvSE3(nn.Module):
 
     @property
     def radial_convolutions(self) -> list[nn.Module]:
-        """The modules of the radial groups, looked up under their published names, in the order of the plan."""
+        """The modules of the radial groups that are used, looked up under their published names, in the order of the plan."""
         found = next(self._modules[name] for name in ("conv", "conv_out", "conv_in") if name in self._modules)
-        return list(found.values()) if isinstance(found, nn.ModuleDict) else [found]  # type: ignore[list-item]
+        modules = list(found.values()) if isinstance(found, nn.ModuleDict) else [found]
+        return list(compress(modules, self._is_group_used))  # type: ignore[arg-type]
 
     @property
     def radial_profiles(self) -> list[nn.Module]:
@@ -399,9 +409,9 @@ class ConvSE3(nn.Module):
 
     def row_parameters(self, device: torch.device) -> LayerParameters | None:
         """The parameters of the self-interaction, if it has any, in the order of a row."""
-        if not self.self_interaction or not self.to_kernel_self:
+        if not self.self_interaction or not self._self_weights():
             return None
-        return LayerParameters(list(self.to_kernel_self.values()), gradient_parts(MAX_PARTS, device))
+        return LayerParameters(list(self._self_weights().values()), gradient_parts(MAX_PARTS, device))
 
     def _messages(
         self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry, joint: JointParameters | None = None
@@ -424,13 +434,17 @@ class ConvSE3(nn.Module):
         contractions = [contraction(module) for module in self.radial_convolutions]
         return tfn_conv_by_formula(self.plan, graph, geometry, node_feats, edge_feats, contractions, self.pool)
 
+    def _self_weights(self) -> dict[str, Tensor]:
+        """The weights of the self-interaction by degree, those that are used."""
+        return {degree: weight for degree, weight in self.to_kernel_self.items() if int(degree) in self.used_degrees}
+
     def _add_self_interaction(
         self, messages: Features, node_feats: Features, graph: Graph, joint: JointParameters | None
     ) -> Features:
         """Add W x[dst] to every message; summed over incoming edges that is the in-degree times W x."""
         result = dict(messages)
         row = joint.row(self) if joint else None
-        for degree, own in linear(dict(self.to_kernel_self.items()), node_feats, row=row).items():  # [N, C_out, 2d+1]
+        for degree, own in linear(self._self_weights(), node_feats, row=row).items():  # [N, C_out, 2d+1]
             if self.pool:
                 result[degree] = torch.addcmul(messages[degree], own, graph.in_degrees()[:, None, None].to(own.dtype))
             else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.ops.linear import MAX_PARTS, HeadFeatures, linear, linear_per_head
@@ -22,13 +23,15 @@ class LinearSE3(nn.Module):
     Args:
         fiber_in: structure of the input.
         fiber_out: structure of the output; its degrees must be in ``fiber_in``.
+        used_degrees: the degrees of the output that are read, default all; others are left out.
 
     Raises:
         ValueError: if ``fiber_out`` has a degree that ``fiber_in`` lacks.
     """
 
-    def __init__(self, fiber_in: Fiber, fiber_out: Fiber) -> None:
+    def __init__(self, fiber_in: Fiber, fiber_out: Fiber, used_degrees: Sequence[int] | None = None) -> None:
         super().__init__()
+        self.used_degrees = fiber_out.degrees if used_degrees is None else list(used_degrees)
         missing = sorted(set(fiber_out.degrees) - set(fiber_in.degrees))
         if missing:
             raise ValueError(f"fiber_out: expected degrees among those of fiber_in {fiber_in.degrees}, got {missing} too")
@@ -60,15 +63,17 @@ class LinearSE3(nn.Module):
         Raises:
             ValueError: if a degree is not there, or sizes do not fit.
         """
+        if isinstance(features, HeadFeatures) and len(self._used_weights()) < len(self.weights):
+            features = features.by_degree()  # what is laid out per head is read whole
         parts = [features] if beside is None else [features, beside]
         if not any(isinstance(part, HeadFeatures) for part in parts):
             self._check(parts)
-        return linear(dict(self.weights.items()), *parts, row=joint.row(self) if joint else None)
+        return linear(self._used_weights(), *parts, row=joint.row(self) if joint else None)
 
     def _check(self, parts: list[Any]) -> None:
         """Of every degree the channels that the weight has, those of all parts together; and as many rows as the first has."""
         num_rows = None
-        for degree, weight in self.weights.items():
+        for degree, weight in self._used_weights().items():
             tensors = [part[degree] for part in parts if degree in part]
             if not tensors:
                 raise ValueError(f"features: expected degrees {list(self.weights)}, got {sorted(set().union(*parts))}")
@@ -81,8 +86,11 @@ class LinearSE3(nn.Module):
     def per_head(self, features: Features, num_heads: int, joint: JointParameters | None = None) -> HeadFeatures:
         """The map with its result laid out as the heads of an attention have it; backend ``triton``."""
         row = joint.row(self) if joint else None
-        return linear_per_head(dict(self.weights.items()), features, num_heads, row)
+        return linear_per_head(self._used_weights(), features, num_heads, row)
+
+    def _used_weights(self) -> dict[str, Tensor]:
+        return {degree: weight for degree, weight in self.weights.items() if int(degree) in self.used_degrees}
 
     def row_parameters(self, device: torch.device) -> LayerParameters:
         """The parameters in the order of a row."""
-        return LayerParameters(list(self.weights.values()), gradient_parts(MAX_PARTS, device))
+        return LayerParameters(list(self._used_weights().values()), gradient_parts(MAX_PARTS, device))

@@ -78,8 +78,8 @@ def edge_lengths(rel_pos: Tensor) -> Tensor:
 class EdgeGeometry:
     """Directions of the edges in the forms that the backends read, each made when it is first asked for.
 
-    Positions may be changed in place: what was made of them before is then made again. May be given to the models and layers wherever
-    they take a published basis dict.
+    Positions may be changed in place: what was made of them before is then made again. May be given to the models and layers
+    wherever they take a published basis dict.
 
     Attributes:
         rel_pos: [E, 3] relative positions, or directions of any length where only a basis was given. If it requires grad, the

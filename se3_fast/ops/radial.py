@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def radial(invariants: Tensor, profiles: Profiles) -> list[Tensor] | Tensor:
         profiles: the parameters of each profile; all with or all without layer norm.
 
     Returns:
-        h of each profile, [E, K], in the compute dtype; from ``triton`` and ``cpp`` all in one tensor, [groups, E, K].
+        h of each profile, [E, K], in the compute dtype; from ``triton`` all in one tensor, [groups, E, K].
     """
     backend_name = selected_backend(invariants.device)
     if backend_name == "cpp" and not torch.compiler.is_compiling():
@@ -101,10 +101,10 @@ class Remake:
     operand_dtype: torch.dtype
     dtype: torch.dtype
 
-    def make(self, tensors: Tensors) -> Tensor:
-        """h, [groups, E, K], from the invariants and the parameters; recorded where gradients are."""
-        (hidden,) = self.operation.apply(*(tensor.to(self.operand_dtype) for tensor in tensors if tensor is not None))
-        return hidden.to(self.dtype)
+    def make(self, tensors: Tensors) -> list[Tensor]:
+        """h of each group, [E, K], from the invariants and the parameters; recorded where gradients are."""
+        hidden = self.operation.apply(*(tensor.to(self.operand_dtype) for tensor in tensors if tensor is not None))
+        return [values.to(self.dtype) for values in hidden]
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,11 @@ class ScaledRemake:
 
     how: Remake
 
-    def make(self, tensors: Tensors) -> Tensor:
-        """h, [groups, E, K]."""
+    def make(self, tensors: Tensors) -> list[Tensor]:
+        """h of each group, [E, K]."""
         *of_hidden, scales = tensors
         assert scales is not None
-        return scaled(self.how.make(of_hidden), scales)
+        return [scaled(values, scale) for values, scale in zip(self.how.make(of_hidden), scales, strict=True)]
 
 
 class Recipe(NamedTuple):
@@ -148,7 +148,7 @@ def recipe(invariants: Tensor, profiles: Profiles) -> Recipe | None:
     return Recipe(_cpp_remake(profiles, compute_dtype(invariants)), (invariants, *profile_parameters(profiles)))
 
 
-def _by_cpp(invariants: Tensor, profiles: Profiles, dtype: torch.dtype) -> Tensor:
+def _by_cpp(invariants: Tensor, profiles: Profiles, dtype: torch.dtype) -> list[Tensor]:
     return _cpp_remake(profiles, dtype).make((invariants, *profile_parameters(profiles)))
 
 
@@ -163,9 +163,11 @@ def _cpp_remake(profiles: Profiles, dtype: torch.dtype) -> Remake:
 class CppRadial(Operation):
     """All profiles by the compiled CPU operation (``csrc/radial.cpp``); keeps the invariants and the parameters.
 
-    Operands: the invariants [E, e]; the parameters of all groups in a row, each in the order of RadialLayer. Result: h of all
-    groups, [groups, E, K].
+    Operands: the invariants [E, e]; the parameters of all groups in a row, each in the order of RadialLayer. Results: h of each
+    group, [E, K].
     """
+
+    takes_missing: ClassVar[bool] = True
 
     width: int
     has_norm: bool
@@ -176,24 +178,34 @@ class CppRadial(Operation):
         invariants, *parameters = operands
         table = _table(parameters, self.num_groups)
         arguments = (self.width, self.has_norm, LAYER_NORM_EPSILON)
-        return [torch.ops.se3_fast_cpp.radial(invariants.contiguous(), table, *arguments)]
+        return torch.ops.se3_fast_cpp.radial(invariants.contiguous(), table, *arguments).unbind()
 
     def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
-        """Gradients of the invariants, where they need one, and of the parameters."""
+        """Gradients of the invariants, where they need one, and of the parameters of the groups whose h has a gradient."""
         invariants, *parameters = operands
-        table = _table(parameters, self.num_groups)
+        reached = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        chosen = [parameter for index in reached for parameter in self._of_group(parameters, index)]
         arguments = (self.width, self.has_norm, LAYER_NORM_EPSILON, wanted[0])
         of_table, *of_invariants = torch.ops.se3_fast_cpp.radial_backward(
-            gradients[0].contiguous(), invariants.contiguous(), table, *arguments
+            torch.stack([gradients[index] for index in reached]), invariants.contiguous(), _table(chosen, len(reached)), *arguments
         )
-        parts = of_table.flatten().split([parameter.numel() for parameter in parameters])
-        of_parameters = [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
+        parts = of_table.flatten().split([parameter.numel() for parameter in chosen])
+        of_chosen = iter([part.view(parameter.shape) for part, parameter in zip(parts, chosen, strict=True)])
+        of_parameters = [
+            next(of_chosen) if index in reached else None
+            for index in range(self.num_groups)
+            for _ in self._of_group(parameters, index)
+        ]
         return of_invariants[0] if wanted[0] else None, *of_parameters
+
+    def _of_group(self, parameters: Sequence[Tensor], index: int) -> Sequence[Tensor]:
+        size = len(parameters) // self.num_groups
+        return parameters[index * size : (index + 1) * size]
 
     @property
     def formula(self) -> PlainFormula:
         """The published one."""
-        return PlainFormula(in_at_least_float32(_in_pytorch, self.num_groups, self.has_norm))
+        return PlainFormula(in_at_least_float32(_of_groups, self.num_groups, self.has_norm))
 
 
 def _table(parameters: Sequence[Tensor], num_groups: int) -> Tensor:
@@ -201,7 +213,7 @@ def _table(parameters: Sequence[Tensor], num_groups: int) -> Tensor:
     return torch.cat([parameter.flatten() for parameter in parameters]).view(num_groups, -1)
 
 
-def _in_pytorch(num_groups: int, has_norm: bool, operands: Sequence[Tensor]) -> list[Tensor]:
+def _of_groups(num_groups: int, has_norm: bool, operands: Sequence[Tensor]) -> list[Tensor]:
     """What :class:`CppRadial` computes, from its tensors."""
     invariants, *parameters = operands
     remaining = iter(parameters)
@@ -210,7 +222,7 @@ def _in_pytorch(num_groups: int, has_norm: bool, operands: Sequence[Tensor]) -> 
         weight, bias = next(remaining), next(remaining)
         return RadialLayer(weight, bias, next(remaining), next(remaining)) if has_norm else RadialLayer(weight, bias, None, None)
 
-    return [torch.stack([reference.radial(invariants, (layer(), layer())) for _ in range(num_groups)])]
+    return [reference.radial(invariants, (layer(), layer())) for _ in range(num_groups)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,7 +322,7 @@ def _of_table(shape: Shape, operands: Sequence[Tensor]) -> list[Tensor]:
         shapes += [(width, num_inputs), (width,), *([(width,), (width,)] if shape.has_norm else [])]
     rows = (row.split([math.prod(part) for part in shapes]) for row in table)
     parameters = [part.view(of_part) for row in rows for part, of_part in zip(row, shapes, strict=True)]
-    return _in_pytorch(len(table), shape.has_norm, [invariants, *parameters])
+    return [torch.stack(_of_groups(len(table), shape.has_norm, [invariants, *parameters]))]
 
 
 @torch.compiler.assume_constant_result

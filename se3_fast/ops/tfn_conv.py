@@ -549,6 +549,19 @@ class _Setting(NamedTuple):
             return (Role("place", 1),)
         return (Role("dst" if self.pool else "edge"),) * len(self.plan.channels_out)
 
+    def with_zeros(self, gradients: Tensors, like: Tensor) -> list[Tensor]:
+        """The gradients of the messages by degree, zeros for those that are missing; in the dtype and on the device of ``like``."""
+        count = self.graph.num_nodes() if self.pool else self.graph.num_edges()
+        return [
+            like.new_zeros(count, channels, 2 * degree + 1) if gradient is None else gradient
+            for (degree, channels), gradient in zip(self.plan.channels_out, gradients, strict=True)
+        ]
+
+    def reached_groups(self, gradients: Tensors) -> list[bool]:
+        """Of each radial group whether messages of one of its degrees have a gradient."""
+        reached = {degree for (degree, _), one in zip(self.plan.channels_out, gradients, strict=True) if one is not None}
+        return [not reached.isdisjoint(group.degrees_out) for group in self.plan.groups]
+
     def formula(self, evaluate: Callable[[Tensors], ConvolutionOperands], roles: Sequence[Role], edges: Edges) -> EdgeFormula:
         """The formula of the messages.
 
@@ -595,6 +608,8 @@ class OperandConvolution(Operation):
         remake: how to make h again.
     """
 
+    takes_missing: ClassVar[bool] = True
+
     setting: _Setting
     make: Callable[[Tensor], aligned.Problem | NativeConvolution]
     remake: Remake | ScaledRemake | None
@@ -631,14 +646,19 @@ class OperandConvolution(Operation):
             return saved
         first = 2 + self.num_features
         last = first + self.num_groups
-        hidden = self.remake.make(saved[last:]).to(self.setting.dtype)
-        return [*saved[:first], *(values.contiguous() for values in hidden), *saved[first:last]]
+        hidden = self.remake.make(saved[last:])
+        return [*saved[:first], *(values.to(self.setting.dtype).contiguous() for values in hidden), *saved[first:last]]
 
     def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
-        """Gradients of rel_pos (where it needs one) and of all tensors behind it."""
+        """Gradients of rel_pos (where it needs one) and of all tensors behind it; None for h and the weights of a radial group none
+        of whose messages has a gradient."""
         wigner, rel_pos, *tensors = operands
         needs_weights = any(wanted[-self.num_groups :])
-        found, of_positions = self.make(wigner).backward(tensors, gradients, rel_pos if wanted[1] else None, needs_weights)
+        given = self.setting.with_zeros(gradients, wigner)
+        found, of_positions = self.make(wigner).backward(tensors, given, rel_pos if wanted[1] else None, needs_weights)
+        for index, is_reached in enumerate(self.setting.reached_groups(gradients)):
+            if not is_reached:
+                found[self.num_features + index] = found[self.num_features + self.num_groups + index] = None
         return None, of_positions, *found
 
     @property

@@ -112,7 +112,7 @@ def serve() -> None:
             if child == 0:
                 for descriptor, pipe in zip((1, 2), request["pipes"], strict=True):
                     os.dup2(os.open(pipe, os.O_WRONLY), descriptor)
-                sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1) for descriptor in (1, 2))
+                sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1) for descriptor in (1, 2))  # noqa: SIM115 (until the end)
                 attack(torch, **request["attack"])
                 sys.exit(train.main(request["words"]))
             answer = {"process": child}
