@@ -499,8 +499,8 @@ class Molecules3D(Reader):
         counts = numbers.choice((b"999999", b"  0  0", b" -1 -1", b"  5999", b"999  4"))
         many = (
             b"gdb_1\n RDKit\n\n  0  0  0     0  0            999 V3000\nM  V30 BEGIN CTAB\n"
-            b"M  V30 COUNTS 400000000 400000000 0 0 0\nM  V30 BEGIN ATOM\nM  V30 1 C 0 0 0 0\n"
-            b"M  V30 END ATOM\nM  V30 END CTAB\nM  END\n$$$$\n"
+            b"M  V30 COUNTS 400000000 400000000 0 0 0\nM  V30 BEGIN ATOM\n"
+            b"M  V30 1 C 0 0 0 0\nM  V30 END ATOM\nM  V30 END CTAB\nM  END\n$$$$\n"
         )
         return numbers.choice((self.sdf.replace(b"  5  4", counts, 1), many))
 
