@@ -268,7 +268,7 @@ def _scaled(hidden: Any, scales: Tensor) -> Any:
 
 def _with_edges_by_formula(result: Features, call: _Call) -> Features:
     """Add the messages of the edges of which the tensors given are needed; what has no basis is in ``result`` already."""
-    chosen = call.geometry.edges_by_formula()
+    chosen = call.geometry.edges_by_formula
     hidden = [
         torch.zeros_like(values[chosen]) if group.is_basis_free else values[chosen]
         for group, values in zip(call.plan.groups, call.hidden, strict=True)

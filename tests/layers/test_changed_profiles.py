@@ -248,7 +248,7 @@ def run(module: ConvSE3, twice: bool = False) -> list[Tensor]:
             "hook before the profile",
             "method",
             "class",
-        ],  # fmt: skip
+        ],
     ),
 )
 def test_changes_have_their_effect(change: str, name: str) -> None:
