@@ -289,10 +289,12 @@ class EdgeGeometry:
         geometry._made, geometry._casts = self._made, self._casts
         return geometry
 
+    @property
     def edges_by_formula(self) -> Tensor:
         """[n] int64, the edges in ``by_formula``."""
-        assert self.by_formula is not None
-        return self.by_formula.nonzero().squeeze(-1)
+        chosen = self.by_formula
+        assert chosen is not None
+        return self._once("edges_by_formula", lambda: chosen.nonzero().squeeze(-1))
 
     def given_bases_of(self, edge_numbers: Tensor) -> EdgeGeometry:
         """The tensors given, of some edges [n] int64, as a geometry that stands for them alone."""

@@ -308,7 +308,7 @@ def _with_scaled_hidden(call: _Call) -> _Call:
 
 def _with_edges_by_formula(result: Features, call: _Call) -> Features:
     """Add the messages of the edges of which the tensors given are needed; what has no basis is in ``result`` already."""
-    chosen = call.geometry.edges_by_formula()
+    chosen = call.geometry.edges_by_formula
     hidden = [
         torch.zeros_like(values[chosen]) if group.is_basis_free else values[chosen]
         for group, values in zip(call.plan.groups, call.hidden, strict=True)
