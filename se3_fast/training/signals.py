@@ -120,7 +120,7 @@ def dead_workers_are_known() -> Iterator[None]:
 
 
 def is_of_dead_worker(error: BaseException) -> bool:
-    """Whether an error says that a process that loads data has died: in torch's words, or as it was cut off in mid-sentence."""
+    """Whether an error says that a process that loads data has died: in torch's words, or because it was cut off meanwhile."""
     if str(error).startswith("DataLoader worker (pid"):
         return True
     receives = any(frame.f_code.co_name == "_try_get_data" for frame, _ in traceback.walk_tb(error.__traceback__))

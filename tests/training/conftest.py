@@ -66,6 +66,12 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
 def few_molecules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a `qm9_edge.npz` of 64 molecules of the sample data set."""
     folder = tmp_path_factory.mktemp("molecules")
+    write_few_molecules(folder)
+    return folder
+
+
+def write_few_molecules(folder: Path) -> None:
+    """Write a `qm9_edge.npz` of 64 molecules of the sample data set, of which 48 train."""
     with resources.as_file(resources.files("se3_fast.data") / "sample.npz") as path, np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
     molecules = 64
@@ -73,7 +79,6 @@ def few_molecules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lengths = {"node_attr": nodes, "node_pos": nodes, "edge_attr": edges, "src": edges, "dst": edges}
     cut = {name: values[: lengths.get(name, molecules)] for name, values in arrays.items()}
     np.savez(folder / "qm9_edge.npz", **cut)
-    return folder
 
 
 @pytest.fixture(scope="session")

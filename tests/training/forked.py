@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -96,6 +96,10 @@ def attack(torch: Any, call: tuple[str, int] | None = None, signals: Sequence[in
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
+def _text_stream(descriptor: int) -> TextIO:
+    return os.fdopen(descriptor, "w", buffering=1)
+
+
 def serve() -> None:
     """Fork and wait as the lines on standard input say; returns only in a child, after its redirections."""
     import torch
@@ -112,7 +116,7 @@ def serve() -> None:
             if child == 0:
                 for descriptor, pipe in zip((1, 2), request["pipes"], strict=True):
                     os.dup2(os.open(pipe, os.O_WRONLY), descriptor)
-                sys.stdout, sys.stderr = (open(descriptor, "w", buffering=1) for descriptor in (1, 2))  # noqa: SIM115 (until the end)
+                sys.stdout, sys.stderr = map(_text_stream, (1, 2))
                 attack(torch, **request["attack"])
                 sys.exit(train.main(request["words"]))
             answer = {"process": child}
