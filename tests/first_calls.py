@@ -130,6 +130,7 @@ class Mode(NamedTuple):
         may_fail: whether the mode itself may refuse the call.
         keeps: graph and geometry are used again.
         with_gradients: positions require grad.
+        backends: that are tried; ``dense`` is not compiled.
     """
 
     context: Callable[[], Any]
@@ -137,6 +138,7 @@ class Mode(NamedTuple):
     may_fail: bool = False
     keeps: bool = False
     with_gradients: bool = True
+    backends: tuple[str, ...] = BACKENDS
 
 
 MODES = {
@@ -156,9 +158,11 @@ MODES = {
     "torch.func.grad": Mode(torch.enable_grad, in_func_grad, may_fail=True),
     "torch.func.grad, same graph": Mode(torch.enable_grad, in_func_grad, may_fail=True, keeps=True),
     "vmap, same graph": Mode(torch.enable_grad, in_vmap, may_fail=True, keeps=True),
-    "torch.compile": Mode(torch.no_grad, compiled, with_gradients=False),
-    "torch.compile in inference_mode": Mode(torch.inference_mode, compiled, with_gradients=False),
-    "torch.compile in inference_mode, same graph": Mode(torch.inference_mode, compiled, keeps=True, with_gradients=False),
+    "torch.compile": Mode(torch.no_grad, compiled, with_gradients=False, backends=BACKENDS[1:]),
+    "torch.compile in inference_mode": Mode(torch.inference_mode, compiled, with_gradients=False, backends=BACKENDS[1:]),
+    "torch.compile in inference_mode, same graph": Mode(
+        torch.inference_mode, compiled, keeps=True, with_gradients=False, backends=BACKENDS[1:]
+    ),
 }
 
 QUICK = {
@@ -235,7 +239,7 @@ def main() -> None:
     results = {}
     is_complete = sys.argv[1:] == ["all"]
     for mode_name, mode in MODES.items():
-        for backend in BACKENDS if is_complete else QUICK.get(mode_name, ()):
+        for backend in mode.backends if is_complete else QUICK.get(mode_name, ()):
             for order in ORDERS if is_complete and "inference_mode" in mode_name and backend != "dense" else ORDERS[:1]:
 
                 def case(mode: Mode = mode, backend: str = backend, order: str = order) -> str:

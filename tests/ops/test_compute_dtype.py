@@ -105,3 +105,18 @@ def test_prepared_frames_are_those_that_the_convolution_reads(name: str, monkeyp
         geometry = EdgeGeometry(torch.ones(3, 3, dtype=dtype), 1).with_frames()
         read = frames_read(convolution_backend(name, dtype))
         assert sorted({"angles", "wigner"} & geometry._made.keys()) == ([] if name == "dense" else [read])
+
+
+@pytest.mark.parametrize("name", ["torch", "cpp", "triton"])
+def test_convolutions_make_no_frames_beside_the_prepared_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(tensor_cores=True)
+    graph, nodes, edges = _inputs(torch.float32)
+
+    def refuse(*arguments: object) -> Tensor:
+        raise AssertionError("frames were made again")
+
+    with backend(name), torch.no_grad():
+        geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 1).with_frames()
+        monkeypatch.setattr(edge_frames, "_frame_angles", refuse)
+        monkeypatch.setattr(edge_frames, "_wigner_blocks", refuse)
+        assert model(graph, nodes, edges, geometry).isfinite().all()
