@@ -342,7 +342,7 @@ def test_gradients_through_what_is_given(change: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch", "cpp"])
-@pytest.mark.parametrize("change", ["unchanged", "cutoff and directions", "a gate each"])
+@pytest.mark.parametrize("change", ["unchanged", "cutoff and directions", "gate", "a gate each"])
 def test_second_derivatives_through_what_is_given(change: str, name: str) -> None:
     module = model()
     expected = differentiate("dense", module, change, twice=True)
