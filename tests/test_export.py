@@ -68,6 +68,8 @@ def test_compiled_ahead_of_time(exported: ExportedProgram, tmp_path: Path) -> No
     file = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
     loaded = torch._inductor.aoti_load_package(file)
     for size in ((10, 30), (17, 55)):
+        wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in _inputs(*size)]
         with se3_fast.backend("dense"):
-            expected = Property()(*_inputs(*size))
-        assert relative_error(loaded(*_inputs(*size)), expected) < 1e-6
+            truth, plain = Property().double()(*wide), Property()(*_inputs(*size))
+        # What the compiler generates depends on the processor: it may round as much as the same model in PyTorch does.
+        assert relative_error(loaded(*_inputs(*size)), truth) < max(1e-6, 3 * relative_error(plain, truth))

@@ -2,10 +2,13 @@
 
 A launch takes about as long as all that a layer does with its parameters alone. So before the first layer begins, the model has
 the parameters of its layers put in rows, the hidden layers of all radial profiles evaluated, and all last radial weights aligned;
-their gradients come together at the end of the backward pass. A layer that is called by itself does this for itself alone.
+their gradients come together at the end of the backward pass. A layer that is called by itself does this for itself alone; so does
+one that is wrapped, has hooks, or whose parameters are sharded over processes: what they are is known only when it is called.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 from se3_fast.fiber import Features
 from se3_fast.graph import Graph
 from se3_fast.layers.attention import AttentionBlockSE3
-from se3_fast.layers.convolution import RADIAL_WIDTH, ConvSE3
+from se3_fast.layers.convolution import RADIAL_WIDTH, ConvSE3, is_plain
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.norm import NormSE3
 from se3_fast.ops import radial
@@ -79,11 +82,20 @@ def join_parameters(model: nn.Module, edge_features: Features, graph: Graph, geo
 def _layers_with_rows(model: nn.Module, device: torch.device) -> dict[nn.Module, LayerParameters]:
     """The layers that can take their parameters as a row."""
     found: dict[nn.Module, LayerParameters] = {}
-    for module in model.modules():
+    for module in _plain_layers(model):
         parameters = module.row_parameters(device) if isinstance(module, (LinearSE3, NormSE3, ConvSE3)) else None
         if parameters is not None:
             found[module] = parameters
     return found
+
+
+def _plain_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers that are called as they are, with the parameters that they have now."""
+    for child in model.children():
+        kind = next((kind for kind in (AttentionBlockSE3, ConvSE3, LinearSE3, NormSE3) if isinstance(child, kind)), None)
+        if kind is not None and is_plain(child, kind) and all(type(one) in (Tensor, nn.Parameter) for one in child.parameters()):
+            yield child
+            yield from _plain_layers(child)
 
 
 def _joint_convolutions(model: nn.Module, edge_features: Features, graph: Graph) -> dict[ConvSE3, radial.Profiles]:
@@ -91,11 +103,12 @@ def _joint_convolutions(model: nn.Module, edge_features: Features, graph: Graph)
 
     Those with radial profiles that were changed are left out; none, where the others' are of several kinds.
     """
-    recomputed = {block.to_key_value for block in model.modules() if isinstance(block, AttentionBlockSE3) and block.low_memory}
+    layers = list(_plain_layers(model))
+    recomputed = {block.to_key_value for block in layers if isinstance(block, AttentionBlockSE3) and block.low_memory}
     dtype = compute_dtype(edge_features["0"])
     by_edge = [
         module
-        for module in model.modules()
+        for module in layers
         if isinstance(module, ConvSE3)
         and not (module.low_memory or module in recomputed)
         and is_contracted_by_edge(module.plan, graph, RADIAL_WIDTH, dtype)

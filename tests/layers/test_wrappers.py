@@ -1,0 +1,92 @@
+"""Blocks that are recomputed, frozen or shared give the gradients of the plain model, on every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+
+from se3_fast import AttentionBlockSE3, Fiber, Graph, SE3Transformer, backend
+from tests.support import random_features, random_graph, relative_error
+
+BACKENDS = ["dense", "torch", "cpp", "triton"]
+FIBER = Fiber({0: 2, 1: 2})
+
+
+def make_model() -> SE3Transformer:
+    torch.manual_seed(0)
+    return SE3Transformer(2, FIBER, FIBER, FIBER, num_heads=1, channels_div=1, return_type=0).double()
+
+
+def gradients(model: nn.Module, name: str) -> dict[str, Tensor | None]:
+    graph: Graph = random_graph(5, 9)
+    nodes = {key: tensor.requires_grad_() for key, tensor in random_features(FIBER, 5).items()}
+    model.zero_grad()
+    with backend(name):
+        model(graph, nodes).square().sum().backward()
+    return {parameter_name: parameter.grad for parameter_name, parameter in model.named_parameters()}
+
+
+def recomputed(kind: CheckpointImpl) -> Callable[[SE3Transformer], None]:
+    def wrap(model: SE3Transformer) -> None:
+        for index, module in enumerate(model.graph_modules):
+            if isinstance(module, AttentionBlockSE3):
+                model.graph_modules[index] = checkpoint_wrapper(module, checkpoint_impl=kind)
+
+    return wrap
+
+
+def with_hooks(model: SE3Transformer) -> None:
+    for module in model.graph_modules:
+        module.register_forward_pre_hook(lambda module, inputs: None)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    "change",
+    [recomputed(CheckpointImpl.NO_REENTRANT), recomputed(CheckpointImpl.REENTRANT), with_hooks],
+    ids=["recomputed", "recomputed, reentrant", "hooks"],
+)
+def test_wrapped_blocks(change: Callable[[SE3Transformer], None], name: str) -> None:
+    truth = gradients(make_model(), "dense")
+    model = make_model()
+    change(model)
+    found = {key.replace("_checkpoint_wrapped_module.", ""): value for key, value in gradients(model, name).items()}
+    assert found.keys() == truth.keys()
+    for key, true in truth.items():
+        value = found[key]
+        assert (value is None) == (true is None), key
+        assert value is None or true is None or relative_error(value, true) < 1e-9
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_frozen_block_and_frozen_networks(name: str) -> None:
+    frozen = ("graph_modules.0.", "graph_modules.2.to_key_value.conv")
+    truth = gradients(make_model(), "dense")
+    model = make_model()
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(not key.startswith(frozen))
+    for key, value in gradients(model, name).items():
+        true = truth[key]
+        if key.startswith(frozen):
+            assert value is None
+        else:
+            assert (value is None) == (true is None), key
+            assert value is None or true is None or relative_error(value, true) < 1e-9
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_tied_blocks(name: str) -> None:
+    def tied() -> Any:
+        model = make_model()
+        model.graph_modules[2] = model.graph_modules[0]
+        return model
+
+    truth, found = gradients(tied(), "dense"), gradients(tied(), name)
+    for key, true in truth.items():
+        value = found[key]
+        assert value is None or true is None or relative_error(value, true) < 1e-9
