@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.backend import selected_backend
-from se3_fast.ops.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.reference import basis as reference
 from se3_fast.so3 import wigner_3j
 
