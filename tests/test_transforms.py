@@ -23,7 +23,7 @@ Features = dict[str, Tensor]
 
 
 def make_model(seed: int = 0, **arguments: Any) -> nn.Module:
-    """With one convolution unless ``final_layer`` says otherwise."""
+    """With one convolution and no norm unless the arguments say otherwise."""
     torch.manual_seed(seed)
     return SE3TransformerPooled(
         num_layers=1,
@@ -35,7 +35,7 @@ def make_model(seed: int = 0, **arguments: Any) -> nn.Module:
         fiber_edge=FIBER_EDGE,
         num_heads=1,
         channels_div=1,
-        **{"final_layer": "lin", **arguments},
+        **{"final_layer": "lin", "norm": False, **arguments},
     ).double()
 
 
@@ -70,7 +70,7 @@ def assert_equal(found: Any, expected: Any, tolerance: float = EXACT) -> None:
 @pytest.mark.parametrize("low_memory", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_of_parameters(backend: str, low_memory: bool) -> None:
-    model, arguments = make_model(low_memory=low_memory, final_layer="conv"), inputs()
+    model, arguments = make_model(low_memory=low_memory, final_layer="conv", norm=True), inputs()
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
         edges, pos, nodes, bonds = arguments
