@@ -25,9 +25,14 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def is_forward() -> bool:
+    """Whether derivatives are followed in forward mode (``jvp``, ``jacfwd``, ``dual_level``)."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
 def is_recording() -> bool:
     """Whether derivatives, of any mode, may be asked for of what is computed now."""
-    return torch.is_grad_enabled() or is_transformed() or forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or is_transformed() or is_forward()
 
 
 def untransformed() -> AbstractContextManager[object]:
@@ -45,8 +50,8 @@ def is_batched(tensor: Tensor) -> bool:
 
 
 def is_followed(tensor: Tensor) -> bool:
-    """Whether gradients with respect to a tensor may be asked for: outside of a ``vmap`` that one cannot know."""
-    return torch.is_grad_enabled() and (tensor.requires_grad or is_batched(tensor))
+    """Whether derivatives with respect to a tensor may be asked for; within a ``vmap`` and in forward mode they always may."""
+    return is_forward() or (torch.is_grad_enabled() and (tensor.requires_grad or is_batched(tensor)))
 
 
 def values(tensor: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from se3_fast.native import library
 from se3_fast.native import tfn_conv_by_source as native_by_source
 from se3_fast.ops import second_derivatives
 from se3_fast.ops.basis import get_basis, update_basis_with_fused
+from se3_fast.reference.layer_norm import layer_norm
 from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
 
 BACKENDS = ["torch", *(["cpp"] if library.is_available() else []), "triton"]
@@ -231,9 +232,10 @@ def test_under_autocast(backend: str, low_memory: bool) -> None:
     assert error < 2.5 * TOLERANCE[torch.bfloat16]
 
 
+@pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("kinds", [("parameters", "parameters+positions"), ("positions", "parameters+positions")], ids=str)
-def test_by_central_differences(kinds: tuple[str, str]) -> None:
-    """Along one direction of all that is asked for: the second derivatives of ``dense``, to which all other tests hold."""
+def test_by_central_differences(kinds: tuple[str, str], order: int) -> None:
+    """Along one direction of all that is asked for: the derivatives of ``dense``, to which all other tests hold."""
     step = 1e-6
 
     def moved(factor: float) -> float:
@@ -244,10 +246,13 @@ def test_by_central_differences(kinds: tuple[str, str]) -> None:
             for variable in variables:
                 variable += factor * torch.randn(variable.shape, generator=generator, dtype=torch.float64)
         with se3_fast.backend("dense"):
-            gradients = torch.autograd.grad(problem.loss(), inputs, materialize_grads=True)
-        return float(along(list(gradients), inputs, 0))
+            value = problem.loss()
+        for repetition in range(order - 1):
+            gradients = torch.autograd.grad(value, inputs, create_graph=order > 2, materialize_grads=True)
+            value = along(list(gradients), inputs, repetition)
+        return float(value.detach())
 
-    _, *found = derivatives("dense", *kinds, positions=True)
+    _, *found = derivatives("dense", *kinds, order=order, positions=True)
     slope = (moved(step) - moved(-step)) / (2 * step)
     generator = torch.Generator().manual_seed(11)
     directions = [torch.randn(gradient.shape, generator=generator, dtype=torch.float64) for gradient in found]
@@ -268,6 +273,30 @@ def test_a_gradient_that_depends_on_another_operand() -> None:
         (gradient,) = torch.autograd.grad((output**3).sum(), beside, create_graph=True)
         gradients.append(torch.autograd.grad((gradient**2).sum(), beside)[0])
     assert relative_error(gradients[1], gradients[0]) < EXACT
+
+
+def test_layer_normalisation() -> None:
+    """PyTorch's own takes mean and variance for constants in its third derivative."""
+
+    def by_formula(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * scale + shift
+
+    results = []
+    for function in (by_formula, lambda *operands: layer_norm(*operands, 1e-5)):
+        operands = [
+            value[:shape].clone().requires_grad_()
+            for value, shape in zip(
+                torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), (4, 1, 1), strict=True
+            )
+        ]
+        value = (function(operands[0], operands[1][0], operands[2][0]) ** 3).sum()
+        results.append([value.detach()])
+        for repetition in range(4):
+            gradients = torch.autograd.grad(value, operands, create_graph=True)
+            value = along(list(gradients), operands, repetition)
+            results[-1] += [gradient.detach() for gradient in gradients]
+    assert largest_error(results[1], results[0]) < EXACT
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
@@ -348,4 +377,4 @@ def test_there_is_no_other_way_to_a_gradient() -> None:
     for module in pkgutil.walk_packages(se3_fast.ops.__path__, "se3_fast.ops."):
         importlib.import_module(module.name)
     found = {function.__module__ for function in autograd_functions()}
-    assert found == {"se3_fast.ops.differentiable"}
+    assert found == {"se3_fast.differentiable"}

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from se3_fast.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph
 from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.compute_dtype import accumulation_dtype
-from se3_fast.ops.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
 from se3_fast.reference import edge_attention as reference

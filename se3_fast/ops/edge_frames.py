@@ -17,7 +17,7 @@ from se3_fast.ops.given_bases import directions_of
 from se3_fast.reference import basis as reference_basis
 from se3_fast.reference.edge_frames import edge_directions, wigner_blocks
 from se3_fast.so3 import axis_swap
-from se3_fast.transforms import is_batched, values
+from se3_fast.transforms import is_batched, is_followed, values
 
 
 @torch.library.custom_op("se3_fast::wigner_blocks", mutates_args=())
@@ -69,7 +69,7 @@ def _(info: Any, in_dims: tuple[int | None, ...], rel_pos: Tensor) -> tuple[Tens
 def edge_lengths(rel_pos: Tensor) -> Tensor:
     """Lengths of the edges, [E, 3] to [E]; at length zero derivatives of every order are zero instead of not finite."""
     lengths = rel_pos.detach().norm(dim=-1)
-    if not (rel_pos.requires_grad or is_batched(rel_pos)):
+    if not is_followed(rel_pos):
         return lengths
     has_length = lengths > 0
     return torch.where(has_length, torch.where(has_length[:, None], rel_pos, 1.0).norm(dim=-1), 0.0)

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from se3_fast.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.fiber import Features
 from se3_fast.ops.backend import selected_backend
-from se3_fast.ops.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.shared_features import SharedFeatures
 from se3_fast.reference import equivariant_norm as reference

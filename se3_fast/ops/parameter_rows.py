@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.differentiable import LinearOperation, Tensors
 from se3_fast.modes import constant
-from se3_fast.ops.differentiable import LinearOperation, Tensors
 from se3_fast.reference import parameter_rows as reference
 
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from se3_fast.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.backend import selected_backend
-from se3_fast.ops.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.reference import pooling as reference
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.compute_dtype import accumulation_dtype, compute_dtype
-from se3_fast.ops.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
 from se3_fast.reference import radial as reference

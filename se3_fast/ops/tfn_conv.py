@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from se3_fast.aligned import tfn_conv as aligned
+from se3_fast.differentiable import Operation, Tensors, Wanted
 from se3_fast.fiber import Features
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.modes import constant
 from se3_fast.ops.aligned_weights import AlignedWeights, aligned_weights
 from se3_fast.ops.backend import backend, convolution_backend, frames_read, selected_backend
 from se3_fast.ops.compute_dtype import accumulation_dtype, compute_dtype
-from se3_fast.ops.differentiable import Operation, Tensors, Wanted
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.radial import Recipe, Remake, ScaledRemake, scaled
@@ -632,6 +632,10 @@ class OperandConvolution(Operation):
     def evaluate(self, operands: Any) -> Sequence[Tensor]:
         """The messages."""
         return self.make(operands[0]).forward(operands[2 : 2 + self.num_features + 2 * self.num_groups])
+
+    def formula_operands(self, operands: Tensors) -> Tensors:
+        """All but what h is made of."""
+        return operands[: 2 + self.num_features + 2 * self.num_groups]
 
     def saved(self, operands: Tensors) -> Tensors:
         """All, or all but h."""

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from se3_fast.fiber import Features
+from se3_fast.reference.layer_norm import layer_norm as normalised_over_channels
 
 NORM_CLAMP = 2.0**-24
 """Smallest norm; the smallest positive number of float16, so that no norm is zero in half precision."""
@@ -42,7 +42,7 @@ def group_norm(
     fused = torch.stack(norms, 1).squeeze(-1)  # [N, D, C]
     # Every degree for itself, which is what a group normalisation is; PyTorch's takes longer on the CPU, and its second derivatives
     # know no vmap.
-    normalised = F.layer_norm(fused, fused.shape[-1:], eps=epsilon).flatten(1)
+    normalised = normalised_over_channels(fused, None, None, epsilon).flatten(1)
     normalised = torch.addcmul(shift.to(fused.dtype), normalised, scale.to(fused.dtype))
     rescaled = nonlinearity(normalised)[..., None].chunk(len(keys), 1)
     outputs = (feature / norm * new for feature, norm, new in zip(wide, norms, rescaled, strict=True))
@@ -53,7 +53,7 @@ def layer_norm(feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, no
     """Layer normalisation over the norms of one degree: [N, C, 2d+1] to the same; ``scale`` and ``shift`` are [C]."""
     wide = _at_least_float32(feature)
     norm = _clamped_norm(wide)
-    normalised = F.layer_norm(norm.squeeze(-1), scale.shape, scale.to(norm.dtype), shift.to(norm.dtype), epsilon)
+    normalised = normalised_over_channels(norm.squeeze(-1), scale, shift, epsilon)
     return (wide / norm * nonlinearity(normalised)[..., None]).to(feature.dtype)
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from se3_fast.reference.layer_norm import layer_norm
+
 
 class RadialLayer(NamedTuple):
     """One hidden layer: ``weight`` [K, e], ``bias`` [K]; ``scale`` and ``shift`` [K] of its layer norm, or None without one."""
@@ -29,6 +31,6 @@ def radial(invariants: Tensor, layers: tuple[RadialLayer, RadialLayer]) -> Tenso
     for layer in layers:
         hidden = F.linear(hidden, layer.weight, layer.bias)
         if layer.scale is not None:
-            hidden = F.layer_norm(hidden, hidden.shape[-1:], layer.scale, layer.shift)
+            hidden = layer_norm(hidden, layer.scale, layer.shift, LAYER_NORM_EPSILON)
         hidden = F.relu(hidden)
     return hidden

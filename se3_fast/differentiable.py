@@ -19,12 +19,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from se3_fast.transforms import apply, apply_in_backward
+from se3_fast.transforms import apply, apply_in_backward, is_forward
 
 Tensors = Sequence[Tensor | None]
 Evaluate = Callable[[Any], Sequence[Tensor]]
@@ -146,13 +146,16 @@ class Operation(ABC):
         """Tensors that the kernels read besides: autograd sees to it that they are the same in the backward pass."""
         return ()
 
+    def formula_operands(self, operands: Tensors) -> Tensors:
+        """Those of the operands that the formula takes: all but some at the end that are never differentiated."""
+        return operands
+
     def saved(self, operands: Tensors) -> Tensors:
         """What of the operands is kept for the backward pass."""
         return operands
 
     def restored(self, saved: Tensors) -> Tensors:
-        """The operands, from what :meth:`saved` returned; those at the end that are never differentiated may be left out. Recorded
-        where the backward pass is."""
+        """What the formula takes, from what :meth:`saved` returned; recorded where the backward pass is."""
         return saved
 
 
@@ -169,8 +172,10 @@ class _Evaluation(torch.autograd.Function):
         num_results = len(output) - operation.num_kept
         saved = operation.saved(operands)
         ctx.operation, ctx.num_saved, ctx.num_results = operation, len(saved), num_results
-        if not operation.takes_missing:
-            ctx.like = [(result.shape, result.dtype, result.device) for result in output[:num_results]]
+        if is_forward():
+            ctx.save_for_forward(*operation.formula_operands(operands))
+        if is_forward() or not operation.takes_missing:
+            ctx.like = [_Like(result.shape, result.dtype, result.device) for result in output[:num_results]]
         ctx.mark_non_differentiable(*output[num_results:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved, *output[num_results:], *operation.constants)
@@ -182,10 +187,7 @@ class _Evaluation(torch.autograd.Function):
         if all(gradient is None for gradient in given):
             return None, *[None] * len(wanted)
         if not operation.takes_missing:
-            given = [
-                torch.zeros(like[0], dtype=like[1], device=like[2]) if gradient is None else gradient
-                for gradient, like in zip(given, ctx.like, strict=True)
-            ]
+            given = [like.zeros() if gradient is None else gradient for gradient, like in zip(given, ctx.like, strict=True)]
         tensors = ctx.saved_tensors
         operands = operation.restored(tensors[: ctx.num_saved])
         kept = tensors[ctx.num_saved : ctx.num_saved + operation.num_kept]
@@ -193,6 +195,12 @@ class _Evaluation(torch.autograd.Function):
         found = iter(apply_in_backward(_Gradients, operation, differentiated, *operands, *kept, *given))
         of_operands = [next(found) if is_wanted else None for is_wanted in differentiated]
         return None, *of_operands, *[None] * (len(wanted) - len(operands))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        operands = ctx.saved_tensors
+        found = _tangents_by_formula(ctx.operation.formula, operands, tangents[: len(operands)], ctx.like)
+        return *found, *[None] * ctx.operation.num_kept
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], operation: Operation, *operands: Tensor | None) -> tuple[Any, Any]:
@@ -215,6 +223,9 @@ class _Gradients(torch.autograd.Function):
         ctx.operation, ctx.wanted = operation, wanted
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*operands, *given)
+        if is_forward():
+            ctx.save_for_forward(*operands, *given)
+            ctx.like = [_Like(result.shape, result.dtype, result.device) if result is not None else None for result in output]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -223,6 +234,12 @@ class _Gradients(torch.autograd.Function):
         formula = operation.formula.vjp(wanted)
         found = _gradients_by_formula(formula, (*operands, *given), ctx.saved_tensors, gradients)
         return None, None, *found[: len(wanted)], *[None] * operation.num_kept, *found[len(wanted) :]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        of_operands, _, of_given = _parted(ctx.operation, ctx.wanted, tangents[2:])
+        formula = ctx.operation.formula.vjp(ctx.wanted)
+        return tuple(_tangents_by_formula(formula, ctx.saved_tensors, (*of_operands, *of_given), ctx.like))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -249,10 +266,17 @@ class _ByFormula(torch.autograd.Function):
         ctx.formula, *operands = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*operands)
+        if is_forward():
+            ctx.save_for_forward(*operands)
+            ctx.like = [_Like(result.shape, result.dtype, result.device) for result in output]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         return None, *_gradients_by_formula(ctx.formula, ctx.needs_input_grad[1:], ctx.saved_tensors, gradients)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(_tangents_by_formula(ctx.formula, ctx.saved_tensors, tangents, ctx.like))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -265,6 +289,31 @@ def _gradients_by_formula(formula: Formula, wanted: Sequence[bool], operands: Te
         return [None] * len(wanted)
     found = iter(apply_in_backward(_ByFormula, formula.vjp(tuple(wanted)), *operands, *gradients))
     return [next(found) if is_wanted else None for is_wanted in wanted]
+
+
+class _Like(NamedTuple):
+    """What a tensor is but for its values."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def zeros(self) -> Tensor:
+        """Such a tensor."""
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+
+
+def _tangents_by_formula(
+    formula: Formula, operands: Tensors, tangents: Tensors, results: Sequence[_Like | None]
+) -> list[Tensor | None]:
+    """Derivatives of a formula's results along directions of its operands: the gradients that it has are linear in those of the
+    results, and what they are multiplied by are these."""
+    wanted = tuple(tangent is not None for tangent in tangents)
+    transposed = formula.vjp(wanted).vjp((*[False] * len(operands), *(like is not None for like in results)))
+    gradients = [None if like is None else like.zeros() for like in results]
+    directions = [tangent for tangent in tangents if tangent is not None]
+    found = iter(apply(_ByFormula, transposed, *operands, *gradients, *directions))
+    return [None if like is None else next(found).to(like.dtype) for like in results]
 
 
 class LinearOperation(ABC):
@@ -303,6 +352,10 @@ class _LinearEvaluation(torch.autograd.Function):
             return None, *[None] * len(wanted)
         found = apply_in_backward(_LinearEvaluation, ctx.operation.transpose, *gradients)
         return None, *(one if is_wanted else None for one, is_wanted in zip(found, wanted, strict=True))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return apply(_LinearEvaluation, ctx.operation, *tangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
