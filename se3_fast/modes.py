@@ -39,7 +39,7 @@ def constant(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
         result: Result = kept(*args, **kwargs)
         return result
 
-    return torch.compiler.assume_constant_result(call)
+    return call
 
 
 def made_beside(source: Tensor, make: Callable[[], Result], with_gradients: bool = False) -> Result:

@@ -54,6 +54,11 @@ def is_followed(tensor: Tensor) -> bool:
     return is_forward() or (torch.is_grad_enabled() and (tensor.requires_grad or is_batched(tensor)))
 
 
+def is_variable(tensor: Tensor) -> bool:
+    """As :func:`is_followed`, whatever the grad mode is now."""
+    return is_forward() or tensor.requires_grad or is_batched(tensor)
+
+
 def values(tensor: Tensor) -> Tensor:
     """The values behind a tensor: of all entries, on axes in front, within ``vmap``; otherwise the tensor, or what it wraps."""
     num_batches = 0

@@ -17,7 +17,7 @@ from se3_fast.ops.given_bases import directions_of
 from se3_fast.reference import basis as reference_basis
 from se3_fast.reference.edge_frames import edge_directions, wigner_blocks
 from se3_fast.so3 import axis_swap
-from se3_fast.transforms import is_batched, is_followed, values
+from se3_fast.transforms import is_batched, is_followed, is_variable, values
 
 
 @torch.library.custom_op("se3_fast::wigner_blocks", mutates_args=())
@@ -257,7 +257,7 @@ class EdgeGeometry:
         bases = self._bases or self._own_bases.setdefault(dtype, {})
         if key not in bases:
             sources = (self.rel_pos, *bases.values(), *([] if self.factor is None else [self.factor]))
-            with_gradients = any(source.requires_grad or is_batched(source) for source in sources)
+            with_gradients = any(map(is_variable, sources))
             bases[key] = made_beside(self.rel_pos, lambda: self._make_basis(bases, key, dtype), with_gradients)
         return bases[key]
 
@@ -276,8 +276,7 @@ class EdgeGeometry:
         return bases[key]
 
     def _pairwise_bases(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        is_differentiated = self.rel_pos.requires_grad or is_batched(self.rel_pos)
-        bases = get_basis(self.rel_pos, self.max_degree, compute_gradients=is_differentiated)
+        bases = get_basis(self.rel_pos, self.max_degree, compute_gradients=is_variable(self.rel_pos))
         if self.factor is not None:
             factor = self.factor[:, None, None, None]
             bases = {key: basis * factor for key, basis in bases.items()}
@@ -387,6 +386,8 @@ def _check_relative_positions(rel_pos: Tensor) -> None:
         raise ValueError(f"rel_pos: expected shape [E, 3], got {list(rel_pos.shape)}")
     if not rel_pos.is_floating_point():
         raise ValueError(f"rel_pos: expected floating-point values, got {rel_pos.dtype}")
+    if torch.compiler.is_compiling():
+        return
     given = values(rel_pos)
     if is_readable(given) and not given.isfinite().all():
         edges = given.view(-1, 3)

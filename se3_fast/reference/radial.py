@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,7 +31,9 @@ def radial(invariants: Tensor, layers: tuple[RadialLayer, RadialLayer]) -> Tenso
     hidden = invariants
     for layer in layers:
         hidden = F.linear(hidden, layer.weight, layer.bias)
-        if layer.scale is not None:
+        if layer.scale is not None and torch.compiler.is_compiling():  # differentiated once; a global float would be an input
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], layer.scale, layer.shift)
+        elif layer.scale is not None:
             hidden = layer_norm(hidden, layer.scale, layer.shift, LAYER_NORM_EPSILON)
         hidden = F.relu(hidden)
     return hidden
