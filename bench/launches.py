@@ -97,7 +97,7 @@ def count(workload: Workload, is_amp: bool) -> Launches:
     if DEVICE.type == "cuda":
         step()
         return _profiled(step)
-    with _OperationCounter(workload.model) as counter, counter.of_kernels():
+    with _OperationCounter() as counter, counter.of_kernels():
         step()
         counter.launches.counts.clear()
         step()
@@ -122,26 +122,23 @@ def _profiled(step: Callable[[], None]) -> Launches:
 class _OperationCounter(TorchDispatchMode):
     """Counts dispatched operations by the layer that issues them, in the backward pass by the layer that made the autograd node."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.launches = Launches()
-        self._model = model
         self._stack: list[str] = []
         self._spans: list[tuple[int, int, str]] = []  # first and last number of the autograd nodes that a layer made
-        self._handles: list[Any] = []
+        self._forwards = {kind: kind.forward for kind in LAYERS}
 
     def __enter__(self) -> _OperationCounter:
-        for module in self._model.modules():
-            if isinstance(module, LAYERS):
-                self._handles.append(module.register_forward_pre_hook(self._enter_layer))
-                self._handles.append(module.register_forward_hook(self._leave_layer))
+        for kind, forward in self._forwards.items():  # not by hooks: layers that have any are computed in another way
+            kind.forward = self._followed(forward)
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        for handle in self._handles:
-            handle.remove()
+        for kind, forward in self._forwards.items():
+            kind.forward = forward
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -165,11 +162,20 @@ class _OperationCounter(TorchDispatchMode):
         finally:
             GridExecutor.__call__ = launch
 
-    def _enter_layer(self, module: nn.Module, _: Any) -> None:
+    def _followed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def follow(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self._enter_layer(module)
+            result = forward(module, *args, **kwargs)
+            self._leave_layer(module)
+            return result
+
+        return follow
+
+    def _enter_layer(self, module: nn.Module) -> None:
         self._stack.append(type(module).__name__)
         self._spans.append((torch.autograd._get_sequence_nr(), -1, type(module).__name__))
 
-    def _leave_layer(self, module: nn.Module, _: Any, __: Any) -> None:
+    def _leave_layer(self, module: nn.Module) -> None:
         name = self._stack.pop()
         position = max(place for place, (_, stop, layer) in enumerate(self._spans) if stop < 0 and layer == name)
         self._spans[position] = (self._spans[position][0], torch.autograd._get_sequence_nr(), name)

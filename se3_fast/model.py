@@ -181,7 +181,7 @@ class SE3Transformer(nn.Module):
         num_nodes = self.fiber_in.check_features(node_feats, "node_feats")
         if num_nodes != graph.num_nodes():
             raise ValueError(f"node_feats: expected features of the graph's {graph.num_nodes()} nodes, got {num_nodes}")
-        edge_feats = {} if edge_feats is None else edge_feats
+        edge_feats = {} if edge_feats is None else _as_floats(edge_feats, rel_pos.dtype)
         self.fiber_edge.check_features(edge_feats, "edge_feats")
         tensors = {"graph.edata['rel_pos']": rel_pos} | named("node_feats", node_feats) | named("edge_feats", edge_feats)
         check_kinds(self, graph, tensors)
@@ -362,6 +362,16 @@ def _replace_activations(modules: nn.Module, nonlinearity: nn.Module) -> None:
         for name, part in list(module.named_children()):
             if isinstance(part, nn.ReLU):
                 setattr(module, name, nonlinearity)
+
+
+def _as_floats(edge_feats: Features, dtype: torch.dtype) -> Features:
+    """Edge features that are whole numbers, such as kinds of bonds, as the edge lengths beside them are."""
+    if not isinstance(edge_feats, Mapping):
+        return edge_feats
+    return {
+        key: tensor.to(dtype) if isinstance(tensor, Tensor) and not tensor.is_floating_point() else tensor
+        for key, tensor in edge_feats.items()
+    }
 
 
 def _published_fuse_level(tensor_cores: bool, low_memory: bool) -> ConvSE3FuseLevel:

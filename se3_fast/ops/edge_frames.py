@@ -106,7 +106,7 @@ class EdgeGeometry:
         factor: Tensor | None = None,
     ) -> None:
         if bases is None:
-            _check_relative_positions(rel_pos)
+            _check_relative_positions(rel_pos, with_values=zero_length_edges is None)  # else they have been looked at
         self.rel_pos = rel_pos
         self.max_degree = max_degree
         self.factor = factor
@@ -379,14 +379,14 @@ def _scalar_basis(bases: dict[str, Tensor]) -> Tensor:
     return reference_basis.scalar_basis(next(iter(bases.values())))
 
 
-def _check_relative_positions(rel_pos: Tensor) -> None:
+def _check_relative_positions(rel_pos: Tensor, with_values: bool) -> None:
     if not isinstance(rel_pos, Tensor):
         raise TypeError(f"rel_pos: expected a tensor of shape [E, 3], got an object of type {type(rel_pos).__name__}")
     if rel_pos.ndim != 2 or rel_pos.shape[1] != 3:
         raise ValueError(f"rel_pos: expected shape [E, 3], got {list(rel_pos.shape)}")
     if not rel_pos.is_floating_point():
         raise ValueError(f"rel_pos: expected floating-point values, got {rel_pos.dtype}")
-    if torch.compiler.is_compiling():
+    if not with_values or torch.compiler.is_compiling():
         return
     given = values(rel_pos)
     if is_readable(given) and not given.isfinite().all():

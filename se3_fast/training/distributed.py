@@ -81,8 +81,8 @@ class World:
 
 @cache
 def _group_of_hosts() -> Any:
-    """The group of all processes in which tensors of the host are exchanged; None: the default one."""
-    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    """The group of all processes in which tensors of the host are exchanged, apart from gradients."""
+    return dist.new_group(backend="gloo")
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

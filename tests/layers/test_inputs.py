@@ -84,7 +84,11 @@ def test_positions(changed: dict[str, Any], message: str) -> None:
 def test_edge_features(dtype: torch.dtype) -> None:
     given = edges(**{"0": torch.zeros(EDGES, 1, 1, dtype=dtype)})
     message = r"edge_feats\['0'\]: expected (torch.float32 as the parameters have, got torch.float64|floating-point .* torch.int64)"
-    _refused(message, SE3Transformer(1, FIBER, FIBER, FIBER, 1, 1, fiber_edge=Fiber({0: 1})), graph(), features(), given)
+    model = SE3Transformer(1, FIBER, FIBER, FIBER, 1, 1, fiber_edge=Fiber({0: 1}))
+    if dtype == torch.int64:  # whole numbers go with the edge lengths
+        assert torch.equal(model(graph(), features(), given)["0"].isfinite(), torch.ones(NODES, 2, 1, dtype=torch.bool))
+    else:
+        _refused(message, model, graph(), features(), given)
     _refused(message, ConvSE3(FIBER, FIBER, Fiber({}), max_degree=1), features(), given, graph(), None)
 
 

