@@ -156,7 +156,7 @@ def test_a_closed_stream_is_left_alone(capsys: pytest.CaptureFixture[str], tmp_p
     assert capsys.readouterr().err.count("warning: the stream cannot be written (I/O operation on closed file.)") == 1
 
 
-@pytest.mark.parametrize("name", ["../log.json", "a/b", "/tmp/log.json", "..", "", "a\\b"])
+@pytest.mark.parametrize("name", ["../log.json", "a/b", "/log.json", "..", "", "a\\b"])
 def test_the_log_stays_in_its_folder(few_molecules: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     words = options(few_molecules, log_dir=tmp_path / "log", dllogger_name=name)
     assert "--dllogger_name: expected the name of a file in the log folder, got" in one_line_error(capsys, train.main(words))
