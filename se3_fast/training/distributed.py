@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from typing import Any
 
 import torch
@@ -30,11 +29,13 @@ class World:
         device: Device that this process computes on.
         rank: Number of this process.
         size: Number of processes.
+        hosts: The group of all processes in which tensors of the host are exchanged, apart from gradients; None: one process.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    hosts: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -70,19 +71,13 @@ class World:
         if self.size == 1:
             return lambda: value
         largest = torch.tensor(value)
-        work = dist.all_reduce(largest, dist.ReduceOp.MAX, group=_group_of_hosts(), async_op=True)
+        work = dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.hosts, async_op=True)
 
         def wait() -> int:
             work.wait()
             return int(largest)
 
         return wait
-
-
-@cache
-def _group_of_hosts() -> Any:
-    """The group of all processes in which tensors of the host are exchanged, apart from gradients."""
-    return dist.new_group(backend="gloo")
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -131,8 +126,10 @@ def open_world(device_name: str, timeout: timedelta | None = None) -> Iterator[W
         yield World(device)
         return
     with _lost_processes():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout or TIMEOUT)
-        yield World(device, dist.get_rank(), size)
+        timeout = timeout or TIMEOUT
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        hosts = dist.new_group(backend="gloo", timeout=timeout)  # without its own timeout, gloo would wait for half an hour
+        yield World(device, dist.get_rank(), size, hosts)
     # A DistributedDataParallel that outlives its process group hangs when it is freed (its threads wait for the
     # interpreter lock that the freeing one holds), so a closed trainer's is collected first. Not in a `finally`: a
     # process that fails must end at once, without waiting for the others.
