@@ -39,7 +39,7 @@ def recomputed(model: SE3Transformer) -> None:
 
 
 class RecomputedReentrant(nn.Module):
-    """A block recomputed by the older kind of checkpointing, which sees tensors that require gradients only if they are arguments."""
+    """A block recomputed by the older kind of checkpointing, for which tensors that require gradients must be arguments."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -69,7 +69,9 @@ def with_hooks(model: SE3Transformer) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("change", [recomputed, recomputed_reentrant, with_hooks], ids=["recomputed", "recomputed, reentrant", "hooks"])
+@pytest.mark.parametrize(
+    "change", [recomputed, recomputed_reentrant, with_hooks], ids=["recomputed", "recomputed, reentrant", "hooks"]
+)
 def test_wrapped_blocks(change: Callable[[SE3Transformer], None], name: str) -> None:
     truth = gradients(make_model(), "dense")
     model = make_model()
