@@ -1,7 +1,8 @@
 """Which tests run when: `make test-fast` those that are not SLOW, `make test` all but the LONG ones, `make fuzz` the LONG ones too.
 
 Patterns of `<file name>::<test>`, as :mod:`fnmatch` has them with brackets taken as they are. A test is long where it costs much
-and says little that others do not: further shapes of what Triton's interpreter runs slowly, further points at which a run is killed.
+and says little that others do not, such as further shapes of what Triton's interpreter runs slowly
+and further moments at which a run is killed.
 """
 
 from __future__ import annotations
