@@ -120,7 +120,7 @@ def _is_block_of(block, P: tl.constexpr, N: tl.constexpr, IN: tl.constexpr, BLOC
 
     The first part has none before it, the last none behind: what need not be asked costs no registers.
     """
-    return (P == 0 or block >= 0) and (P + 1 == len(IN) or block < (IN[P][N] + BLOCK_IN - 1) // BLOCK_IN)
+    return (P == 0 or block >= 0) and (len(IN) == P + 1 or block < (IN[P][N] + BLOCK_IN - 1) // BLOCK_IN)
 
 
 @triton.jit

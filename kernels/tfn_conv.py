@@ -41,10 +41,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
-from .resources import CompileCase
-
-MAX_DEGREES = 7
-"""How many degrees one launch rotates."""
+from .resources import ArgumentType, CompileCase, signature
 
 _GENERATOR_CHANNELS = 8  # channels side by side in a tile of the position gradient
 
@@ -143,31 +140,16 @@ def _align_degree(
 
 @triton.jit
 def _align_kernel(
-    features0, features1, features2, features3, features4, features5, features6,
-    table0, table1, table2, table3, table4, table5, table6,
-    index, angles, aligned, num_edges,
-    channels0, channels1, channels2, channels3, channels4, channels5, channels6,
-    row0, row1, row2, row3, row4, row5, row6,
-    row_stride0, row_stride1, row_stride2, row_stride3, row_stride4, row_stride5, row_stride6,
-    HAS_INDEX: tl.constexpr,
-    DEGREE0: tl.constexpr, DEGREE1: tl.constexpr, DEGREE2: tl.constexpr, DEGREE3: tl.constexpr,
-    DEGREE4: tl.constexpr, DEGREE5: tl.constexpr, DEGREE6: tl.constexpr,
+    features, tables, index, angles, aligned, num_edges, channels, rows, row_strides,
+    HAS_INDEX: tl.constexpr, DEGREES: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(1)
-    if number == 0:
-        _align_degree(features0, table0, index, angles, aligned, num_edges, channels0, row0, row_stride0, HAS_INDEX, DEGREE0)
-    if DEGREE1 >= 0 and number == 1:
-        _align_degree(features1, table1, index, angles, aligned, num_edges, channels1, row1, row_stride1, HAS_INDEX, DEGREE1)
-    if DEGREE2 >= 0 and number == 2:
-        _align_degree(features2, table2, index, angles, aligned, num_edges, channels2, row2, row_stride2, HAS_INDEX, DEGREE2)
-    if DEGREE3 >= 0 and number == 3:
-        _align_degree(features3, table3, index, angles, aligned, num_edges, channels3, row3, row_stride3, HAS_INDEX, DEGREE3)
-    if DEGREE4 >= 0 and number == 4:
-        _align_degree(features4, table4, index, angles, aligned, num_edges, channels4, row4, row_stride4, HAS_INDEX, DEGREE4)
-    if DEGREE5 >= 0 and number == 5:
-        _align_degree(features5, table5, index, angles, aligned, num_edges, channels5, row5, row_stride5, HAS_INDEX, DEGREE5)
-    if DEGREE6 >= 0 and number == 6:
-        _align_degree(features6, table6, index, angles, aligned, num_edges, channels6, row6, row_stride6, HAS_INDEX, DEGREE6)
+    for n in tl.static_range(len(DEGREES)):
+        if number == n:
+            _align_degree(
+                features[n], tables[n], index, angles, aligned, num_edges, channels[n], rows[n], row_strides[n],
+                HAS_INDEX, DEGREES[n],
+            )  # fmt: skip
 
 
 @triton.jit
@@ -220,52 +202,16 @@ def _rotate_sum_degree(
 
 @triton.jit
 def _rotate_sum_kernel(
-    output0, output1, output2, output3, output4, output5, output6,
-    table0, table1, table2, table3, table4, table5, table6,
-    aligned, angles, order, offsets, num_edges,
-    channels0, channels1, channels2, channels3, channels4, channels5, channels6,
-    row0, row1, row2, row3, row4, row5, row6,
-    row_stride0, row_stride1, row_stride2, row_stride3, row_stride4, row_stride5, row_stride6,
-    DEGREE0: tl.constexpr, DEGREE1: tl.constexpr, DEGREE2: tl.constexpr, DEGREE3: tl.constexpr,
-    DEGREE4: tl.constexpr, DEGREE5: tl.constexpr, DEGREE6: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
+    outputs, tables, aligned, angles, order, offsets, num_edges, channels, rows, row_strides,
+    DEGREES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(2)
-    if number == 0:
-        _rotate_sum_degree(
-            output0, table0, aligned, angles, order, offsets, num_edges, channels0, row0, row_stride0,
-            DEGREE0, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE1 >= 0 and number == 1:
-        _rotate_sum_degree(
-            output1, table1, aligned, angles, order, offsets, num_edges, channels1, row1, row_stride1,
-            DEGREE1, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE2 >= 0 and number == 2:
-        _rotate_sum_degree(
-            output2, table2, aligned, angles, order, offsets, num_edges, channels2, row2, row_stride2,
-            DEGREE2, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE3 >= 0 and number == 3:
-        _rotate_sum_degree(
-            output3, table3, aligned, angles, order, offsets, num_edges, channels3, row3, row_stride3,
-            DEGREE3, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE4 >= 0 and number == 4:
-        _rotate_sum_degree(
-            output4, table4, aligned, angles, order, offsets, num_edges, channels4, row4, row_stride4,
-            DEGREE4, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE5 >= 0 and number == 5:
-        _rotate_sum_degree(
-            output5, table5, aligned, angles, order, offsets, num_edges, channels5, row5, row_stride5,
-            DEGREE5, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE6 >= 0 and number == 6:
-        _rotate_sum_degree(
-            output6, table6, aligned, angles, order, offsets, num_edges, channels6, row6, row_stride6,
-            DEGREE6, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
+    for n in tl.static_range(len(DEGREES)):
+        if number == n:
+            _rotate_sum_degree(
+                outputs[n], tables[n], aligned, angles, order, offsets, num_edges, channels[n], rows[n], row_strides[n],
+                DEGREES[n], BLOCK, BLOCK_CHANNELS, SUM,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -532,7 +478,7 @@ def _position_gradient_kernel(
 
 
 def align(blocks: Sequence[DegreeBlock], index: Tensor | None, angles: Tensor, aligned: Tensor) -> None:
-    """Rotate features into the edges' frames, D^T x, into some rows of ``aligned``, :data:`MAX_DEGREES` degrees by one launch.
+    """Rotate features into the edges' frames, D^T x, into some rows of ``aligned``, all degrees by one launch.
 
     Args:
         blocks: the degrees, their features [N, C, 2d+1] with ``index``, else [E, C, 2d+1], contiguous.
@@ -542,13 +488,13 @@ def align(blocks: Sequence[DegreeBlock], index: Tensor | None, angles: Tensor, a
     """
     num_edges = aligned.shape[1]
     blocks = [block for block in blocks if block.features.shape[1] > 0]
-    for start in range(0, len(blocks) if num_edges > 0 else 0, MAX_DEGREES):
-        part = blocks[start : start + MAX_DEGREES]
-        smallest = min(rotation_block(block.degree) for block in part)
-        slots = _DegreeSlots(part)
-        _align_kernel[triton.cdiv(num_edges, smallest), len(part)](
-            *slots.tensors(), index, angles, aligned, num_edges, *slots.sizes(), HAS_INDEX=index is not None, **slots.degrees()
-        )
+    if num_edges > 0 and blocks:
+        features, tables, channels, rows, row_strides, degrees = _by_argument(blocks)
+        smallest = min(map(rotation_block, degrees))
+        _align_kernel[triton.cdiv(num_edges, smallest), len(blocks)](
+            features, tables, index, angles, aligned, num_edges, channels, rows, row_strides,
+            HAS_INDEX=index is not None, DEGREES=degrees,
+        )  # fmt: skip
 
 
 def rotate(aligned: Tensor, index: Tensor | None, angles: Tensor, table: Tensor, output: Tensor, row: int, row_stride: int) -> None:
@@ -586,15 +532,13 @@ def rotate_sum(blocks: Sequence[DegreeBlock], aligned: Tensor, angles: Tensor, o
     """
     num_nodes = len(offsets) - 1
     blocks = [block for block in blocks if block.features.shape[1] > 0]
-    for start in range(0, len(blocks) if num_nodes > 0 else 0, MAX_DEGREES):
-        part = blocks[start : start + MAX_DEGREES]
-        channels = max(block.features.shape[1] for block in part)
-        block_channels = _rotation_channels(channels, angles.dtype)
-        slots = _DegreeSlots(part)
-        _rotate_sum_kernel[num_nodes, triton.cdiv(channels, block_channels), len(part)](
-            *slots.tensors(), aligned, angles, order, offsets, aligned.shape[1], *slots.sizes(), **slots.degrees(),
-            BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles),
-            num_warps=_rotate_sum_warps(angles.dtype, max(block.degree for block in part)),
+    if num_nodes > 0 and blocks:
+        outputs, tables, channels, rows, row_strides, degrees = _by_argument(blocks)
+        block_channels = _rotation_channels(max(channels), angles.dtype)
+        _rotate_sum_kernel[num_nodes, triton.cdiv(max(channels), block_channels), len(blocks)](
+            outputs, tables, aligned, angles, order, offsets, aligned.shape[1], channels, rows, row_strides,
+            DEGREES=degrees, BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles),
+            num_warps=_rotate_sum_warps(angles.dtype, max(degrees)),
         )  # fmt: skip
 
 
@@ -715,24 +659,26 @@ def position_gradient(
     return result
 
 
-class _DegreeSlots:
-    """The arguments of a kernel that takes several degrees; those that are not there repeat the first, with degree -1."""
+class _ByArgument(NamedTuple):
+    """The arguments of a kernel that takes several degrees, each in a tuple; of the features [.., C, 2d+1] also C."""
 
-    def __init__(self, blocks: Sequence[DegreeBlock]) -> None:
-        self._blocks = [*blocks, *[blocks[0]._replace(degree=-1)] * (MAX_DEGREES - len(blocks))]
+    features: tuple[Tensor, ...]
+    tables: tuple[Tensor, ...]
+    channels: tuple[int, ...]
+    rows: tuple[int, ...]
+    row_strides: tuple[int, ...]
+    degrees: tuple[int, ...]
 
-    def tensors(self) -> list[Tensor]:
-        """Features, then tables."""
-        return [*(block.features for block in self._blocks), *(block.table for block in self._blocks)]
 
-    def sizes(self) -> list[int]:
-        """Channels, then first rows, then steps between rows."""
-        channels = (block.features.shape[1] for block in self._blocks)
-        return [*channels, *(block.row for block in self._blocks), *(block.row_stride for block in self._blocks)]
-
-    def degrees(self) -> dict[str, int]:
-        """The constexpr arguments."""
-        return {f"DEGREE{number}": block.degree for number, block in enumerate(self._blocks)}
+def _by_argument(blocks: Sequence[DegreeBlock]) -> _ByArgument:
+    return _ByArgument(
+        tuple(block.features for block in blocks),
+        tuple(block.table for block in blocks),
+        tuple(block.features.shape[1] for block in blocks),
+        tuple(block.row for block in blocks),
+        tuple(block.row_stride for block in blocks),
+        tuple(block.degree for block in blocks),
+    )
 
 
 class Tile(NamedTuple):
@@ -866,98 +812,78 @@ def compile_cases() -> list[CompileCase]:
 
 def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]:
     rounding = ROUNDINGS[name]
-    dtype, values, sums = rounding.dtype, f"*{rounding.type_name}", f"*{rounding.sum_name}"
+    dtype = rounding.dtype
     hidden = _hidden_gradient_tile(dtype, channels, rounding.precision == "tf32")
     weight, block_in = _weight_gradient_tile(dtype, channels)
-    contracted = signature("inputs hidden weights outputs", values, tables="items terms", integers="num_edges num_rows")
-    sizes = "num_edges splits num_groups"
-    launches: list[tuple[str, object, dict[str, str], dict[str, object], Tile]] = []
+    launches: list[tuple[str, object, dict[str, object], Tile]] = []
     for kind, is_edge_major in (("contract", False), ("contract edge-major", True)):
         tile = _contraction_tile(dtype, channels, is_edge_major or rounding.precision == "tf32")
-        constants = {"ODD_SIGN": 1.0, "EDGE_MAJOR": is_edge_major, "BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
-        launches.append((kind, _contract_kernel, contracted, constants, tile))
+        shape = {"ODD_SIGN": 1.0, "EDGE_MAJOR": is_edge_major, "BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
+        launches.append((kind, _contract_kernel, shape, tile))
+    hidden_shape = {"BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels}
+    weight_shape = {"BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels}
     launches += [
-        (
-            "hidden_gradient",
-            _hidden_gradient_kernel,
-            signature("inputs gradient weights", values, sums, "partial", "pairs spans", sizes),
-            {"BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels},
-            hidden,
-        ),
-        (
-            "weight_gradient",
-            _weight_gradient_kernel,
-            signature("inputs gradient hidden weight_gradient", values, tables="pairs", integers="num_edges"),
-            {"BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels},
-            weight,
-        ),
+        ("hidden_gradient", _hidden_gradient_kernel, hidden_shape, hidden),
+        ("weight_gradient", _weight_gradient_kernel, weight_shape, weight),
     ]
-    return [
-        CompileCase(
-            name=f"{kind} {workload} {name}",
-            kernel=kernel,
-            signature=types,
-            constants={"WIDTH": 32, **rounding.constants(), **constants},
-            num_warps=tile.warps,
-            num_stages=3,
-            expects_matrix_instructions=rounding.uses_matrix_unit,
+    cases = []
+    for kind, kernel, shape, tile in launches:
+        constants = {"WIDTH": 32, **rounding.constants(), **shape}
+        cases.append(
+            CompileCase(
+                name=f"{kind} {workload} {name}",
+                kernel=kernel,
+                signature=signature(kernel, constants, argument_types(rounding), f"*{rounding.type_name}"),
+                constants=constants,
+                num_warps=tile.warps,
+                num_stages=3,
+                expects_matrix_instructions=rounding.uses_matrix_unit,
+            )
         )
-        for kind, kernel, types, constants, tile in launches
-    ]
+    return cases
 
 
 def _rotation_cases(workload: str, name: str, channels: int, max_degree: int) -> list[CompileCase]:
-    dtype = ROUNDINGS[name].dtype
-    values, sums = f"*{ROUNDINGS[name].type_name}", f"*{ROUNDINGS[name].sum_name}"
-    sum_constant = {"SUM": ROUNDINGS[name].constants()["SUM"]}
-    rotate_sum_warps = _rotate_sum_warps(dtype, max_degree)
-    degrees = {f"DEGREE{slot}": slot if slot <= max_degree else -1 for slot in range(MAX_DEGREES)}
-    bounds = "num_edges outputs_about_z inputs_about_x inputs_about_z num_entries"
-    generators = signature("", "", "*fp64", "coefficients", "entries", bounds)
+    rounding = ROUNDINGS[name]
+    sums = {"SUM": rounding.constants()["SUM"]}
+    degrees = tuple(range(max_degree + 1))
+    warps = _rotate_sum_warps(rounding.dtype, max_degree)
     rotated = {"DEGREE": max_degree, "SIZE": tile_size(max_degree), "BLOCK": rotation_block(max_degree), "HAS_INDEX": False}
-    launches: list[tuple[str, object, dict[str, str], dict[str, object]]] = [
-        (
-            "align",
-            _align_kernel,
-            _slot_types("features", values, sums) | signature("aligned", values, sums, "angles", "index", "num_edges"),
-            {**degrees, "HAS_INDEX": True},
-        ),
-        (
-            f"rotate degree {max_degree}",
-            _rotate_kernel,
-            signature("aligned output", values, sums, "angles table", "index", "num_edges channels row row_stride"),
-            rotated,
-        ),
-        (
-            "rotate_sum",
-            _rotate_sum_kernel,
-            _slot_types("output", values, sums) | signature("aligned", values, sums, "angles", "order offsets", "num_edges"),
-            {**degrees, "BLOCK": 8, "BLOCK_CHANNELS": _rotation_channels(channels, dtype), **sum_constant},
-        ),
-        (
-            "position_gradient",
-            _position_gradient_kernel,
-            generators | signature("gradient outputs input_gradient inputs", values, sums, "rel_pos angles table result"),
-            {"BLOCK_EDGES": 64, "BLOCK_CHANNELS": _GENERATOR_CHANNELS, **sum_constant},
-        ),
+    summed = {"DEGREES": degrees, "BLOCK": 8, "BLOCK_CHANNELS": _rotation_channels(channels, rounding.dtype), **sums}
+    turned = {"BLOCK_EDGES": 64, "BLOCK_CHANNELS": _GENERATOR_CHANNELS, **sums}
+    types = argument_types(rounding)
+    by_degree = types | _types_by_degree(rounding, len(degrees))
+    launches: list[tuple[str, object, dict[str, ArgumentType], dict[str, object], int]] = [
+        ("align", _align_kernel, by_degree, {"DEGREES": degrees, "HAS_INDEX": True}, 4),
+        (f"rotate degree {max_degree}", _rotate_kernel, types, rotated, 4),
+        ("rotate_sum", _rotate_sum_kernel, by_degree, summed, warps),
+        ("position_gradient", _position_gradient_kernel, types, turned, 4),
     ]
+    values = f"*{rounding.type_name}"
     return [
         CompileCase(
-            f"{kind} {workload} {name}", kernel, types, constants, rotate_sum_warps if kind == "rotate_sum" else 4, num_stages=3
+            f"{kind} {workload} {name}", kernel, signature(kernel, constants, of_kernel, values), constants, num_warps, num_stages=3
         )
-        for kind, kernel, types, constants in launches
+        for kind, kernel, of_kernel, constants, num_warps in launches
     ]
 
 
-def _slot_types(features: str, values: str, sums: str) -> dict[str, str]:
-    """Types of the arguments of all degrees."""
-    kinds = ((features, values), ("table", sums), ("channels", "i32"), ("row", "i32"), ("row_stride", "i32"))
-    return {f"{name}{slot}": kind for name, kind in kinds for slot in range(MAX_DEGREES)}
+_TABLES = ("entries", "index", "items", "offsets", "order", "pairs", "spans", "terms")
+_SUMS = ("angles", "partial", "rel_pos", "result", "table")
+_SIZES = (
+    *("channels", "num_edges", "num_entries", "num_groups", "num_rows", "row", "row_stride", "splits"),
+    *("inputs_about_x", "inputs_about_z", "outputs_about_z"),
+)
 
 
-def signature(
-    values: str, value_type: str, sum_type: str = "", sums: str = "", tables: str = "", integers: str = ""
-) -> dict[str, str]:
-    """Argument types by name: feature values, sums, int64 tables, int32 sizes."""
-    kinds = ((values, value_type), (sums, sum_type), (tables, "*i64"), (integers, "i32"))
-    return {name: kind for names, kind in kinds for name in names.split()}
+def argument_types(rounding: Rounding) -> dict[str, ArgumentType]:
+    """Types of the arguments of the kernels that are not feature values: tables, sums and what has their type, sizes."""
+    types: dict[str, ArgumentType] = dict.fromkeys(_TABLES, "*i64")
+    return types | dict.fromkeys(_SUMS, f"*{rounding.sum_name}") | dict.fromkeys(_SIZES, "i32") | {"coefficients": "*fp64"}
+
+
+def _types_by_degree(rounding: Rounding, num_degrees: int) -> dict[str, ArgumentType]:
+    """Types of the arguments that are tuples."""
+    values, sums = f"*{rounding.type_name}", f"*{rounding.sum_name}"
+    types = {"features": values, "outputs": values, "tables": sums} | dict.fromkeys(("channels", "rows", "row_strides"), "i32")
+    return {name: (kind,) * num_degrees for name, kind in types.items()}

@@ -35,8 +35,19 @@ import triton.language as tl
 from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
-from .resources import CompileCase
-from .tfn_conv import ROUNDINGS, Tile, add_product, operand_type, padded_channels, precision, rotation_block, signature, sum_type
+from .resources import ArgumentType, CompileCase, signature
+from .tfn_conv import (
+    ROUNDINGS,
+    Rounding,
+    Tile,
+    add_product,
+    argument_types,
+    operand_type,
+    padded_channels,
+    precision,
+    rotation_block,
+    sum_type,
+)
 
 _NUM_STAGES = 2  # of software pipelining: a third takes the registers of the sums in full precision
 
@@ -505,84 +516,48 @@ def compile_cases() -> list[CompileCase]:
             tile_height = tile_edges(rounding.dtype, edges)
             tile, frame_tile = _edge_tile(rounding.dtype, channels, tile_height), _frame_gradient_tile(rounding.dtype, tile_height)
             gradient_tile, block_components = _product_gradient_tile(rounding.dtype, channels)
-            values = f"*{rounding.type_name}"
             common = {"WIDTH": 32, **rounding.constants()}
-            nodes = "num_edges first_node num_nodes"
             tiled: dict[str, object] = {"BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
-            launches: list[tuple[str, object, dict[str, str], dict[str, object], Tile]] = []
+            launches: list[tuple[str, object, dict[str, object], Tile]] = []
             for has_odd in (False, True):
                 order = f"m{'>' if has_odd else '='}0"
-                tiles = "tiles order offsets items pairs"
+                framed = {"BLOCK_EDGES": frame_tile.edges, "BLOCK_CHANNELS": frame_tile.channels}
+                of_products = {
+                    "BLOCK_EDGES": gradient_tile.edges,
+                    "BLOCK_COMPONENTS": block_components,
+                    "BLOCK_CHANNELS": gradient_tile.channels,
+                }
                 launches += [
-                    (
-                        f"contract {order}",
-                        _contract_kernel,
-                        signature("frames hidden products outputs", values, tables=tiles, integers=nodes),
-                        {"HAS_ODD": has_odd, **tiled},
-                        tile,
-                    ),
-                    (
-                        f"frame_gradient {order}",
-                        _frame_gradient_kernel,
-                        signature("gradient hidden products frame_gradient", values, tables=tiles, integers=nodes),
-                        {"HAS_ODD": has_odd, "BLOCK_EDGES": frame_tile.edges, "BLOCK_CHANNELS": frame_tile.channels},
-                        frame_tile,
-                    ),
-                    (
-                        f"product_gradient {order}",
-                        _product_gradient_kernel,
-                        signature(
-                            "frames gradient hidden product_gradient",
-                            values,
-                            tables="order offsets pairs slices",
-                            integers=nodes,
-                        ),
-                        {
-                            "HAS_ODD": has_odd,
-                            "BLOCK_EDGES": gradient_tile.edges,
-                            "BLOCK_COMPONENTS": block_components,
-                            "BLOCK_CHANNELS": gradient_tile.channels,
-                        },
-                        gradient_tile,
-                    ),
+                    (f"contract {order}", _contract_kernel, {"HAS_ODD": has_odd, **tiled}, tile),
+                    (f"frame_gradient {order}", _frame_gradient_kernel, {"HAS_ODD": has_odd, **framed}, frame_tile),
+                    (f"product_gradient {order}", _product_gradient_kernel, {"HAS_ODD": has_odd, **of_products}, gradient_tile),
                 ]
-            launches.append(
-                (
-                    "hidden_gradient",
-                    _hidden_gradient_kernel,
-                    signature(
-                        "frames gradient products hidden_gradient",
-                        values,
-                        tables="tiles order offsets pairs spans odd_pairs odd_spans",
-                        integers=nodes,
-                    ),
-                    tiled,
-                    tile,
-                )
-            )
-            for kind, kernel, types, constants, launch_tile in launches:
+            launches.append(("hidden_gradient", _hidden_gradient_kernel, tiled, tile))
+            for kind, kernel, shape, launch_tile in launches:
+                constants = common | shape
                 cases.append(
                     CompileCase(
                         name=f"{kind} {workload} {name}",
                         kernel=kernel,
-                        signature=types,
-                        constants={**common, **constants},
+                        signature=signature(kernel, constants, _argument_types(rounding), f"*{rounding.type_name}"),
+                        constants=constants,
                         num_warps=launch_tile.warps,
                         num_stages=_NUM_STAGES,
                         expects_matrix_instructions=rounding.uses_matrix_unit,
                     )
                 )
             if name != "tf32":  # which rounds products only
-                cases.append(_frames_case(workload, name, rounding.type_name, rounding.sum_name, degree))
+                cases.append(_frames_case(workload, name, degree))
     return cases
 
 
-def _frames_case(workload: str, name: str, type_name: str, sum_name: str, degree: int) -> CompileCase:
-    return CompileCase(
-        name=f"frames degree {degree} {workload} {name}",
-        kernel=_frames_kernel,
-        signature=signature("frames", f"*{type_name}", f"*{sum_name}", "angles table", integers="num_edges row"),
-        constants={"DEGREE": degree, "SIZE": tile_size(degree), "BLOCK": rotation_block(degree)},
-        num_warps=4,
-        num_stages=3,
-    )
+def _frames_case(workload: str, name: str, degree: int) -> CompileCase:
+    constants = {"DEGREE": degree, "SIZE": tile_size(degree), "BLOCK": rotation_block(degree)}
+    types = signature(_frames_kernel, constants, _argument_types(ROUNDINGS[name]), f"*{ROUNDINGS[name].type_name}")
+    return CompileCase(f"frames degree {degree} {workload} {name}", _frames_kernel, types, constants, num_warps=4, num_stages=3)
+
+
+def _argument_types(rounding: Rounding) -> dict[str, ArgumentType]:
+    """As those by edge."""
+    types = argument_types(rounding) | dict.fromkeys(("odd_pairs", "odd_spans", "slices", "tiles"), "*i64")
+    return types | dict.fromkeys(("first_node", "num_nodes"), "i32")
