@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .precision import DTYPES, ROUNDINGS, sum_type
 from .resources import CompileCase, signature
 from .tuples import one_of
 
@@ -146,9 +147,8 @@ def _grid(table: BlockTable, width: int) -> tuple[int, int, int]:
 
 
 def _constants(width: int, dtype: torch.dtype) -> dict[str, object]:
-    sums = tl.float64 if dtype == torch.float64 else tl.float32
     block_in, block_width, block_out = _TILE
-    return {"WIDTH": width, "BLOCK_IN": block_in, "BLOCK_WIDTH": block_width, "BLOCK_OUT": block_out, "SUM": sums}
+    return {"WIDTH": width, "BLOCK_IN": block_in, "BLOCK_WIDTH": block_width, "BLOCK_OUT": block_out, "SUM": sum_type(dtype)}
 
 
 def cost(num_weights: int, num_entries: float, itemsize: int, aligned_itemsize: int) -> tuple[Cost, Cost]:
@@ -171,8 +171,8 @@ def compile_cases() -> list[CompileCase]:
     """Both kernels by dtype of the aligned weights; the weights are float32, float64 with them."""
     cases = []
     tables = dict.fromkeys(("blocks", "places"), "*i64") | {"coefficients": "*fp64", "out_tiles": "i32"}
-    for name in ("fp16", "bf16", "fp32", "fp64"):
-        parameter, dtype = ("*fp64", torch.float64) if name == "fp64" else ("*fp32", torch.float32)
+    for name, dtype in DTYPES.items():
+        parameter = f"*{ROUNDINGS[name].sum_name}"
         tensors = {"weights": (parameter,) * SLOTS, "gradients": (f"*{name}",) * SLOTS, "result": parameter}
         launches: tuple[tuple[str, object, dict[str, object]], ...] = (
             ("forward", _forward_kernel, {"HAS_TRANSPOSED": True}),

@@ -33,6 +33,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .precision import DTYPES, ROUNDINGS, sum_dtype, sum_type
 from .resources import ArgumentType, CompileCase, signature
 
 _FORWARD_VALUES = 1024  # a program's share of the largest degree, by 4 warps: 8 values a thread
@@ -180,7 +181,7 @@ def forward(features: Sequence[Tensor], scale: Tensor, shift: Tensor, epsilon: f
         grid = (triton.cdiv(num_nodes, tile.nodes), len(features))
         _forward_kernel[grid](
             tuple(features), tuple(outputs), scale, shift, num_nodes,
-            **_constants(channels, _components(features), tile, epsilon, _sum_type(features[0])), num_warps=tile.warps,
+            **_constants(channels, _components(features), tile, epsilon, features[0].dtype), num_warps=tile.warps,
         )  # fmt: skip
     return outputs
 
@@ -213,11 +214,10 @@ def backward(
     tile = _choose_tile(channels, _components(features), _BACKWARD_VALUES)
     if programs is None:
         programs = max(1, min(triton.cdiv(num_nodes, tile.nodes), _MAX_PARTIAL_SUMS))
-    sum_dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
-    partial_sums = torch.empty(programs, 2, len(scale), dtype=sum_dtype, device=scale.device)
+    partial_sums = torch.empty(programs, 2, len(scale), dtype=sum_dtype(features[0].dtype), device=scale.device)
     _backward_kernel[programs, len(features)](
         tuple(features), tuple(map(tuple, gradients)), tuple(results), scale, shift, partial_sums, num_nodes, len(scale),
-        **_constants(channels, _components(features), tile, epsilon, _sum_type(features[0])), num_warps=tile.warps,
+        **_constants(channels, _components(features), tile, epsilon, features[0].dtype), num_warps=tile.warps,
     )  # fmt: skip
     return results, partial_sums
 
@@ -245,18 +245,14 @@ def _components(features: Sequence[Tensor]) -> list[int]:
     return [feature.shape[2] for feature in features]
 
 
-def _sum_type(example: Tensor) -> tl.dtype:
-    return tl.float64 if example.dtype == torch.float64 else tl.float32
-
-
-def _constants(channels: int, components: Sequence[int], tile: Tile, epsilon: float, sum_type: tl.dtype) -> dict[str, object]:
+def _constants(channels: int, components: Sequence[int], tile: Tile, epsilon: float, dtype: torch.dtype) -> dict[str, object]:
     return {
         "COMPONENTS": tuple(components),
         "CHANNELS": channels,
         "NODES": tile.nodes,
         "CHANNEL_TILE": tile.channels,
         "EPSILON": epsilon,
-        "SUM": sum_type,
+        "SUM": sum_type(dtype),
     }
 
 
@@ -280,12 +276,11 @@ def compile_cases() -> list[CompileCase]:
     for workload, channels, components in (("qm9", 32, (1, 3, 5, 7)), ("protein_full", 32, (1, 3)), ("protein_wide", 128, (1, 3))):
         for name, kernel, values in launches:
             tile = _choose_tile(channels, components, values)
-            for dtype in ("fp16", "bf16", "fp32", "fp64"):
-                is_double = dtype == "fp64"
-                constants = _constants(channels, components, tile, 1e-5, tl.float64 if is_double else tl.float32)
-                by_degree: tuple[ArgumentType, ...] = (f"*{dtype}",) * len(components)
+            for value_type, dtype in DTYPES.items():
+                constants = _constants(channels, components, tile, 1e-5, dtype)
+                by_degree: tuple[ArgumentType, ...] = (f"*{value_type}",) * len(components)
                 types: dict[str, ArgumentType] = dict.fromkeys(("features", "outputs", "results"), by_degree)
-                types |= {"gradients": ((f"*{dtype}",) * _READERS,) * len(components), "num_nodes": "i32", "parameters": "i32"}
-                types = signature(kernel, constants, types, "*fp64" if is_double else "*fp32")
-                cases.append(CompileCase(f"{name} {workload} {dtype}", kernel, types, constants, tile.warps, num_stages=1))
+                types |= {"gradients": ((f"*{value_type}",) * _READERS,) * len(components), "num_nodes": "i32", "parameters": "i32"}
+                types = signature(kernel, constants, types, f"*{ROUNDINGS[value_type].sum_name}")
+                cases.append(CompileCase(f"{name} {workload} {value_type}", kernel, types, constants, tile.warps, num_stages=1))
     return cases

@@ -19,7 +19,6 @@ node: bound by memory.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,17 +28,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .precision import DTYPES, ROUNDINGS, TYPES, add_rounded_product, is_half, padded, product_constants, sum_dtype
 from .resources import ArgumentType, CompileCase, signature
 
 _WEIGHT_PROGRAMS = 512  # of a launch for dW, over all degrees and tiles: they fill a large GPU
 _NUM_STAGES = 2
-
-
-@triton.jit
-def _product(left, right, total, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr):
-    """total + left @ right, both rounded to COMPUTE. OPERAND: the same, but float32 for bfloat16 in the interpreter."""
-    left, right = left.to(COMPUTE).to(OPERAND), right.to(COMPUTE).to(OPERAND)
-    return tl.dot(left, right, total, input_precision=PRECISION, out_dtype=total.dtype)
 
 
 @triton.jit
@@ -83,7 +76,7 @@ def _add_part(
         places = _places(values, first, node, component, channel, CHANNELS, COMPONENTS, HEADS, WIDTH)
         x = tl.load(places, mask=is_row[:, None] & is_channel[None], other=0.0)
         factors = weight + (out[None] * OUT_STRIDE + channel[:, None] * IN_STRIDE)
-        total = _product(
+        total = add_rounded_product(
             x, tl.load(factors, mask=is_channel[:, None] & is_out[None], other=0.0), total, PRECISION, COMPUTE, OPERAND
         )  # fmt: skip
     return total
@@ -182,7 +175,7 @@ def _weight_gradient_part(
         g = tl.load(places, mask=is_row[:, None] & is_out[None], other=0.0)
         places = _places(values, first, node, component, channel, IN, COMPONENTS, HEADS, WIDTH)
         x = tl.load(places, mask=is_row[:, None] & is_channel[None], other=0.0)
-        total = _product(tl.trans(g), x, total, PRECISION, COMPUTE, OPERAND)
+        total = add_rounded_product(tl.trans(g), x, total, PRECISION, COMPUTE, OPERAND)
     tl.store(row + (out[:, None] * ALL_IN + channel[None]), total, mask=is_out[:, None] & is_channel[None])
 
 
@@ -325,9 +318,8 @@ def backward(
     results = [[torch.empty_like(tensor) for tensor in part] for part in parts] if with_inputs else []
     num_weights = sum(out * channels for out, channels in shape.weight_shapes)
     num_nodes = len(gradients[0])
-    sum_dtype = torch.float64 if shape.dtype == torch.float64 else torch.float32
     if num_nodes == 0:
-        return gradients[0].new_zeros(programs or 1, num_weights, dtype=sum_dtype), results
+        return gradients[0].new_zeros(programs or 1, num_weights, dtype=sum_dtype(shape.dtype)), results
     tile = _choose_tile(shape)
     node_blocks, num_degrees = _node_blocks(num_nodes, shape, tile)
     in_blocks = _in_blocks(shape, tile)
@@ -336,7 +328,7 @@ def backward(
     input_blocks = max(in_blocks) if with_inputs else 0
     if programs is None:
         programs = min(node_blocks, max(1, _WEIGHT_PROGRAMS // (num_degrees * tiles)))
-    partial_sums = gradients[0].new_empty(programs, num_weights, dtype=sum_dtype)
+    partial_sums = gradients[0].new_empty(programs, num_weights, dtype=sum_dtype(shape.dtype))
     _backward_kernel[max(node_blocks, programs) if with_inputs else programs, num_degrees, input_blocks + tiles](
         _of_outputs(gradients, shape), _of_parts(parts, shape), tuple(weights), _of_parts(results or parts, shape),
         partial_sums, num_weights, num_nodes, input_blocks, programs,
@@ -356,15 +348,10 @@ class Tile(NamedTuple):
 
 def _choose_tile(shape: Shape) -> Tile:
     """In full precision a product's operands sit in the registers of the ordinary cores: fewer rows. Channels are padded to 16."""
-    is_half = shape.dtype in (torch.float16, torch.bfloat16)
-    rows, widest = (64, 32) if is_half else (32, 16 if shape.dtype == torch.float64 else 32)
+    rows, widest = (64, 32) if is_half(shape.dtype) else (32, 16 if shape.dtype == torch.float64 else 32)
     rows = max(rows, triton.next_power_of_2(max(shape.components)))
     largest_in = max(max(part) for part in shape.channels_in)
-    return Tile(rows, _padded(largest_in, widest), _padded(max(shape.channels_out), widest), 4)
-
-
-def _padded(channels: int, widest: int) -> int:
-    return min(max(triton.next_power_of_2(channels), 16), widest)
+    return Tile(rows, padded(largest_in, widest), padded(max(shape.channels_out), widest), 4)
 
 
 def _blocks(channels: int, block: int) -> int:
@@ -417,13 +404,7 @@ def _of_outputs(tensors: Sequence[Tensor], shape: Shape) -> tuple[Tensor, ...]:
 
 
 def _constants(shape: Shape, tile: Tile) -> dict[str, object]:
-    """The constexpr arguments of both kernels.
-
-    float32 is multiplied as such, unless PyTorch is told that TF32 will do (``torch.backends.cuda.matmul.allow_tf32``).
-    """
-    types = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # it would multiply bfloat16 bits
-    is_tf32 = shape.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    """The constexpr arguments of both kernels."""
     parts = zip(shape.channels_in, shape.heads_in, strict=True)
     return {
         "COMPONENTS": shape.components,
@@ -437,10 +418,8 @@ def _constants(shape: Shape, tile: Tile) -> dict[str, object]:
         "ROWS": tile.rows,
         "BLOCK_IN": tile.channels_in,
         "BLOCK_OUT": tile.channels_out,
-        "PRECISION": "tf32" if is_tf32 else "ieee",
-        "COMPUTE": types[shape.dtype],
-        "OPERAND": tl.float32 if is_interpreted and shape.dtype == torch.bfloat16 else types[shape.dtype],
-        "SUM": tl.float64 if shape.dtype == torch.float64 else tl.float32,
+        "COMPUTE": TYPES[shape.dtype],
+        **product_constants(shape.dtype),
     }
 
 
@@ -468,14 +447,13 @@ def compile_cases() -> list[CompileCase]:
     The first part of the input comes from the attention, per head.
     """
     cases = []
-    names = (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32), ("fp64", torch.float64))
     for workload, components, values, hidden, heads in (
         ("qm9", (1, 3, 5, 7), 16, 32, 8),
         ("protein_full", (1, 3), 8, 32, 4),
         ("protein_wide", (1, 3), 32, 128, 4),
     ):
         count = len(components)
-        for name, dtype in names:
+        for name, dtype in DTYPES.items():
             shape = Shape(components, ((values,) * count, (hidden,) * count), (hidden,) * count, (heads, 0), 0, dtype)
             cases += _cases_of_layer(f"{workload} {name}", shape, name)
     return cases
@@ -483,7 +461,7 @@ def compile_cases() -> list[CompileCase]:
 
 def _cases_of_layer(name: str, shape: Shape, value_type: str) -> list[CompileCase]:
     tile = _choose_tile(shape)
-    full_type = "*fp64" if shape.dtype == torch.float64 else "*fp32"
+    full_type = f"*{ROUNDINGS[value_type].sum_name}"
     by_degree: tuple[ArgumentType, ...] = (f"*{value_type}",) * len(shape.components)
     types: dict[str, ArgumentType] = dict.fromkeys(("num_weights", "num_nodes", "input_blocks", "num_programs"), "i32")
     types |= dict.fromkeys(("parts", "results"), (by_degree,) * len(shape.channels_in))
@@ -504,7 +482,7 @@ def _cases_of_layer(name: str, shape: Shape, value_type: str) -> list[CompileCas
                 num_warps=tile.warps,
                 num_stages=_NUM_STAGES,
                 targets=(80, 90, 100) if value_type == "fp64" else (),  # others have 1/64 of the float64 units, and spill
-                expects_matrix_instructions=value_type in ("fp16", "bf16"),
+                expects_matrix_instructions=ROUNDINGS[value_type].uses_matrix_unit,
             )
         )
     return cases

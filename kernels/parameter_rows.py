@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .precision import sum_type
 from .resources import CompileCase, signature
 from .tuples import one_of
 
@@ -72,7 +73,7 @@ def sum_parts(parts: Sequence[Tensor], blocks: Tensor, result: Tensor) -> None:
 
 
 def _constants(dtype: torch.dtype) -> dict[str, object]:
-    return {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "SUM": tl.float64 if dtype == torch.float64 else tl.float32}
+    return {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "SUM": sum_type(dtype)}
 
 
 def cost(sizes: Sequence[tuple[int, int]], itemsize: int) -> Cost:

@@ -31,7 +31,6 @@ and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.fused.t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,6 +40,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
+from .precision import ROUNDINGS, Rounding, add_product, is_half, is_tf32, padded, product_constants, sum_type
 from .resources import ArgumentType, CompileCase, signature
 
 _GENERATOR_CHANNELS = 8  # channels side by side in a tile of the position gradient
@@ -215,12 +215,6 @@ def _rotate_sum_kernel(
 
 
 @triton.jit
-def add_product(left, right, total, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr):
-    """total + left @ right. OPERAND: the operands' type, but float32 for bfloat16 in the interpreter, which multiplies bits."""
-    return tl.dot(left.to(OPERAND), right.to(OPERAND), total, input_precision=PRECISION, out_dtype=SUM)
-
-
-@triton.jit
 def _store_rows(outputs, row, edge, values, is_value, num_edges, num_rows, EDGE_MAJOR: tl.constexpr):
     place = edge[:, None] * num_rows + row[None] if EDGE_MAJOR else row[None] * num_edges + edge[:, None]
     tl.store(outputs + place, values.to(outputs.dtype.element_ty), mask=is_value)
@@ -251,13 +245,13 @@ def _contract_item(
         for _ in range(channels_in):
             x_plus = tl.load(inputs + in_plus * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
             weight = tl.load(weights + even + tile, mask=is_channel[None], other=0.0)
-            radial = add_product(h, weight, nothing, PRECISION, SUM, OPERAND)  # R_even of one input channel
+            radial = add_product(h, weight, nothing, PRECISION, OPERAND)  # R_even of one input channel
             plus += radial * x_plus
             if HAS_ODD:
                 x_minus = tl.load(inputs + in_minus * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
                 minus += radial * x_minus
                 weight = tl.load(weights + odd + tile, mask=is_channel[None], other=0.0)
-                radial = ODD_SIGN * add_product(h, weight, nothing, PRECISION, SUM, OPERAND)
+                radial = ODD_SIGN * add_product(h, weight, nothing, PRECISION, OPERAND)
                 plus -= radial * x_minus
                 minus += radial * x_plus
             in_plus += 1
@@ -319,11 +313,11 @@ def _add_hidden_gradient(
                 if HAS_ODD:
                     x_minus = tl.load(inputs + (in_minus + i) * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
                     radial += g_minus.to(SUM) * x_minus
-                total = add_product(radial.to(weight.dtype), weight, total, PRECISION, SUM, OPERAND)
+                total = add_product(radial.to(weight.dtype), weight, total, PRECISION, OPERAND)
                 if HAS_ODD:
                     radial = g_minus.to(SUM) * x_plus - g_plus.to(SUM) * x_minus  # dR_odd
                     weight = tl.load(weights + odd + i * WIDTH * channels_out + tile, mask=is_channel[:, None], other=0.0)
-                    total = add_product(radial.to(weight.dtype), weight, total, PRECISION, SUM, OPERAND)
+                    total = add_product(radial.to(weight.dtype), weight, total, PRECISION, OPERAND)
     return total
 
 
@@ -384,9 +378,9 @@ def _weight_gradient_slice(
             x_minus, g_minus = x_minus.to(SUM)[:, :, None], g_minus.to(SUM)[:, None, :]
             radial += x_minus * g_minus
             odd_radial = tl.reshape(x_plus * g_minus - x_minus * g_plus, (BLOCK_EDGES, columns)).to(h.dtype)
-            odd_sum = add_product(h, odd_radial, odd_sum, PRECISION, SUM, OPERAND)
+            odd_sum = add_product(h, odd_radial, odd_sum, PRECISION, OPERAND)
         radial = tl.reshape(radial, (BLOCK_EDGES, columns)).to(h.dtype)
-        even_sum = add_product(h, radial, even_sum, PRECISION, SUM, OPERAND)
+        even_sum = add_product(h, radial, even_sum, PRECISION, OPERAND)
         edge += BLOCK_EDGES
     column = tl.arange(0, columns)
     channel_in = tl.program_id(0) * BLOCK_IN + column // BLOCK_OUT
@@ -537,7 +531,7 @@ def rotate_sum(blocks: Sequence[DegreeBlock], aligned: Tensor, angles: Tensor, o
         block_channels = _rotation_channels(max(channels), angles.dtype)
         _rotate_sum_kernel[num_nodes, triton.cdiv(max(channels), block_channels), len(blocks)](
             outputs, tables, aligned, angles, order, offsets, aligned.shape[1], channels, rows, row_strides,
-            DEGREES=degrees, BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles),
+            DEGREES=degrees, BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles.dtype),
             num_warps=_rotate_sum_warps(angles.dtype, max(degrees)),
         )  # fmt: skip
 
@@ -558,13 +552,12 @@ def contract(
     num_edges = inputs.shape[1]
     if num_edges > 0:
         is_edge_major = not outputs.is_contiguous()
-        tile = _contraction_tile(inputs.dtype, table.channels, is_edge_major or precision(inputs) == "tf32")
+        tile = _contraction_tile(inputs.dtype, table.channels, is_edge_major or is_tf32(inputs.dtype))
         grid = (triton.cdiv(num_edges, tile.edges), len(table.items), triton.cdiv(table.channels, tile.channels))
         _contract_kernel[grid](
             inputs, hidden, weights, outputs, table.items, table.terms, num_edges, len(outputs),
             ODD_SIGN=-1.0 if is_transposed else 1.0, EDGE_MAJOR=is_edge_major, WIDTH=hidden.shape[2],
-            BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, PRECISION=precision(inputs), SUM=sum_type(inputs),
-            OPERAND=operand_type(inputs), num_warps=tile.warps,
+            BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, **product_constants(inputs.dtype), num_warps=tile.warps,
         )  # fmt: skip
 
 
@@ -588,11 +581,11 @@ def hidden_gradient(
     num_edges = inputs.shape[1]
     partial = torch.empty(table.splits, num_groups, num_edges, width, dtype=dtype, device=inputs.device)
     if num_edges > 0:
-        tile = _hidden_gradient_tile(inputs.dtype, table.channels_out, precision(inputs) == "tf32")
+        tile = _hidden_gradient_tile(inputs.dtype, table.channels_out, is_tf32(inputs.dtype))
         _hidden_gradient_kernel[(triton.cdiv(num_edges, tile.edges), num_groups * table.splits)](
             inputs, gradient, weights, partial, table.pairs, table.spans, num_edges, table.splits, num_groups,
-            WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, PRECISION=precision(inputs), SUM=sum_type(inputs),
-            OPERAND=operand_type(inputs), num_warps=tile.warps,
+            WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, **product_constants(inputs.dtype),
+            num_warps=tile.warps,
         )  # fmt: skip
     return partial
 
@@ -617,7 +610,7 @@ def weight_gradient(inputs: Tensor, gradient: Tensor, hidden: Tensor, table: Pai
     _weight_gradient_kernel[grid](
         inputs, gradient, hidden, result, table.pairs, inputs.shape[1],
         WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
-        PRECISION=precision(inputs), SUM=sum_type(inputs), OPERAND=operand_type(inputs), num_warps=tile.warps,
+        **product_constants(inputs.dtype), num_warps=tile.warps,
     )  # fmt: skip
     return result
 
@@ -654,7 +647,7 @@ def position_gradient(
         _position_gradient_kernel[(triton.cdiv(num_edges, block),)](
             gradient, outputs, input_gradient, inputs, generators.entries, generators.coefficients, rel_pos.contiguous(), angles,
             table, result, num_edges, *generators.bounds, len(generators.entries),
-            BLOCK_EDGES=block, BLOCK_CHANNELS=_GENERATOR_CHANNELS, SUM=sum_type(angles),
+            BLOCK_EDGES=block, BLOCK_CHANNELS=_GENERATOR_CHANNELS, SUM=sum_type(angles.dtype),
         )  # fmt: skip
     return result
 
@@ -712,24 +705,23 @@ def _contraction_tile(dtype: torch.dtype, channels: int, is_tall: bool) -> Tile:
     or with TF32, float32 would spill at 32 edges and 4 warps, but does not at twice of both (``is_tall``). Channels are padded to
     at least 16.
     """
-    if dtype in (torch.float16, torch.bfloat16):
-        return Tile(128, padded_channels(channels, 32), 8)
+    if is_half(dtype):
+        return Tile(128, padded(channels, 32), 8)
     if dtype == torch.float32:
-        return Tile(64 if is_tall else 32, padded_channels(channels, 32), 8 if is_tall else 4)
+        return Tile(64 if is_tall else 32, padded(channels, 32), 8 if is_tall else 4)
     return Tile(16, 16, 4)
 
 
-def _hidden_gradient_tile(dtype: torch.dtype, channels: int, is_tf32: bool) -> Tile:
+def _hidden_gradient_tile(dtype: torch.dtype, channels: int, has_tf32: bool) -> Tile:
     """The tile of :func:`hidden_gradient`: two gradient tiles stay in registers for all input channels of a pair.
 
     64 edges where the matrix unit has a product wide enough; 32 otherwise, where more would spill. With TF32 and 16 channels it is
     32 edges by 4 warps that spill on sm_90, and not twice of both.
     """
-    padded = padded_channels(channels, 16 if dtype == torch.float64 else 32)
-    if is_tf32 and padded == 16:
-        return Tile(64, padded, 8)
-    is_half = dtype in (torch.float16, torch.bfloat16)
-    return Tile(64 if is_half and padded == 32 else 32, padded, 4)
+    width = padded(channels, 16 if dtype == torch.float64 else 32)
+    if has_tf32 and width == 16:
+        return Tile(64, width, 8)
+    return Tile(64 if is_half(dtype) and width == 32 else 32, width, 4)
 
 
 def _weight_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]:
@@ -738,65 +730,9 @@ def _weight_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]
     The more input channels, the fewer programs read h and the gradients again: 4 in half precision, where the matrix unit keeps the
     operands out of the registers; elsewhere 1.
     """
-    if dtype in (torch.float16, torch.bfloat16):
-        return Tile(64, padded_channels(channels, 32), 8), 4
-    return Tile(16, padded_channels(channels, 32 if dtype == torch.float32 else 16), 4), 1
-
-
-def padded_channels(channels: int, widest: int) -> int:
-    """Channels of a tile: a power of two from 16 on, as the matrix unit wants, and at most ``widest``."""
-    return min(max(triton.next_power_of_2(channels), 16), widest)
-
-
-def precision(example: Tensor) -> str:
-    """Multiply float32 as such, unless PyTorch is told that TF32 will do (``torch.backends.cuda.matmul.allow_tf32``)."""
-    is_tf32 = example.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if is_tf32 else "ieee"
-
-
-def sum_type(example: Tensor) -> tl.dtype:
-    """The type of sums: float64 for float64, else float32."""
-    return tl.float64 if example.dtype == torch.float64 else tl.float32
-
-
-def operand_type(example: Tensor) -> tl.dtype:
-    """The type of products' operands: that of the tensor (see :func:`add_product` for the exception)."""
-    types = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return tl.float32 if is_interpreted and example.dtype == torch.bfloat16 else types[example.dtype]
-
-
-class Rounding(NamedTuple):
-    """How a launch rounds: the dtype, its name in Triton, and the precision of float32 products."""
-
-    dtype: torch.dtype
-    type_name: str
-    precision: str = "ieee"
-
-    @property
-    def sum_name(self) -> str:
-        """Triton's name of the type that sums, angles and constant tables have."""
-        return "fp64" if self.dtype == torch.float64 else "fp32"
-
-    @property
-    def uses_matrix_unit(self) -> bool:
-        """Whether products run on the matrix unit; full float32 does not, and float64 need not."""
-        return self.dtype in (torch.float16, torch.bfloat16) or self.precision == "tf32"
-
-    def constants(self) -> dict[str, object]:
-        """The constexpr arguments that follow from it."""
-        operand = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp64": tl.float64}[self.type_name]
-        return {"PRECISION": self.precision, "SUM": tl.float64 if self.sum_name == "fp64" else tl.float32, "OPERAND": operand}
-
-
-ROUNDINGS = {
-    "fp16": Rounding(torch.float16, "fp16"),
-    "bf16": Rounding(torch.bfloat16, "bf16"),
-    "fp32": Rounding(torch.float32, "fp32"),
-    "tf32": Rounding(torch.float32, "fp32", "tf32"),
-    "fp64": Rounding(torch.float64, "fp64"),
-}
-"""Those that kernels are compiled for, by name."""
+    if is_half(dtype):
+        return Tile(64, padded(channels, 32), 8), 4
+    return Tile(16, padded(channels, 32 if dtype == torch.float32 else 16), 4), 1
 
 
 def compile_cases() -> list[CompileCase]:
@@ -828,7 +764,7 @@ def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]
     ]
     cases = []
     for kind, kernel, shape, tile in launches:
-        constants = {"WIDTH": 32, **rounding.constants(), **shape}
+        constants = {"WIDTH": 32, **rounding.product_constants(), **shape}
         cases.append(
             CompileCase(
                 name=f"{kind} {workload} {name}",
@@ -845,7 +781,7 @@ def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]
 
 def _rotation_cases(workload: str, name: str, channels: int, max_degree: int) -> list[CompileCase]:
     rounding = ROUNDINGS[name]
-    sums = {"SUM": rounding.constants()["SUM"]}
+    sums = {"SUM": rounding.product_constants()["SUM"]}
     degrees = tuple(range(max_degree + 1))
     warps = _rotate_sum_warps(rounding.dtype, max_degree)
     rotated = {"DEGREE": max_degree, "SIZE": tile_size(max_degree), "BLOCK": rotation_block(max_degree), "HAS_INDEX": False}

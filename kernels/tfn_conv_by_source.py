@@ -35,19 +35,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
+from .precision import ROUNDINGS, Rounding, add_product, is_half, padded, product_constants
 from .resources import ArgumentType, CompileCase, signature
-from .tfn_conv import (
-    ROUNDINGS,
-    Rounding,
-    Tile,
-    add_product,
-    argument_types,
-    operand_type,
-    padded_channels,
-    precision,
-    rotation_block,
-    sum_type,
-)
+from .tfn_conv import Tile, argument_types, rotation_block
 
 _NUM_STAGES = 2  # of software pipelining: a third takes the registers of the sums in full precision
 
@@ -151,13 +141,13 @@ def _contract_kernel(
         for _ in range(components):
             d_plus = tl.load(frames + frame_plus * num_edges + place, mask=is_edge, other=0.0).to(SUM)[:, None]
             product = tl.load(slices + even + tile, mask=is_channel[None], other=0.0)
-            turned = add_product(h, product, nothing, PRECISION, SUM, OPERAND)  # U_even of one component
+            turned = add_product(h, product, nothing, PRECISION, OPERAND)  # U_even of one component
             plus += turned * d_plus
             if HAS_ODD:
                 d_minus = tl.load(frames + frame_minus * num_edges + place, mask=is_edge, other=0.0).to(SUM)[:, None]
                 minus += turned * d_minus
                 product = tl.load(slices + odd + tile, mask=is_channel[None], other=0.0)
-                turned = add_product(h, product, nothing, PRECISION, SUM, OPERAND)
+                turned = add_product(h, product, nothing, PRECISION, OPERAND)
                 plus -= turned * d_minus
                 minus += turned * d_plus
             frame_plus += 1
@@ -203,11 +193,11 @@ def _add_hidden_gradient(
                     d_minus = tl.load(frames + (frame_minus + component) * num_edges + place, mask=is_edge, other=0.0)
                     d_minus = d_minus.to(SUM)[:, None]
                     turned += g_minus.to(SUM) * d_minus
-                total = add_product(turned.to(product.dtype), product, total, PRECISION, SUM, OPERAND)
+                total = add_product(turned.to(product.dtype), product, total, PRECISION, OPERAND)
                 if HAS_ODD:
                     turned = g_minus.to(SUM) * d_plus - g_plus.to(SUM) * d_minus  # dU_odd
                     product = tl.load(slices + odd + component * length + tile, mask=is_channel[:, None], other=0.0)
-                    total = add_product(turned.to(product.dtype), product, total, PRECISION, SUM, OPERAND)
+                    total = add_product(turned.to(product.dtype), product, total, PRECISION, OPERAND)
     return total
 
 
@@ -275,9 +265,9 @@ def _product_gradient_kernel(
             d_minus, g_minus = d_minus.to(SUM)[:, :, None], g_minus.to(SUM)[:, None, :]
             turned += d_minus * g_minus
             odd_turned = tl.reshape(d_plus * g_minus - d_minus * g_plus, (BLOCK_EDGES, columns)).to(h.dtype)
-            odd_sum = add_product(h, odd_turned, odd_sum, PRECISION, SUM, OPERAND)
+            odd_sum = add_product(h, odd_turned, odd_sum, PRECISION, OPERAND)
         turned = tl.reshape(turned, (BLOCK_EDGES, columns)).to(h.dtype)
-        even_sum = add_product(h, turned, even_sum, PRECISION, SUM, OPERAND)
+        even_sum = add_product(h, turned, even_sum, PRECISION, OPERAND)
     column = tl.arange(0, columns)
     component = first_component + column // BLOCK_CHANNELS
     channel = tl.program_id(2) * BLOCK_CHANNELS + column % BLOCK_CHANNELS
@@ -321,14 +311,14 @@ def _frame_gradient_kernel(
                 g_plus = tl.load(gradient + (out_plus + channel)[None] * num_edges + place[:, None], mask=is_value, other=0.0)
                 g_plus = g_plus.to(SUM)
                 product = tl.load(slice_of_node + even + tile, mask=is_channel[None], other=0.0)
-                turned = add_product(h, product, nothing, PRECISION, SUM, OPERAND)  # U_even
+                turned = add_product(h, product, nothing, PRECISION, OPERAND)  # U_even
                 plus += tl.sum(turned * g_plus, 1)
                 if HAS_ODD:
                     g_minus = tl.load(gradient + (out_minus + channel)[None] * num_edges + place[:, None], mask=is_value, other=0.0)
                     g_minus = g_minus.to(SUM)
                     minus += tl.sum(turned * g_minus, 1)
                     product = tl.load(slice_of_node + odd + tile, mask=is_channel[None], other=0.0)
-                    turned = add_product(h, product, nothing, PRECISION, SUM, OPERAND)  # U_odd
+                    turned = add_product(h, product, nothing, PRECISION, OPERAND)  # U_odd
                     plus += tl.sum(turned * g_minus, 1)
                     minus -= tl.sum(turned * g_plus, 1)
         of_plus = plus.to(frame_gradient.dtype.element_ty)
@@ -379,7 +369,7 @@ def contract(
             frame_rows, hidden, products, outputs, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-            PRECISION=precision(hidden), SUM=sum_type(hidden), OPERAND=operand_type(hidden),
+            **product_constants(hidden.dtype),
             num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
 
@@ -413,7 +403,7 @@ def hidden_gradient(
         frame_rows, gradient, products, result, edges.tiles, edges.order, edges.offsets,
         tables[0].pairs, spans[0], tables[1].pairs, spans[1], num_edges, edges.first_node, edges.num_nodes,
         WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-        PRECISION=precision(result), SUM=sum_type(result), OPERAND=operand_type(result),
+        **product_constants(result.dtype),
         num_warps=tile.warps, num_stages=_NUM_STAGES,
     )  # fmt: skip
 
@@ -441,7 +431,7 @@ def product_gradient(
             frame_rows, gradient, hidden, result, edges.order, edges.offsets, table.pairs, slices,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_COMPONENTS=block_components,
-            BLOCK_CHANNELS=tile.channels, PRECISION=precision(hidden), SUM=sum_type(hidden), OPERAND=operand_type(hidden),
+            BLOCK_CHANNELS=tile.channels, **product_constants(hidden.dtype),
             num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
 
@@ -467,7 +457,7 @@ def frame_gradient(
             gradient, hidden, products, result, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-            PRECISION=precision(hidden), SUM=sum_type(hidden), OPERAND=operand_type(hidden),
+            **product_constants(hidden.dtype),
             num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
 
@@ -478,19 +468,17 @@ def tile_edges(dtype: torch.dtype, mean_out_degree: float) -> int:
     Half precision takes 64 where nodes have as many: that is the matrix unit's own height from sm_90 on, and T is read less often.
     Elsewhere 32: the operands of full precision sit in registers, and a molecule's nodes would leave larger tiles half empty.
     """
-    is_half = dtype in (torch.float16, torch.bfloat16)
-    return 64 if is_half and mean_out_degree > 32 else 32
+    return 64 if is_half(dtype) and mean_out_degree > 32 else 32
 
 
 def _edge_tile(dtype: torch.dtype, channels: int, edges: int) -> Tile:
     """The tile of the kernels that own a tile of edges; four tiles of sums and products are live, as in the contraction by edge."""
-    return Tile(edges, padded_channels(channels, 16 if dtype == torch.float64 else 32), 8 if edges == 64 else 4)
+    return Tile(edges, padded(channels, 16 if dtype == torch.float64 else 32), 8 if edges == 64 else 4)
 
 
 def _frame_gradient_tile(dtype: torch.dtype, edges: int) -> Tile:
     """As :func:`_edge_tile`, but the gradient's tile is live, too: 16 channels at once, and in full precision by 8 warps."""
-    is_half = dtype in (torch.float16, torch.bfloat16)
-    return Tile(edges, 16, 4 if is_half and edges == 32 else 8)
+    return Tile(edges, 16, 4 if is_half(dtype) and edges == 32 else 8)
 
 
 def _product_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]:
@@ -499,9 +487,9 @@ def _product_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int
     The more components, the less often h and the gradients are read again: 4 in half precision, where the matrix unit keeps the
     operands out of the registers; elsewhere 1.
     """
-    if dtype in (torch.float16, torch.bfloat16):
-        return Tile(32, padded_channels(channels, 32), 4), 4
-    return Tile(16, padded_channels(channels, 32 if dtype == torch.float32 else 16), 4), 1
+    if is_half(dtype):
+        return Tile(32, padded(channels, 32), 4), 4
+    return Tile(16, padded(channels, 32 if dtype == torch.float32 else 16), 4), 1
 
 
 def compile_cases() -> list[CompileCase]:
@@ -516,7 +504,7 @@ def compile_cases() -> list[CompileCase]:
             tile_height = tile_edges(rounding.dtype, edges)
             tile, frame_tile = _edge_tile(rounding.dtype, channels, tile_height), _frame_gradient_tile(rounding.dtype, tile_height)
             gradient_tile, block_components = _product_gradient_tile(rounding.dtype, channels)
-            common = {"WIDTH": 32, **rounding.constants()}
+            common = {"WIDTH": 32, **rounding.product_constants()}
             tiled: dict[str, object] = {"BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
             launches: list[tuple[str, object, dict[str, object], Tile]] = []
             for has_odd in (False, True):
