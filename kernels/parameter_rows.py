@@ -54,8 +54,8 @@ def block_rows(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
         sizes: P and n of up to :data:`SLOTS` layers.
     """
     rows, place = [], 0
-    for slot, (num_parts, num_columns) in enumerate(sizes):
-        rows += [[slot, first, num_columns, num_parts, place] for first in range(0, num_columns, _COLUMNS)]
+    for layer, (num_parts, num_columns) in enumerate(sizes):
+        rows += [[layer, first, num_columns, num_parts, place] for first in range(0, num_columns, _COLUMNS)]
         place += num_columns
     return rows
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from .cost import Cost
 from .precision import DTYPES, ROUNDINGS, TYPES, add_rounded_product, is_half, padded, product_constants, sum_dtype
-from .resources import CompileCase
+from .resources import CompileCase, signature
 
 _CHUNK = 16  # invariants taken at once in W1 a: e = 33 costs 48, not 64, and the tiles stay small
 _GRADIENT_CHUNK = 32  # invariants of a program of da
@@ -436,38 +436,23 @@ def compile_cases() -> list[CompileCase]:
             forward_tile, backward_tile = _forward_tile(dtype), _backward_tile(dtype)
             common = {"INPUTS": invariants, "CHUNK": _CHUNK, **shape, **_type_constants(dtype), "PRECISION": "ieee"}
             of_invariants = {key: value for key, value in common.items() if key not in ("HAS_NORM", "EPSILON")}
-            launches: tuple[tuple[str, object, str, str, dict[str, object], Tile], ...] = (
-                ("forward", _forward_kernel, "hidden", "num_edges row_size num_blocks", common, forward_tile),
-                (
-                    "backward",
-                    _backward_kernel,
-                    "gradient sums_gradient",
-                    "num_edges row_size num_blocks",
-                    {**common, "SPLITS": _SPLITS, "INPUT_TILE": padded(invariants), "WEIGHT_EDGES": backward_tile.weight_edges},
-                    backward_tile,
-                ),
-                (
-                    "invariant_gradient",
-                    _invariant_gradient_kernel,
-                    "sums_gradient",
-                    "num_edges num_groups row_size",
-                    {**of_invariants, "CHUNK": _GRADIENT_CHUNK},
-                    backward_tile,
-                ),
+            sums = f"*{ROUNDINGS[name].sum_name}"
+            types = dict.fromkeys(("invariants", "parameters", "invariant_gradient", "partial_sums"), sums)
+            types |= dict.fromkeys(("num_edges", "num_groups", "num_blocks", "row_size"), "i32")
+            split = {"SPLITS": _SPLITS, "INPUT_TILE": padded(invariants), "WEIGHT_EDGES": backward_tile.weight_edges}
+            launches: tuple[tuple[str, object, dict[str, object], Tile], ...] = (
+                ("forward", _forward_kernel, common, forward_tile),
+                ("backward", _backward_kernel, common | split, backward_tile),
+                ("invariant_gradient", _invariant_gradient_kernel, of_invariants | {"CHUNK": _GRADIENT_CHUNK}, backward_tile),
             )
-            for kind, kernel, values, integers, constants, tile in launches:
-                types = (
-                    ("invariants parameters invariant_gradient partial_sums", f"*{ROUNDINGS[name].sum_name}"),
-                    (values, f"*{name}"),
-                    (integers, "i32"),
-                )
-                signature = {key: type_name for keys, type_name in types for key in keys.split()}
+            for kind, kernel, shape_constants, tile in launches:
+                constants = shape_constants | {"EDGES": tile.edges}
                 cases.append(
                     CompileCase(
                         name=f"{kind} {workload} {name}",
                         kernel=kernel,
-                        signature={key: signature[key] for key in kernel.arg_names if key in signature},
-                        constants={**constants, "EDGES": tile.edges},
+                        signature=signature(kernel, constants, types, f"*{name}"),
+                        constants=constants,
                         num_warps=tile.warps,
                         num_stages=_NUM_STAGES,
                         targets=(80, 90, 100) if name == "fp64" else (),  # others have 1/64 of the float64 units, and spill
