@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .cost import Cost
 from .precision import DTYPES, ROUNDINGS, sum_type
-from .resources import CompileCase, signature
+from .resources import ArgumentType, CompileCase, signature
 from .tuples import one_of
 
 SLOTS = 16
@@ -170,10 +170,14 @@ def cost(num_weights: int, num_entries: float, itemsize: int, aligned_itemsize: 
 def compile_cases() -> list[CompileCase]:
     """Both kernels by dtype of the aligned weights; the weights are float32, float64 with them."""
     cases = []
-    tables = dict.fromkeys(("blocks", "places"), "*i64") | {"coefficients": "*fp64", "out_tiles": "i32"}
+    tables: dict[str, ArgumentType] = {"blocks": "*i64", "places": "*i64", "coefficients": "*fp64", "out_tiles": "i32"}
     for name, dtype in DTYPES.items():
         parameter = f"*{ROUNDINGS[name].sum_name}"
-        tensors = {"weights": (parameter,) * SLOTS, "gradients": (f"*{name}",) * SLOTS, "result": parameter}
+        tensors: dict[str, ArgumentType] = {
+            "weights": (parameter,) * SLOTS,
+            "gradients": (f"*{name}",) * SLOTS,
+            "result": parameter,
+        }
         launches: tuple[tuple[str, object, dict[str, object]], ...] = (
             ("forward", _forward_kernel, {"HAS_TRANSPOSED": True}),
             ("backward", _backward_kernel, {}),

@@ -60,8 +60,8 @@ class CompileCase:
 
     name: str
     kernel: Any
-    signature: dict[str, ArgumentType]
-    constants: dict[str, object]
+    signature: Mapping[str, ArgumentType]
+    constants: Mapping[str, object]
     num_warps: int
     num_stages: int
     targets: tuple[int, ...] = ()

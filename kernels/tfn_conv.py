@@ -31,7 +31,7 @@ and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.fused.t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -751,11 +751,11 @@ def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]
     dtype = rounding.dtype
     hidden = _hidden_gradient_tile(dtype, channels, rounding.precision == "tf32")
     weight, block_in = _weight_gradient_tile(dtype, channels)
-    launches: list[tuple[str, object, dict[str, object], Tile]] = []
+    launches: list[tuple[str, object, Mapping[str, object], Tile]] = []
     for kind, is_edge_major in (("contract", False), ("contract edge-major", True)):
         tile = _contraction_tile(dtype, channels, is_edge_major or rounding.precision == "tf32")
-        shape = {"ODD_SIGN": 1.0, "EDGE_MAJOR": is_edge_major, "BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
-        launches.append((kind, _contract_kernel, shape, tile))
+        contracted = {"ODD_SIGN": 1.0, "EDGE_MAJOR": is_edge_major, "BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
+        launches.append((kind, _contract_kernel, contracted, tile))
     hidden_shape = {"BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels}
     weight_shape = {"BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels}
     launches += [
@@ -789,7 +789,7 @@ def _rotation_cases(workload: str, name: str, channels: int, max_degree: int) ->
     turned = {"BLOCK_EDGES": 64, "BLOCK_CHANNELS": _GENERATOR_CHANNELS, **sums}
     types = argument_types(rounding)
     by_degree = types | _types_by_degree(rounding, len(degrees))
-    launches: list[tuple[str, object, dict[str, ArgumentType], dict[str, object], int]] = [
+    launches: list[tuple[str, object, dict[str, ArgumentType], Mapping[str, object], int]] = [
         ("align", _align_kernel, by_degree, {"DEGREES": degrees, "HAS_INDEX": True}, 4),
         (f"rotate degree {max_degree}", _rotate_kernel, types, rotated, 4),
         ("rotate_sum", _rotate_sum_kernel, by_degree, summed, warps),
