@@ -63,7 +63,7 @@ OPERATIONS: dict[str, ModuleType] = {
     "edge_frames": bench_edge_frames,
     "basis": bench_basis,
 }
-TESTS = ["tests/gpu", *(f"tests/ops/test_{name}_triton.py" for name in OPERATIONS), "tests/test_equivariance.py"]
+TESTS = ["tests/gpu", *(f"tests/backends/triton/test_{name}.py" for name in OPERATIONS), "tests/test_equivariance.py"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 PASSES: dict[str, Callable[[Workload], None]] = {
     "forward": Workload.forward_only,

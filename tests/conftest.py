@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        test = f"{item.path.name}::{item.name}"
+        test = f"{item.path.parent.name}/{item.path.name}::{item.name}"
         for mark, tier in (("long", LONG), ("slow", SLOW)):
             if is_in(tier, test):
                 item.add_marker(mark)

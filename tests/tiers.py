@@ -1,8 +1,8 @@
 """Which tests run when: `make test-fast` those that are not SLOW, `make test` all but the LONG ones, `make fuzz` the LONG ones too.
 
-Patterns of `<file name>::<test>`, as :mod:`fnmatch` has them with brackets taken as they are. A test is long where it costs much
-and says little that others do not, such as further shapes of what Triton's interpreter runs slowly
-and further moments at which a run is killed.
+Patterns of `<file name>::<test>`, the folder before it where several have that name (`triton/test_linear.py`), as :mod:`fnmatch`
+has them with brackets taken as they are. A test is long where it costs much and says little that others do not, such as further
+shapes of what Triton's interpreter runs slowly and further moments at which a run is killed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ LONG = (
     "test_edge_attention_in_frames.py::test_nodes_with_one_edge_and_with_ten_thousand",
     "test_edge_attention_in_frames.py::test_each_dtype[mixed fibers-*]",
     "test_edge_attention_in_frames.py::test_equals_dense[degrees to 6]",
-    "test_tfn_conv_triton.py::test_bytes_kept_per_edge[False-*]",
-    "test_tfn_conv_triton_by_source.py::test_equals_dense[full, 3 degrees]",
-    "test_tfn_conv_triton_by_source.py::test_equals_dense[pairs, gaps in the degrees]",
-    "test_linear_triton.py::test_weights_in_a_row_have_their_gradient_in_parts[64 parts]",
-    "test_linear_triton.py::test_second_derivatives[first part per head]",
-    "test_perceptron_triton.py::test_second_derivatives",
-    "test_radial_triton.py::test_profiles_of_several_layers_at_once[64 parts-200 edges]",
+    "triton/test_tfn_conv.py::test_bytes_kept_per_edge[False-*]",
+    "triton/test_tfn_conv_by_source.py::test_equals_dense[full, 3 degrees]",
+    "triton/test_tfn_conv_by_source.py::test_equals_dense[pairs, gaps in the degrees]",
+    "triton/test_linear.py::test_weights_in_a_row_have_their_gradient_in_parts[64 parts]",
+    "triton/test_linear.py::test_second_derivatives[first part per head]",
+    "triton/test_perceptron.py::test_second_derivatives",
+    "triton/test_radial.py::test_profiles_of_several_layers_at_once[64 parts-200 edges]",
     "test_transforms.py::test_gradient_of_parameters[triton-True]",
     "test_transforms.py::test_gradient_of_each_sample[triton]",
     "test_second_derivatives.py::test_third_order[triton-*]",
@@ -59,9 +59,9 @@ SLOW = (
     "test_runs_interrupted.py::*",
     "test_joint.py::*",
     "test_edge_attention_in_frames.py::*",
-    "test_tfn_conv_cpp.py::*",
-    "test_tfn_conv_cuda.py::*",
-    "test_cuda_library.py::*",
+    "cpp/test_tfn_conv.py::*",
+    "cuda/test_tfn_conv.py::*",
+    "cuda/test_library.py::*",
     "test_kernel_resources.py::*",
     "test_compile.py::*",
     "test_export.py::*",
@@ -83,5 +83,6 @@ SLOW = (
 
 
 def is_in(tier: tuple[str, ...], test: str) -> bool:
-    """Whether a test, `<file name>::<test>`, is one of a tier."""
-    return any(fnmatchcase(test, pattern.replace("[", "[[]")) for pattern in tier)
+    """Whether a test, `<folder>/<file name>::<test>`, is one of a tier."""
+    patterns = (pattern.replace("[", "[[]") for pattern in tier)
+    return any(fnmatchcase(test, pattern) or fnmatchcase(test, f"*/{pattern}") for pattern in patterns)

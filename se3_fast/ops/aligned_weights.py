@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from se3_fast.differentiable import LinearOperation, Tensors
+from se3_fast.autograd.differentiable import LinearOperation, Tensors
 from se3_fast.plan import ConvolutionPlan
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.differentiable import LinearOperation, Tensors
 from se3_fast.backends.dense import parameter_rows as reference
-from se3_fast.differentiable import LinearOperation, Tensors
 from se3_fast.modes import constant
 
 

@@ -1,4 +1,4 @@
-"""Bad calls of the compiled CPU operations, each made in this process, which a crash ends: see ``test_checks_cpp.py``.
+"""Bad calls of the compiled CPU operations, each made in this process, which a crash ends: see ``test_checks.py``.
 
 Every operation is called as it should be, and then with each argument changed in many ways. Before each call its name is written
 down, after it what came of it, so that whoever waits for this process knows which call ended it.

@@ -30,7 +30,7 @@ OPERATIONS = (
 
 
 class Outcome(NamedTuple):
-    """What came of a call: see ``attack_cpp.py``; ``error`` is empty where it succeeded."""
+    """What came of a call: see ``attack.py``; ``error`` is empty where it succeeded."""
 
     operation: str
     change: str
@@ -43,8 +43,8 @@ class Outcome(NamedTuple):
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     """Of all bad calls, made in another process."""
     path = tmp_path_factory.mktemp("attack") / "calls"
-    command = [sys.executable, "-m", "tests.ops.attack_cpp", str(path)]
-    finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.backends.cpp.attack", str(path)]
+    finished = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
     lines = path.read_text().splitlines() if path.exists() else []
     last = lines[-1][:200] if lines else "before any call"
     assert finished.returncode == 0, f"ended with {finished.returncode} at {last}\n{finished.stderr[-3000:]}"

@@ -1,0 +1,1 @@
+"""What autograd is told of operations: once by hand, twice by formula, opaque when compiled; and the precision policy."""
