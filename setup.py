@@ -1,4 +1,4 @@
-"""Packaging: ``se3_fast`` from its folder, ``se3_fast.kernels`` from ``kernels``, the compiled CPU operations from ``csrc/*.cpp``.
+"""Packaging: ``se3_fast`` from its folder, and the compiled CPU operations from ``csrc/*.cpp``.
 
 docs/building.md says how the operations are compiled and why so. Environment variables:
     SE3_FAST_CPP: ``0`` leaves them out, ``1`` makes it an error if they cannot be built; by default the package then goes without.
@@ -31,8 +31,8 @@ ROOT = Path(__file__).parent.resolve()
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "se3_fast" / "__init__.py").read_text()).group(1)
 
 SOURCES = ROOT / "csrc"
-LIBRARY = Path("se3_fast", "native", "operations.so")
-CUDA_KERNELS = Path("se3_fast", "cuda", "kernels.fatbin")
+LIBRARY = Path("se3_fast", "backends", "cpp", "operations.so")
+CUDA_KERNELS = Path("se3_fast", "backends", "cuda", "kernels.fatbin")
 VECTOR_SUFFIX = "_vector.cpp"
 """Sources so named hold the loops over vectors and are compiled once for each instruction set."""
 
@@ -242,7 +242,7 @@ def extensions() -> list[Extension]:
     except NotBuilt as error:
         go_without(error)
         return []
-    return [Extension("se3_fast.native.operations", sources=[])]
+    return [Extension("se3_fast.backends.cpp.operations", sources=[])]
 
 
 setup(
@@ -253,8 +253,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["se3_fast", "se3_fast.*"]), "se3_fast.kernels", "se3_fast.csrc"],
-    package_dir={"se3_fast": "se3_fast", "se3_fast.kernels": "kernels", "se3_fast.csrc": "csrc"},
+    packages=[*find_packages(include=["se3_fast", "se3_fast.*"]), "se3_fast.csrc"],  # kernels and csrc are links to the folders
     package_data={
         "se3_fast": ["py.typed"],
         "se3_fast.data": ["sample.npz", "force_sample.npz"],

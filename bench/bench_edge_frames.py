@@ -9,8 +9,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.operations import Problem, compare
 from bench.workloads import BACKENDS, SIZES, build
 from se3_fast import EdgeGeometry
+from se3_fast.backends.choice import selected_backend
 from se3_fast.kernels.edge_frames import cost
-from se3_fast.ops.backend import selected_backend
 
 
 def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:

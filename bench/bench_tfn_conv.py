@@ -9,9 +9,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.operations import Problem, compare, leaf
 from bench.workloads import BACKENDS, SIZES, build
 from se3_fast import EdgeGeometry
-from se3_fast.aligned import tfn_conv as aligned
-from se3_fast.fused.tfn_conv import cost
-from se3_fast.fused.tfn_conv_by_source import is_by_source_faster
+from se3_fast.backends.torch import tfn_conv as aligned
+from se3_fast.backends.triton.tfn_conv import cost
+from se3_fast.backends.triton.tfn_conv_by_source import is_by_source_faster
 from se3_fast.ops.tfn_conv import tfn_conv
 
 VARIANTS = [part for name in BACKENDS for part in (("torch by edge", "torch by source") if name == "torch" else (name,))]

@@ -35,8 +35,8 @@ from bench.peak_memory import peak_of_step
 from bench.timing import keep_freed_memory, times_in_turns
 from bench.workloads import BACKENDS, DEVICE, Workload
 from se3_fast import Graph
+from se3_fast.backends.dense.basis import spherical_harmonics
 from se3_fast.fiber import Features
-from se3_fast.reference.basis import spherical_harmonics
 from se3_fast.so3 import wigner_3j
 
 NUM_EDGES = 10_000 if DEVICE.type == "cuda" else 300

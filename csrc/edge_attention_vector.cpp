@@ -1,4 +1,4 @@
-// Attention over incoming edges on the CPU, node by node (formula: se3_fast/reference/edge_attention.py).
+// Attention over incoming edges on the CPU, node by node (formula: se3_fast/backends/dense/edge_attention.py).
 //
 //     s[e, h] = <key[e, h], query[n, h]> / sqrt(F),   w = softmax over the node's edges,   out[n, h] = sum_e w[e, h] value[e, h]
 // Backward, with g the gradient of out and the softmax made again:

@@ -1,4 +1,4 @@
-// Wigner blocks of edge frames on the CPU (formula: se3_fast/reference/edge_frames.py, DESIGN 1.1).
+// Wigner blocks of edge frames on the CPU (formula: se3_fast/backends/dense/edge_frames.py, DESIGN 1.1).
 //
 //     D^d = Z(alpha) J_d Z(beta) J_d,   (Z(a) M)[row] = cos(m a) M[row] + sin(m a) M[-row],   m = d..-d from the first row on
 // A vector is one value of several edges. About 2 (2d+1)^3 floating-point operations for each degree of an edge; bound by writing

@@ -1,4 +1,4 @@
-// The hidden layers of the radial profile on the CPU, a chunk of edges at a time (formula: se3_fast/reference/radial.py).
+// The hidden layers of the radial profile on the CPU, a chunk of edges at a time (formula: se3_fast/backends/dense/radial.py).
 //
 //     z = W a + b,   n = (z - mean z) / sqrt(var z + epsilon),   h = relu(n scale + shift)          for both layers
 // Backward makes the layers again and keeps n, h and 1 / sqrt(var z + epsilon) of the chunk:

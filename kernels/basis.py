@@ -271,10 +271,11 @@ def _pitch(num_edges: int) -> int:
 
 def _part(memory: Tensor, offset: int, shape: tuple[int, ...]) -> Tensor:
     """A tensor in the storage of ``memory``. No view to autograd: slabs do not overlap, so each has a history of its own."""
-    return memory.new_empty(0).set_(memory.untyped_storage(), offset, shape)
+    part: Tensor = memory.new_empty(0).set_(memory.untyped_storage(), offset, shape)  # type: ignore[call-overload]
+    return part
 
 
-def _lies_at(tensor: Tensor, first: Tensor, offset: int) -> bool:
+def _lies_at(tensor: Tensor, first: Tensor, offset: int | torch.SymInt) -> bool:
     is_same_storage = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
     return is_same_storage and tensor.dtype == first.dtype and tensor.storage_offset() == offset and tensor.is_contiguous()
 

@@ -485,14 +485,16 @@ def attend_backward(
         offsets: [N + 1] int64, where the edges of each node begin.
         gradient: [N, H, V], that of the output.
     """
-    gradients = tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (value, key, query))
+    tensors = (value, key, query)
+    of_value, of_key, of_query = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors)
     if len(query) > 0:
         launch = _launch(value, key, query)
         _backward_kernel[launch.grid](
-            value.contiguous(), key.contiguous(), query.contiguous(), order, offsets, gradient.contiguous(), *gradients,
+            value.contiguous(), key.contiguous(), query.contiguous(), order, offsets, gradient.contiguous(),
+            of_value, of_key, of_query,
             **launch.constants, num_warps=launch.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
-    return gradients
+    return of_value, of_key, of_query
 
 
 class FrameLayout(NamedTuple):
@@ -825,7 +827,7 @@ def compile_cases() -> list[CompileCase]:
     for workload, sizes in workloads.items():
         for name in _ROUNDINGS:
             cases += _cases_in_frames(workload, name, *sizes)
-    constants = {"BLOCK_ROWS": _TRANSPOSE_TILE.rows, "BLOCK_COLUMNS": _TRANSPOSE_TILE.columns}
+    constants: dict[str, object] = {"BLOCK_ROWS": _TRANSPOSE_TILE.rows, "BLOCK_COLUMNS": _TRANSPOSE_TILE.columns}
     for name in _ROUNDINGS:
         signature = {"values": f"*{name}", "result": f"*{name}", "num_rows": "i32", "num_columns": "i32"}
         cases.append(CompileCase(f"transpose {name}", _transpose_kernel, signature, constants, _TRANSPOSE_TILE.warps, _NUM_STAGES))

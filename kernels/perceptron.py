@@ -368,7 +368,7 @@ def compile_cases() -> list[CompileCase]:
                 ("backward", _backward_kernel, {"ROWS": _ROWS, "WALK_ROWS": tile.walk_rows}),
             ):
                 constants = rows | _constants(shape, tile) | {"PRECISION": "ieee"}
-                arguments = [argument for argument in kernel.arg_names if argument not in constants]  # type: ignore[attr-defined]
+                arguments = [argument for argument in kernel.arg_names if argument not in constants]
                 cases.append(
                     CompileCase(
                         name=f"{kind} {size} {name}",

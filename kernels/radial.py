@@ -26,7 +26,7 @@ and 132 written.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -458,7 +458,7 @@ def compile_cases() -> list[CompileCase]:
             forward_tile, backward_tile = _forward_tile(dtype), _backward_tile(dtype)
             common = {"INPUTS": invariants, "CHUNK": _CHUNK, **shape, **_type_constants(dtype), "PRECISION": "ieee"}
             of_invariants = {key: value for key, value in common.items() if key not in ("HAS_NORM", "EPSILON")}
-            launches: tuple[tuple[str, object, str, str, dict[str, object], Tile], ...] = (
+            launches: tuple[tuple[str, Any, str, str, dict[str, object], Tile], ...] = (
                 ("forward", _forward_kernel, "hidden", "num_edges row_size num_blocks", common, forward_tile),
                 (
                     "backward",

@@ -26,14 +26,14 @@ Cost per edge at 4 degrees, 32 channels, K = 32, forward: 2.9 MFLOP of matrix pr
 read and written in half precision (x~, y~) and 64 bytes of h; every block of edges streams W (2.9 MB) from the second-level
 cache, which bounds the kernel where blocks are small. Backward: three times the arithmetic. Rotations: 2 x 16 x 32 x 7 FLOP
 per edge and side, bound by memory. Gradient with respect to positions: 36 entries of generators of 32 channels, 5 kFLOP per edge
-and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.fused.tfn_conv.cost`` counts for any plan.
+and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.backends.triton.tfn_conv.cost`` counts for any plan.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -871,7 +871,7 @@ def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]
     weight, block_in = _weight_gradient_tile(dtype, channels)
     contracted = signature("inputs hidden weights outputs", values, tables="items terms", integers="num_edges num_rows")
     sizes = "num_edges splits num_groups"
-    launches: list[tuple[str, object, dict[str, str], dict[str, object], Tile]] = []
+    launches: list[tuple[str, object, dict[str, str], dict[str, Any], Tile]] = []
     for kind, is_edge_major in (("contract", False), ("contract edge-major", True)):
         tile = _contraction_tile(dtype, channels, is_edge_major or rounding.precision == "tf32")
         constants = {"ODD_SIGN": 1.0, "EDGE_MAJOR": is_edge_major, "BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
@@ -915,7 +915,7 @@ def _rotation_cases(workload: str, name: str, channels: int, max_degree: int) ->
     bounds = "num_edges outputs_about_z inputs_about_x inputs_about_z num_entries"
     generators = signature("", "", "*fp64", "coefficients", "entries", bounds)
     rotated = {"DEGREE": max_degree, "SIZE": tile_size(max_degree), "BLOCK": rotation_block(max_degree), "HAS_INDEX": False}
-    launches: list[tuple[str, object, dict[str, str], dict[str, object]]] = [
+    launches: list[tuple[str, object, dict[str, str], dict[str, Any]]] = [
         (
             "align",
             _align_kernel,

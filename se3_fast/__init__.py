@@ -1,5 +1,6 @@
 """se3_fast: SE(3)-Transformers for PyTorch."""
 
+from se3_fast.backends.choice import backend
 from se3_fast.fiber import Fiber
 from se3_fast.fuse_level import convert_fuse_level
 from se3_fast.graph import Graph, complete_graph, nearest_neighbour_graph, radius_graph
@@ -20,7 +21,6 @@ from se3_fast.model import (
     fuse_level_of_state_dict,
     fuse_levels_of_state_dict,
 )
-from se3_fast.ops.backend import backend
 from se3_fast.ops.basis import get_basis, update_basis_with_fused
 from se3_fast.ops.edge_frames import EdgeGeometry
 

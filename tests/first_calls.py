@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 import se3_fast
 from se3_fast import EdgeGeometry, Fiber, Graph, SE3TransformerPooled
-from se3_fast.aligned import tfn_conv as aligned
-from se3_fast.fused import tfn_conv_by_source as fused_by_source
-from se3_fast.native import tfn_conv_by_source as native_by_source
+from se3_fast.backends.cpp import tfn_conv_by_source as native_by_source
+from se3_fast.backends.torch import tfn_conv as aligned
+from se3_fast.backends.triton import tfn_conv_by_source as fused_by_source
 
 TOLERANCE = 1e-10
 BACKENDS = ("dense", "torch", "cpp", "triton")

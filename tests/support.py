@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from se3_fast import ConvSE3FuseLevel, Fiber, Graph
+from se3_fast.backends.dense.edge_frames import wigner_blocks
 from se3_fast.layers.convolution import ConvSE3
-from se3_fast.reference.edge_frames import wigner_blocks
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Largest relative RMS error against the dense float64 result, by dtype."""

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 import se3_fast
-from se3_fast.ops import backend as backend_module
-from se3_fast.ops.backend import selected_backend
+from se3_fast.backends import choice
+from se3_fast.backends.choice import selected_backend
 
 CPU = torch.device("cpu")
 
 
 def test_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SE3_FAST_BACKEND", raising=False)
-    monkeypatch.setattr(backend_module, "_has_cpp", lambda: True)
+    monkeypatch.setattr(choice, "_has_cpp", lambda: True)
     assert selected_backend(CPU) == "cpp"
-    monkeypatch.setattr(backend_module, "_has_cpp", lambda: False)
-    backend_module._say_once_how_to_get_cpp.cache_clear()
+    monkeypatch.setattr(choice, "_has_cpp", lambda: False)
+    choice._say_once_how_to_get_cpp.cache_clear()
     with pytest.warns(UserWarning, match="se3_fast runs on backend torch, slower than its compiled operations"):
         assert selected_backend(CPU) == "torch"
     with warnings.catch_warnings():
@@ -45,8 +45,8 @@ def test_automatic_choice_on_gpus(
 ) -> None:
     monkeypatch.delenv("SE3_FAST_BACKEND", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(backend_module, "_has_triton", lambda: has_triton)
-    monkeypatch.setattr(backend_module, "_has_cuda", lambda: has_cuda)
+    monkeypatch.setattr(choice, "_has_triton", lambda: has_triton)
+    monkeypatch.setattr(choice, "_has_cuda", lambda: has_cuda)
     assert selected_backend(torch.device("cuda")) == expected
 
 

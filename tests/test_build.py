@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from se3_fast.native import library
+from se3_fast.backends.cpp import library
 
 ROOT = Path(__file__).parents[1]
-LIBRARY = Path("se3_fast", "native", "operations.so")
+LIBRARY = Path("se3_fast", "backends", "cpp", "operations.so")
 needs_compiler = pytest.mark.skipif(
     shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler"
 )
@@ -24,7 +24,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """The build files, and of the sources those that compile fast."""
-    for folder in ("csrc", "kernels", "se3_fast"):
+    for folder in ("csrc", "se3_fast"):
         (tmp_path / folder).mkdir()
     for name in ("setup.py", "README.md", "se3_fast/__init__.py"):
         shutil.copyfile(ROOT / name, tmp_path / name)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, Fiber, Graph, SE3Transformer
-from se3_fast.aligned import tfn_conv as aligned
-from se3_fast.fused import tfn_conv_by_source as fused_by_source
-from se3_fast.native import tfn_conv_by_source as native_by_source
+from se3_fast.backends.cpp import tfn_conv_by_source as native_by_source
+from se3_fast.backends.torch import tfn_conv as aligned
+from se3_fast.backends.triton import tfn_conv_by_source as fused_by_source
 from tests.support import TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
 
 BACKENDS = ["dense", "torch", "cpp", "triton"]

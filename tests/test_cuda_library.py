@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from se3_fast.cuda import library
+from se3_fast.backends.cuda import library
 
 ARCHITECTURES = ("sm_70", "sm_75", "compute_70")
 PRODUCTS = ("contract", "hidden_gradient", "weight_gradient")

@@ -7,7 +7,7 @@ import torch
 
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, Fiber, Graph, SE3Transformer, complete_graph
-from se3_fast.aligned import tfn_conv as aligned
+from se3_fast.backends.torch import tfn_conv as aligned
 from tests.support import TRITON_DEVICE, random_features, random_rotation, relative_error, rotate_features
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}

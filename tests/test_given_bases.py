@@ -21,8 +21,8 @@ from se3_fast import (
     get_basis,
     update_basis_with_fused,
 )
+from se3_fast.backends.choice import backend
 from se3_fast.ops import basis_origin, given_bases
-from se3_fast.ops.backend import backend
 from tests.support import make_convolution, random_features, random_graph, relative_error
 
 Bases = dict[str, Tensor]

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
-from se3_fast.aligned import tfn_conv as aligned
-from se3_fast.native import library
-from se3_fast.reference.basis import spherical_harmonics
+from se3_fast.backends.cpp import library
+from se3_fast.backends.dense.basis import spherical_harmonics
+from se3_fast.backends.torch import tfn_conv as aligned
 from se3_fast.so3 import wigner_3j
 from tests.support import TRITON_DEVICE
 
@@ -319,11 +319,11 @@ def test_golden(path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> No
     kind = golden.config["kind"]
     module: ModuleType = aligned
     if name == "triton":
-        module = pytest.importorskip("se3_fast.fused.tfn_conv_by_source")
+        module = pytest.importorskip("se3_fast.backends.triton.tfn_conv_by_source")
     if name == "cpp":
         if not library.is_available():
             pytest.skip(f"the compiled operations, {library.reason()}")
-        module = importlib.import_module("se3_fast.native.tfn_conv_by_source")
+        module = importlib.import_module("se3_fast.backends.cpp.tfn_conv_by_source")
     monkeypatch.setattr(module, "is_by_source_faster", lambda plan, *sizes: order == "by source" and not plan.edge_channels)
     with se3_fast.backend(name):
         if kind in EDGE_RUNNERS:

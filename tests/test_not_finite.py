@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 import se3_fast
 from se3_fast import AttentionSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber
-from se3_fast.aligned import tfn_conv as aligned
-from se3_fast.fused import tfn_conv_by_source as fused_by_source
-from se3_fast.native import tfn_conv_by_source as native_by_source
+from se3_fast.backends.cpp import tfn_conv_by_source as native_by_source
+from se3_fast.backends.torch import tfn_conv as aligned
+from se3_fast.backends.triton import tfn_conv_by_source as fused_by_source
 from se3_fast.ops.basis import get_basis
 from se3_fast.ops.edge_attention import edge_attention, message_attention, takes_messages
 from se3_fast.ops.equivariant_norm import group_norm, layer_norm

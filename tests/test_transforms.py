@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 
 import se3_fast
 from se3_fast import Fiber, Graph, SE3TransformerPooled
-from se3_fast.native import library
+from se3_fast.backends.cpp import library
 from tests.support import random_features, random_graph, relative_error
 
 BACKENDS = ["dense", "torch", *(["cpp"] if library.is_available() else []), "triton"]

@@ -21,14 +21,14 @@ from se3_fast.ops.shared_features import shared_features
 from se3_fast.ops.tfn_conv import keeps_frames
 
 if TYPE_CHECKING:
-    from se3_fast.fused.edge_attention import AlignedMessages
+    from se3_fast.backends.triton.edge_attention import AlignedMessages
     from se3_fast.layers.joint import JointParameters
 
 ChannelsDivisor = int | Mapping[int, int] | Mapping[str, int] | None
 
 
 class AttentionSE3(nn.Module):
-    """Multi-head attention over the incoming edges of each node. Formula: :mod:`se3_fast.reference.edge_attention`.
+    """Multi-head attention over the incoming edges of each node. Formula: :mod:`se3_fast.backends.dense.edge_attention`.
 
     The score is an inner product over all degrees, hence invariant; heads split the channels of each degree in contiguous groups.
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from se3_fast.backends.choice import KERNEL_RADIAL_WIDTH
+from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON
+from se3_fast.backends.dense.tfn_conv import contract
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.inputs import check_kinds, named
 from se3_fast.layers.low_memory import recompute_in_backward
-from se3_fast.ops.backend import KERNEL_RADIAL_WIDTH
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.linear import MAX_PARTS, linear
 from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts
@@ -30,11 +32,9 @@ from se3_fast.ops.tfn_conv import (
     tfn_conv_by_formula,
 )
 from se3_fast.plan import ConvolutionPlan, RadialGroup
-from se3_fast.reference.radial import LAYER_NORM_EPSILON
-from se3_fast.reference.tfn_conv import contract
 
 if TYPE_CHECKING:
-    from se3_fast.fused.edge_attention import AlignedMessages
+    from se3_fast.backends.triton.edge_attention import AlignedMessages
     from se3_fast.layers.joint import JointParameters
 
 RADIAL_WIDTH = 32

@@ -19,7 +19,7 @@ class NormSE3(nn.Module):
     """Normalise and rectify the norms of the features, keep their directions.
 
     Where all degrees have the same number of channels their norms are normalised together (group normalisation, one group per
-    degree), else degree by degree (layer normalisation). Formula: :mod:`se3_fast.reference.equivariant_norm`. The published
+    degree), else degree by degree (layer normalisation). Formula: :mod:`se3_fast.backends.dense.equivariant_norm`. The published
     layer-norm branch multiplies by the old norm and divides by the new one; this one does what was meant.
 
     Args:

@@ -1,7 +1,7 @@
 """The last radial weights of convolutions as the fused contraction reads them, those of all layers of a model at once.
 
-Formula: :func:`se3_fast.aligned.tfn_conv.aligned_weight`. Backend ``triton`` (``kernels/aligned_weights.py``); other backends align
-weights where they use them.
+Formula: :func:`se3_fast.backends.torch.tfn_conv.aligned_weight`. Backend ``triton`` (``kernels/aligned_weights.py``); other
+backends align weights where they use them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from se3_fast.differentiable import LinearOperation, Tensors
 from se3_fast.plan import ConvolutionPlan
 
 if TYPE_CHECKING:
-    from se3_fast.fused.aligned_weights import Layout
+    from se3_fast.backends.triton.aligned_weights import Layout
 
 
 class AlignedWeights(NamedTuple):
@@ -94,7 +94,7 @@ class _Alignment(LinearOperation):
 
     def layout(self, device: torch.device) -> Layout:
         """Where all stand."""
-        from se3_fast.fused.aligned_weights import layout
+        from se3_fast.backends.triton.aligned_weights import layout
 
         return layout(self.plans, self.shapes[0][1], device)
 

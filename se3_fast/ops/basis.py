@@ -1,8 +1,8 @@
 """The published basis functions: ``get_basis`` and ``update_basis_with_fused``.
 
-Formula and layouts: :mod:`se3_fast.reference.basis`. The models of this package need no bases; these serve code written for the
-published implementation, and backend ``dense``. Backend ``triton`` writes all pairwise bases in one launch, and all fused
-ones in another.
+Formula and layouts: :mod:`se3_fast.backends.dense.basis`. The models of this package need no bases; these serve code written for
+the published implementation, and backend ``dense``. Backend ``triton`` writes all pairwise bases in one launch, and all fused ones
+in another.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.backends.choice import backend, selected_backend
+from se3_fast.backends.dense import basis as reference
 from se3_fast.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.modes import constant
-from se3_fast.ops.backend import backend, selected_backend
 from se3_fast.ops.basis_origin import remember_fused, remember_pairwise
 from se3_fast.ops.opaque import OpaqueOperation
-from se3_fast.reference import basis as reference
 from se3_fast.so3 import wigner_3j
 
 if TYPE_CHECKING:
@@ -196,12 +196,14 @@ class _PairwiseBases(Operation):
     def evaluate(self, operands: Any) -> Sequence[Tensor]:
         from se3_fast.kernels.basis import pairwise_bases
 
-        return pairwise_bases(*operands, self.tables, self.dtype)
+        (rel_pos,) = operands
+        return pairwise_bases(rel_pos, self.tables, self.dtype)
 
     def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         from se3_fast.kernels.basis import position_gradient
 
-        return [position_gradient(*operands, gradients, self.tables)]
+        (rel_pos,) = operands
+        return [position_gradient(rel_pos, gradients, self.tables)]
 
     @property
     def formula(self) -> PlainFormula:

@@ -1,8 +1,9 @@
 """Attention over incoming edges.
 
-Formula: :mod:`se3_fast.reference.edge_attention`. Backends: that module, ``triton`` (``kernels/edge_attention.py``) and ``cpp``
-(``csrc/edge_attention.cpp``). With backend ``triton`` there is a second form, which takes the messages of a convolution as they are
-in the frames of their edges; with backend ``cpp`` one that takes them degree by degree, each the value and the key in one tensor.
+Formula: :mod:`se3_fast.backends.dense.edge_attention`. Backends: that module, ``triton`` (``kernels/edge_attention.py``) and
+``cpp`` (``csrc/edge_attention.cpp``). With backend ``triton`` there is a second form, which takes the messages of a convolution as
+they are in the frames of their edges; with backend ``cpp`` one that takes them degree by degree, each the value and the key in one
+tensor.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from se3_fast.backends.choice import selected_backend
+from se3_fast.backends.dense import edge_attention as reference
+from se3_fast.backends.dense.edge_frames import wigner_of_angles
 from se3_fast.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph
-from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.compute_dtype import accumulation_dtype
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
-from se3_fast.reference import edge_attention as reference
-from se3_fast.reference.edge_frames import wigner_of_angles
 
 if TYPE_CHECKING:
-    from se3_fast.fused.edge_attention import AlignedMessages
+    from se3_fast.backends.triton.edge_attention import AlignedMessages
     from se3_fast.kernels.edge_attention import FrameLayout
 
 
@@ -114,7 +115,7 @@ def aligned_edge_attention(messages: AlignedMessages, query: Tensor, key_channel
     Raises:
         ValueError: if a shape does not fit the others or the graph of the messages.
     """
-    from se3_fast.fused.edge_attention import wigner_tables
+    from se3_fast.backends.triton.edge_attention import wigner_tables
     from se3_fast.kernels.edge_attention import frame_layout
 
     of_key = dict(key_channels)

@@ -1,7 +1,8 @@
 """Norm-based nonlinearity.
 
-Formula: :mod:`se3_fast.reference.equivariant_norm`. Backends: that module, and ``triton`` (``kernels/equivariant_norm.py``) where
-the nonlinearity is ReLU. Results have the dtype of the features under autocast too; half precision is computed with in float32.
+Formula: :mod:`se3_fast.backends.dense.equivariant_norm`. Backends: that module, and ``triton`` (``kernels/equivariant_norm.py``)
+where the nonlinearity is ReLU. Results have the dtype of the features under autocast too; half precision is computed with in
+float32.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from se3_fast.backends.choice import selected_backend
+from se3_fast.backends.dense import equivariant_norm as reference
 from se3_fast.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.fiber import Features
-from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.shared_features import SharedFeatures
-from se3_fast.reference import equivariant_norm as reference
 
 _MAX_FUSED_DEGREES = 7
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from se3_fast.backends.dense.edge_frames import edge_directions
 from se3_fast.ops.basis import get_basis, update_basis_with_fused
 from se3_fast.ops.basis_origin import Made, Origin, common_origin, made_at, without_derived
-from se3_fast.reference.edge_frames import edge_directions
 from se3_fast.so3 import Y0
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}

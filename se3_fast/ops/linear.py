@@ -1,8 +1,8 @@
 """Linear maps of the channels of each degree.
 
-Formula: :mod:`se3_fast.reference.linear`. Backends: that module, and ``triton`` (``kernels/linear.py``), which takes all degrees in
-one launch and the parts of the input as they lie in memory. There the input and the output may also be laid out per attention head.
-Under autocast the result has the dtype that a matrix product of PyTorch has.
+Formula: :mod:`se3_fast.backends.dense.linear`. Backends: that module, and ``triton`` (``kernels/linear.py``), which takes all
+degrees in one launch and the parts of the input as they lie in memory. There the input and the output may also be laid out per
+attention head. Under autocast the result has the dtype that a matrix product of PyTorch has.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.backends.choice import selected_backend
+from se3_fast.backends.dense import linear as reference
 from se3_fast.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.fiber import Features
-from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.compute_dtype import compute_dtype, go_together
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
-from se3_fast.reference import linear as reference
 
 if TYPE_CHECKING:
     from se3_fast.kernels.linear import Shape
@@ -187,9 +187,9 @@ class FusedLinear(Operation):
         programs = len(operands[0]) if self.has_row else None
         num_factors = 1 if self.has_row else len(weights)
         sums, of_parts = kernels.backward(contiguous, parts, weights, self.shape, any(wanted[num_factors:]), programs)
-        of_weights = [sums] if self.has_row else _by_degree(self.shape, sums.sum(0).to(operands[0].dtype))
+        of_weights: Tensors = [sums] if self.has_row else _by_degree(self.shape, sums.sum(0).to(operands[0].dtype))
         tensors = [tensor for part in of_parts for tensor in part]
-        return *of_weights, *(tensors or [None] * (len(operands) - num_factors))
+        return *of_weights, *(tensors if tensors else [None] * (len(operands) - num_factors))
 
     @property
     def formula(self) -> PlainFormula:

@@ -1,7 +1,7 @@
 """The parameters of many layers put in a row each, and their gradients taken as sums of parts, for all layers at once.
 
-Formula: :mod:`se3_fast.reference.parameter_rows`. Backend ``triton`` (``kernels/parameter_rows.py``); on others the layers take
-their parameters as they are.
+Formula: :mod:`se3_fast.backends.dense.parameter_rows`. Backend ``triton`` (``kernels/parameter_rows.py``); on others the layers
+take their parameters as they are.
 
 A kernel whose programs share nodes or edges leaves the gradient of a layer's parameters in parts, one for each program. A layer
 that has its parameters as a row [P, n], n values P times over, returns the parts as that row's gradient; the sums over P follow
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.backends.dense import parameter_rows as reference
 from se3_fast.differentiable import LinearOperation, Tensors
 from se3_fast.modes import constant
-from se3_fast.reference import parameter_rows as reference
 
 
 def gradient_parts(most: int, device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """A perceptron of two layers, the head of the pooled model.
 
-Formula: :mod:`se3_fast.reference.perceptron`. Backends: that module, and ``triton`` (``kernels/perceptron.py``). Under autocast the
-result has the dtype that a matrix product of PyTorch has.
+Formula: :mod:`se3_fast.backends.dense.perceptron`. Backends: that module, and ``triton`` (``kernels/perceptron.py``). Under
+autocast the result has the dtype that a matrix product of PyTorch has.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from se3_fast.backends.choice import selected_backend
+from se3_fast.backends.dense import perceptron as reference
 from se3_fast.differentiable import Operation, PlainFormula, Tensors, Wanted
-from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.compute_dtype import compute_dtype, go_together
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
-from se3_fast.reference import perceptron as reference
 
 Layer = tuple[Tensor, Tensor]
 
@@ -88,7 +88,8 @@ class FusedPerceptron(Operation):
 
         x, *parameters = operands
         contiguous = kernels.Parameters(*(parameter.contiguous() for parameter in parameters))
-        of_x, of_parameters = kernels.backward(gradients[0].contiguous(), x.contiguous(), *kept, contiguous, wanted[0])
+        (hidden,) = kept
+        of_x, of_parameters = kernels.backward(gradients[0].contiguous(), x.contiguous(), hidden, contiguous, wanted[0])
         return of_x, *of_parameters
 
     @property

@@ -1,6 +1,6 @@
 """Maximum or mean over the nodes of each graph.
 
-Formula: :mod:`se3_fast.reference.pooling`. Backends: that module, and ``triton`` (``kernels/pooling.py``).
+Formula: :mod:`se3_fast.backends.dense.pooling`. Backends: that module, and ``triton`` (``kernels/pooling.py``).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from se3_fast.backends.choice import selected_backend
+from se3_fast.backends.dense import pooling as reference
 from se3_fast.differentiable import Operation, PlainFormula, Tensors, Wanted
-from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.opaque import OpaqueOperation
-from se3_fast.reference import pooling as reference
 
 Pool = Literal["max", "avg"]
 
@@ -66,7 +66,8 @@ class FusedPooling(Operation):
 
         feature, sizes = operands
         given = gradients[0].flatten(1).contiguous()
-        result = kernels.backward(given, sizes.contiguous(), *kept, len(feature), self.pool == "max")
+        ends, winners = kept
+        result = kernels.backward(given, sizes.contiguous(), ends, winners, len(feature), self.pool == "max")
         return result.view(feature.shape), None
 
     @property

@@ -1,6 +1,6 @@
 """The hidden layers of all radial profiles of a convolution.
 
-Formula: :mod:`se3_fast.reference.radial`. Backends: that module, ``triton`` (``kernels/radial.py``) and ``cpp``
+Formula: :mod:`se3_fast.backends.dense.radial`. Backends: that module, ``triton`` (``kernels/radial.py``) and ``cpp``
 (``csrc/radial.cpp``), which take all profiles in one call each way and keep the invariants only.
 """
 
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.backends.choice import selected_backend
+from se3_fast.backends.dense import radial as reference
+from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON, RadialLayer
 from se3_fast.differentiable import Operation, PlainFormula, Tensors, Wanted
-from se3_fast.ops.backend import selected_backend
 from se3_fast.ops.compute_dtype import accumulation_dtype, compute_dtype
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
-from se3_fast.reference import radial as reference
-from se3_fast.reference.radial import LAYER_NORM_EPSILON, RadialLayer
 
 if TYPE_CHECKING:
     from se3_fast.kernels.radial import Shape

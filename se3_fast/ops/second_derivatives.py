@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.backends.choice import backend
+from se3_fast.backends.dense import tfn_conv as reference
 from se3_fast.differentiable import Evaluate, Tensors, Vjp, Wanted
 from se3_fast.fiber import Features
 from se3_fast.graph import Graph
-from se3_fast.ops.backend import backend
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.plan import ConvolutionPlan
-from se3_fast.reference import tfn_conv as reference
 
 CHUNK_BYTES = 64 << 20
 """Radial weights of a chunk; about ten times as much is alive while a chunk is differentiated twice."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from se3_fast.backends.choice import selected_backend
 from se3_fast.differentiable import LinearOperation, Tensors
 from se3_fast.fiber import Features
-from se3_fast.ops.backend import selected_backend
 
 
 class SharedFeatures(dict[str, Tensor]):

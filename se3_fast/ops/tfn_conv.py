@@ -1,7 +1,8 @@
 """TFN convolution: the messages of all edges, or their sum at each destination.
 
-Formula: :mod:`se3_fast.reference.tfn_conv`. Backends: ``dense`` (that module), ``torch`` (:mod:`se3_fast.aligned.tfn_conv`),
-``triton`` (``kernels/tfn_conv.py``, ``kernels/tfn_conv_by_source.py``), ``cuda`` (``csrc/tfn_conv.cu``; float64 as ``torch``).
+Formula: :mod:`se3_fast.backends.dense.tfn_conv`. Backends: ``dense`` (that module), ``torch``
+(:mod:`se3_fast.backends.torch.tfn_conv`), ``triton`` (``kernels/tfn_conv.py``, ``kernels/tfn_conv_by_source.py``), ``cuda``
+(``csrc/tfn_conv.cu``; float64 as ``torch``).
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from se3_fast.aligned import tfn_conv as aligned
+from se3_fast.backends.choice import backend, convolution_backend, frames_read, selected_backend
+from se3_fast.backends.dense import tfn_conv as reference
+from se3_fast.backends.dense.edge_frames import wigner_of_angles
+from se3_fast.backends.torch import tfn_conv as aligned
 from se3_fast.differentiable import Operation, Tensors, Wanted
 from se3_fast.fiber import Features
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.modes import constant
 from se3_fast.ops.aligned_weights import AlignedWeights, aligned_weights
-from se3_fast.ops.backend import backend, convolution_backend, frames_read, selected_backend
 from se3_fast.ops.compute_dtype import accumulation_dtype, compute_dtype
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.opaque import OpaqueOperation
@@ -39,15 +42,13 @@ from se3_fast.ops.second_derivatives import (
     messages_by_formula,
 )
 from se3_fast.plan import ConvolutionPlan, RadialGroup
-from se3_fast.reference import tfn_conv as reference
-from se3_fast.reference.edge_frames import wigner_of_angles
 from se3_fast.transforms import is_followed
 
 if TYPE_CHECKING:
-    from se3_fast.fused.edge_attention import AlignedMessages
-    from se3_fast.fused.tfn_conv import Launches
-    from se3_fast.fused.tfn_conv_by_source import SourceLaunches
-    from se3_fast.native.tfn_conv import NativeConvolution
+    from se3_fast.backends.cpp.tfn_conv import NativeConvolution
+    from se3_fast.backends.triton.edge_attention import AlignedMessages
+    from se3_fast.backends.triton.tfn_conv import Launches
+    from se3_fast.backends.triton.tfn_conv_by_source import SourceLaunches
 
 
 def tfn_conv(
@@ -113,7 +114,7 @@ def tfn_conv_by_formula(
         geometry: directions of the edges.
         node_features: ``{d: [N, C_d, 2d+1]}`` for the degrees of ``plan.node_channels``.
         edge_features: ``{d: [E, C_d, 2d+1]}`` for the degrees of ``plan.edge_channels`` (others are ignored).
-        contractions: of each group, see :func:`se3_fast.reference.tfn_conv.messages`.
+        contractions: of each group, see :func:`se3_fast.backends.dense.tfn_conv.messages`.
         pool: sum over the incoming edges of each node; nodes without any get 0.
     """
     _check_degrees(plan, geometry)
@@ -145,14 +146,14 @@ class PreparedRadial(NamedTuple):
 
 def hidden_gradient_parts(plans: Sequence[ConvolutionPlan], num_edges: int) -> int:
     """In how many parts the gradients of h of some convolutions come, the same for all; 1 where there will be none."""
-    from se3_fast.fused.tfn_conv import hidden_splits
+    from se3_fast.backends.triton.tfn_conv import hidden_splits
 
     return min(hidden_splits(num_edges, len(plan.groups)) for plan in plans) if torch.is_grad_enabled() else 1
 
 
 def is_contracted_by_edge(plan: ConvolutionPlan, graph: Graph, width: int, dtype: torch.dtype) -> bool:
     """Whether backend ``triton`` contracts by edge; ``width`` is that of h, ``dtype`` that of the features."""
-    from se3_fast.fused import tfn_conv_by_source as by_source
+    from se3_fast.backends.triton import tfn_conv_by_source as by_source
 
     return not by_source.is_by_source_faster(plan, graph.num_nodes(), graph.num_edges(), width, dtype)
 
@@ -180,7 +181,7 @@ def aligned_messages(
 
     Arguments and errors are those of :func:`tfn_conv`.
     """
-    from se3_fast.fused.edge_attention import AlignedMessages
+    from se3_fast.backends.triton.edge_attention import AlignedMessages
 
     _check_degrees(plan, geometry)
     _check_sizes(plan, graph, geometry, node_features, edge_features, hidden, weights)
@@ -364,8 +365,8 @@ class AlignedEdges(NamedTuple):
 
 def _fused(call: _Call, keeps_frames: bool) -> tuple[tuple[Tensor, ...], AlignedEdges]:
     """By the Triton kernels: the messages by degree, or y~ alone; and the edges in the order that y~ has them."""
-    from se3_fast.fused import tfn_conv_by_source as by_source
-    from se3_fast.fused.tfn_conv import Launches
+    from se3_fast.backends.triton import tfn_conv_by_source as by_source
+    from se3_fast.backends.triton.tfn_conv import Launches
 
     angles_dtype = accumulation_dtype(call.dtype)
     arguments: dict[str, Any] = {"pool": call.pool, "dtype": call.dtype, "keeps_frames": keeps_frames}
@@ -402,8 +403,8 @@ def _in_one_tensor(hidden: Sequence[Tensor] | Tensor) -> Tensor:
 
 def _cpp(call: _Call) -> tuple[Tensor, ...]:
     """By the compiled CPU operations, which compute in float32 or float64."""
-    from se3_fast.native import tfn_conv_by_source as by_source
-    from se3_fast.native.tfn_conv import NativeConvolution
+    from se3_fast.backends.cpp import tfn_conv_by_source as by_source
+    from se3_fast.backends.cpp.tfn_conv import NativeConvolution
 
     is_by_source = by_source.is_by_source_faster(call.plan, call.graph, call.hidden[0].shape[1])
     kind = by_source.NativeConvolutionBySource if is_by_source else NativeConvolution
@@ -419,7 +420,7 @@ def _cpp(call: _Call) -> tuple[Tensor, ...]:
 
 def _cuda(call: _Call) -> tuple[Tensor, ...]:
     """By the kernels for compute capability 7.x, in float16 or float32: these devices have no bfloat16."""
-    from se3_fast.cuda.tfn_conv import CudaLaunches
+    from se3_fast.backends.cuda.tfn_conv import CudaLaunches
 
     dtype = torch.float16 if call.dtype == torch.float16 else torch.float32
     make = partial(CudaLaunches, call.plan, call.graph, pool=call.pool, dtype=dtype)
@@ -594,9 +595,9 @@ def _in_frames(plan: ConvolutionPlan, messages: Sequence[Tensor], angles: Tensor
 class OperandConvolution(Operation):
     """The convolution of backends that keep its operands only: node features, edge features, h and the weights.
 
-    In plain PyTorch (:class:`se3_fast.aligned.tfn_conv.Problem`) or by the compiled CPU operations
-    (:class:`se3_fast.native.tfn_conv.NativeConvolution`); everything else is made again in the backward pass, written by hand; so
-    is h, the largest of them, where there is a way to.
+    In plain PyTorch (:class:`se3_fast.backends.torch.tfn_conv.Problem`) or by the compiled CPU operations
+    (:class:`se3_fast.backends.cpp.tfn_conv.NativeConvolution`); everything else is made again in the backward pass, written by
+    hand; so is h, the largest of them, where there is a way to.
 
     Operands: Wigner blocks; rel_pos [E, 3], of which only the gradient is made here; node features and edge features by degree; h
     [E, K] and last radial weight [C_out * C_in * F, K] by group; then what h is made of, which is not differentiated here.
@@ -793,7 +794,7 @@ class FusedConvolutionBySource(Operation):
         return self.setting.formula(self._operands, roles, self.edges)
 
     def _operands(self, operands: Any) -> ConvolutionOperands:
-        from se3_fast.fused.tfn_conv_by_source import aligned_of_blocks
+        from se3_fast.backends.triton.tfn_conv_by_source import aligned_of_blocks
 
         _, rel_pos, hidden, *tensors = operands
         half, groups = len(tensors) // 2, self.setting.plan.groups
@@ -803,7 +804,7 @@ class FusedConvolutionBySource(Operation):
 
 
 def _published_weight(group: RadialGroup, aligned_weight: Tensor) -> Tensor:
-    """The inverse of :func:`se3_fast.aligned.tfn_conv.aligned_weight`, in at least float32."""
+    """The inverse of :func:`se3_fast.backends.torch.tfn_conv.aligned_weight`, in at least float32."""
     wide = at_least_float32(aligned_weight)
     paths = torch.einsum("fg,giko->oifk", _from_aligned(group, wide.device, wide.dtype), wide)
     return paths.flatten(0, 2)

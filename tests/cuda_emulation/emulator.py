@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from se3_fast.cuda import library
+from se3_fast.backends.cuda import library
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
@@ -41,7 +41,7 @@ def emulator(architecture: int) -> ctypes.CDLL:
 
 
 def launcher(architecture: int, is_reversed: bool = False) -> Callable[..., None]:
-    """What takes the place of :func:`se3_fast.cuda.library.launch`; ``is_reversed``: the last warp of a block runs first."""
+    """In place of :func:`se3_fast.backends.cuda.library.launch`; ``is_reversed``: the last warp of a block runs first."""
 
     def launch(
         name: str,

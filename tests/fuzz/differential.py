@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast.aligned import tfn_conv as aligned
-from se3_fast.fused import tfn_conv_by_source as fused_by_source
-from se3_fast.native import tfn_conv_by_source as native_by_source
+from se3_fast.backends.cpp import tfn_conv_by_source as native_by_source
+from se3_fast.backends.torch import tfn_conv as aligned
+from se3_fast.backends.triton import tfn_conv_by_source as fused_by_source
 from se3_fast.ops import second_derivatives
 from tests.fuzz.cases import Case, Problem, Run, Tensors
 from tests.support import random_rotation, wigner_of_rotation
@@ -100,7 +100,9 @@ def evaluate(
 def forget_constants() -> None:
     """Empty the caches of constant tables, so that a case does not depend on the cases before."""
     for name, module in list(sys.modules.items()):
-        if name.startswith(("se3_fast.so3", "se3_fast.ops", "se3_fast.fused", "se3_fast.native.tfn", "se3_fast.aligned")):
+        if name.startswith(
+            ("se3_fast.so3", "se3_fast.ops", "se3_fast.backends.triton", "se3_fast.backends.cpp.tfn", "se3_fast.backends.torch")
+        ):
             for member in vars(module).values():
                 if callable(getattr(member, "cache_clear", None)) and not isinstance(member, torch.Tensor):
                     member.cache_clear()

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-from se3_fast.native import library
+from se3_fast.backends.cpp import library
 from tests.fuzz import budget
 from tests.fuzz.cases import Case
 from tests.fuzz.differential import check

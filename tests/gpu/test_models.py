@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import se3_fast
 from se3_fast import EdgeGeometry, Fiber, Graph, SE3Transformer
-from se3_fast.ops.backend import selected_backend
+from se3_fast.backends.choice import selected_backend
 from tests.support import random_features, random_graph, relative_error
 
 FIBERS = {"fiber_in": Fiber({0: 8, 1: 3}), "fiber_hidden": Fiber.create(4, 32), "fiber_out": Fiber({0: 8, 1: 2})}

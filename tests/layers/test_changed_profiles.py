@@ -16,9 +16,9 @@ from torch.nn.utils import parametrizations
 
 import se3_fast
 from se3_fast import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph, get_basis, update_basis_with_fused
+from se3_fast.backends.choice import backend
 from se3_fast.fiber import Features
 from se3_fast.layers.convolution import RadialConvolution, RadialProfile
-from se3_fast.ops.backend import backend
 from tests.support import make_convolution, random_features, random_graph, relative_error
 from tests.test_given_bases import levels, model, on_all_backends
 

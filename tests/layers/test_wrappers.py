@@ -69,7 +69,9 @@ def with_hooks(model: SE3Transformer) -> None:
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize("change", [recomputed, recomputed_reentrant, with_hooks], ids=["recomputed", "recomputed, reentrant", "hooks"])
+@pytest.mark.parametrize(
+    "change", [recomputed, recomputed_reentrant, with_hooks], ids=["recomputed", "recomputed, reentrant", "hooks"]
+)
 def test_wrapped_blocks(change: Callable[[SE3Transformer], None], name: str) -> None:
     truth = gradients(make_model(), "dense")
     model = make_model()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from se3_fast.native import library
+from se3_fast.backends.cpp import library
 
 if not library.is_available():
     pytest.skip(f"the compiled operations, {library.reason()}", allow_module_level=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from se3_fast import EdgeGeometry, Fiber, Graph, SE3TransformerPooled, backend
+from se3_fast.backends.choice import BACKENDS, convolution_backend, frames_read
 from se3_fast.ops import edge_frames
-from se3_fast.ops.backend import BACKENDS, convolution_backend, frames_read
 from se3_fast.ops.compute_dtype import accumulation_dtype, compute_dtype, go_together
 from tests.support import random_graph, relative_error
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import AttentionSE3, Fiber, Graph
-from se3_fast.native import library
+from se3_fast.backends.cpp import library
 from se3_fast.ops.edge_attention import edge_attention, message_attention
 from tests.support import TOLERANCE, leaves, random_features, relative_error
 

@@ -20,8 +20,8 @@ from tests.support import TOLERANCE, TRITON_DEVICE, leaves, random_features, ran
 
 pytest.importorskip("triton")
 
-from se3_fast.fused import tfn_conv_by_source as by_source
-from se3_fast.fused.edge_attention import AlignedMessages, wigner_tables
+from se3_fast.backends.triton import tfn_conv_by_source as by_source
+from se3_fast.backends.triton.edge_attention import AlignedMessages, wigner_tables
 from se3_fast.kernels.edge_attention import (
     attend_in_frames,
     attend_in_frames_backward,

@@ -7,8 +7,8 @@ import torch
 
 import se3_fast
 from se3_fast import EdgeGeometry
-from se3_fast.native import library
-from se3_fast.reference.edge_frames import edge_directions, wigner_blocks
+from se3_fast.backends.cpp import library
+from se3_fast.backends.dense.edge_frames import edge_directions, wigner_blocks
 from tests.support import TOLERANCE, relative_error
 
 if not library.is_available():

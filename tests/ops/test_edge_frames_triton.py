@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from se3_fast.reference.edge_frames import edge_directions
+from se3_fast.backends.dense.edge_frames import edge_directions
 from tests.ops.test_edge_frames import POLES_AND_AXES, directions
 from tests.support import TRITON_DEVICE
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from se3_fast.reference import pooling
+from se3_fast.backends.dense import pooling
 
 SIZES = torch.tensor([2, 0, 3])
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast.native import library
+from se3_fast.backends.cpp import library
 from se3_fast.ops.radial import CppRadial, RadialLayer, radial
 from tests.support import TOLERANCE, relative_error
 

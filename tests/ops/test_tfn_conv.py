@@ -11,7 +11,7 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
-from se3_fast.aligned import tfn_conv as aligned
+from se3_fast.backends.torch import tfn_conv as aligned
 from se3_fast.layers.convolution import ConvSE3
 from se3_fast.ops.tfn_conv import tfn_conv
 from se3_fast.plan import ConvolutionPlan

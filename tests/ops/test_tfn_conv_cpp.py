@@ -13,7 +13,7 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
-from se3_fast.native import library
+from se3_fast.backends.cpp import library
 from se3_fast.ops.tfn_conv import tfn_conv
 from tests.ops.test_tfn_conv import CASES, FULL, NONE, PARTIAL, Case, assert_equal, operands, run, run_operation, run_width
 from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
@@ -21,8 +21,8 @@ from tests.support import TOLERANCE, make_convolution, random_features, random_g
 if not library.is_available():
     pytest.skip(f"the compiled operations, {library.reason()}", allow_module_level=True)
 
-from se3_fast.native import tfn_conv_by_source as by_source
-from se3_fast.native.tfn_conv import NativeConvolution
+from se3_fast.backends.cpp import tfn_conv_by_source as by_source
+from se3_fast.backends.cpp.tfn_conv import NativeConvolution
 
 CPP_CASES = CASES | {
     "full, tiles of two vectors and a rest": Case({0: 33, 1: 33}, {0: 50, 1: 50}, num_edges=45),
@@ -259,6 +259,6 @@ def test_on_lesser_processors(instructions: str) -> None:
     environment = os.environ | {"SE3_FAST_INSTRUCTIONS": instructions}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout
-    ask = "import torch, se3_fast.native.library as l; l.is_available(); print(torch.ops.se3_fast_cpp.instruction_set())"
+    ask = "import torch, se3_fast.backends.cpp.library as l; l.is_available(); print(torch.ops.se3_fast_cpp.instruction_set())"
     answer = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == instructions

@@ -17,7 +17,7 @@ import torch
 
 import se3_fast
 from se3_fast import EdgeGeometry, Fiber
-from se3_fast.cuda import library
+from se3_fast.backends.cuda import library
 from se3_fast.ops import tfn_conv as operation
 from tests.cuda_emulation import emulator
 from tests.ops.test_tfn_conv import CASES, NONE, Case, Result, assert_equal, run, run_operation
@@ -79,7 +79,7 @@ def forget_loaded_kernels() -> None:
 def truth(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Result], *arguments: object, **options: object) -> Result:
     """What ``dense`` returns in float64, whatever engine is chosen."""
     with monkeypatch.context() as patch:
-        patch.setattr(operation, "selected_backend", se3_fast.ops.backend.selected_backend)
+        patch.setattr(operation, "selected_backend", se3_fast.backends.choice.selected_backend)
         return function(*arguments, **options)
 
 

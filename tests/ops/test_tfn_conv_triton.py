@@ -16,8 +16,8 @@ from tests.support import TOLERANCE, TRITON_DEVICE, make_convolution, random_fea
 
 pytest.importorskip("triton")
 
-from se3_fast.fused import tfn_conv as fused
-from se3_fast.fused import tfn_conv_by_source as by_source
+from se3_fast.backends.triton import tfn_conv as fused
+from se3_fast.backends.triton import tfn_conv_by_source as by_source
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from tests.support import TOLERANCE, make_convolution, random_graph
 
 pytest.importorskip("triton")
 
-from se3_fast.fused import tfn_conv_by_source as by_source
-from se3_fast.fused.tfn_conv import cost
+from se3_fast.backends.triton import tfn_conv_by_source as by_source
+from se3_fast.backends.triton.tfn_conv import cost
 
 SIZES = {"num_nodes": 4, "num_edges": 9}
 SMALL = {

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from se3_fast.backends.dense.basis import spherical_harmonics as _spherical_harmonics
 from se3_fast.ops.basis import get_basis, update_basis_with_fused
-from se3_fast.reference.basis import spherical_harmonics as _spherical_harmonics
 from se3_fast.so3 import wigner_3j
 
 __all__ = [

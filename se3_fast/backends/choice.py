@@ -135,13 +135,13 @@ def _has_triton() -> bool:
 
 @cache
 def _has_cpp() -> bool:
-    from se3_fast.native import library
+    from se3_fast.backends.cpp import library
 
     return library.is_available()
 
 
 def _why_no_cpp() -> str:
-    from se3_fast.native import library
+    from se3_fast.backends.cpp import library
 
     return library.reason()
 
@@ -153,7 +153,7 @@ def _say_once_how_to_get_cpp() -> None:
 
 @cache
 def _has_cuda() -> bool:
-    from se3_fast.cuda import library
+    from se3_fast.backends.cuda import library
 
     return library.is_available()
 

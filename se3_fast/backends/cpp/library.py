@@ -39,5 +39,5 @@ def reason() -> str:
         torch.ops.load_library(str(path))
     except OSError as error:
         return f"which could not be loaded: {error}"
-    import_module("se3_fast.native.shapes")  # registers with what was loaded
+    import_module("se3_fast.backends.cpp.shapes")  # registers with what was loaded
     return ""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from se3_fast.reference.layer_norm import layer_norm
+from se3_fast.backends.dense.layer_norm import layer_norm
 
 
 class RadialLayer(NamedTuple):

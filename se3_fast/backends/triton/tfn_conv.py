@@ -1,7 +1,7 @@
 """The launches of the Triton convolution (``kernels/tfn_conv.py``), and the small int64 tables that tell the kernels what to do.
 
 The tables are made once per plan and device; they serve every fuse level and every fiber. Here is the contraction by edge, and what
-both orders share; :mod:`se3_fast.fused.tfn_conv_by_source` has the other. :func:`cost` counts the work of both.
+both orders share; :mod:`se3_fast.backends.triton.tfn_conv_by_source` has the other. :func:`cost` counts the work of both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-from se3_fast.aligned.tfn_conv import orders
+from se3_fast.backends.torch.tfn_conv import orders
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv as kernels
 from se3_fast.kernels.cost import Cost

@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from se3_fast.aligned import tfn_conv as aligned
-from se3_fast.aligned.tfn_conv import orders
-from se3_fast.fused.tfn_conv import FeatureRows, Launches, cost, output_rows
+from se3_fast.backends.torch import tfn_conv as aligned
+from se3_fast.backends.torch.tfn_conv import orders
+from se3_fast.backends.triton.tfn_conv import FeatureRows, Launches, cost, output_rows
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv_by_source as kernels
 from se3_fast.modes import constant, made_beside

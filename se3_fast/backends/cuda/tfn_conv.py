@@ -1,7 +1,7 @@
 """The convolution by the CUDA kernels of ``csrc/tfn_conv.cu``: the launches of one convolution.
 
-Rows of aligned features and int64 tables are those of the Triton convolution (:mod:`se3_fast.fused.tfn_conv`); what differs is who
-launches, and the order of the aligned weights' axes.
+Rows of aligned features and int64 tables are those of the Triton convolution (:mod:`se3_fast.backends.triton.tfn_conv`); what
+differs is who launches, and the order of the aligned weights' axes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from se3_fast.cuda import library
-from se3_fast.fused.tfn_conv import SPLITS, FeatureRows, Launches, contraction_items, group_spans, int64_table, pair_rows
+from se3_fast.backends.cuda import library
+from se3_fast.backends.triton.tfn_conv import SPLITS, FeatureRows, Launches, contraction_items, group_spans, int64_table, pair_rows
 from se3_fast.graph import EdgeOrder
 from se3_fast.modes import constant
 from se3_fast.plan import ConvolutionPlan
@@ -76,7 +76,7 @@ def _pair_table(plan: ConvolutionPlan, has_odd: bool, device: torch.device) -> _
 
 
 class CudaLaunches(Launches):
-    """The launches of :class:`~se3_fast.fused.tfn_conv.Launches`, by the CUDA kernels; features in one of :data:`DTYPES`."""
+    """What :class:`~se3_fast.backends.triton.tfn_conv.Launches` does, by the CUDA kernels; features in one of :data:`DTYPES`."""
 
     def empty_rows(self, rows: FeatureRows) -> Tensor:
         """Memory for aligned features, [rows, E rounded up so that rows begin on 16 bytes]."""

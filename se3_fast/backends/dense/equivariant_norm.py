@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from se3_fast.backends.dense.layer_norm import layer_norm as normalised_over_channels
 from se3_fast.fiber import Features
-from se3_fast.reference.layer_norm import layer_norm as normalised_over_channels
 
 NORM_CLAMP = 2.0**-24
 """Smallest norm; the smallest positive number of float16, so that no norm is zero in half precision."""

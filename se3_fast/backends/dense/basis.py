@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from e3nn import o3
 from torch import Tensor
 
-from se3_fast.reference.edge_frames import edge_directions
+from se3_fast.backends.dense.edge_frames import edge_directions
 from se3_fast.so3 import Y0, num_paths, wigner_3j
 
 

@@ -60,9 +60,8 @@ def cache_directory() -> Path:
 
 
 def source_directory() -> Path:
-    """The folder of the CUDA sources: inside the package where it is installed, beside it in a checkout."""
-    inside = Path(__file__).parents[1] / "csrc"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "csrc"
+    """The folder of the CUDA sources; in a checkout the package holds a link to it."""
+    return Path(__file__).parents[2] / "csrc"
 
 
 def compile_kernels(architecture: str) -> bytes:

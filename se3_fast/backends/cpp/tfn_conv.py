@@ -22,7 +22,7 @@ TURNED_AXES = (0, 2)
 
 @dataclass(frozen=True)
 class NativeConvolution:
-    """The calls of one convolution by edge; :mod:`se3_fast.native.tfn_conv_by_source` has those by source.
+    """The calls of one convolution by edge; :mod:`se3_fast.backends.cpp.tfn_conv_by_source` has those by source.
 
     Attributes:
         plan: what is coupled.
