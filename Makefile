@@ -1,9 +1,11 @@
-# make train   train on the sample data set          make test    run the tests
+# make train   train on the sample data set          make test    run the tests, but for those that take long
+# make test-fast   the tests of a minute or two      make coverage   which lines the tests run
 # make bench   backends side by side                 make lint    ruff, mypy, shellcheck, hadolint
 # make gpu     tests and measurements on a CUDA GPU, in the Python that has its PyTorch (PYTHON=...)
 # make bench-gpu   the measurements alone; DATA_DIR=... for both: folder of qm9_edge.npz, without which the sample is repeated
 # make reproduce   the published QM9 training run; PYTHON=..., DATA_DIR=... (else ./data), MINUTES=..., OPTIONS=... (docs/reproduce.md)
-# make fuzz       backends against each other, files and runs under attack, for FUZZ_SECONDS=1200 on two cores (docs/reliability.md)
+# make fuzz       backends against each other, files and runs under attack, for FUZZ_SECONDS=1200 on two cores, and the tests that
+#                 take long (docs/reliability.md)
 # make sanitize   the tests of the C++ operations under the address and undefined-behaviour sanitizers
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ BIN := .venv/bin
 FUZZ_SECONDS ?= 1200
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: setup train test fuzz bench bench-gpu gpu reproduce sanitize lint clean
+.PHONY: setup train test test-fast coverage fuzz bench bench-gpu gpu reproduce sanitize lint clean
 
 setup: .venv/installed
 
@@ -29,8 +31,15 @@ train: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --cov=se3_fast --cov-report=term-missing:skip-covered
+
 fuzz: setup
 	$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m long
 
 bench: setup
 	$(BIN)/python -m bench

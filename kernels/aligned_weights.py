@@ -24,10 +24,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
-from .resources import CompileCase
+from .precision import DTYPES, ROUNDINGS, sum_type
+from .resources import ArgumentType, CompileCase, signature
+from .tuples import one_of
 
 SLOTS = 16
-"""How many tensors one launch reads."""
+"""How many tensors one launch reads at most: each is an argument of the kernel."""
 
 _TILE = 16, 32, 16  # input channels, units, output channels: runs of 32 bytes or more whichever axis is contiguous
 _WARPS = 8  # 32 values a thread
@@ -53,46 +55,6 @@ class BlockTable(NamedTuple):
 
 
 @triton.jit
-def _slot(
-    number, tensor0, tensor1, tensor2, tensor3, tensor4, tensor5, tensor6, tensor7, tensor8, tensor9, tensor10, tensor11,
-    tensor12, tensor13, tensor14, tensor15,
-):  # fmt: skip
-    """One of the tensors."""
-    chosen = tensor0
-    if number == 1:
-        chosen = tensor1
-    if number == 2:
-        chosen = tensor2
-    if number == 3:
-        chosen = tensor3
-    if number == 4:
-        chosen = tensor4
-    if number == 5:
-        chosen = tensor5
-    if number == 6:
-        chosen = tensor6
-    if number == 7:
-        chosen = tensor7
-    if number == 8:
-        chosen = tensor8
-    if number == 9:
-        chosen = tensor9
-    if number == 10:
-        chosen = tensor10
-    if number == 11:
-        chosen = tensor11
-    if number == 12:
-        chosen = tensor12
-    if number == 13:
-        chosen = tensor13
-    if number == 14:
-        chosen = tensor14
-    if number == 15:
-        chosen = tensor15
-    return chosen
-
-
-@triton.jit
 def _tile_of(
     blocks, out_tiles, WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_OUT: tl.constexpr
 ):  # fmt: skip
@@ -109,18 +71,14 @@ def _tile_of(
 
 @triton.jit
 def _forward_kernel(
-    weight0, weight1, weight2, weight3, weight4, weight5, weight6, weight7, weight8, weight9, weight10, weight11, weight12,
-    weight13, weight14, weight15, aligned, transposed, blocks, places, coefficients, out_tiles,
+    weights, aligned, transposed, blocks, places, coefficients, out_tiles,
     WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_OUT: tl.constexpr,
     HAS_TRANSPOSED: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     block, channels_in, channels_out, channel_in, unit, channel_out, is_value = _tile_of(
         blocks, out_tiles, WIDTH, BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT
     )
-    weight = _slot(
-        tl.load(block), weight0, weight1, weight2, weight3, weight4, weight5, weight6, weight7, weight8, weight9, weight10,
-        weight11, weight12, weight13, weight14, weight15,
-    )  # fmt: skip
+    weight = one_of(weights, tl.load(block))
     weight += (channel_out * channels_in + channel_in) * tl.load(block + 3) * WIDTH + unit
     total = tl.zeros((BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT), SUM)
     for entry in range(tl.load(block + 4), tl.load(block + 5)):
@@ -135,17 +93,13 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    gradient0, gradient1, gradient2, gradient3, gradient4, gradient5, gradient6, gradient7, gradient8, gradient9, gradient10,
-    gradient11, gradient12, gradient13, gradient14, gradient15, result, blocks, places, coefficients, out_tiles,
+    gradients, result, blocks, places, coefficients, out_tiles,
     WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_OUT: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     block, channels_in, channels_out, channel_in, unit, channel_out, is_value = _tile_of(
         blocks, out_tiles, WIDTH, BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT
     )
-    gradient = _slot(
-        tl.load(block), gradient0, gradient1, gradient2, gradient3, gradient4, gradient5, gradient6, gradient7, gradient8,
-        gradient9, gradient10, gradient11, gradient12, gradient13, gradient14, gradient15,
-    )  # fmt: skip
+    gradient = one_of(gradients, tl.load(block))
     gradient += (channel_in * WIDTH + unit) * channels_out + channel_out
     total = tl.zeros((BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT), SUM)
     for entry in range(tl.load(block + 4), tl.load(block + 5)):
@@ -166,7 +120,7 @@ def forward(weights: Sequence[Tensor], table: BlockTable, aligned: Tensor, trans
     """
     width = weights[0].shape[1]
     _forward_kernel[_grid(table, width)](
-        *_filled(weights), aligned, aligned if transposed is None else transposed, table.blocks, table.places, table.coefficients,
+        tuple(weights), aligned, aligned if transposed is None else transposed, table.blocks, table.places, table.coefficients,
         triton.cdiv(table.channels_out, _TILE[2]), **_constants(width, weights[0].dtype),
         HAS_TRANSPOSED=transposed is not None, num_warps=_WARPS,
     )  # fmt: skip
@@ -182,7 +136,7 @@ def backward(gradients: Sequence[Tensor], table: BlockTable, width: int, result:
         result: written where the table says.
     """
     _backward_kernel[_grid(table, width)](
-        *_filled(gradients), result, table.blocks, table.places, table.coefficients,
+        tuple(gradients), result, table.blocks, table.places, table.coefficients,
         triton.cdiv(table.channels_out, _TILE[2]), **_constants(width, result.dtype), num_warps=_WARPS,
     )  # fmt: skip
 
@@ -192,15 +146,9 @@ def _grid(table: BlockTable, width: int) -> tuple[int, int, int]:
     return len(table.blocks), tiles, triton.cdiv(width, _TILE[1])
 
 
-def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """One tensor per argument; those that are not used repeat the first."""
-    return [*tensors, *[tensors[0]] * (SLOTS - len(tensors))]
-
-
 def _constants(width: int, dtype: torch.dtype) -> dict[str, object]:
-    sums = tl.float64 if dtype == torch.float64 else tl.float32
     block_in, block_width, block_out = _TILE
-    return {"WIDTH": width, "BLOCK_IN": block_in, "BLOCK_WIDTH": block_width, "BLOCK_OUT": block_out, "SUM": sums}
+    return {"WIDTH": width, "BLOCK_IN": block_in, "BLOCK_WIDTH": block_width, "BLOCK_OUT": block_out, "SUM": sum_type(dtype)}
 
 
 def cost(num_weights: int, num_entries: float, itemsize: int, aligned_itemsize: int) -> tuple[Cost, Cost]:
@@ -222,18 +170,20 @@ def cost(num_weights: int, num_entries: float, itemsize: int, aligned_itemsize: 
 def compile_cases() -> list[CompileCase]:
     """Both kernels by dtype of the aligned weights; the weights are float32, float64 with them."""
     cases = []
-    tables = dict.fromkeys(("blocks", "places"), "*i64") | {"coefficients": "*fp64", "out_tiles": "i32"}
-    for name in ("fp16", "bf16", "fp32", "fp64"):
-        parameter, dtype = ("*fp64", torch.float64) if name == "fp64" else ("*fp32", torch.float32)
-        constants = _constants(32, dtype)
-        weights = {f"weight{slot}": parameter for slot in range(SLOTS)}
-        gradients = {f"gradient{slot}": f"*{name}" for slot in range(SLOTS)}
-        both = dict.fromkeys(("aligned", "transposed"), f"*{name}")
-        launches: tuple[tuple[str, object, dict[str, str], dict[str, object]], ...] = (
-            ("forward", _forward_kernel, weights | both | tables, constants | {"HAS_TRANSPOSED": True}),
-            ("backward", _backward_kernel, gradients | {"result": parameter} | tables, constants),
+    tables: dict[str, ArgumentType] = {"blocks": "*i64", "places": "*i64", "coefficients": "*fp64", "out_tiles": "i32"}
+    for name, dtype in DTYPES.items():
+        parameter = f"*{ROUNDINGS[name].sum_name}"
+        tensors: dict[str, ArgumentType] = {
+            "weights": (parameter,) * SLOTS,
+            "gradients": (f"*{name}",) * SLOTS,
+            "result": parameter,
+        }
+        launches: tuple[tuple[str, object, dict[str, object]], ...] = (
+            ("forward", _forward_kernel, {"HAS_TRANSPOSED": True}),
+            ("backward", _backward_kernel, {}),
         )
-        cases += [
-            CompileCase(f"{kind} {name}", kernel, types, values, _WARPS, num_stages=3) for kind, kernel, types, values in launches
-        ]
+        for kind, kernel, values in launches:
+            constants = _constants(32, dtype) | values
+            types = signature(kernel, constants, tables | tensors, f"*{name}")
+            cases.append(CompileCase(f"{kind} {name}", kernel, types, constants, _WARPS, num_stages=3))
     return cases

@@ -36,6 +36,7 @@ import triton.language as tl
 from torch import Tensor
 
 from se3_fast.kernels.cost import Cost
+from se3_fast.kernels.precision import DTYPES, ROUNDINGS, TYPES, sum_type
 from se3_fast.kernels.resources import CompileCase
 
 PITCH = 64  # edges; 128 bytes in half precision
@@ -524,7 +525,7 @@ def pairwise_bases(rel_pos: Tensor, tables: PairwiseTables, dtype: torch.dtype) 
             tables.numbers, tables.factors, tables.places, tables.terms, tables.coefficients,
             num_edges, _pitch(num_edges), tables.layout.starts[-1],
             HALF_DEGREE=tables.max_degree, HARMONICS=columns, BLOCK_EDGES=block, BLOCK_ENTRIES=_PAIRWISE_ENTRIES,
-            SUM=_TRITON_TYPES[tables.factors.dtype], num_warps=_NUM_WARPS, num_stages=1,
+            SUM=TYPES[tables.factors.dtype], num_warps=_NUM_WARPS, num_stages=1,
         )  # fmt: skip
     return tables.layout.slabs(bases, num_edges)
 
@@ -549,7 +550,7 @@ def position_gradient(rel_pos: Tensor, gradients: Sequence[Tensor], tables: Pair
             rel_pos.contiguous(), tables.layout.joined(gradients), position_gradient, tables.numbers, tables.factors,
             tables.back_places, tables.back_coefficients, num_edges, _pitch(num_edges), len(tables.back_coefficients),
             HALF_DEGREE=tables.max_degree, HARMONICS=columns, BLOCK_EDGES=block,
-            SUM=_TRITON_TYPES[tables.factors.dtype], num_warps=_NUM_WARPS, num_stages=1,
+            SUM=TYPES[tables.factors.dtype], num_warps=_NUM_WARPS, num_stages=1,
         )  # fmt: skip
     return position_gradient
 
@@ -600,17 +601,10 @@ def pairwise_gradients(
         grid = (triton.cdiv(num_edges, _BACK_EDGES), triton.cdiv(num_entries, _BACK_ENTRIES))
         _fused_gradient_kernel[grid](
             gradient.contiguous(), memory, places, num_edges, _pitch(num_edges), num_entries, size,
-            BLOCK_EDGES=_BACK_EDGES, BLOCK_ENTRIES=_BACK_ENTRIES, SUM=_TRITON_TYPES[_sum_dtype(dtype)],
+            BLOCK_EDGES=_BACK_EDGES, BLOCK_ENTRIES=_BACK_ENTRIES, SUM=sum_type(dtype),
             num_warps=_NUM_WARPS, num_stages=1,
         )  # fmt: skip
     return tables.pairwise.slabs(memory, num_edges)
-
-
-_TRITON_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def cost(max_degree: int, num_edges: int, itemsize: int) -> tuple[Cost, Cost]:
@@ -633,13 +627,13 @@ def compile_cases() -> list[CompileCase]:
     """Each kernel by dtype of the bases; the ones that evaluate harmonics at 4 degrees (``qm9``) and at 2 (``protein_full`` and
     ``protein_wide``, which have the same degrees).
     """
-    return [case for dtype in ("fp16", "bf16", "fp32", "fp64") for case in _cases_of_dtype(dtype)]
+    return [case for dtype in DTYPES for case in _cases_of_dtype(dtype)]
 
 
 def _cases_of_dtype(dtype: str) -> list[CompileCase]:
     basis = f"*{dtype}"
     sizes = {"num_edges": "i64", "pitch": "i64"}
-    full, sums = ("*fp64", tl.float64) if dtype == "fp64" else ("*fp32", tl.float32)
+    full, sums = f"*{ROUNDINGS[dtype].sum_name}", sum_type(DTYPES[dtype])
     tables = {"numbers": "*i32", "factors": full, "places": "*i32", "coefficients": full}
     pairwise = {"rel_pos": full, "harmonics": full, "bases": basis, "terms": "*i32", "num_entries": "i32", **tables, **sizes}
     position = {"rel_pos": full, "gradient": basis, "position_gradient": full, "num_terms": "i32", **tables, **sizes}

@@ -55,7 +55,8 @@ from torch import Tensor
 
 from .cost import Cost
 from .edge_frames import tile_size, wigner_rows, wigner_rows_flop
-from .resources import CompileCase
+from .precision import DTYPES, ROUNDINGS, sum_type
+from .resources import CompileCase, signature
 
 
 @triton.jit
@@ -485,16 +486,14 @@ def attend_backward(
         offsets: [N + 1] int64, where the edges of each node begin.
         gradient: [N, H, V], that of the output.
     """
-    tensors = (value, key, query)
-    of_value, of_key, of_query = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors)
+    gradients = tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (value, key, query))
     if len(query) > 0:
         launch = _launch(value, key, query)
         _backward_kernel[launch.grid](
-            value.contiguous(), key.contiguous(), query.contiguous(), order, offsets, gradient.contiguous(),
-            of_value, of_key, of_query,
+            value.contiguous(), key.contiguous(), query.contiguous(), order, offsets, gradient.contiguous(), *gradients,
             **launch.constants, num_warps=launch.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
-    return of_value, of_key, of_query
+    return gradients
 
 
 class FrameLayout(NamedTuple):
@@ -644,7 +643,7 @@ def _launch(value: Tensor, key: Tensor, query: Tensor) -> _Launch:
     is_double = torch.float64 in (value.dtype, key.dtype, query.dtype)
     dtype = torch.float64 if is_double else min(value.dtype, key.dtype, key=lambda dtype: dtype.itemsize)
     tile = _tile(num_nodes, len(value), num_heads, (value_width, key_width), dtype)
-    constants = _constants(tile, num_heads, value_width, key_width) | {"SUM": tl.float64 if is_double else tl.float32}
+    constants = _constants(tile, num_heads, value_width, key_width) | {"SUM": sum_type(dtype)}
     return _Launch((num_nodes, triton.cdiv(num_heads, tile.heads)), constants, tile.warps)
 
 
@@ -696,8 +695,7 @@ def _tile(num_nodes: int, num_edges: int, num_heads: int, widths: tuple[int, int
 
 def _launch_in_frames(layout: FrameLayout, messages: Tensor, num_nodes: int) -> _Launch:
     tile = _tile_in_frames(layout, num_nodes, len(messages), messages.dtype)
-    sums = tl.float64 if messages.dtype == torch.float64 else tl.float32
-    constants = _constants_in_frames(layout, tile) | {"SUM": sums}
+    constants = _constants_in_frames(layout, tile) | {"SUM": sum_type(messages.dtype)}
     return _Launch((num_nodes, triton.cdiv(layout.heads, tile.heads)), constants, tile.warps)
 
 
@@ -810,9 +808,6 @@ def cost_in_frames(layout: FrameLayout, num_nodes: int, num_edges: int, itemsize
     return forward, backward
 
 
-_ROUNDINGS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
-
-
 def compile_cases() -> list[CompileCase]:
     """All kernels at the launches of the workloads, by dtype."""
     workloads = {  # nodes, edges, heads, degrees, and the channels of keys and of values in each
@@ -822,15 +817,15 @@ def compile_cases() -> list[CompileCase]:
     }
     cases = []
     for workload, sizes in workloads.items():
-        for name in _ROUNDINGS:
+        for name in DTYPES:
             cases += _cases(workload, name, *sizes)
     for workload, sizes in workloads.items():
-        for name in _ROUNDINGS:
+        for name in DTYPES:
             cases += _cases_in_frames(workload, name, *sizes)
-    constants: dict[str, object] = {"BLOCK_ROWS": _TRANSPOSE_TILE.rows, "BLOCK_COLUMNS": _TRANSPOSE_TILE.columns}
-    for name in _ROUNDINGS:
-        signature = {"values": f"*{name}", "result": f"*{name}", "num_rows": "i32", "num_columns": "i32"}
-        cases.append(CompileCase(f"transpose {name}", _transpose_kernel, signature, constants, _TRANSPOSE_TILE.warps, _NUM_STAGES))
+    constants = {"BLOCK_ROWS": _TRANSPOSE_TILE.rows, "BLOCK_COLUMNS": _TRANSPOSE_TILE.columns}
+    for name in DTYPES:
+        types = signature(_transpose_kernel, constants, {"num_rows": "i32", "num_columns": "i32"}, f"*{name}")
+        cases.append(CompileCase(f"transpose {name}", _transpose_kernel, types, constants, _TRANSPOSE_TILE.warps, _NUM_STAGES))
     return cases
 
 
@@ -838,14 +833,12 @@ def _cases(
     workload: str, name: str, num_nodes: int, num_edges: int, num_heads: int, num_degrees: int, channels: int
 ) -> list[CompileCase]:
     width = num_degrees**2 * channels // num_heads
-    tile = _tile(num_nodes, num_edges, num_heads, (width, width), _ROUNDINGS[name])
-    constants = _constants(tile, num_heads, width, width) | {"SUM": tl.float64 if name == "fp64" else tl.float32}
-    operands = ("value", "key", "query")
-    results = {_forward_kernel: ("output",), _backward_kernel: ("gradient", *(f"{operand}_gradient" for operand in operands))}
+    tile = _tile(num_nodes, num_edges, num_heads, (width, width), DTYPES[name])
+    constants = _constants(tile, num_heads, width, width) | {"SUM": sum_type(DTYPES[name])}
     cases = []
     for direction, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
-        signature = dict.fromkeys((*operands, *results[kernel]), f"*{name}") | {"order": "*i64", "offsets": "*i64"}
-        cases.append(CompileCase(f"{direction} {workload} {name}", kernel, signature, constants, tile.warps, _NUM_STAGES))
+        types = signature(kernel, constants, {"order": "*i64", "offsets": "*i64"}, f"*{name}")
+        cases.append(CompileCase(f"{direction} {workload} {name}", kernel, types, constants, tile.warps, _NUM_STAGES))
     return cases
 
 
@@ -854,17 +847,13 @@ def _cases_in_frames(
 ) -> list[CompileCase]:
     fiber = tuple((degree, channels) for degree in range(num_degrees))
     layout = frame_layout(num_heads, fiber, fiber)
-    tile = _tile_in_frames(layout, num_nodes, num_edges, _ROUNDINGS[name])
-    constants = _constants_in_frames(layout, tile) | {"SUM": tl.float64 if name == "fp64" else tl.float32}
-    common = dict.fromkeys(("angles", "table"), "*fp64" if name == "fp64" else "*fp32")
+    tile = _tile_in_frames(layout, num_nodes, num_edges, DTYPES[name])
+    constants = _constants_in_frames(layout, tile) | {"SUM": sum_type(DTYPES[name])}
+    common = dict.fromkeys(("angles", "table"), f"*{ROUNDINGS[name].sum_name}")
     common |= {"order": "*i64", "offsets": "*i64", "num_edges": "i32"}
-    results = {
-        _forward_in_frames_kernel: ("output",),
-        _backward_in_frames_kernel: ("gradient", "message_gradient", "query_gradient"),
-    }
     cases = []
     for direction, kernel in (("forward", _forward_in_frames_kernel), ("backward", _backward_in_frames_kernel)):
-        signature = dict.fromkeys(("messages", "query", *results[kernel]), f"*{name}") | common
+        types = signature(kernel, constants, common, f"*{name}")
         case_name = f"{direction} in frames {workload} {name}"
-        cases.append(CompileCase(case_name, kernel, signature, constants, tile.warps, _NUM_STAGES))
+        cases.append(CompileCase(case_name, kernel, types, constants, tile.warps, _NUM_STAGES))
     return cases

@@ -33,16 +33,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
-from .resources import CompileCase
-
-MAX_DEGREES = 7
-"""How many degrees one launch takes."""
+from .precision import DTYPES, ROUNDINGS, sum_dtype, sum_type
+from .resources import ArgumentType, CompileCase, signature
 
 _FORWARD_VALUES = 1024  # a program's share of the largest degree, by 4 warps: 8 values a thread
 _BACKWARD_VALUES = 512  # features and gradients, and twice as much that follows from them: 4 of each a thread
 
-MAX_READERS = 3
-"""How many gradients of an output the backward pass adds up."""
+_READERS = 3  # operations of the next layer that read an output, in the cases that are compiled
 
 _MAX_PARTIAL_SUMS = 256  # programs that share the nodes of a degree in the backward pass: with 2 degrees or more they fill a GPU
 
@@ -53,9 +50,7 @@ def _tile(block, num_nodes, CHANNELS: tl.constexpr, COMPONENTS: tl.constexpr, NO
 
     The offsets are 32 bits wide: as 64-bit ones they would fill a third of the registers.
     """
-    PADDED: tl.constexpr = (
-        1 if COMPONENTS == 1 else (4 if COMPONENTS == 3 else (8 if COMPONENTS <= 7 else (16 if COMPONENTS <= 15 else 32)))
-    )
+    PADDED: tl.constexpr = triton.next_power_of_2(COMPONENTS)
     first = tl.cast(block, tl.int64) * NODES
     node = tl.arange(0, NODES)[:, None, None]
     channel = tl.arange(0, CHANNEL_TILE)[None, :, None]
@@ -105,8 +100,7 @@ def _normalise_degree(
 
 @triton.jit
 def _differentiate_degree(
-    feature, gradient, second, third, result, scale, shift, partial_sums, num_nodes, parameters,
-    NUMBER: tl.constexpr, COMPONENTS: tl.constexpr, READERS: tl.constexpr,
+    feature, gradients, result, scale, shift, partial_sums, num_nodes, parameters, NUMBER: tl.constexpr, COMPONENTS: tl.constexpr,
     CHANNELS: tl.constexpr, NODES: tl.constexpr, CHANNEL_TILE: tl.constexpr, EPSILON: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     scales, shifts = _parameters(scale, shift, NUMBER, CHANNELS, CHANNEL_TILE, SUM)
@@ -115,11 +109,9 @@ def _differentiate_degree(
     for block in range(tl.program_id(0), tl.cdiv(num_nodes, NODES), tl.num_programs(0)):
         start, offsets, is_value = _tile(block, num_nodes, CHANNELS, COMPONENTS, NODES, CHANNEL_TILE)
         values = tl.load(feature + start + offsets, mask=is_value, other=0.0).to(SUM)
-        cotangent = tl.load(gradient + start + offsets, mask=is_value, other=0.0).to(SUM)
-        if READERS > 1:
-            cotangent += tl.load(second + start + offsets, mask=is_value, other=0.0).to(SUM)
-        if READERS > 2:
-            cotangent += tl.load(third + start + offsets, mask=is_value, other=0.0).to(SUM)
+        cotangent = tl.load(gradients[0] + start + offsets, mask=is_value, other=0.0).to(SUM)
+        for reader in tl.static_range(1, len(gradients)):
+            cotangent += tl.load(gradients[reader] + start + offsets, mask=is_value, other=0.0).to(SUM)
         length, norm, normalised, inverse_deviation = _normalised_norms(values, CHANNELS, CHANNEL_TILE, EPSILON)
         shifted = scales * normalised + shifts
         ratio = tl.where(shifted <= 0, 0.0, shifted) / norm
@@ -145,98 +137,36 @@ def _differentiate_degree(
 
 @triton.jit
 def _forward_kernel(
-    feature0, feature1, feature2, feature3, feature4, feature5, feature6,
-    output0, output1, output2, output3, output4, output5, output6, scale, shift, num_nodes,
-    COMPONENTS0: tl.constexpr, COMPONENTS1: tl.constexpr, COMPONENTS2: tl.constexpr, COMPONENTS3: tl.constexpr,
-    COMPONENTS4: tl.constexpr, COMPONENTS5: tl.constexpr, COMPONENTS6: tl.constexpr,
+    features, outputs, scale, shift, num_nodes, COMPONENTS: tl.constexpr,
     CHANNELS: tl.constexpr, NODES: tl.constexpr, CHANNEL_TILE: tl.constexpr, EPSILON: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(1)
-    if number == 0:
-        _normalise_degree(
-            feature0, output0, scale, shift, num_nodes, 0, COMPONENTS0, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM
-        )  # fmt: skip
-    if COMPONENTS1 > 0 and number == 1:
-        _normalise_degree(
-            feature1, output1, scale, shift, num_nodes, 1, COMPONENTS1, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM
-        )  # fmt: skip
-    if COMPONENTS2 > 0 and number == 2:
-        _normalise_degree(
-            feature2, output2, scale, shift, num_nodes, 2, COMPONENTS2, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM
-        )  # fmt: skip
-    if COMPONENTS3 > 0 and number == 3:
-        _normalise_degree(
-            feature3, output3, scale, shift, num_nodes, 3, COMPONENTS3, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM
-        )  # fmt: skip
-    if COMPONENTS4 > 0 and number == 4:
-        _normalise_degree(
-            feature4, output4, scale, shift, num_nodes, 4, COMPONENTS4, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM
-        )  # fmt: skip
-    if COMPONENTS5 > 0 and number == 5:
-        _normalise_degree(
-            feature5, output5, scale, shift, num_nodes, 5, COMPONENTS5, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM
-        )  # fmt: skip
-    if COMPONENTS6 > 0 and number == 6:
-        _normalise_degree(
-            feature6, output6, scale, shift, num_nodes, 6, COMPONENTS6, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM
-        )  # fmt: skip
+    for n in tl.static_range(len(COMPONENTS)):
+        if number == n:
+            _normalise_degree(
+                features[n], outputs[n], scale, shift, num_nodes, n, COMPONENTS[n], CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM
+            )  # fmt: skip
 
 
 @triton.jit
 def _backward_kernel(
-    feature0, feature1, feature2, feature3, feature4, feature5, feature6,
-    gradient0, gradient1, gradient2, gradient3, gradient4, gradient5, gradient6,
-    second0, second1, second2, second3, second4, second5, second6, third0, third1, third2, third3, third4, third5, third6,
-    result0, result1, result2, result3, result4, result5, result6, scale, shift, partial_sums, num_nodes, parameters,
-    COMPONENTS0: tl.constexpr, COMPONENTS1: tl.constexpr, COMPONENTS2: tl.constexpr, COMPONENTS3: tl.constexpr,
-    COMPONENTS4: tl.constexpr, COMPONENTS5: tl.constexpr, COMPONENTS6: tl.constexpr,
-    READERS0: tl.constexpr, READERS1: tl.constexpr, READERS2: tl.constexpr, READERS3: tl.constexpr,
-    READERS4: tl.constexpr, READERS5: tl.constexpr, READERS6: tl.constexpr,
+    features, gradients, results, scale, shift, partial_sums, num_nodes, parameters, COMPONENTS: tl.constexpr,
     CHANNELS: tl.constexpr, NODES: tl.constexpr, CHANNEL_TILE: tl.constexpr, EPSILON: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(1)
-    if number == 0:
-        _differentiate_degree(
-            feature0, gradient0, second0, third0, result0, scale, shift, partial_sums, num_nodes, parameters,
-            0, COMPONENTS0, READERS0, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
-        )  # fmt: skip
-    if COMPONENTS1 > 0 and number == 1:
-        _differentiate_degree(
-            feature1, gradient1, second1, third1, result1, scale, shift, partial_sums, num_nodes, parameters,
-            1, COMPONENTS1, READERS1, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
-        )  # fmt: skip
-    if COMPONENTS2 > 0 and number == 2:
-        _differentiate_degree(
-            feature2, gradient2, second2, third2, result2, scale, shift, partial_sums, num_nodes, parameters,
-            2, COMPONENTS2, READERS2, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
-        )  # fmt: skip
-    if COMPONENTS3 > 0 and number == 3:
-        _differentiate_degree(
-            feature3, gradient3, second3, third3, result3, scale, shift, partial_sums, num_nodes, parameters,
-            3, COMPONENTS3, READERS3, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
-        )  # fmt: skip
-    if COMPONENTS4 > 0 and number == 4:
-        _differentiate_degree(
-            feature4, gradient4, second4, third4, result4, scale, shift, partial_sums, num_nodes, parameters,
-            4, COMPONENTS4, READERS4, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
-        )  # fmt: skip
-    if COMPONENTS5 > 0 and number == 5:
-        _differentiate_degree(
-            feature5, gradient5, second5, third5, result5, scale, shift, partial_sums, num_nodes, parameters,
-            5, COMPONENTS5, READERS5, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
-        )  # fmt: skip
-    if COMPONENTS6 > 0 and number == 6:
-        _differentiate_degree(
-            feature6, gradient6, second6, third6, result6, scale, shift, partial_sums, num_nodes, parameters,
-            6, COMPONENTS6, READERS6, CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
-        )  # fmt: skip
+    for n in tl.static_range(len(COMPONENTS)):
+        if number == n:
+            _differentiate_degree(
+                features[n], gradients[n], results[n], scale, shift, partial_sums, num_nodes, parameters, n, COMPONENTS[n],
+                CHANNELS, NODES, CHANNEL_TILE, EPSILON, SUM,
+            )  # fmt: skip
 
 
 def forward(features: Sequence[Tensor], scale: Tensor, shift: Tensor, epsilon: float) -> list[Tensor]:
     """Normalise and rectify the norms of features.
 
     Args:
-        features: up to :data:`MAX_DEGREES` tensors [N, C, 2d+1], contiguous, of one C.
+        features: of every degree [N, C, 2d+1], contiguous, of one C.
         scale: [len(features) * C] weights, the channels of one degree after those of another.
         shift: the same for the bias.
         epsilon: added to the variance.
@@ -250,8 +180,8 @@ def forward(features: Sequence[Tensor], scale: Tensor, shift: Tensor, epsilon: f
         tile = _choose_tile(channels, _components(features), _FORWARD_VALUES)
         grid = (triton.cdiv(num_nodes, tile.nodes), len(features))
         _forward_kernel[grid](
-            *_slots(features), *_slots(outputs), scale, shift, num_nodes,
-            **_constants(channels, _components(features), tile, epsilon, _sum_type(features[0])), num_warps=tile.warps,
+            tuple(features), tuple(outputs), scale, shift, num_nodes,
+            **_constants(channels, _components(features), tile, epsilon, features[0].dtype), num_warps=tile.warps,
         )  # fmt: skip
     return outputs
 
@@ -268,7 +198,7 @@ def backward(
 
     Args:
         features: as in :func:`forward`.
-        gradients: of each output those from the operations that read it, one to :data:`MAX_READERS`, contiguous; they are added up.
+        gradients: of each output those from the operations that read it, at least one, contiguous; they are added up.
         scale: as in :func:`forward`.
         shift: as in :func:`forward`.
         epsilon: as in :func:`forward`.
@@ -284,15 +214,10 @@ def backward(
     tile = _choose_tile(channels, _components(features), _BACKWARD_VALUES)
     if programs is None:
         programs = max(1, min(triton.cdiv(num_nodes, tile.nodes), _MAX_PARTIAL_SUMS))
-    sum_dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
-    partial_sums = torch.empty(programs, 2, len(scale), dtype=sum_dtype, device=scale.device)
-    by_reader = [
-        _slots([of_feature[min(reader, len(of_feature) - 1)] for of_feature in gradients]) for reader in range(MAX_READERS)
-    ]
+    partial_sums = torch.empty(programs, 2, len(scale), dtype=sum_dtype(features[0].dtype), device=scale.device)
     _backward_kernel[programs, len(features)](
-        *_slots(features), *by_reader[0], *by_reader[1], *by_reader[2], *_slots(results), scale, shift, partial_sums, num_nodes,
-        len(scale), **_readers([len(of_feature) for of_feature in gradients]),
-        **_constants(channels, _components(features), tile, epsilon, _sum_type(features[0])), num_warps=tile.warps,
+        tuple(features), tuple(map(tuple, gradients)), tuple(results), scale, shift, partial_sums, num_nodes, len(scale),
+        **_constants(channels, _components(features), tile, epsilon, features[0].dtype), num_warps=tile.warps,
     )  # fmt: skip
     return results, partial_sums
 
@@ -320,30 +245,14 @@ def _components(features: Sequence[Tensor]) -> list[int]:
     return [feature.shape[2] for feature in features]
 
 
-def _slots(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """One tensor per pointer argument; those that are not used repeat the first."""
-    return [*tensors, *[tensors[0]] * (MAX_DEGREES - len(tensors))]
-
-
-def _readers(counts: Sequence[int]) -> dict[str, int]:
-    """The constexpr arguments that tell how many gradients each degree has."""
-    return {f"READERS{number}": count for number, count in enumerate([*counts, *[1] * (MAX_DEGREES - len(counts))])}
-
-
-def _sum_type(example: Tensor) -> tl.dtype:
-    return tl.float64 if example.dtype == torch.float64 else tl.float32
-
-
-def _constants(channels: int, components: Sequence[int], tile: Tile, epsilon: float, sum_type: tl.dtype) -> dict[str, object]:
-    """The constexpr arguments; degrees that are not there have 0 components."""
-    padded = [*components, *[0] * (MAX_DEGREES - len(components))]
+def _constants(channels: int, components: Sequence[int], tile: Tile, epsilon: float, dtype: torch.dtype) -> dict[str, object]:
     return {
-        **{f"COMPONENTS{number}": count for number, count in enumerate(padded)},
+        "COMPONENTS": tuple(components),
         "CHANNELS": channels,
         "NODES": tile.nodes,
         "CHANNEL_TILE": tile.channels,
         "EPSILON": epsilon,
-        "SUM": sum_type,
+        "SUM": sum_type(dtype),
     }
 
 
@@ -362,30 +271,16 @@ def cost(num_nodes: int, channels: int, degrees: Sequence[int], itemsize: int) -
 
 def compile_cases() -> list[CompileCase]:
     """Both kernels at the hidden fibers of the workloads, by dtype of the features; parameters are float32, float64 with them."""
-    common = ("scale", "shift")
-    sums = (*common, "partial_sums")
-    launches: tuple[tuple[str, object, int, tuple[str, ...], tuple[str, ...], dict[str, str]], ...] = (
-        ("forward", _forward_kernel, _FORWARD_VALUES, ("feature", "output"), common, {}),
-        (
-            "backward",
-            _backward_kernel,
-            _BACKWARD_VALUES,
-            ("feature", "gradient", "second", "third", "result"),
-            sums,
-            {"parameters": "i32"},
-        ),
-    )
     cases = []
+    launches = (("forward", _forward_kernel, _FORWARD_VALUES), ("backward", _backward_kernel, _BACKWARD_VALUES))
     for workload, channels, components in (("qm9", 32, (1, 3, 5, 7)), ("protein_full", 32, (1, 3)), ("protein_wide", 128, (1, 3))):
-        for name, kernel, values, tensors, full_tensors, sizes in launches:
+        for name, kernel, values in launches:
             tile = _choose_tile(channels, components, values)
-            for dtype in ("fp16", "bf16", "fp32", "fp64"):
-                is_double = dtype == "fp64"
-                constants = _constants(channels, components, tile, 1e-5, tl.float64 if is_double else tl.float32)
-                if name == "backward":
-                    constants |= _readers([MAX_READERS] * len(components))
-                others = dict.fromkeys(full_tensors, "*fp64" if is_double else "*fp32") | {"num_nodes": "i32"} | sizes
-                pointers = {f"{tensor}{number}": f"*{dtype}" for tensor in tensors for number in range(MAX_DEGREES)}
-                signature = pointers | others
-                cases.append(CompileCase(f"{name} {workload} {dtype}", kernel, signature, constants, tile.warps, num_stages=1))
+            for value_type, dtype in DTYPES.items():
+                constants = _constants(channels, components, tile, 1e-5, dtype)
+                by_degree: tuple[ArgumentType, ...] = (f"*{value_type}",) * len(components)
+                types: dict[str, ArgumentType] = dict.fromkeys(("features", "outputs", "results"), by_degree)
+                types |= {"gradients": ((f"*{value_type}",) * _READERS,) * len(components), "num_nodes": "i32", "parameters": "i32"}
+                types = signature(kernel, constants, types, f"*{ROUNDINGS[value_type].sum_name}")
+                cases.append(CompileCase(f"{name} {workload} {value_type}", kernel, types, constants, tile.warps, num_stages=1))
     return cases

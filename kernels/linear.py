@@ -2,9 +2,9 @@
 
     out_d[n, o, m] = sum_c W_d[o, c] x_d[n, c, m],   dx_d[n, c, m] = sum_o W_d[o, c] g_d[n, o, m],   dW_d = sum_{n, m} g_d x_d^T
 
-x_d: [N, C_d, 2d+1], the channels of up to two parts side by side: a part is a tensor [N, C, 2d+1] for each degree, or one tensor
+x_d: [N, C_d, 2d+1], the channels of one or more parts side by side: a part is a tensor [N, C, 2d+1] for each degree, or one tensor
 [N, heads, width] as the attention has it, in which a head has its share of the channels of the first degree, then of the second and
-so on. Nothing is concatenated in memory: the sum over c walks over both parts. The output may be laid out per head, too, and a
+so on. Nothing is concatenated in memory: the sum over c walks over all parts. The output may be laid out per head, too, and a
 gradient has the layout of what it belongs to.
 
 A program has a block of whole nodes of one degree; the (node, component) pairs are the rows of a matrix product with W^T, or W. For
@@ -19,7 +19,6 @@ node: bound by memory.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,20 +28,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
-from .resources import CompileCase
-
-MAX_DEGREES = 7
-"""How many degrees one launch takes."""
+from .precision import DTYPES, ROUNDINGS, TYPES, add_rounded_product, is_half, padded, product_constants, sum_dtype
+from .resources import ArgumentType, CompileCase, signature
 
 _WEIGHT_PROGRAMS = 512  # of a launch for dW, over all degrees and tiles: they fill a large GPU
 _NUM_STAGES = 2
-
-
-@triton.jit
-def _product(left, right, total, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr):
-    """total + left @ right, both rounded to COMPUTE. OPERAND: the same, but float32 for bfloat16 in the interpreter."""
-    left, right = left.to(COMPUTE).to(OPERAND), right.to(COMPUTE).to(OPERAND)
-    return tl.dot(left, right, total, input_precision=PRECISION, out_dtype=total.dtype)
 
 
 @triton.jit
@@ -86,7 +76,7 @@ def _add_part(
         places = _places(values, first, node, component, channel, CHANNELS, COMPONENTS, HEADS, WIDTH)
         x = tl.load(places, mask=is_row[:, None] & is_channel[None], other=0.0)
         factors = weight + (out[None] * OUT_STRIDE + channel[:, None] * IN_STRIDE)
-        total = _product(
+        total = add_rounded_product(
             x, tl.load(factors, mask=is_channel[:, None] & is_out[None], other=0.0), total, PRECISION, COMPUTE, OPERAND
         )  # fmt: skip
     return total
@@ -94,29 +84,36 @@ def _add_part(
 
 @triton.jit
 def _map_degree(
-    part0, part1, weight, output, num_nodes,
-    COMPONENTS: tl.constexpr, IN0: tl.constexpr, IN1: tl.constexpr, OUT: tl.constexpr, HEADS0: tl.constexpr, HEADS1: tl.constexpr,
-    HEADS_OUT: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, WIDTH_OUT: tl.constexpr, ROWS: tl.constexpr,
+    parts, weight, output, num_nodes,
+    N: tl.constexpr, COMPONENTS: tl.constexpr, IN: tl.constexpr, ALL_IN: tl.constexpr, OUT: tl.constexpr, HEADS: tl.constexpr,
+    HEADS_OUT: tl.constexpr, WIDTHS: tl.constexpr, WIDTH_OUT: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
     SUM: tl.constexpr,
 ):  # fmt: skip
+    """The output of the Nth degree."""
     out = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     is_out = out < OUT
     first, node, component, is_row = _rows(tl.program_id(0), num_nodes, COMPONENTS, ROWS)
     if (first < num_nodes) & (tl.program_id(2) * BLOCK_OUT < OUT):
         total = tl.zeros((ROWS, BLOCK_OUT), SUM)
-        if IN0 > 0:
-            total = _add_part(
-                part0, weight, total, first, node, component, is_row, out, is_out, IN0, COMPONENTS, HEADS0, WIDTH0, IN0 + IN1, 1,
-                BLOCK_IN, PRECISION, COMPUTE, OPERAND,
-            )  # fmt: skip
-        if IN1 > 0:
-            total = _add_part(
-                part1, weight + IN0, total, first, node, component, is_row, out, is_out, IN1, COMPONENTS, HEADS1, WIDTH1,
-                IN0 + IN1, 1, BLOCK_IN, PRECISION, COMPUTE, OPERAND,
-            )  # fmt: skip
+        for p in tl.static_range(len(parts)):
+            if IN[p][N] > 0:
+                total = _add_part(
+                    parts[p][N], weight, total, first, node, component, is_row, out, is_out, IN[p][N], COMPONENTS, HEADS[p],
+                    WIDTHS[p], ALL_IN, 1, BLOCK_IN, PRECISION, COMPUTE, OPERAND,
+                )  # fmt: skip
+            weight += IN[p][N]
         places = _places(output, first, node, component, out, OUT, COMPONENTS, HEADS_OUT, WIDTH_OUT)
         tl.store(places, total.to(output.dtype.element_ty), mask=is_row[:, None] & is_out[None])
+
+
+@triton.jit
+def _is_block_of(block, P: tl.constexpr, N: tl.constexpr, IN: tl.constexpr, BLOCK_IN: tl.constexpr):
+    """Whether a block of channels of the Nth degree, counted from the first of the Pth part, is that part's.
+
+    The first part has none before it, the last none behind: what need not be asked costs no registers.
+    """
+    return (P == 0 or block >= 0) and (len(IN) == P + 1 or block < (IN[P][N] + BLOCK_IN - 1) // BLOCK_IN)
 
 
 @triton.jit
@@ -142,23 +139,21 @@ def _transpose_part(
 
 @triton.jit
 def _transpose_degree(
-    gradient, weight, result0, result1, num_nodes, block,
-    COMPONENTS: tl.constexpr, IN0: tl.constexpr, IN1: tl.constexpr, OUT: tl.constexpr, HEADS0: tl.constexpr, HEADS1: tl.constexpr,
-    HEADS_OUT: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, WIDTH_OUT: tl.constexpr, ROWS: tl.constexpr,
+    gradient, weight, results, num_nodes, block,
+    N: tl.constexpr, COMPONENTS: tl.constexpr, IN: tl.constexpr, ALL_IN: tl.constexpr, OUT: tl.constexpr, HEADS: tl.constexpr,
+    HEADS_OUT: tl.constexpr, WIDTHS: tl.constexpr, WIDTH_OUT: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
     SUM: tl.constexpr,
 ):  # fmt: skip
-    blocks0: tl.constexpr = (IN0 + BLOCK_IN - 1) // BLOCK_IN
-    if IN0 > 0 and block < blocks0:
-        _transpose_part(
-            gradient, weight, result0, num_nodes, block, COMPONENTS, IN0, IN0 + IN1, OUT, HEADS0, HEADS_OUT,
-            WIDTH0, WIDTH_OUT, ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-        )  # fmt: skip
-    if IN1 > 0 and block >= blocks0:
-        _transpose_part(
-            gradient, weight + IN0, result1, num_nodes, block - blocks0, COMPONENTS, IN1, IN0 + IN1, OUT, HEADS1,
-            HEADS_OUT, WIDTH1, WIDTH_OUT, ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-        )  # fmt: skip
+    """dx of the Nth degree; ``block`` counts the blocks of channels of all parts, one after the other."""
+    for p in tl.static_range(len(results)):
+        if IN[p][N] > 0 and _is_block_of(block, p, N, IN, BLOCK_IN):
+            _transpose_part(
+                gradient, weight, results[p][N], num_nodes, block, COMPONENTS, IN[p][N], ALL_IN, OUT, HEADS[p], HEADS_OUT,
+                WIDTHS[p], WIDTH_OUT, ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
+            )  # fmt: skip
+        weight += IN[p][N]
+        block -= (IN[p][N] + BLOCK_IN - 1) // BLOCK_IN
 
 
 @triton.jit
@@ -180,214 +175,74 @@ def _weight_gradient_part(
         g = tl.load(places, mask=is_row[:, None] & is_out[None], other=0.0)
         places = _places(values, first, node, component, channel, IN, COMPONENTS, HEADS, WIDTH)
         x = tl.load(places, mask=is_row[:, None] & is_channel[None], other=0.0)
-        total = _product(tl.trans(g), x, total, PRECISION, COMPUTE, OPERAND)
+        total = add_rounded_product(tl.trans(g), x, total, PRECISION, COMPUTE, OPERAND)
     tl.store(row + (out[:, None] * ALL_IN + channel[None]), total, mask=is_out[:, None] & is_channel[None])
 
 
 @triton.jit
 def _weight_gradient_degree(
-    gradient, part0, part1, row, num_nodes, num_programs, tile,
-    COMPONENTS: tl.constexpr, IN0: tl.constexpr, IN1: tl.constexpr, OUT: tl.constexpr, HEADS0: tl.constexpr, HEADS1: tl.constexpr,
-    HEADS_OUT: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, WIDTH_OUT: tl.constexpr, ROWS: tl.constexpr,
+    gradient, parts, row, num_nodes, num_programs, out_block, block,
+    N: tl.constexpr, COMPONENTS: tl.constexpr, IN: tl.constexpr, ALL_IN: tl.constexpr, OUT: tl.constexpr, HEADS: tl.constexpr,
+    HEADS_OUT: tl.constexpr, WIDTHS: tl.constexpr, WIDTH_OUT: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
     SUM: tl.constexpr,
 ):  # fmt: skip
-    blocks0: tl.constexpr = (IN0 + BLOCK_IN - 1) // BLOCK_IN
-    blocks: tl.constexpr = blocks0 + (IN1 + BLOCK_IN - 1) // BLOCK_IN
-    out_block, block = tile // blocks, tile % blocks
+    """A tile of dW of the Nth degree; ``block`` as for :func:`_transpose_degree`."""
     if out_block * BLOCK_OUT < OUT:
-        if IN0 > 0 and block < blocks0:
-            _weight_gradient_part(
-                gradient, part0, row, num_nodes, num_programs, out_block, block, COMPONENTS, IN0, IN0 + IN1, OUT, HEADS0,
-                HEADS_OUT, WIDTH0, WIDTH_OUT, ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        if IN1 > 0 and block >= blocks0:
-            _weight_gradient_part(
-                gradient, part1, row + IN0, num_nodes, num_programs, out_block, block - blocks0, COMPONENTS, IN1,
-                IN0 + IN1, OUT, HEADS1, HEADS_OUT, WIDTH1, WIDTH_OUT, ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
+        for p in tl.static_range(len(parts)):
+            if IN[p][N] > 0 and _is_block_of(block, p, N, IN, BLOCK_IN):
+                _weight_gradient_part(
+                    gradient, parts[p][N], row, num_nodes, num_programs, out_block, block, COMPONENTS, IN[p][N], ALL_IN, OUT,
+                    HEADS[p], HEADS_OUT, WIDTHS[p], WIDTH_OUT, ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
+                )  # fmt: skip
+            row += IN[p][N]
+            block -= (IN[p][N] + BLOCK_IN - 1) // BLOCK_IN
 
 
 @triton.jit
 def _forward_kernel(
-    part0_0, part0_1, part0_2, part0_3, part0_4, part0_5, part0_6,
-    part1_0, part1_1, part1_2, part1_3, part1_4, part1_5, part1_6,
-    weight0, weight1, weight2, weight3, weight4, weight5, weight6,
-    output0, output1, output2, output3, output4, output5, output6,
-    num_nodes,
-    COMPONENTS0: tl.constexpr, COMPONENTS1: tl.constexpr, COMPONENTS2: tl.constexpr, COMPONENTS3: tl.constexpr,
-    COMPONENTS4: tl.constexpr, COMPONENTS5: tl.constexpr, COMPONENTS6: tl.constexpr,
-    IN0_0: tl.constexpr, IN0_1: tl.constexpr, IN0_2: tl.constexpr, IN0_3: tl.constexpr,
-    IN0_4: tl.constexpr, IN0_5: tl.constexpr, IN0_6: tl.constexpr,
-    IN1_0: tl.constexpr, IN1_1: tl.constexpr, IN1_2: tl.constexpr, IN1_3: tl.constexpr,
-    IN1_4: tl.constexpr, IN1_5: tl.constexpr, IN1_6: tl.constexpr,
-    OUT_0: tl.constexpr, OUT_1: tl.constexpr, OUT_2: tl.constexpr, OUT_3: tl.constexpr,
-    OUT_4: tl.constexpr, OUT_5: tl.constexpr, OUT_6: tl.constexpr,
-    HEADS0: tl.constexpr, HEADS1: tl.constexpr, HEADS_OUT: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr,
-    WIDTH_OUT: tl.constexpr, ROWS: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr,
-    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, SUM: tl.constexpr,
+    parts, weights, outputs, num_nodes,
+    COMPONENTS: tl.constexpr, IN: tl.constexpr, ALL_IN: tl.constexpr, OUT: tl.constexpr, HEADS: tl.constexpr,
+    HEADS_OUT: tl.constexpr, WIDTHS: tl.constexpr, WIDTH_OUT: tl.constexpr, ROWS: tl.constexpr, BLOCK_IN: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(1)
-    if number == 0:
-        _map_degree(
-            part0_0, part1_0, weight0, output0, num_nodes,
-            COMPONENTS0, IN0_0, IN1_0, OUT_0, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-            ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-        )  # fmt: skip
-    if COMPONENTS1 > 0 and number == 1:
-        _map_degree(
-            part0_1, part1_1, weight1, output1, num_nodes,
-            COMPONENTS1, IN0_1, IN1_1, OUT_1, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-            ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-        )  # fmt: skip
-    if COMPONENTS2 > 0 and number == 2:
-        _map_degree(
-            part0_2, part1_2, weight2, output2, num_nodes,
-            COMPONENTS2, IN0_2, IN1_2, OUT_2, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-            ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-        )  # fmt: skip
-    if COMPONENTS3 > 0 and number == 3:
-        _map_degree(
-            part0_3, part1_3, weight3, output3, num_nodes,
-            COMPONENTS3, IN0_3, IN1_3, OUT_3, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-            ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-        )  # fmt: skip
-    if COMPONENTS4 > 0 and number == 4:
-        _map_degree(
-            part0_4, part1_4, weight4, output4, num_nodes,
-            COMPONENTS4, IN0_4, IN1_4, OUT_4, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-            ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-        )  # fmt: skip
-    if COMPONENTS5 > 0 and number == 5:
-        _map_degree(
-            part0_5, part1_5, weight5, output5, num_nodes,
-            COMPONENTS5, IN0_5, IN1_5, OUT_5, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-            ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-        )  # fmt: skip
-    if COMPONENTS6 > 0 and number == 6:
-        _map_degree(
-            part0_6, part1_6, weight6, output6, num_nodes,
-            COMPONENTS6, IN0_6, IN1_6, OUT_6, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-            ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-        )  # fmt: skip
+    for n in tl.static_range(len(COMPONENTS)):
+        if number == n:
+            _map_degree(
+                parts, weights[n], outputs[n], num_nodes, n, COMPONENTS[n], IN, ALL_IN[n], OUT[n], HEADS, HEADS_OUT, WIDTHS,
+                WIDTH_OUT, ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
+            )  # fmt: skip
 
 
 @triton.jit
 def _backward_kernel(
-    gradient0, gradient1, gradient2, gradient3, gradient4, gradient5, gradient6,
-    part0_0, part0_1, part0_2, part0_3, part0_4, part0_5, part0_6,
-    part1_0, part1_1, part1_2, part1_3, part1_4, part1_5, part1_6,
-    weight0, weight1, weight2, weight3, weight4, weight5, weight6,
-    result0_0, result0_1, result0_2, result0_3, result0_4, result0_5, result0_6,
-    result1_0, result1_1, result1_2, result1_3, result1_4, result1_5, result1_6,
-    partial_sums, num_weights, num_nodes, input_blocks, num_programs,
-    COMPONENTS0: tl.constexpr, COMPONENTS1: tl.constexpr, COMPONENTS2: tl.constexpr, COMPONENTS3: tl.constexpr,
-    COMPONENTS4: tl.constexpr, COMPONENTS5: tl.constexpr, COMPONENTS6: tl.constexpr,
-    IN0_0: tl.constexpr, IN0_1: tl.constexpr, IN0_2: tl.constexpr, IN0_3: tl.constexpr,
-    IN0_4: tl.constexpr, IN0_5: tl.constexpr, IN0_6: tl.constexpr,
-    IN1_0: tl.constexpr, IN1_1: tl.constexpr, IN1_2: tl.constexpr, IN1_3: tl.constexpr,
-    IN1_4: tl.constexpr, IN1_5: tl.constexpr, IN1_6: tl.constexpr,
-    OUT_0: tl.constexpr, OUT_1: tl.constexpr, OUT_2: tl.constexpr, OUT_3: tl.constexpr,
-    OUT_4: tl.constexpr, OUT_5: tl.constexpr, OUT_6: tl.constexpr,
-    HEADS0: tl.constexpr, HEADS1: tl.constexpr, HEADS_OUT: tl.constexpr, WIDTH0: tl.constexpr, WIDTH1: tl.constexpr,
-    WIDTH_OUT: tl.constexpr, ROWS: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr,
-    COMPUTE: tl.constexpr, OPERAND: tl.constexpr, SUM: tl.constexpr,
+    gradients, parts, weights, results, partial_sums, num_weights, num_nodes, input_blocks, num_programs,
+    COMPONENTS: tl.constexpr, IN: tl.constexpr, ALL_IN: tl.constexpr, OUT: tl.constexpr, HEADS: tl.constexpr,
+    HEADS_OUT: tl.constexpr, WIDTHS: tl.constexpr, WIDTH_OUT: tl.constexpr, IN_BLOCKS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr,
+    SUM: tl.constexpr,
 ):  # fmt: skip
     """Along the last axis of the grid come the blocks of input channels for dx, then the tiles of dW."""
     number, block = tl.program_id(1), tl.program_id(2)
     if block < input_blocks:
-        if number == 0:
-            _transpose_degree(
-                gradient0, weight0, result0_0, result1_0, num_nodes, block,
-                COMPONENTS0, IN0_0, IN1_0, OUT_0, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        if COMPONENTS1 > 0 and number == 1:
-            _transpose_degree(
-                gradient1, weight1, result0_1, result1_1, num_nodes, block,
-                COMPONENTS1, IN0_1, IN1_1, OUT_1, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        if COMPONENTS2 > 0 and number == 2:
-            _transpose_degree(
-                gradient2, weight2, result0_2, result1_2, num_nodes, block,
-                COMPONENTS2, IN0_2, IN1_2, OUT_2, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        if COMPONENTS3 > 0 and number == 3:
-            _transpose_degree(
-                gradient3, weight3, result0_3, result1_3, num_nodes, block,
-                COMPONENTS3, IN0_3, IN1_3, OUT_3, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        if COMPONENTS4 > 0 and number == 4:
-            _transpose_degree(
-                gradient4, weight4, result0_4, result1_4, num_nodes, block,
-                COMPONENTS4, IN0_4, IN1_4, OUT_4, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        if COMPONENTS5 > 0 and number == 5:
-            _transpose_degree(
-                gradient5, weight5, result0_5, result1_5, num_nodes, block,
-                COMPONENTS5, IN0_5, IN1_5, OUT_5, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        if COMPONENTS6 > 0 and number == 6:
-            _transpose_degree(
-                gradient6, weight6, result0_6, result1_6, num_nodes, block,
-                COMPONENTS6, IN0_6, IN1_6, OUT_6, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
+        for n in tl.static_range(len(COMPONENTS)):
+            if number == n:
+                _transpose_degree(
+                    gradients[n], weights[n], results, num_nodes, block, n, COMPONENTS[n], IN, ALL_IN[n], OUT[n], HEADS,
+                    HEADS_OUT, WIDTHS, WIDTH_OUT, ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
+                )  # fmt: skip
     elif tl.program_id(0) < num_programs:
+        tile = block - input_blocks
         row = partial_sums + tl.program_id(0).to(tl.int64) * num_weights
-        if number == 0:
-            _weight_gradient_degree(
-                gradient0, part0_0, part1_0, row, num_nodes, num_programs, block - input_blocks,
-                COMPONENTS0, IN0_0, IN1_0, OUT_0, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        row += (IN0_0 + IN1_0) * OUT_0
-        if COMPONENTS1 > 0 and number == 1:
-            _weight_gradient_degree(
-                gradient1, part0_1, part1_1, row, num_nodes, num_programs, block - input_blocks,
-                COMPONENTS1, IN0_1, IN1_1, OUT_1, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        row += (IN0_1 + IN1_1) * OUT_1
-        if COMPONENTS2 > 0 and number == 2:
-            _weight_gradient_degree(
-                gradient2, part0_2, part1_2, row, num_nodes, num_programs, block - input_blocks,
-                COMPONENTS2, IN0_2, IN1_2, OUT_2, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        row += (IN0_2 + IN1_2) * OUT_2
-        if COMPONENTS3 > 0 and number == 3:
-            _weight_gradient_degree(
-                gradient3, part0_3, part1_3, row, num_nodes, num_programs, block - input_blocks,
-                COMPONENTS3, IN0_3, IN1_3, OUT_3, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        row += (IN0_3 + IN1_3) * OUT_3
-        if COMPONENTS4 > 0 and number == 4:
-            _weight_gradient_degree(
-                gradient4, part0_4, part1_4, row, num_nodes, num_programs, block - input_blocks,
-                COMPONENTS4, IN0_4, IN1_4, OUT_4, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        row += (IN0_4 + IN1_4) * OUT_4
-        if COMPONENTS5 > 0 and number == 5:
-            _weight_gradient_degree(
-                gradient5, part0_5, part1_5, row, num_nodes, num_programs, block - input_blocks,
-                COMPONENTS5, IN0_5, IN1_5, OUT_5, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
-        row += (IN0_5 + IN1_5) * OUT_5
-        if COMPONENTS6 > 0 and number == 6:
-            _weight_gradient_degree(
-                gradient6, part0_6, part1_6, row, num_nodes, num_programs, block - input_blocks,
-                COMPONENTS6, IN0_6, IN1_6, OUT_6, HEADS0, HEADS1, HEADS_OUT, WIDTH0, WIDTH1, WIDTH_OUT,
-                ROWS, BLOCK_IN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
-            )  # fmt: skip
+        for n in tl.static_range(len(COMPONENTS)):
+            if number == n:
+                _weight_gradient_degree(
+                    gradients[n], parts, row, num_nodes, num_programs, tile // IN_BLOCKS[n], tile % IN_BLOCKS[n], n,
+                    COMPONENTS[n], IN, ALL_IN[n], OUT[n], HEADS, HEADS_OUT, WIDTHS, WIDTH_OUT, ROWS, BLOCK_IN, BLOCK_OUT,
+                    PRECISION, COMPUTE, OPERAND, SUM,
+                )  # fmt: skip
+            row += ALL_IN[n] * OUT[n]
 
 
 class Shape(NamedTuple):
@@ -395,7 +250,7 @@ class Shape(NamedTuple):
 
     Attributes:
         components: 2d+1 of every degree.
-        channels_in: for each of up to two parts the channels of every degree; 0 where a part lacks a degree.
+        channels_in: for each part the channels of every degree; 0 where a part lacks a degree.
         channels_out: of every degree.
         heads_in: for each part how many heads its one tensor has, or 0 if it has a tensor for each degree.
         heads_out: the same of the output.
@@ -419,7 +274,7 @@ def forward(parts: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], shape:
     """Apply the maps.
 
     Args:
-        parts: one or two parts of the input, contiguous: the tensors of the degrees that a part has, or its one tensor.
+        parts: of the input, contiguous: the tensors of the degrees that a part has, or its one tensor.
         weights: [C_out, C_in] of every degree, contiguous.
         shape: what they are.
 
@@ -432,7 +287,7 @@ def forward(parts: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], shape:
         tile = _choose_tile(shape)
         grid = (*_node_blocks(num_nodes, shape, tile), _blocks(max(shape.channels_out), tile.channels_out))
         _forward_kernel[grid](
-            *_part_slots(parts, shape), *_slots(weights), *_out_slots(outputs, shape), num_nodes,
+            _of_parts(parts, shape), tuple(weights), _of_outputs(outputs, shape), num_nodes,
             **_constants(shape, tile), num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
     return outputs
@@ -463,24 +318,21 @@ def backward(
     results = [[torch.empty_like(tensor) for tensor in part] for part in parts] if with_inputs else []
     num_weights = sum(out * channels for out, channels in shape.weight_shapes)
     num_nodes = len(gradients[0])
-    sum_dtype = torch.float64 if shape.dtype == torch.float64 else torch.float32
     if num_nodes == 0:
-        return gradients[0].new_zeros(programs or 1, num_weights, dtype=sum_dtype), results
+        return gradients[0].new_zeros(programs or 1, num_weights, dtype=sum_dtype(shape.dtype)), results
     tile = _choose_tile(shape)
     node_blocks, num_degrees = _node_blocks(num_nodes, shape, tile)
-    in_blocks = [
-        sum(_blocks(channels, tile.channels_in) for channels in of_degree) for of_degree in zip(*shape.channels_in, strict=True)
-    ]
+    in_blocks = _in_blocks(shape, tile)
     out_blocks = [_blocks(channels, tile.channels_out) for channels in shape.channels_out]
     tiles = max(out * columns for out, columns in zip(out_blocks, in_blocks, strict=True))
     input_blocks = max(in_blocks) if with_inputs else 0
     if programs is None:
         programs = min(node_blocks, max(1, _WEIGHT_PROGRAMS // (num_degrees * tiles)))
-    partial_sums = gradients[0].new_empty(programs, num_weights, dtype=sum_dtype)
+    partial_sums = gradients[0].new_empty(programs, num_weights, dtype=sum_dtype(shape.dtype))
     _backward_kernel[max(node_blocks, programs) if with_inputs else programs, num_degrees, input_blocks + tiles](
-        *_out_slots(gradients, shape), *_part_slots(parts, shape), *_slots(weights), *_part_slots(results or parts, shape),
+        _of_outputs(gradients, shape), _of_parts(parts, shape), tuple(weights), _of_parts(results or parts, shape),
         partial_sums, num_weights, num_nodes, input_blocks, programs,
-        **_constants(shape, tile), num_warps=tile.warps, num_stages=_NUM_STAGES,
+        **_constants(shape, tile), IN_BLOCKS=in_blocks, num_warps=tile.warps, num_stages=_NUM_STAGES,
     )  # fmt: skip
     return partial_sums, results
 
@@ -496,19 +348,20 @@ class Tile(NamedTuple):
 
 def _choose_tile(shape: Shape) -> Tile:
     """In full precision a product's operands sit in the registers of the ordinary cores: fewer rows. Channels are padded to 16."""
-    is_half = shape.dtype in (torch.float16, torch.bfloat16)
-    rows, widest = (64, 32) if is_half else (32, 16 if shape.dtype == torch.float64 else 32)
+    rows, widest = (64, 32) if is_half(shape.dtype) else (32, 16 if shape.dtype == torch.float64 else 32)
     rows = max(rows, triton.next_power_of_2(max(shape.components)))
     largest_in = max(max(part) for part in shape.channels_in)
-    return Tile(rows, _padded(largest_in, widest), _padded(max(shape.channels_out), widest), 4)
-
-
-def _padded(channels: int, widest: int) -> int:
-    return min(max(triton.next_power_of_2(channels), 16), widest)
+    return Tile(rows, padded(largest_in, widest), padded(max(shape.channels_out), widest), 4)
 
 
 def _blocks(channels: int, block: int) -> int:
     return triton.cdiv(channels, block)
+
+
+def _in_blocks(shape: Shape, tile: Tile) -> tuple[int, ...]:
+    """Of every degree the blocks of input channels, of all parts."""
+    by_degree = zip(*shape.channels_in, strict=True)
+    return tuple(sum(_blocks(channels, tile.channels_in) for channels in of_degree) for of_degree in by_degree)
 
 
 def _node_blocks(num_nodes: int, shape: Shape, tile: Tile) -> tuple[int, int]:
@@ -530,60 +383,43 @@ def _empty_like_fiber(
     return [example.new_empty(num_nodes, count, size, dtype=dtype) for size, count in zip(components, channels, strict=True)]
 
 
-def _fiber_slots(tensors: Sequence[Tensor], components: Sequence[int], channels: Sequence[int], heads: int) -> list[Tensor]:
-    """One tensor per pointer argument: where each degree begins."""
+def _by_degree(tensors: Sequence[Tensor], components: Sequence[int], channels: Sequence[int], heads: int) -> tuple[Tensor, ...]:
+    """Where each degree begins; any tensor for one that is not there."""
     if heads:
         starts = [_width(components[:number], channels[:number], heads) for number in range(len(components))]
-        return _slots([tensors[0][..., start:] for start in starts])
+        return tuple(tensors[0][..., start:] for start in starts)
     remaining = iter(tensors)
-    return _slots([next(remaining) if count else tensors[0] for count in channels])
+    return tuple(next(remaining) if count else tensors[0] for count in channels)
 
 
-def _part_slots(parts: Sequence[Sequence[Tensor]], shape: Shape) -> list[Tensor]:
-    """The same for both parts of the input; the second is not used where there is none."""
-    slots = []
-    for tensors, channels, heads in zip(parts, shape.channels_in, shape.heads_in, strict=True):
-        slots += _fiber_slots(tensors, shape.components, channels, heads)
-    return slots if len(parts) == 2 else slots * 2
+def _of_parts(parts: Sequence[Sequence[Tensor]], shape: Shape) -> tuple[tuple[Tensor, ...], ...]:
+    """Of every part where each degree begins."""
+    sizes = zip(parts, shape.channels_in, shape.heads_in, strict=True)
+    return tuple(_by_degree(tensors, shape.components, channels, heads) for tensors, channels, heads in sizes)
 
 
-def _out_slots(tensors: Sequence[Tensor], shape: Shape) -> list[Tensor]:
+def _of_outputs(tensors: Sequence[Tensor], shape: Shape) -> tuple[Tensor, ...]:
     """The same for the output."""
-    return _fiber_slots(tensors, shape.components, shape.channels_out, shape.heads_out)
-
-
-def _slots(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Those that are not used repeat the first."""
-    return [*tensors, *[tensors[0]] * (MAX_DEGREES - len(tensors))]
+    return _by_degree(tensors, shape.components, shape.channels_out, shape.heads_out)
 
 
 def _constants(shape: Shape, tile: Tile) -> dict[str, object]:
-    """The constexpr arguments; degrees that are not there have 0 components, a part that is not there 0 channels.
-
-    float32 is multiplied as such, unless PyTorch is told that TF32 will do (``torch.backends.cuda.matmul.allow_tf32``).
-    """
-    types = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # it would multiply bfloat16 bits
-    is_tf32 = shape.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    no_part = (0,) * len(shape.components)
-    part0, part1 = (*shape.channels_in, no_part)[:2]
-    heads0, heads1 = (*shape.heads_in, 0)[:2]
-    by_degree = (("COMPONENTS", shape.components), ("IN0_", part0), ("IN1_", part1), ("OUT_", shape.channels_out))
+    """The constexpr arguments of both kernels."""
+    parts = zip(shape.channels_in, shape.heads_in, strict=True)
     return {
-        **{f"{name}{number}": (*counts, *[0] * MAX_DEGREES)[number] for name, counts in by_degree for number in range(MAX_DEGREES)},
-        "HEADS0": heads0,
-        "HEADS1": heads1,
+        "COMPONENTS": shape.components,
+        "IN": shape.channels_in,
+        "ALL_IN": tuple(channels for _, channels in shape.weight_shapes),
+        "OUT": shape.channels_out,
+        "HEADS": shape.heads_in,
         "HEADS_OUT": shape.heads_out,
-        "WIDTH0": _width(shape.components, part0, heads0),
-        "WIDTH1": _width(shape.components, part1, heads1),
+        "WIDTHS": tuple(_width(shape.components, channels, heads) for channels, heads in parts),
         "WIDTH_OUT": _width(shape.components, shape.channels_out, shape.heads_out),
         "ROWS": tile.rows,
         "BLOCK_IN": tile.channels_in,
         "BLOCK_OUT": tile.channels_out,
-        "PRECISION": "tf32" if is_tf32 else "ieee",
-        "COMPUTE": types[shape.dtype],
-        "OPERAND": tl.float32 if is_interpreted and shape.dtype == torch.bfloat16 else types[shape.dtype],
-        "SUM": tl.float64 if shape.dtype == torch.float64 else tl.float32,
+        "COMPUTE": TYPES[shape.dtype],
+        **product_constants(shape.dtype),
     }
 
 
@@ -611,14 +447,13 @@ def compile_cases() -> list[CompileCase]:
     The first part of the input comes from the attention, per head.
     """
     cases = []
-    names = (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32), ("fp64", torch.float64))
     for workload, components, values, hidden, heads in (
         ("qm9", (1, 3, 5, 7), 16, 32, 8),
         ("protein_full", (1, 3), 8, 32, 4),
         ("protein_wide", (1, 3), 32, 128, 4),
     ):
         count = len(components)
-        for name, dtype in names:
+        for name, dtype in DTYPES.items():
             shape = Shape(components, ((values,) * count, (hidden,) * count), (hidden,) * count, (heads, 0), 0, dtype)
             cases += _cases_of_layer(f"{workload} {name}", shape, name)
     return cases
@@ -626,24 +461,28 @@ def compile_cases() -> list[CompileCase]:
 
 def _cases_of_layer(name: str, shape: Shape, value_type: str) -> list[CompileCase]:
     tile = _choose_tile(shape)
-    constants = _constants(shape, tile) | {"PRECISION": "ieee"}
-    full_type = "*fp64" if shape.dtype == torch.float64 else "*fp32"
+    full_type = f"*{ROUNDINGS[value_type].sum_name}"
+    by_degree: tuple[ArgumentType, ...] = (f"*{value_type}",) * len(shape.components)
+    types: dict[str, ArgumentType] = dict.fromkeys(("num_weights", "num_nodes", "input_blocks", "num_programs"), "i32")
+    types |= dict.fromkeys(("parts", "results"), (by_degree,) * len(shape.channels_in))
+    types |= {"weights": (full_type,) * len(shape.components), "partial_sums": full_type}
     cases = []
-    launches: tuple[tuple[str, object], ...] = (("forward", _forward_kernel), ("backward", _backward_kernel))
-    integers = ("num_weights", "num_nodes", "input_blocks", "num_programs")
-    for kind, kernel in launches:
-        arguments = [argument for argument in kernel.arg_names if argument not in constants]  # type: ignore[attr-defined]
-        types = {argument: full_type if argument.startswith(("weight", "partial")) else f"*{value_type}" for argument in arguments}
+    launches: tuple[tuple[str, object, dict[str, object]], ...] = (
+        ("forward", _forward_kernel, {}),
+        ("backward", _backward_kernel, {"IN_BLOCKS": _in_blocks(shape, tile)}),
+    )
+    for kind, kernel, others in launches:
+        constants = _constants(shape, tile) | {"PRECISION": "ieee"} | others
         cases.append(
             CompileCase(
                 name=f"{kind} {name}",
                 kernel=kernel,
-                signature=types | {argument: "i32" for argument in integers if argument in arguments},
+                signature=signature(kernel, constants, types, by_degree),
                 constants=constants,
                 num_warps=tile.warps,
                 num_stages=_NUM_STAGES,
                 targets=(80, 90, 100) if value_type == "fp64" else (),  # others have 1/64 of the float64 units, and spill
-                expects_matrix_instructions=value_type in ("fp16", "bf16"),
+                expects_matrix_instructions=ROUNDINGS[value_type].uses_matrix_unit,
             )
         )
     return cases

@@ -19,101 +19,21 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
-from .resources import CompileCase
+from .precision import sum_type
+from .resources import CompileCase, signature
+from .tuples import one_of
 
 SLOTS = 32
-"""How many layers one launch takes."""
+"""How many layers one launch takes at most: each is an argument of the kernel."""
 
 _ROWS, _COLUMNS = 8, 128  # a tile: 8 values a thread
 _WARPS = 4
 
 
 @triton.jit
-def _slot(
-    number, tensor0, tensor1, tensor2, tensor3, tensor4, tensor5, tensor6, tensor7, tensor8, tensor9, tensor10, tensor11, tensor12,
-    tensor13, tensor14, tensor15, tensor16, tensor17, tensor18, tensor19, tensor20, tensor21, tensor22, tensor23, tensor24,
-    tensor25, tensor26, tensor27, tensor28, tensor29, tensor30, tensor31,
-):  # fmt: skip
-    """One of the tensors."""
-    chosen = tensor0
-    if number == 1:
-        chosen = tensor1
-    if number == 2:
-        chosen = tensor2
-    if number == 3:
-        chosen = tensor3
-    if number == 4:
-        chosen = tensor4
-    if number == 5:
-        chosen = tensor5
-    if number == 6:
-        chosen = tensor6
-    if number == 7:
-        chosen = tensor7
-    if number == 8:
-        chosen = tensor8
-    if number == 9:
-        chosen = tensor9
-    if number == 10:
-        chosen = tensor10
-    if number == 11:
-        chosen = tensor11
-    if number == 12:
-        chosen = tensor12
-    if number == 13:
-        chosen = tensor13
-    if number == 14:
-        chosen = tensor14
-    if number == 15:
-        chosen = tensor15
-    if number == 16:
-        chosen = tensor16
-    if number == 17:
-        chosen = tensor17
-    if number == 18:
-        chosen = tensor18
-    if number == 19:
-        chosen = tensor19
-    if number == 20:
-        chosen = tensor20
-    if number == 21:
-        chosen = tensor21
-    if number == 22:
-        chosen = tensor22
-    if number == 23:
-        chosen = tensor23
-    if number == 24:
-        chosen = tensor24
-    if number == 25:
-        chosen = tensor25
-    if number == 26:
-        chosen = tensor26
-    if number == 27:
-        chosen = tensor27
-    if number == 28:
-        chosen = tensor28
-    if number == 29:
-        chosen = tensor29
-    if number == 30:
-        chosen = tensor30
-    if number == 31:
-        chosen = tensor31
-    return chosen
-
-
-@triton.jit
-def _sum_kernel(
-    parts0, parts1, parts2, parts3, parts4, parts5, parts6, parts7, parts8, parts9, parts10, parts11, parts12, parts13, parts14,
-    parts15, parts16, parts17, parts18, parts19, parts20, parts21, parts22, parts23, parts24, parts25, parts26, parts27, parts28,
-    parts29, parts30, parts31, result, blocks,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SUM: tl.constexpr,
-):  # fmt: skip
+def _sum_kernel(layers, result, blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SUM: tl.constexpr):
     block = blocks + tl.program_id(0).to(tl.int64) * 5
-    parts = _slot(
-        tl.load(block), parts0, parts1, parts2, parts3, parts4, parts5, parts6, parts7, parts8, parts9, parts10, parts11, parts12,
-        parts13, parts14, parts15, parts16, parts17, parts18, parts19, parts20, parts21, parts22, parts23, parts24, parts25,
-        parts26, parts27, parts28, parts29, parts30, parts31,
-    )  # fmt: skip
+    parts = one_of(layers, tl.load(block))
     first, num_columns, num_parts = tl.load(block + 1), tl.load(block + 2), tl.load(block + 3)
     column = first + tl.arange(0, COLUMNS)
     is_column = column < num_columns
@@ -134,8 +54,8 @@ def block_rows(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
         sizes: P and n of up to :data:`SLOTS` layers.
     """
     rows, place = [], 0
-    for slot, (num_parts, num_columns) in enumerate(sizes):
-        rows += [[slot, first, num_columns, num_parts, place] for first in range(0, num_columns, _COLUMNS)]
+    for layer, (num_parts, num_columns) in enumerate(sizes):
+        rows += [[layer, first, num_columns, num_parts, place] for first in range(0, num_columns, _COLUMNS)]
         place += num_columns
     return rows
 
@@ -149,12 +69,11 @@ def sum_parts(parts: Sequence[Tensor], blocks: Tensor, result: Tensor) -> None:
         result: the sums of all layers in a row; written.
     """
     if len(blocks) > 0:
-        slots = [*parts, *[parts[0]] * (SLOTS - len(parts))]
-        _sum_kernel[(len(blocks),)](*slots, result, blocks, **_constants(parts[0].dtype), num_warps=_WARPS)
+        _sum_kernel[(len(blocks),)](tuple(parts), result, blocks, **_constants(parts[0].dtype), num_warps=_WARPS)
 
 
 def _constants(dtype: torch.dtype) -> dict[str, object]:
-    return {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "SUM": tl.float64 if dtype == torch.float64 else tl.float32}
+    return {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "SUM": sum_type(dtype)}
 
 
 def cost(sizes: Sequence[tuple[int, int]], itemsize: int) -> Cost:
@@ -172,6 +91,7 @@ def compile_cases() -> list[CompileCase]:
     """The kernel by dtype."""
     cases = []
     for name, dtype in (("fp32", torch.float32), ("fp64", torch.float64)):
-        types = {f"parts{slot}": f"*{name}" for slot in range(SLOTS)} | {"result": f"*{name}", "blocks": "*i64"}
-        cases.append(CompileCase(f"sum {name}", _sum_kernel, types, _constants(dtype), _WARPS, num_stages=3))
+        constants = _constants(dtype)
+        types = signature(_sum_kernel, constants, {"layers": (f"*{name}",) * SLOTS, "blocks": "*i64"}, f"*{name}")
+        cases.append(CompileCase(f"sum {name}", _sum_kernel, types, constants, _WARPS, num_stages=3))
     return cases

@@ -19,7 +19,6 @@ published model with 240 molecules, 128 channels and one output: 8 MFLOP and 310
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import torch
@@ -28,18 +27,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .precision import DTYPES, TYPES, add_rounded_product, is_half, padded, product_constants
 from .resources import CompileCase
 
 _ROWS = 16  # of a program: batches are small
 _WARPS = 4
 _NUM_STAGES = 2
-
-
-@triton.jit
-def _product(left, right, total, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr):
-    """total + left @ right, both rounded to COMPUTE. OPERAND: the same, but float32 for bfloat16 in the interpreter."""
-    left, right = left.to(COMPUTE).to(OPERAND), right.to(COMPUTE).to(OPERAND)
-    return tl.dot(left, right, total, input_precision=PRECISION, out_dtype=total.dtype)
 
 
 @triton.jit
@@ -75,7 +68,7 @@ def _hidden_gradient(
         out, is_out = _block(number, OUT, BLOCK_OUT)
         g = _load(gradient, row, out, is_row, is_out, OUT)
         factors = _load(weight2, out, unit, is_out, is_unit, HIDDEN)
-        total = _product(g, factors, total, PRECISION, COMPUTE, OPERAND)
+        total = add_rounded_product(g, factors, total, PRECISION, COMPUTE, OPERAND)
     return tl.where(_load(hidden, row, unit, is_row, is_unit, HIDDEN).to(SUM) <= 0.0, 0.0, total)
 
 
@@ -96,7 +89,7 @@ def _forward_kernel(
             channel, is_channel = _block(channel_block, IN, BLOCK_IN)
             values = _load(x + first * IN, row, channel, is_row, is_channel, IN)
             factors = _load(weight1, unit, channel, is_unit, is_channel, IN)
-            total = _product(values, tl.trans(factors), total, PRECISION, COMPUTE, OPERAND)
+            total = add_rounded_product(values, tl.trans(factors), total, PRECISION, COMPUTE, OPERAND)
         total += tl.load(bias1 + unit, mask=is_unit, other=0.0).to(COMPUTE).to(SUM)[None]
         total = total.to(COMPUTE).to(SUM)
         activated = tl.where(total <= 0.0, 0.0, total)
@@ -104,7 +97,7 @@ def _forward_kernel(
             places = hidden + first * HIDDEN + (row[:, None] * HIDDEN + unit[None])
             tl.store(places, activated.to(hidden.dtype.element_ty), mask=is_row[:, None] & is_unit[None])
         factors = _load(weight2, out, unit, is_out, is_unit, HIDDEN)
-        result = _product(activated, tl.trans(factors), result, PRECISION, COMPUTE, OPERAND)
+        result = add_rounded_product(activated, tl.trans(factors), result, PRECISION, COMPUTE, OPERAND)
     result += tl.load(bias2 + out, mask=is_out, other=0.0).to(COMPUTE).to(SUM)[None]
     places = output + first * OUT + (row[:, None] * OUT + out[None])
     tl.store(places, result.to(output.dtype.element_ty), mask=is_row[:, None] & is_out[None])
@@ -129,7 +122,7 @@ def _input_gradient(
             HIDDEN, OUT, ROWS, BLOCK_HIDDEN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
         )  # fmt: skip
         factors = _load(weight1, unit, channel, is_unit, is_channel, IN)
-        total = _product(of_hidden, factors, total, PRECISION, COMPUTE, OPERAND)
+        total = add_rounded_product(of_hidden, factors, total, PRECISION, COMPUTE, OPERAND)
     places = result + first * IN + (row[:, None] * IN + channel[None])
     tl.store(places, total.to(result.dtype.element_ty), mask=is_row[:, None] & is_channel[None])
 
@@ -154,7 +147,7 @@ def _first_gradients(
             HIDDEN, OUT, ROWS, BLOCK_HIDDEN, BLOCK_OUT, PRECISION, COMPUTE, OPERAND, SUM,
         )  # fmt: skip
         values = _load(x + first * IN, row, channel, is_row, is_channel, IN)
-        total = _product(tl.trans(of_hidden), values, total, PRECISION, COMPUTE, OPERAND)
+        total = add_rounded_product(tl.trans(of_hidden), values, total, PRECISION, COMPUTE, OPERAND)
         total_bias += tl.sum(of_hidden, 0)
     places = of_weight + (unit[:, None] * IN + channel[None])
     tl.store(places, total.to(of_weight.dtype.element_ty), mask=is_unit[:, None] & is_channel[None])
@@ -178,7 +171,7 @@ def _second_gradients(
         first, row, is_row = _row_block(row_block, num_rows, ROWS)
         g = _load(gradient + first * OUT, row, out, is_row, is_out, OUT)
         activated = _load(hidden + first * HIDDEN, row, unit, is_row, is_unit, HIDDEN)
-        total = _product(tl.trans(g), activated, total, PRECISION, COMPUTE, OPERAND)
+        total = add_rounded_product(tl.trans(g), activated, total, PRECISION, COMPUTE, OPERAND)
         total_bias += tl.sum(g.to(SUM), 0)
     places = of_weight + (out[:, None] * HIDDEN + unit[None])
     tl.store(places, total.to(of_weight.dtype.element_ty), mask=is_out[:, None] & is_unit[None])
@@ -308,23 +301,14 @@ class Tile(NamedTuple):
 
 def _choose_tile(shape: Shape) -> Tile:
     """In full precision a product's operands sit in the registers of the ordinary cores: smaller. Blocks are padded to 16."""
-    is_half = shape.dtype in (torch.float16, torch.bfloat16)
     widest = 16 if shape.dtype == torch.float64 else 32
-    return Tile(64 if is_half else 32, *(_padded(size, widest) for size in (shape.num_in, shape.num_hidden, shape.num_out)))
-
-
-def _padded(size: int, widest: int) -> int:
-    return min(max(triton.next_power_of_2(size), 16), widest)
+    return Tile(
+        64 if is_half(shape.dtype) else 32, *(padded(size, widest) for size in (shape.num_in, shape.num_hidden, shape.num_out))
+    )
 
 
 def _constants(shape: Shape, tile: Tile) -> dict[str, object]:
-    """The constexpr arguments but for the rows.
-
-    float32 is multiplied as such, unless PyTorch is told that TF32 will do (``torch.backends.cuda.matmul.allow_tf32``).
-    """
-    types = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # it would multiply bfloat16 bits
-    is_tf32 = shape.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    """The constexpr arguments but for the rows."""
     return {
         "IN": shape.num_in,
         "HIDDEN": shape.num_hidden,
@@ -332,10 +316,8 @@ def _constants(shape: Shape, tile: Tile) -> dict[str, object]:
         "BLOCK_IN": tile.block_in,
         "BLOCK_HIDDEN": tile.block_hidden,
         "BLOCK_OUT": tile.block_out,
-        "PRECISION": "tf32" if is_tf32 else "ieee",
-        "COMPUTE": types[shape.dtype],
-        "OPERAND": tl.float32 if is_interpreted and shape.dtype == torch.bfloat16 else types[shape.dtype],
-        "SUM": tl.float64 if shape.dtype == torch.float64 else tl.float32,
+        "COMPUTE": TYPES[shape.dtype],
+        **product_constants(shape.dtype),
     }
 
 
@@ -359,7 +341,7 @@ def cost(num_rows: int, shape: Shape) -> tuple[Cost, Cost]:
 def compile_cases() -> list[CompileCase]:
     """Both kernels at the head of the published model, and with more outputs than a tile has; parameters as in training."""
     cases = []
-    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32), ("fp64", torch.float64)):
+    for name, dtype in DTYPES.items():
         for size, num_out in (("qm9", 1), ("100 outputs", 100)):
             shape = Shape(128, 128, num_out, dtype)
             tile = _choose_tile(shape)
@@ -378,7 +360,7 @@ def compile_cases() -> list[CompileCase]:
                         num_warps=_WARPS,
                         num_stages=_NUM_STAGES,
                         targets=(80, 90, 100) if name == "fp64" else (),  # others have 1/64 of the float64 units
-                        expects_matrix_instructions=name in ("fp16", "bf16"),
+                        expects_matrix_instructions=is_half(dtype),
                     )
                 )
     return cases

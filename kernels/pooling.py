@@ -21,7 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
-from .resources import CompileCase
+from .precision import DTYPES, sum_type
+from .resources import CompileCase, signature
 
 _NODES, _FEATURES = 16, 64  # a tile, 8 values a thread
 _WARPS = 4
@@ -138,8 +139,7 @@ def backward(gradient: Tensor, sizes: Tensor, ends: Tensor, winners: Tensor, num
 
 
 def _constants(dtype: torch.dtype, is_max: bool) -> dict[str, object]:
-    sum_type = tl.float64 if dtype == torch.float64 else tl.float32
-    return {"IS_MAX": is_max, "NODES": _NODES, "FEATURES": _FEATURES, "SUM": sum_type}
+    return {"IS_MAX": is_max, "NODES": _NODES, "FEATURES": _FEATURES, "SUM": sum_type(dtype)}
 
 
 def cost(num_nodes: int, num_graphs: int, num_features: int, itemsize: int, is_max: bool) -> tuple[Cost, Cost]:
@@ -161,13 +161,10 @@ def compile_cases() -> list[CompileCase]:
     """Both kernels, maximum and mean, by dtype."""
     cases = []
     tables = dict.fromkeys(("sizes", "ends", "winners"), "*i64") | {"num_features": "i32"}
-    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32), ("fp64", torch.float64)):
+    for name, dtype in DTYPES.items():
         for kind, is_max in (("max", True), ("mean", False)):
-            for direction, kernel, values in (
-                ("forward", _forward_kernel, ("feature", "output")),
-                ("backward", _backward_kernel, ("gradient", "result")),
-            ):
-                signature = dict.fromkeys(values, f"*{name}") | tables
+            for direction, kernel in (("forward", _forward_kernel), ("backward", _backward_kernel)):
                 constants = _constants(dtype, is_max)
-                cases.append(CompileCase(f"{direction} {kind} {name}", kernel, signature, constants, _WARPS, num_stages=3))
+                types = signature(kernel, constants, tables, f"*{name}")
+                cases.append(CompileCase(f"{direction} {kind} {name}", kernel, types, constants, _WARPS, num_stages=3))
     return cases

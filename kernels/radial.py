@@ -25,8 +25,7 @@ and 132 written.
 
 from __future__ import annotations
 
-import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -34,7 +33,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
-from .resources import CompileCase
+from .precision import DTYPES, ROUNDINGS, TYPES, add_rounded_product, is_half, padded, product_constants, sum_dtype
+from .resources import CompileCase, signature
 
 _CHUNK = 16  # invariants taken at once in W1 a: e = 33 costs 48, not 64, and the tiles stay small
 _GRADIENT_CHUNK = 32  # invariants of a program of da
@@ -43,13 +43,6 @@ _FORWARD_PROGRAMS = 1024  # over all groups: they fill a large GPU; more edges a
 _BACKWARD_PROGRAMS = 512  # the same; fewer, as each writes a row of partial sums
 _SPLITS = 4  # of the gradient of h, where its kernel shares the pairs of a group most
 _NUM_STAGES = 1  # software pipelining would take the registers that the sums need
-
-
-@triton.jit
-def _product(left, right, total, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr):
-    """total + left @ right, both rounded to COMPUTE. OPERAND: the same, but float32 for bfloat16 in the interpreter."""
-    left, right = left.to(COMPUTE).to(OPERAND), right.to(COMPUTE).to(OPERAND)
-    return tl.dot(left, right, total, input_precision=PRECISION, out_dtype=total.dtype)
 
 
 @triton.jit
@@ -110,7 +103,7 @@ def _first_sums(
         is_input = number < INPUTS
         a = tl.load(invariants + (edge[:, None] * INPUTS + number[None]), mask=is_edge[:, None] & is_input[None], other=0.0)
         part = tl.load(weight + (unit[None] * INPUTS + number[:, None]), mask=is_input[:, None], other=0.0)
-        sums = _product(a, part, sums, PRECISION, COMPUTE, OPERAND)
+        sums = add_rounded_product(a, part, sums, PRECISION, COMPUTE, OPERAND)
     return sums
 
 
@@ -134,7 +127,7 @@ def _forward_kernel(
         bias, scale, shift = _load_vectors(first + INPUTS * WIDTH, WIDTH, HAS_NORM, SUM)
         _, _, shifted = _normalise(sums + bias, scale, shift, WIDTH, HAS_NORM, EPSILON)
         rectified = tl.where(shifted <= 0, 0.0, shifted)  # lets a NaN through
-        sums = _product(rectified, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
+        sums = add_rounded_product(rectified, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
         bias, scale, shift = _load_vectors(second + WIDTH * WIDTH, WIDTH, HAS_NORM, SUM)
         _, _, shifted = _normalise(sums + bias, scale, shift, WIDTH, HAS_NORM, EPSILON)
         rectified = tl.where(shifted <= 0, 0.0, shifted)
@@ -164,7 +157,7 @@ def _second_layer_gradient(
         bias, scale, shift = _load_vectors(first + INPUTS * WIDTH, WIDTH, HAS_NORM, SUM)
         _, _, shifted = _normalise(sums + bias, scale, shift, WIDTH, HAS_NORM, EPSILON)
         rectified = tl.where(shifted <= 0, 0.0, shifted)
-        sums = _product(rectified, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
+        sums = add_rounded_product(rectified, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
         bias, scale, shift = _load_vectors(second + WIDTH * WIDTH, WIDTH, HAS_NORM, SUM)
         normalised, inverse_deviation, shifted = _normalise(sums + bias, scale, shift, WIDTH, HAS_NORM, EPSILON)
         of_hidden = tl.load(gradient + start * WIDTH + place, mask=is_edge[:, None], other=0.0).to(SUM)
@@ -176,7 +169,7 @@ def _second_layer_gradient(
         of_shift += tl.sum(of_shifted, 0)
         of_sums = _normalise_gradient(of_shifted, normalised, inverse_deviation, scale, WIDTH, HAS_NORM)
         of_bias += tl.sum(of_sums, 0)
-        of_weight = _product(tl.trans(rectified), of_sums, of_weight, PRECISION, COMPUTE, OPERAND)
+        of_weight = add_rounded_product(tl.trans(rectified), of_sums, of_weight, PRECISION, COMPUTE, OPERAND)
         tl.store(sums_gradient + start * WIDTH + place, of_sums.to(COMPUTE), mask=is_edge[:, None])
     tl.store(row + unit[None] * WIDTH + unit[:, None], of_weight)
     _store_vectors(row + WIDTH * WIDTH, of_bias, of_scale, of_shift, WIDTH, HAS_NORM)
@@ -197,7 +190,7 @@ def _first_layer_gradient(
         is_edge = start + edge < num_edges
         place = sums_gradient + start * WIDTH + (edge[:, None] * WIDTH + unit[None])
         of_sums = tl.load(place, mask=is_edge[:, None], other=0.0)
-        of_shifted = _product(of_sums, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
+        of_shifted = add_rounded_product(of_sums, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
         sums = _first_sums(
             invariants + start * INPUTS, first, is_edge, INPUTS, CHUNK, WIDTH, EDGES, PRECISION, COMPUTE, OPERAND, SUM
         )  # fmt: skip
@@ -230,7 +223,7 @@ def _first_weight_gradient(
         )  # fmt: skip
         place = sums_gradient + start * WIDTH + (edge[:, None] * WIDTH + unit[None])
         of_sums = tl.load(place, mask=is_edge[:, None], other=0.0)
-        of_weight = _product(a, of_sums, of_weight, PRECISION, COMPUTE, OPERAND)
+        of_weight = add_rounded_product(a, of_sums, of_weight, PRECISION, COMPUTE, OPERAND)
     tl.store(row + unit[None] * INPUTS + number[:, None], of_weight, mask=is_input)
 
 
@@ -282,7 +275,7 @@ def _invariant_gradient_kernel(
         place = sums_gradient + (tl.cast(group, tl.int64) * num_edges + start) * WIDTH
         of_sums = tl.load(place + (edge[:, None] * WIDTH + unit[None]), mask=is_edge, other=0.0)
         weight = tl.load(parameters + group * row_size + (unit[:, None] * INPUTS + number[None]), mask=is_input, other=0.0)
-        total = _product(of_sums, weight, total, PRECISION, COMPUTE, OPERAND)
+        total = add_rounded_product(of_sums, weight, total, PRECISION, COMPUTE, OPERAND)
     place = invariant_gradient + start * INPUTS + (edge[:, None] * INPUTS + number[None])
     tl.store(place, total.to(invariant_gradient.dtype.element_ty), mask=is_edge & is_input)
 
@@ -344,20 +337,21 @@ def backward(
         That of the invariants; and that of the parameters, [programs, groups, ..], to be summed over the programs.
     """
     (num_groups, row_size), (num_edges, num_invariants) = parameters.shape, invariants.shape
-    sum_dtype = torch.float64 if gradient.dtype == torch.float64 else torch.float32
     if num_edges == 0:
-        return torch.zeros_like(invariants), parameters.new_zeros(programs or 1, num_groups, row_size, dtype=sum_dtype)
+        return torch.zeros_like(invariants), parameters.new_zeros(
+            programs or 1, num_groups, row_size, dtype=sum_dtype(gradient.dtype)
+        )
     tile = _backward_tile(gradient.dtype)
     if programs is None:
         programs, num_blocks = _share_edges(num_edges, tile.edges, num_groups, _BACKWARD_PROGRAMS)
     else:
         num_blocks = triton.cdiv(triton.cdiv(num_edges, tile.edges), programs)
     sums_gradient = gradient.new_empty(gradient.shape[1:])
-    partial_sums = torch.empty(programs, num_groups, row_size, dtype=sum_dtype, device=invariants.device)
+    partial_sums = torch.empty(programs, num_groups, row_size, dtype=sum_dtype(gradient.dtype), device=invariants.device)
     types = _type_constants(gradient.dtype)
     _backward_kernel[programs, num_groups](
         invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks,
-        SPLITS=len(gradient), INPUTS=num_invariants, INPUT_TILE=_padded(num_invariants), CHUNK=_CHUNK, EDGES=tile.edges,
+        SPLITS=len(gradient), INPUTS=num_invariants, INPUT_TILE=padded(num_invariants), CHUNK=_CHUNK, EDGES=tile.edges,
         WEIGHT_EDGES=tile.weight_edges,
         **_layer_constants(shape), **types, num_warps=tile.warps, num_stages=_NUM_STAGES,
     )  # fmt: skip
@@ -384,14 +378,14 @@ def _forward_tile(dtype: torch.dtype) -> Tile:
 
     In full precision a product's operands sit in the registers of the ordinary cores: half the edges.
     """
-    return Tile(64, 32, 4) if dtype in (torch.float16, torch.bfloat16) else Tile(32, 16, 4)
+    return Tile(64, 32, 4) if is_half(dtype) else Tile(32, 16, 4)
 
 
 def _backward_tile(dtype: torch.dtype) -> Tile:
     """As :func:`_forward_tile`; the sums take registers, too, and in full precision 32 edges would spill; float64 by 8 warps."""
     if dtype == torch.float64:
         return Tile(16, 16, 8)
-    return Tile(64, 32, 4) if dtype in (torch.float16, torch.bfloat16) else Tile(32, 16, 8)
+    return Tile(64, 32, 4) if is_half(dtype) else Tile(32, 16, 8)
 
 
 def _share_edges(num_edges: int, block: int, num_groups: int, max_programs: int) -> tuple[int, int]:
@@ -401,28 +395,12 @@ def _share_edges(num_edges: int, block: int, num_groups: int, max_programs: int)
     return triton.cdiv(blocks, blocks_each), blocks_each
 
 
-def _padded(num_invariants: int) -> int:
-    return max(16, triton.next_power_of_2(num_invariants))
-
-
 def _layer_constants(shape: Shape) -> dict[str, object]:
     return {"WIDTH": shape.width, "HAS_NORM": shape.has_norm, "EPSILON": shape.epsilon}
 
 
 def _type_constants(dtype: torch.dtype) -> dict[str, object]:
-    """Types and precision of the products.
-
-    float32 is multiplied as such, unless PyTorch is told that TF32 will do (``torch.backends.cuda.matmul.allow_tf32``).
-    """
-    types = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # it would multiply bfloat16 bits
-    is_tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return {
-        "PRECISION": "tf32" if is_tf32 else "ieee",
-        "COMPUTE": types[dtype],
-        "OPERAND": tl.float32 if is_interpreted and dtype == torch.bfloat16 else types[dtype],
-        "SUM": tl.float64 if dtype == torch.float64 else tl.float32,
-    }
+    return {"COMPUTE": TYPES[dtype], **product_constants(dtype)}
 
 
 def cost(
@@ -454,46 +432,31 @@ def compile_cases() -> list[CompileCase]:
     cases = []
     shape = _layer_constants(Shape(32, True, 1e-5))
     for workload, invariants in (("qm9", 5), ("protein_full", 33), ("protein_wide", 65)):
-        for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32), ("fp64", torch.float64)):
+        for name, dtype in DTYPES.items():
             forward_tile, backward_tile = _forward_tile(dtype), _backward_tile(dtype)
             common = {"INPUTS": invariants, "CHUNK": _CHUNK, **shape, **_type_constants(dtype), "PRECISION": "ieee"}
             of_invariants = {key: value for key, value in common.items() if key not in ("HAS_NORM", "EPSILON")}
-            launches: tuple[tuple[str, Any, str, str, dict[str, object], Tile], ...] = (
-                ("forward", _forward_kernel, "hidden", "num_edges row_size num_blocks", common, forward_tile),
-                (
-                    "backward",
-                    _backward_kernel,
-                    "gradient sums_gradient",
-                    "num_edges row_size num_blocks",
-                    {**common, "SPLITS": _SPLITS, "INPUT_TILE": _padded(invariants), "WEIGHT_EDGES": backward_tile.weight_edges},
-                    backward_tile,
-                ),
-                (
-                    "invariant_gradient",
-                    _invariant_gradient_kernel,
-                    "sums_gradient",
-                    "num_edges num_groups row_size",
-                    {**of_invariants, "CHUNK": _GRADIENT_CHUNK},
-                    backward_tile,
-                ),
+            sums = f"*{ROUNDINGS[name].sum_name}"
+            types = dict.fromkeys(("invariants", "parameters", "invariant_gradient", "partial_sums"), sums)
+            types |= dict.fromkeys(("num_edges", "num_groups", "num_blocks", "row_size"), "i32")
+            split = {"SPLITS": _SPLITS, "INPUT_TILE": padded(invariants), "WEIGHT_EDGES": backward_tile.weight_edges}
+            launches: tuple[tuple[str, object, dict[str, object], Tile], ...] = (
+                ("forward", _forward_kernel, common, forward_tile),
+                ("backward", _backward_kernel, common | split, backward_tile),
+                ("invariant_gradient", _invariant_gradient_kernel, of_invariants | {"CHUNK": _GRADIENT_CHUNK}, backward_tile),
             )
-            for kind, kernel, values, integers, constants, tile in launches:
-                types = (
-                    ("invariants parameters invariant_gradient partial_sums", "*fp64" if name == "fp64" else "*fp32"),
-                    (values, f"*{name}"),
-                    (integers, "i32"),
-                )
-                signature = {key: type_name for keys, type_name in types for key in keys.split()}
+            for kind, kernel, shape_constants, tile in launches:
+                constants = shape_constants | {"EDGES": tile.edges}
                 cases.append(
                     CompileCase(
                         name=f"{kind} {workload} {name}",
                         kernel=kernel,
-                        signature={key: signature[key] for key in kernel.arg_names if key in signature},
-                        constants={**constants, "EDGES": tile.edges},
+                        signature=signature(kernel, constants, types, f"*{name}"),
+                        constants=constants,
                         num_warps=tile.warps,
                         num_stages=_NUM_STAGES,
                         targets=(80, 90, 100) if name == "fp64" else (),  # others have 1/64 of the float64 units, and spill
-                        expects_matrix_instructions=dtype in (torch.float16, torch.bfloat16),
+                        expects_matrix_instructions=is_half(dtype),
                     )
                 )
     return cases

@@ -24,7 +24,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +39,9 @@ WARP = 32
 REGISTERS_PER_MULTIPROCESSOR = 65536
 RESERVED_SHARED_BYTES = 1024  # per resident block, from sm_80 on
 
+ArgumentType = str | tuple["ArgumentType", ...]
+"""Triton type of an argument, such as ``"*fp16"``, ``"i64"``, ``"fp32"``; of a tuple those of what is in it."""
+
 
 @dataclass(frozen=True)
 class CompileCase:
@@ -47,7 +50,7 @@ class CompileCase:
     Attributes:
         name: unique within its module, such as ``"forward qm9 fp16"``.
         kernel: the function made by ``triton.jit``.
-        signature: Triton type of each argument that is not constexpr, such as ``"*fp16"``, ``"i64"``, ``"fp32"``.
+        signature: type of each argument that is not constexpr; :func:`signature` makes it.
         constants: the constexpr arguments.
         num_warps: warps of a block.
         num_stages: stages of software pipelining.
@@ -57,12 +60,26 @@ class CompileCase:
 
     name: str
     kernel: Any
-    signature: dict[str, str]
-    constants: dict[str, object]
+    signature: Mapping[str, ArgumentType]
+    constants: Mapping[str, object]
     num_warps: int
     num_stages: int
     targets: tuple[int, ...] = ()
     expects_matrix_instructions: bool = False
+
+
+def signature(
+    kernel: Any, constants: Container[str], types: Mapping[str, ArgumentType], value_type: ArgumentType
+) -> dict[str, ArgumentType]:
+    """The types of a kernel's arguments.
+
+    Args:
+        kernel: the function made by ``triton.jit``.
+        constants: names of the constexpr arguments, which have none.
+        types: of arguments by name; it may name some that this kernel lacks.
+        value_type: of all others.
+    """
+    return {name: types.get(name, value_type) for name in kernel.arg_names if name not in constants}
 
 
 @dataclass(frozen=True)
@@ -153,12 +170,21 @@ def _compile(case: CompileCase, target: str) -> Any:
     from triton.compiler import ASTSource
 
     names = case.kernel.arg_names
-    signature = {name: "constexpr" if name in case.constants else case.signature[name] for name in names}
+    types = {name: "constexpr" if name in case.constants else case.signature[name] for name in names}
     # Pointers as torch's allocator gives them, which is also what a launch specialises on.
-    aligned = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if signature[name].startswith("*")}
+    aligned = {path: [["tt.divisibility", 16]] for path in _pointers(tuple(types.values()))}
     gpu = GPUTarget("hip", target, 64) if target == GFX942 else GPUTarget("cuda", int(target.removeprefix("sm_")), WARP)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    return triton.compile(ASTSource(case.kernel, signature, case.constants, aligned), target=gpu, options=options)
+    return triton.compile(ASTSource(case.kernel, types, case.constants, aligned), target=gpu, options=options)
+
+
+def _pointers(types: ArgumentType, path: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """Where pointers stand among arguments, which may be tuples of arguments."""
+    if isinstance(types, tuple):
+        for place, inner in enumerate(types):
+            yield from _pointers(inner, (*path, place))
+    elif types.startswith("*"):
+        yield path
 
 
 def _one_line(error: Exception) -> str:

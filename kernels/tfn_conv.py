@@ -26,14 +26,13 @@ Cost per edge at 4 degrees, 32 channels, K = 32, forward: 2.9 MFLOP of matrix pr
 read and written in half precision (x~, y~) and 64 bytes of h; every block of edges streams W (2.9 MB) from the second-level
 cache, which bounds the kernel where blocks are small. Backward: three times the arithmetic. Rotations: 2 x 16 x 32 x 7 FLOP
 per edge and side, bound by memory. Gradient with respect to positions: 36 entries of generators of 32 channels, 5 kFLOP per edge
-and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.backends.triton.tfn_conv.cost`` counts for any plan.
+and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.fused.tfn_conv.cost`` counts for any plan.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -41,10 +40,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
-from .resources import CompileCase
-
-MAX_DEGREES = 7
-"""How many degrees one launch rotates."""
+from .precision import ROUNDINGS, Rounding, add_product, is_half, is_tf32, padded, product_constants, sum_type
+from .resources import ArgumentType, CompileCase, signature
 
 _GENERATOR_CHANNELS = 8  # channels side by side in a tile of the position gradient
 
@@ -143,31 +140,16 @@ def _align_degree(
 
 @triton.jit
 def _align_kernel(
-    features0, features1, features2, features3, features4, features5, features6,
-    table0, table1, table2, table3, table4, table5, table6,
-    index, angles, aligned, num_edges,
-    channels0, channels1, channels2, channels3, channels4, channels5, channels6,
-    row0, row1, row2, row3, row4, row5, row6,
-    row_stride0, row_stride1, row_stride2, row_stride3, row_stride4, row_stride5, row_stride6,
-    HAS_INDEX: tl.constexpr,
-    DEGREE0: tl.constexpr, DEGREE1: tl.constexpr, DEGREE2: tl.constexpr, DEGREE3: tl.constexpr,
-    DEGREE4: tl.constexpr, DEGREE5: tl.constexpr, DEGREE6: tl.constexpr,
+    features, tables, index, angles, aligned, num_edges, channels, rows, row_strides,
+    HAS_INDEX: tl.constexpr, DEGREES: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(1)
-    if number == 0:
-        _align_degree(features0, table0, index, angles, aligned, num_edges, channels0, row0, row_stride0, HAS_INDEX, DEGREE0)
-    if DEGREE1 >= 0 and number == 1:
-        _align_degree(features1, table1, index, angles, aligned, num_edges, channels1, row1, row_stride1, HAS_INDEX, DEGREE1)
-    if DEGREE2 >= 0 and number == 2:
-        _align_degree(features2, table2, index, angles, aligned, num_edges, channels2, row2, row_stride2, HAS_INDEX, DEGREE2)
-    if DEGREE3 >= 0 and number == 3:
-        _align_degree(features3, table3, index, angles, aligned, num_edges, channels3, row3, row_stride3, HAS_INDEX, DEGREE3)
-    if DEGREE4 >= 0 and number == 4:
-        _align_degree(features4, table4, index, angles, aligned, num_edges, channels4, row4, row_stride4, HAS_INDEX, DEGREE4)
-    if DEGREE5 >= 0 and number == 5:
-        _align_degree(features5, table5, index, angles, aligned, num_edges, channels5, row5, row_stride5, HAS_INDEX, DEGREE5)
-    if DEGREE6 >= 0 and number == 6:
-        _align_degree(features6, table6, index, angles, aligned, num_edges, channels6, row6, row_stride6, HAS_INDEX, DEGREE6)
+    for n in tl.static_range(len(DEGREES)):
+        if number == n:
+            _align_degree(
+                features[n], tables[n], index, angles, aligned, num_edges, channels[n], rows[n], row_strides[n],
+                HAS_INDEX, DEGREES[n],
+            )  # fmt: skip
 
 
 @triton.jit
@@ -220,58 +202,16 @@ def _rotate_sum_degree(
 
 @triton.jit
 def _rotate_sum_kernel(
-    output0, output1, output2, output3, output4, output5, output6,
-    table0, table1, table2, table3, table4, table5, table6,
-    aligned, angles, order, offsets, num_edges,
-    channels0, channels1, channels2, channels3, channels4, channels5, channels6,
-    row0, row1, row2, row3, row4, row5, row6,
-    row_stride0, row_stride1, row_stride2, row_stride3, row_stride4, row_stride5, row_stride6,
-    DEGREE0: tl.constexpr, DEGREE1: tl.constexpr, DEGREE2: tl.constexpr, DEGREE3: tl.constexpr,
-    DEGREE4: tl.constexpr, DEGREE5: tl.constexpr, DEGREE6: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
+    outputs, tables, aligned, angles, order, offsets, num_edges, channels, rows, row_strides,
+    DEGREES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(2)
-    if number == 0:
-        _rotate_sum_degree(
-            output0, table0, aligned, angles, order, offsets, num_edges, channels0, row0, row_stride0,
-            DEGREE0, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE1 >= 0 and number == 1:
-        _rotate_sum_degree(
-            output1, table1, aligned, angles, order, offsets, num_edges, channels1, row1, row_stride1,
-            DEGREE1, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE2 >= 0 and number == 2:
-        _rotate_sum_degree(
-            output2, table2, aligned, angles, order, offsets, num_edges, channels2, row2, row_stride2,
-            DEGREE2, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE3 >= 0 and number == 3:
-        _rotate_sum_degree(
-            output3, table3, aligned, angles, order, offsets, num_edges, channels3, row3, row_stride3,
-            DEGREE3, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE4 >= 0 and number == 4:
-        _rotate_sum_degree(
-            output4, table4, aligned, angles, order, offsets, num_edges, channels4, row4, row_stride4,
-            DEGREE4, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE5 >= 0 and number == 5:
-        _rotate_sum_degree(
-            output5, table5, aligned, angles, order, offsets, num_edges, channels5, row5, row_stride5,
-            DEGREE5, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-    if DEGREE6 >= 0 and number == 6:
-        _rotate_sum_degree(
-            output6, table6, aligned, angles, order, offsets, num_edges, channels6, row6, row_stride6,
-            DEGREE6, BLOCK, BLOCK_CHANNELS, SUM,
-        )  # fmt: skip
-
-
-@triton.jit
-def add_product(left, right, total, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr):
-    """total + left @ right. OPERAND: the operands' type, but float32 for bfloat16 in the interpreter, which multiplies bits."""
-    return tl.dot(left.to(OPERAND), right.to(OPERAND), total, input_precision=PRECISION, out_dtype=SUM)
+    for n in tl.static_range(len(DEGREES)):
+        if number == n:
+            _rotate_sum_degree(
+                outputs[n], tables[n], aligned, angles, order, offsets, num_edges, channels[n], rows[n], row_strides[n],
+                DEGREES[n], BLOCK, BLOCK_CHANNELS, SUM,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -305,13 +245,13 @@ def _contract_item(
         for _ in range(channels_in):
             x_plus = tl.load(inputs + in_plus * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
             weight = tl.load(weights + even + tile, mask=is_channel[None], other=0.0)
-            radial = add_product(h, weight, nothing, PRECISION, SUM, OPERAND)  # R_even of one input channel
+            radial = add_product(h, weight, nothing, PRECISION, OPERAND)  # R_even of one input channel
             plus += radial * x_plus
             if HAS_ODD:
                 x_minus = tl.load(inputs + in_minus * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
                 minus += radial * x_minus
                 weight = tl.load(weights + odd + tile, mask=is_channel[None], other=0.0)
-                radial = ODD_SIGN * add_product(h, weight, nothing, PRECISION, SUM, OPERAND)
+                radial = ODD_SIGN * add_product(h, weight, nothing, PRECISION, OPERAND)
                 plus -= radial * x_minus
                 minus += radial * x_plus
             in_plus += 1
@@ -373,11 +313,11 @@ def _add_hidden_gradient(
                 if HAS_ODD:
                     x_minus = tl.load(inputs + (in_minus + i) * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
                     radial += g_minus.to(SUM) * x_minus
-                total = add_product(radial.to(weight.dtype), weight, total, PRECISION, SUM, OPERAND)
+                total = add_product(radial.to(weight.dtype), weight, total, PRECISION, OPERAND)
                 if HAS_ODD:
                     radial = g_minus.to(SUM) * x_plus - g_plus.to(SUM) * x_minus  # dR_odd
                     weight = tl.load(weights + odd + i * WIDTH * channels_out + tile, mask=is_channel[:, None], other=0.0)
-                    total = add_product(radial.to(weight.dtype), weight, total, PRECISION, SUM, OPERAND)
+                    total = add_product(radial.to(weight.dtype), weight, total, PRECISION, OPERAND)
     return total
 
 
@@ -438,9 +378,9 @@ def _weight_gradient_slice(
             x_minus, g_minus = x_minus.to(SUM)[:, :, None], g_minus.to(SUM)[:, None, :]
             radial += x_minus * g_minus
             odd_radial = tl.reshape(x_plus * g_minus - x_minus * g_plus, (BLOCK_EDGES, columns)).to(h.dtype)
-            odd_sum = add_product(h, odd_radial, odd_sum, PRECISION, SUM, OPERAND)
+            odd_sum = add_product(h, odd_radial, odd_sum, PRECISION, OPERAND)
         radial = tl.reshape(radial, (BLOCK_EDGES, columns)).to(h.dtype)
-        even_sum = add_product(h, radial, even_sum, PRECISION, SUM, OPERAND)
+        even_sum = add_product(h, radial, even_sum, PRECISION, OPERAND)
         edge += BLOCK_EDGES
     column = tl.arange(0, columns)
     channel_in = tl.program_id(0) * BLOCK_IN + column // BLOCK_OUT
@@ -532,7 +472,7 @@ def _position_gradient_kernel(
 
 
 def align(blocks: Sequence[DegreeBlock], index: Tensor | None, angles: Tensor, aligned: Tensor) -> None:
-    """Rotate features into the edges' frames, D^T x, into some rows of ``aligned``, :data:`MAX_DEGREES` degrees by one launch.
+    """Rotate features into the edges' frames, D^T x, into some rows of ``aligned``, all degrees by one launch.
 
     Args:
         blocks: the degrees, their features [N, C, 2d+1] with ``index``, else [E, C, 2d+1], contiguous.
@@ -542,13 +482,13 @@ def align(blocks: Sequence[DegreeBlock], index: Tensor | None, angles: Tensor, a
     """
     num_edges = aligned.shape[1]
     blocks = [block for block in blocks if block.features.shape[1] > 0]
-    for start in range(0, len(blocks) if num_edges > 0 else 0, MAX_DEGREES):
-        part = blocks[start : start + MAX_DEGREES]
-        smallest = min(rotation_block(block.degree) for block in part)
-        slots = _DegreeSlots(part)
-        _align_kernel[triton.cdiv(num_edges, smallest), len(part)](
-            *slots.tensors(), index, angles, aligned, num_edges, *slots.sizes(), HAS_INDEX=index is not None, **slots.degrees()
-        )
+    if num_edges > 0 and blocks:
+        features, tables, channels, rows, row_strides, degrees = _by_argument(blocks)
+        smallest = min(map(rotation_block, degrees))
+        _align_kernel[triton.cdiv(num_edges, smallest), len(blocks)](
+            features, tables, index, angles, aligned, num_edges, channels, rows, row_strides,
+            HAS_INDEX=index is not None, DEGREES=degrees,
+        )  # fmt: skip
 
 
 def rotate(aligned: Tensor, index: Tensor | None, angles: Tensor, table: Tensor, output: Tensor, row: int, row_stride: int) -> None:
@@ -586,15 +526,13 @@ def rotate_sum(blocks: Sequence[DegreeBlock], aligned: Tensor, angles: Tensor, o
     """
     num_nodes = len(offsets) - 1
     blocks = [block for block in blocks if block.features.shape[1] > 0]
-    for start in range(0, len(blocks) if num_nodes > 0 else 0, MAX_DEGREES):
-        part = blocks[start : start + MAX_DEGREES]
-        channels = max(block.features.shape[1] for block in part)
-        block_channels = _rotation_channels(channels, angles.dtype)
-        slots = _DegreeSlots(part)
-        _rotate_sum_kernel[num_nodes, triton.cdiv(channels, block_channels), len(part)](
-            *slots.tensors(), aligned, angles, order, offsets, aligned.shape[1], *slots.sizes(), **slots.degrees(),
-            BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles),
-            num_warps=_rotate_sum_warps(angles.dtype, max(block.degree for block in part)),
+    if num_nodes > 0 and blocks:
+        outputs, tables, channels, rows, row_strides, degrees = _by_argument(blocks)
+        block_channels = _rotation_channels(max(channels), angles.dtype)
+        _rotate_sum_kernel[num_nodes, triton.cdiv(max(channels), block_channels), len(blocks)](
+            outputs, tables, aligned, angles, order, offsets, aligned.shape[1], channels, rows, row_strides,
+            DEGREES=degrees, BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles.dtype),
+            num_warps=_rotate_sum_warps(angles.dtype, max(degrees)),
         )  # fmt: skip
 
 
@@ -614,13 +552,12 @@ def contract(
     num_edges = inputs.shape[1]
     if num_edges > 0:
         is_edge_major = not outputs.is_contiguous()
-        tile = _contraction_tile(inputs.dtype, table.channels, is_edge_major or precision(inputs) == "tf32")
+        tile = _contraction_tile(inputs.dtype, table.channels, is_edge_major or is_tf32(inputs.dtype))
         grid = (triton.cdiv(num_edges, tile.edges), len(table.items), triton.cdiv(table.channels, tile.channels))
         _contract_kernel[grid](
             inputs, hidden, weights, outputs, table.items, table.terms, num_edges, len(outputs),
             ODD_SIGN=-1.0 if is_transposed else 1.0, EDGE_MAJOR=is_edge_major, WIDTH=hidden.shape[2],
-            BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, PRECISION=precision(inputs), SUM=sum_type(inputs),
-            OPERAND=operand_type(inputs), num_warps=tile.warps,
+            BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, **product_constants(inputs.dtype), num_warps=tile.warps,
         )  # fmt: skip
 
 
@@ -644,11 +581,11 @@ def hidden_gradient(
     num_edges = inputs.shape[1]
     partial = torch.empty(table.splits, num_groups, num_edges, width, dtype=dtype, device=inputs.device)
     if num_edges > 0:
-        tile = _hidden_gradient_tile(inputs.dtype, table.channels_out, precision(inputs) == "tf32")
+        tile = _hidden_gradient_tile(inputs.dtype, table.channels_out, is_tf32(inputs.dtype))
         _hidden_gradient_kernel[(triton.cdiv(num_edges, tile.edges), num_groups * table.splits)](
             inputs, gradient, weights, partial, table.pairs, table.spans, num_edges, table.splits, num_groups,
-            WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, PRECISION=precision(inputs), SUM=sum_type(inputs),
-            OPERAND=operand_type(inputs), num_warps=tile.warps,
+            WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, **product_constants(inputs.dtype),
+            num_warps=tile.warps,
         )  # fmt: skip
     return partial
 
@@ -673,7 +610,7 @@ def weight_gradient(inputs: Tensor, gradient: Tensor, hidden: Tensor, table: Pai
     _weight_gradient_kernel[grid](
         inputs, gradient, hidden, result, table.pairs, inputs.shape[1],
         WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
-        PRECISION=precision(inputs), SUM=sum_type(inputs), OPERAND=operand_type(inputs), num_warps=tile.warps,
+        **product_constants(inputs.dtype), num_warps=tile.warps,
     )  # fmt: skip
     return result
 
@@ -710,29 +647,31 @@ def position_gradient(
         _position_gradient_kernel[(triton.cdiv(num_edges, block),)](
             gradient, outputs, input_gradient, inputs, generators.entries, generators.coefficients, rel_pos.contiguous(), angles,
             table, result, num_edges, *generators.bounds, len(generators.entries),
-            BLOCK_EDGES=block, BLOCK_CHANNELS=_GENERATOR_CHANNELS, SUM=sum_type(angles),
+            BLOCK_EDGES=block, BLOCK_CHANNELS=_GENERATOR_CHANNELS, SUM=sum_type(angles.dtype),
         )  # fmt: skip
     return result
 
 
-class _DegreeSlots:
-    """The arguments of a kernel that takes several degrees; those that are not there repeat the first, with degree -1."""
+class _ByArgument(NamedTuple):
+    """The arguments of a kernel that takes several degrees, each in a tuple; of the features [.., C, 2d+1] also C."""
 
-    def __init__(self, blocks: Sequence[DegreeBlock]) -> None:
-        self._blocks = [*blocks, *[blocks[0]._replace(degree=-1)] * (MAX_DEGREES - len(blocks))]
+    features: tuple[Tensor, ...]
+    tables: tuple[Tensor, ...]
+    channels: tuple[int, ...]
+    rows: tuple[int, ...]
+    row_strides: tuple[int, ...]
+    degrees: tuple[int, ...]
 
-    def tensors(self) -> list[Tensor]:
-        """Features, then tables."""
-        return [*(block.features for block in self._blocks), *(block.table for block in self._blocks)]
 
-    def sizes(self) -> list[int]:
-        """Channels, then first rows, then steps between rows."""
-        channels = (block.features.shape[1] for block in self._blocks)
-        return [*channels, *(block.row for block in self._blocks), *(block.row_stride for block in self._blocks)]
-
-    def degrees(self) -> dict[str, int]:
-        """The constexpr arguments."""
-        return {f"DEGREE{number}": block.degree for number, block in enumerate(self._blocks)}
+def _by_argument(blocks: Sequence[DegreeBlock]) -> _ByArgument:
+    return _ByArgument(
+        tuple(block.features for block in blocks),
+        tuple(block.table for block in blocks),
+        tuple(block.features.shape[1] for block in blocks),
+        tuple(block.row for block in blocks),
+        tuple(block.row_stride for block in blocks),
+        tuple(block.degree for block in blocks),
+    )
 
 
 class Tile(NamedTuple):
@@ -766,24 +705,23 @@ def _contraction_tile(dtype: torch.dtype, channels: int, is_tall: bool) -> Tile:
     or with TF32, float32 would spill at 32 edges and 4 warps, but does not at twice of both (``is_tall``). Channels are padded to
     at least 16.
     """
-    if dtype in (torch.float16, torch.bfloat16):
-        return Tile(128, padded_channels(channels, 32), 8)
+    if is_half(dtype):
+        return Tile(128, padded(channels, 32), 8)
     if dtype == torch.float32:
-        return Tile(64 if is_tall else 32, padded_channels(channels, 32), 8 if is_tall else 4)
+        return Tile(64 if is_tall else 32, padded(channels, 32), 8 if is_tall else 4)
     return Tile(16, 16, 4)
 
 
-def _hidden_gradient_tile(dtype: torch.dtype, channels: int, is_tf32: bool) -> Tile:
+def _hidden_gradient_tile(dtype: torch.dtype, channels: int, has_tf32: bool) -> Tile:
     """The tile of :func:`hidden_gradient`: two gradient tiles stay in registers for all input channels of a pair.
 
     64 edges where the matrix unit has a product wide enough; 32 otherwise, where more would spill. With TF32 and 16 channels it is
     32 edges by 4 warps that spill on sm_90, and not twice of both.
     """
-    padded = padded_channels(channels, 16 if dtype == torch.float64 else 32)
-    if is_tf32 and padded == 16:
-        return Tile(64, padded, 8)
-    is_half = dtype in (torch.float16, torch.bfloat16)
-    return Tile(64 if is_half and padded == 32 else 32, padded, 4)
+    width = padded(channels, 16 if dtype == torch.float64 else 32)
+    if has_tf32 and width == 16:
+        return Tile(64, width, 8)
+    return Tile(64 if is_half(dtype) and width == 32 else 32, width, 4)
 
 
 def _weight_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]:
@@ -792,65 +730,9 @@ def _weight_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]
     The more input channels, the fewer programs read h and the gradients again: 4 in half precision, where the matrix unit keeps the
     operands out of the registers; elsewhere 1.
     """
-    if dtype in (torch.float16, torch.bfloat16):
-        return Tile(64, padded_channels(channels, 32), 8), 4
-    return Tile(16, padded_channels(channels, 32 if dtype == torch.float32 else 16), 4), 1
-
-
-def padded_channels(channels: int, widest: int) -> int:
-    """Channels of a tile: a power of two from 16 on, as the matrix unit wants, and at most ``widest``."""
-    return min(max(triton.next_power_of_2(channels), 16), widest)
-
-
-def precision(example: Tensor) -> str:
-    """Multiply float32 as such, unless PyTorch is told that TF32 will do (``torch.backends.cuda.matmul.allow_tf32``)."""
-    is_tf32 = example.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if is_tf32 else "ieee"
-
-
-def sum_type(example: Tensor) -> tl.dtype:
-    """The type of sums: float64 for float64, else float32."""
-    return tl.float64 if example.dtype == torch.float64 else tl.float32
-
-
-def operand_type(example: Tensor) -> tl.dtype:
-    """The type of products' operands: that of the tensor (see :func:`add_product` for the exception)."""
-    types = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return tl.float32 if is_interpreted and example.dtype == torch.bfloat16 else types[example.dtype]
-
-
-class Rounding(NamedTuple):
-    """How a launch rounds: the dtype, its name in Triton, and the precision of float32 products."""
-
-    dtype: torch.dtype
-    type_name: str
-    precision: str = "ieee"
-
-    @property
-    def sum_name(self) -> str:
-        """Triton's name of the type that sums, angles and constant tables have."""
-        return "fp64" if self.dtype == torch.float64 else "fp32"
-
-    @property
-    def uses_matrix_unit(self) -> bool:
-        """Whether products run on the matrix unit; full float32 does not, and float64 need not."""
-        return self.dtype in (torch.float16, torch.bfloat16) or self.precision == "tf32"
-
-    def constants(self) -> dict[str, object]:
-        """The constexpr arguments that follow from it."""
-        operand = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp64": tl.float64}[self.type_name]
-        return {"PRECISION": self.precision, "SUM": tl.float64 if self.sum_name == "fp64" else tl.float32, "OPERAND": operand}
-
-
-ROUNDINGS = {
-    "fp16": Rounding(torch.float16, "fp16"),
-    "bf16": Rounding(torch.bfloat16, "bf16"),
-    "fp32": Rounding(torch.float32, "fp32"),
-    "tf32": Rounding(torch.float32, "fp32", "tf32"),
-    "fp64": Rounding(torch.float64, "fp64"),
-}
-"""Those that kernels are compiled for, by name."""
+    if is_half(dtype):
+        return Tile(64, padded(channels, 32), 8), 4
+    return Tile(16, padded(channels, 32 if dtype == torch.float32 else 16), 4), 1
 
 
 def compile_cases() -> list[CompileCase]:
@@ -866,98 +748,78 @@ def compile_cases() -> list[CompileCase]:
 
 def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]:
     rounding = ROUNDINGS[name]
-    dtype, values, sums = rounding.dtype, f"*{rounding.type_name}", f"*{rounding.sum_name}"
+    dtype = rounding.dtype
     hidden = _hidden_gradient_tile(dtype, channels, rounding.precision == "tf32")
     weight, block_in = _weight_gradient_tile(dtype, channels)
-    contracted = signature("inputs hidden weights outputs", values, tables="items terms", integers="num_edges num_rows")
-    sizes = "num_edges splits num_groups"
-    launches: list[tuple[str, object, dict[str, str], dict[str, Any], Tile]] = []
+    launches: list[tuple[str, object, Mapping[str, object], Tile]] = []
     for kind, is_edge_major in (("contract", False), ("contract edge-major", True)):
         tile = _contraction_tile(dtype, channels, is_edge_major or rounding.precision == "tf32")
-        constants = {"ODD_SIGN": 1.0, "EDGE_MAJOR": is_edge_major, "BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
-        launches.append((kind, _contract_kernel, contracted, constants, tile))
+        contracted = {"ODD_SIGN": 1.0, "EDGE_MAJOR": is_edge_major, "BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
+        launches.append((kind, _contract_kernel, contracted, tile))
+    hidden_shape = {"BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels}
+    weight_shape = {"BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels}
     launches += [
-        (
-            "hidden_gradient",
-            _hidden_gradient_kernel,
-            signature("inputs gradient weights", values, sums, "partial", "pairs spans", sizes),
-            {"BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels},
-            hidden,
-        ),
-        (
-            "weight_gradient",
-            _weight_gradient_kernel,
-            signature("inputs gradient hidden weight_gradient", values, tables="pairs", integers="num_edges"),
-            {"BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels},
-            weight,
-        ),
+        ("hidden_gradient", _hidden_gradient_kernel, hidden_shape, hidden),
+        ("weight_gradient", _weight_gradient_kernel, weight_shape, weight),
     ]
-    return [
-        CompileCase(
-            name=f"{kind} {workload} {name}",
-            kernel=kernel,
-            signature=types,
-            constants={"WIDTH": 32, **rounding.constants(), **constants},
-            num_warps=tile.warps,
-            num_stages=3,
-            expects_matrix_instructions=rounding.uses_matrix_unit,
+    cases = []
+    for kind, kernel, shape, tile in launches:
+        constants = {"WIDTH": 32, **rounding.product_constants(), **shape}
+        cases.append(
+            CompileCase(
+                name=f"{kind} {workload} {name}",
+                kernel=kernel,
+                signature=signature(kernel, constants, argument_types(rounding), f"*{rounding.type_name}"),
+                constants=constants,
+                num_warps=tile.warps,
+                num_stages=3,
+                expects_matrix_instructions=rounding.uses_matrix_unit,
+            )
         )
-        for kind, kernel, types, constants, tile in launches
-    ]
+    return cases
 
 
 def _rotation_cases(workload: str, name: str, channels: int, max_degree: int) -> list[CompileCase]:
-    dtype = ROUNDINGS[name].dtype
-    values, sums = f"*{ROUNDINGS[name].type_name}", f"*{ROUNDINGS[name].sum_name}"
-    sum_constant = {"SUM": ROUNDINGS[name].constants()["SUM"]}
-    rotate_sum_warps = _rotate_sum_warps(dtype, max_degree)
-    degrees = {f"DEGREE{slot}": slot if slot <= max_degree else -1 for slot in range(MAX_DEGREES)}
-    bounds = "num_edges outputs_about_z inputs_about_x inputs_about_z num_entries"
-    generators = signature("", "", "*fp64", "coefficients", "entries", bounds)
+    rounding = ROUNDINGS[name]
+    sums = {"SUM": rounding.product_constants()["SUM"]}
+    degrees = tuple(range(max_degree + 1))
+    warps = _rotate_sum_warps(rounding.dtype, max_degree)
     rotated = {"DEGREE": max_degree, "SIZE": tile_size(max_degree), "BLOCK": rotation_block(max_degree), "HAS_INDEX": False}
-    launches: list[tuple[str, object, dict[str, str], dict[str, Any]]] = [
-        (
-            "align",
-            _align_kernel,
-            _slot_types("features", values, sums) | signature("aligned", values, sums, "angles", "index", "num_edges"),
-            {**degrees, "HAS_INDEX": True},
-        ),
-        (
-            f"rotate degree {max_degree}",
-            _rotate_kernel,
-            signature("aligned output", values, sums, "angles table", "index", "num_edges channels row row_stride"),
-            rotated,
-        ),
-        (
-            "rotate_sum",
-            _rotate_sum_kernel,
-            _slot_types("output", values, sums) | signature("aligned", values, sums, "angles", "order offsets", "num_edges"),
-            {**degrees, "BLOCK": 8, "BLOCK_CHANNELS": _rotation_channels(channels, dtype), **sum_constant},
-        ),
-        (
-            "position_gradient",
-            _position_gradient_kernel,
-            generators | signature("gradient outputs input_gradient inputs", values, sums, "rel_pos angles table result"),
-            {"BLOCK_EDGES": 64, "BLOCK_CHANNELS": _GENERATOR_CHANNELS, **sum_constant},
-        ),
+    summed = {"DEGREES": degrees, "BLOCK": 8, "BLOCK_CHANNELS": _rotation_channels(channels, rounding.dtype), **sums}
+    turned = {"BLOCK_EDGES": 64, "BLOCK_CHANNELS": _GENERATOR_CHANNELS, **sums}
+    types = argument_types(rounding)
+    by_degree = types | _types_by_degree(rounding, len(degrees))
+    launches: list[tuple[str, object, dict[str, ArgumentType], Mapping[str, object], int]] = [
+        ("align", _align_kernel, by_degree, {"DEGREES": degrees, "HAS_INDEX": True}, 4),
+        (f"rotate degree {max_degree}", _rotate_kernel, types, rotated, 4),
+        ("rotate_sum", _rotate_sum_kernel, by_degree, summed, warps),
+        ("position_gradient", _position_gradient_kernel, types, turned, 4),
     ]
+    values = f"*{rounding.type_name}"
     return [
         CompileCase(
-            f"{kind} {workload} {name}", kernel, types, constants, rotate_sum_warps if kind == "rotate_sum" else 4, num_stages=3
+            f"{kind} {workload} {name}", kernel, signature(kernel, constants, of_kernel, values), constants, num_warps, num_stages=3
         )
-        for kind, kernel, types, constants in launches
+        for kind, kernel, of_kernel, constants, num_warps in launches
     ]
 
 
-def _slot_types(features: str, values: str, sums: str) -> dict[str, str]:
-    """Types of the arguments of all degrees."""
-    kinds = ((features, values), ("table", sums), ("channels", "i32"), ("row", "i32"), ("row_stride", "i32"))
-    return {f"{name}{slot}": kind for name, kind in kinds for slot in range(MAX_DEGREES)}
+_TABLES = ("entries", "index", "items", "offsets", "order", "pairs", "spans", "terms")
+_SUMS = ("angles", "partial", "rel_pos", "result", "table")
+_SIZES = (
+    *("channels", "num_edges", "num_entries", "num_groups", "num_rows", "row", "row_stride", "splits"),
+    *("inputs_about_x", "inputs_about_z", "outputs_about_z"),
+)
 
 
-def signature(
-    values: str, value_type: str, sum_type: str = "", sums: str = "", tables: str = "", integers: str = ""
-) -> dict[str, str]:
-    """Argument types by name: feature values, sums, int64 tables, int32 sizes."""
-    kinds = ((values, value_type), (sums, sum_type), (tables, "*i64"), (integers, "i32"))
-    return {name: kind for names, kind in kinds for name in names.split()}
+def argument_types(rounding: Rounding) -> dict[str, ArgumentType]:
+    """Types of the arguments of the kernels that are not feature values: tables, sums and what has their type, sizes."""
+    types: dict[str, ArgumentType] = dict.fromkeys(_TABLES, "*i64")
+    return types | dict.fromkeys(_SUMS, f"*{rounding.sum_name}") | dict.fromkeys(_SIZES, "i32") | {"coefficients": "*fp64"}
+
+
+def _types_by_degree(rounding: Rounding, num_degrees: int) -> dict[str, ArgumentType]:
+    """Types of the arguments that are tuples."""
+    values, sums = f"*{rounding.type_name}", f"*{rounding.sum_name}"
+    types = {"features": values, "outputs": values, "tables": sums} | dict.fromkeys(("channels", "rows", "row_strides"), "i32")
+    return {name: (kind,) * num_degrees for name, kind in types.items()}

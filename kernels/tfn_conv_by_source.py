@@ -35,8 +35,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
-from .resources import CompileCase
-from .tfn_conv import ROUNDINGS, Tile, add_product, operand_type, padded_channels, precision, rotation_block, signature, sum_type
+from .precision import ROUNDINGS, Rounding, add_product, is_half, padded, product_constants
+from .resources import ArgumentType, CompileCase, signature
+from .tfn_conv import Tile, argument_types, rotation_block
 
 _NUM_STAGES = 2  # of software pipelining: a third takes the registers of the sums in full precision
 
@@ -140,13 +141,13 @@ def _contract_kernel(
         for _ in range(components):
             d_plus = tl.load(frames + frame_plus * num_edges + place, mask=is_edge, other=0.0).to(SUM)[:, None]
             product = tl.load(slices + even + tile, mask=is_channel[None], other=0.0)
-            turned = add_product(h, product, nothing, PRECISION, SUM, OPERAND)  # U_even of one component
+            turned = add_product(h, product, nothing, PRECISION, OPERAND)  # U_even of one component
             plus += turned * d_plus
             if HAS_ODD:
                 d_minus = tl.load(frames + frame_minus * num_edges + place, mask=is_edge, other=0.0).to(SUM)[:, None]
                 minus += turned * d_minus
                 product = tl.load(slices + odd + tile, mask=is_channel[None], other=0.0)
-                turned = add_product(h, product, nothing, PRECISION, SUM, OPERAND)
+                turned = add_product(h, product, nothing, PRECISION, OPERAND)
                 plus -= turned * d_minus
                 minus += turned * d_plus
             frame_plus += 1
@@ -192,11 +193,11 @@ def _add_hidden_gradient(
                     d_minus = tl.load(frames + (frame_minus + component) * num_edges + place, mask=is_edge, other=0.0)
                     d_minus = d_minus.to(SUM)[:, None]
                     turned += g_minus.to(SUM) * d_minus
-                total = add_product(turned.to(product.dtype), product, total, PRECISION, SUM, OPERAND)
+                total = add_product(turned.to(product.dtype), product, total, PRECISION, OPERAND)
                 if HAS_ODD:
                     turned = g_minus.to(SUM) * d_plus - g_plus.to(SUM) * d_minus  # dU_odd
                     product = tl.load(slices + odd + component * length + tile, mask=is_channel[:, None], other=0.0)
-                    total = add_product(turned.to(product.dtype), product, total, PRECISION, SUM, OPERAND)
+                    total = add_product(turned.to(product.dtype), product, total, PRECISION, OPERAND)
     return total
 
 
@@ -264,9 +265,9 @@ def _product_gradient_kernel(
             d_minus, g_minus = d_minus.to(SUM)[:, :, None], g_minus.to(SUM)[:, None, :]
             turned += d_minus * g_minus
             odd_turned = tl.reshape(d_plus * g_minus - d_minus * g_plus, (BLOCK_EDGES, columns)).to(h.dtype)
-            odd_sum = add_product(h, odd_turned, odd_sum, PRECISION, SUM, OPERAND)
+            odd_sum = add_product(h, odd_turned, odd_sum, PRECISION, OPERAND)
         turned = tl.reshape(turned, (BLOCK_EDGES, columns)).to(h.dtype)
-        even_sum = add_product(h, turned, even_sum, PRECISION, SUM, OPERAND)
+        even_sum = add_product(h, turned, even_sum, PRECISION, OPERAND)
     column = tl.arange(0, columns)
     component = first_component + column // BLOCK_CHANNELS
     channel = tl.program_id(2) * BLOCK_CHANNELS + column % BLOCK_CHANNELS
@@ -310,14 +311,14 @@ def _frame_gradient_kernel(
                 g_plus = tl.load(gradient + (out_plus + channel)[None] * num_edges + place[:, None], mask=is_value, other=0.0)
                 g_plus = g_plus.to(SUM)
                 product = tl.load(slice_of_node + even + tile, mask=is_channel[None], other=0.0)
-                turned = add_product(h, product, nothing, PRECISION, SUM, OPERAND)  # U_even
+                turned = add_product(h, product, nothing, PRECISION, OPERAND)  # U_even
                 plus += tl.sum(turned * g_plus, 1)
                 if HAS_ODD:
                     g_minus = tl.load(gradient + (out_minus + channel)[None] * num_edges + place[:, None], mask=is_value, other=0.0)
                     g_minus = g_minus.to(SUM)
                     minus += tl.sum(turned * g_minus, 1)
                     product = tl.load(slice_of_node + odd + tile, mask=is_channel[None], other=0.0)
-                    turned = add_product(h, product, nothing, PRECISION, SUM, OPERAND)  # U_odd
+                    turned = add_product(h, product, nothing, PRECISION, OPERAND)  # U_odd
                     plus += tl.sum(turned * g_minus, 1)
                     minus -= tl.sum(turned * g_plus, 1)
         of_plus = plus.to(frame_gradient.dtype.element_ty)
@@ -368,7 +369,7 @@ def contract(
             frame_rows, hidden, products, outputs, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-            PRECISION=precision(hidden), SUM=sum_type(hidden), OPERAND=operand_type(hidden),
+            **product_constants(hidden.dtype),
             num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
 
@@ -402,7 +403,7 @@ def hidden_gradient(
         frame_rows, gradient, products, result, edges.tiles, edges.order, edges.offsets,
         tables[0].pairs, spans[0], tables[1].pairs, spans[1], num_edges, edges.first_node, edges.num_nodes,
         WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-        PRECISION=precision(result), SUM=sum_type(result), OPERAND=operand_type(result),
+        **product_constants(result.dtype),
         num_warps=tile.warps, num_stages=_NUM_STAGES,
     )  # fmt: skip
 
@@ -430,7 +431,7 @@ def product_gradient(
             frame_rows, gradient, hidden, result, edges.order, edges.offsets, table.pairs, slices,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_COMPONENTS=block_components,
-            BLOCK_CHANNELS=tile.channels, PRECISION=precision(hidden), SUM=sum_type(hidden), OPERAND=operand_type(hidden),
+            BLOCK_CHANNELS=tile.channels, **product_constants(hidden.dtype),
             num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
 
@@ -456,7 +457,7 @@ def frame_gradient(
             gradient, hidden, products, result, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-            PRECISION=precision(hidden), SUM=sum_type(hidden), OPERAND=operand_type(hidden),
+            **product_constants(hidden.dtype),
             num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
 
@@ -467,19 +468,17 @@ def tile_edges(dtype: torch.dtype, mean_out_degree: float) -> int:
     Half precision takes 64 where nodes have as many: that is the matrix unit's own height from sm_90 on, and T is read less often.
     Elsewhere 32: the operands of full precision sit in registers, and a molecule's nodes would leave larger tiles half empty.
     """
-    is_half = dtype in (torch.float16, torch.bfloat16)
-    return 64 if is_half and mean_out_degree > 32 else 32
+    return 64 if is_half(dtype) and mean_out_degree > 32 else 32
 
 
 def _edge_tile(dtype: torch.dtype, channels: int, edges: int) -> Tile:
     """The tile of the kernels that own a tile of edges; four tiles of sums and products are live, as in the contraction by edge."""
-    return Tile(edges, padded_channels(channels, 16 if dtype == torch.float64 else 32), 8 if edges == 64 else 4)
+    return Tile(edges, padded(channels, 16 if dtype == torch.float64 else 32), 8 if edges == 64 else 4)
 
 
 def _frame_gradient_tile(dtype: torch.dtype, edges: int) -> Tile:
     """As :func:`_edge_tile`, but the gradient's tile is live, too: 16 channels at once, and in full precision by 8 warps."""
-    is_half = dtype in (torch.float16, torch.bfloat16)
-    return Tile(edges, 16, 4 if is_half and edges == 32 else 8)
+    return Tile(edges, 16, 4 if is_half(dtype) and edges == 32 else 8)
 
 
 def _product_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]:
@@ -488,9 +487,9 @@ def _product_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int
     The more components, the less often h and the gradients are read again: 4 in half precision, where the matrix unit keeps the
     operands out of the registers; elsewhere 1.
     """
-    if dtype in (torch.float16, torch.bfloat16):
-        return Tile(32, padded_channels(channels, 32), 4), 4
-    return Tile(16, padded_channels(channels, 32 if dtype == torch.float32 else 16), 4), 1
+    if is_half(dtype):
+        return Tile(32, padded(channels, 32), 4), 4
+    return Tile(16, padded(channels, 32 if dtype == torch.float32 else 16), 4), 1
 
 
 def compile_cases() -> list[CompileCase]:
@@ -505,84 +504,48 @@ def compile_cases() -> list[CompileCase]:
             tile_height = tile_edges(rounding.dtype, edges)
             tile, frame_tile = _edge_tile(rounding.dtype, channels, tile_height), _frame_gradient_tile(rounding.dtype, tile_height)
             gradient_tile, block_components = _product_gradient_tile(rounding.dtype, channels)
-            values = f"*{rounding.type_name}"
-            common = {"WIDTH": 32, **rounding.constants()}
-            nodes = "num_edges first_node num_nodes"
+            common = {"WIDTH": 32, **rounding.product_constants()}
             tiled: dict[str, object] = {"BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
-            launches: list[tuple[str, object, dict[str, str], dict[str, object], Tile]] = []
+            launches: list[tuple[str, object, dict[str, object], Tile]] = []
             for has_odd in (False, True):
                 order = f"m{'>' if has_odd else '='}0"
-                tiles = "tiles order offsets items pairs"
+                framed = {"BLOCK_EDGES": frame_tile.edges, "BLOCK_CHANNELS": frame_tile.channels}
+                of_products = {
+                    "BLOCK_EDGES": gradient_tile.edges,
+                    "BLOCK_COMPONENTS": block_components,
+                    "BLOCK_CHANNELS": gradient_tile.channels,
+                }
                 launches += [
-                    (
-                        f"contract {order}",
-                        _contract_kernel,
-                        signature("frames hidden products outputs", values, tables=tiles, integers=nodes),
-                        {"HAS_ODD": has_odd, **tiled},
-                        tile,
-                    ),
-                    (
-                        f"frame_gradient {order}",
-                        _frame_gradient_kernel,
-                        signature("gradient hidden products frame_gradient", values, tables=tiles, integers=nodes),
-                        {"HAS_ODD": has_odd, "BLOCK_EDGES": frame_tile.edges, "BLOCK_CHANNELS": frame_tile.channels},
-                        frame_tile,
-                    ),
-                    (
-                        f"product_gradient {order}",
-                        _product_gradient_kernel,
-                        signature(
-                            "frames gradient hidden product_gradient",
-                            values,
-                            tables="order offsets pairs slices",
-                            integers=nodes,
-                        ),
-                        {
-                            "HAS_ODD": has_odd,
-                            "BLOCK_EDGES": gradient_tile.edges,
-                            "BLOCK_COMPONENTS": block_components,
-                            "BLOCK_CHANNELS": gradient_tile.channels,
-                        },
-                        gradient_tile,
-                    ),
+                    (f"contract {order}", _contract_kernel, {"HAS_ODD": has_odd, **tiled}, tile),
+                    (f"frame_gradient {order}", _frame_gradient_kernel, {"HAS_ODD": has_odd, **framed}, frame_tile),
+                    (f"product_gradient {order}", _product_gradient_kernel, {"HAS_ODD": has_odd, **of_products}, gradient_tile),
                 ]
-            launches.append(
-                (
-                    "hidden_gradient",
-                    _hidden_gradient_kernel,
-                    signature(
-                        "frames gradient products hidden_gradient",
-                        values,
-                        tables="tiles order offsets pairs spans odd_pairs odd_spans",
-                        integers=nodes,
-                    ),
-                    tiled,
-                    tile,
-                )
-            )
-            for kind, kernel, types, constants, launch_tile in launches:
+            launches.append(("hidden_gradient", _hidden_gradient_kernel, tiled, tile))
+            for kind, kernel, shape, launch_tile in launches:
+                constants = common | shape
                 cases.append(
                     CompileCase(
                         name=f"{kind} {workload} {name}",
                         kernel=kernel,
-                        signature=types,
-                        constants={**common, **constants},
+                        signature=signature(kernel, constants, _argument_types(rounding), f"*{rounding.type_name}"),
+                        constants=constants,
                         num_warps=launch_tile.warps,
                         num_stages=_NUM_STAGES,
                         expects_matrix_instructions=rounding.uses_matrix_unit,
                     )
                 )
             if name != "tf32":  # which rounds products only
-                cases.append(_frames_case(workload, name, rounding.type_name, rounding.sum_name, degree))
+                cases.append(_frames_case(workload, name, degree))
     return cases
 
 
-def _frames_case(workload: str, name: str, type_name: str, sum_name: str, degree: int) -> CompileCase:
-    return CompileCase(
-        name=f"frames degree {degree} {workload} {name}",
-        kernel=_frames_kernel,
-        signature=signature("frames", f"*{type_name}", f"*{sum_name}", "angles table", integers="num_edges row"),
-        constants={"DEGREE": degree, "SIZE": tile_size(degree), "BLOCK": rotation_block(degree)},
-        num_warps=4,
-        num_stages=3,
-    )
+def _frames_case(workload: str, name: str, degree: int) -> CompileCase:
+    constants = {"DEGREE": degree, "SIZE": tile_size(degree), "BLOCK": rotation_block(degree)}
+    types = signature(_frames_kernel, constants, _argument_types(ROUNDINGS[name]), f"*{ROUNDINGS[name].type_name}")
+    return CompileCase(f"frames degree {degree} {workload} {name}", _frames_kernel, types, constants, num_warps=4, num_stages=3)
+
+
+def _argument_types(rounding: Rounding) -> dict[str, ArgumentType]:
+    """As those by edge."""
+    types = argument_types(rounding) | dict.fromkeys(("odd_pairs", "odd_spans", "slices", "tiles"), "*i64")
+    return types | dict.fromkeys(("first_node", "num_nodes"), "i32")

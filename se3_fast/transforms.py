@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch._C._functorch import unwrap_if_dead
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 
@@ -72,9 +72,13 @@ def values(tensor: Tensor) -> Tensor:
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Any, ...]:
     """The results of ``function``, without the way through autograd where nothing is recorded."""
-    if is_recording():
+    if torch.compiler.is_compiling() or is_transformed():
         return function.apply(*arguments)
-    return function.forward(*unwrap_dead_wrappers(arguments))
+    alive = [unwrap_if_dead(one) if isinstance(one, Tensor) else one for one in arguments]
+    if is_recording():
+        # What Function.apply comes to here, without the look at the signature of its forward in every call.
+        return super(torch.autograd.Function, function).apply(*alive)  # type: ignore[misc]
+    return function.forward(*alive)
 
 
 def apply_in_backward(function: type[torch.autograd.Function], *arguments: Any) -> Sequence[Tensor | None]:

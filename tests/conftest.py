@@ -7,11 +7,22 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.tiers import LONG, SLOW, is_in
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell; what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        test = f"{item.path.name}::{item.name}"
+        for mark, tier in (("long", LONG), ("slow", SLOW)):
+            if is_in(tier, test):
+                item.add_marker(mark)
 
 
 @pytest.fixture

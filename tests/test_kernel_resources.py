@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from se3_fast.kernels.resources import TABLE, TARGETS, Resources, all_cases, main
+from se3_fast.kernels.resources import TABLE, TARGETS, Resources, _pointers, all_cases, main, signature
 
 GOOD = Resources("module", "case", "sm_80", 64, 0, 4096, 32, 8, expects_matrix_instructions=True)
 
@@ -67,6 +68,14 @@ def test_cases_are_complete() -> None:
         assert len({case.name for case in cases}) == len(cases), module
         for case in cases:
             assert set(case.kernel.arg_names) == {*case.signature, *case.constants}, f"{module}: {case.name}"
+
+
+def test_types_of_arguments() -> None:
+    """By name, all others those of values; pointers are found in tuples of tuples, too."""
+    kernel = SimpleNamespace(arg_names=["parts", "size", "output", "BLOCK"])
+    types = signature(kernel, {"BLOCK": 16}, {"parts": (("*fp16",), ("*fp16", "i32")), "size": "i32", "other": "i64"}, "*fp32")
+    assert types == {"parts": (("*fp16",), ("*fp16", "i32")), "size": "i32", "output": "*fp32"}
+    assert list(_pointers(tuple(types.values()))) == [(0, 0, 0), (0, 1, 0), (2,)]
 
 
 @pytest.mark.parametrize(

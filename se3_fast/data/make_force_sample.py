@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import zlib
 from pathlib import Path
 
@@ -21,8 +22,7 @@ try:
 except ImportError as error:
     raise ImportError("making the force-field sample needs RDKit and tblite: pip install 'se3_fast[chem]'") from error
 
-from se3_fast.data.make_sample import BOHR_IN_ANGSTROM, POSITION_STEP, conformer
-from se3_fast.data.npz_file import write_npz
+from se3_fast.data.make_sample import BOHR_IN_ANGSTROM, POSITION_STEP, conformer, write_sample
 from se3_fast.data.tasks import HARTREE_IN_EV
 
 MOLECULES = ("C", "CC", "CO", "CCO", "COC", "C=O", "CC=O", "CN", "NC=O", "CC#N", "CF", "C=C")
@@ -145,15 +145,15 @@ def make_force_sample(num_frames: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Make the force-field sample that is shipped with the package.")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("force_sample.npz"))
     parser.add_argument("--num_frames", type=int, default=50, help="frames of every molecule")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    write_npz(options.output, make_force_sample(options.num_frames, options.seed))
+    return write_sample(options.output, lambda: make_force_sample(options.num_frames, options.seed))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

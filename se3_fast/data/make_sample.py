@@ -15,7 +15,8 @@ import itertools
 import multiprocessing
 import os
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,11 @@ try:
 except ImportError as error:
     raise ImportError("making the sample data set needs RDKit and tblite: pip install 'se3_fast[chem]'") from error
 
+from se3_fast.archives import one_line
 from se3_fast.data.molecule_arrays import MoleculeArrays, molecule_arrays, stack_molecules
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.tasks import HARTREE_IN_EV, TASKS
+from se3_fast.files import check_writable
 
 BOHR_IN_ANGSTROM = 0.529177210903
 DEBYE_IN_ATOMIC_UNITS = 0.393430307
@@ -342,16 +345,27 @@ def make_sample(num_molecules: int, seed: int, processes: int) -> dict[str, np.n
     return {**stack_molecules(molecules, np.stack(targets)), "smiles": np.array(smiles, dtype=np.bytes_)}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Make the sample data set that is shipped with the package.")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("sample.npz"))
     parser.add_argument("--num_molecules", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
-    write_npz(options.output, make_sample(options.num_molecules, options.seed, options.processes))
+    return write_sample(options.output, lambda: make_sample(options.num_molecules, options.seed, options.processes))
+
+
+def write_sample(output: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> int:
+    """Make arrays and write them, once it is known that they can be; returns the exit status."""
+    try:
+        check_writable(output)
+        write_npz(output, make())
+    except OSError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -70,9 +70,9 @@ class AttentionSE3(nn.Module):
         """
         graph = as_graph(graph)
         attended = edge_attention(
-            self._heads("value", value, self.value_fiber),
-            self._heads("key", key, self.key_fiber),
-            self._heads("query", query, self.key_fiber),
+            self._heads("value", value, self.value_fiber, graph),
+            self._heads("key", key, self.key_fiber, graph),
+            self._heads("query", query, self.key_fiber, graph),
             graph,
         )  # [N, H, value features / H]
         return HeadFeatures(attended, self._value_channels()).by_degree()
@@ -93,13 +93,14 @@ class AttentionSE3(nn.Module):
     def _value_channels(self) -> tuple[tuple[int, int], ...]:
         return tuple((degree, self.value_fiber[degree]) for degree in self.value_fiber.degrees)
 
-    def _heads(self, name: str, features: Features | Tensor, fiber: Fiber) -> Tensor:
+    def _heads(self, name: str, features: Features | Tensor, fiber: Fiber, graph: Graph) -> Tensor:
         if isinstance(features, Tensor):
             widths = [2 * degree + 1 for degree in fiber.degrees]
             if features.ndim != 3 or features.shape[-1] != sum(widths):
                 raise ValueError(f"{name}: expected 3 axes, of {sum(widths)} components, got shape {list(features.shape)}")
             features = dict(zip(map(str, fiber.degrees), features.split(widths, -1), strict=True))
         fiber.check_features(features, name)
+        check_kinds(self, graph, named(name, features))
         return fiber.to_attention_heads(features, self.num_heads)
 
 

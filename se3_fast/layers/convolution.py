@@ -235,6 +235,7 @@ class ConvSE3(nn.Module):
     ) -> None:
         super().__init__()
         self.fiber_in, self.fiber_out, self.fiber_edge = fiber_in, fiber_out, fiber_edge
+        self._fiber_with_length = Fiber(dict(fiber_edge.structure) | {0: fiber_edge[0] + 1})
         self.used_degrees = fiber_out.degrees if used_degrees is None else list(used_degrees)
         self.pool = pool
         self.sum_over_edge = sum_over_edge
@@ -455,8 +456,7 @@ class ConvSE3(nn.Module):
         num_nodes = self.fiber_in.check_features(node_feats, "node_feats")
         if num_nodes != graph.num_nodes():
             raise ValueError(f"node_feats: expected features of the graph's {graph.num_nodes()} nodes, got {num_nodes}")
-        expected = dict(self.fiber_edge.structure) | {0: self.fiber_edge[0] + 1}
-        num_edges = Fiber(expected).check_features(edge_feats, "edge_feats")
+        num_edges = self._fiber_with_length.check_features(edge_feats, "edge_feats")
         if num_edges != graph.num_edges():
             raise ValueError(f"edge_feats: expected features of the graph's {graph.num_edges()} edges, got {num_edges}")
         check_kinds(self, graph, named("node_feats", node_feats) | named("edge_feats", edge_feats))

@@ -63,23 +63,27 @@ class LinearSE3(nn.Module):
         Raises:
             ValueError: if a degree is not there, or sizes do not fit.
         """
-        if isinstance(features, HeadFeatures) and len(self._used_weights()) < len(self.weights):
+        weights = self._used_weights()
+        if isinstance(features, HeadFeatures) and len(weights) < len(self.weights):
             features = features.by_degree()  # what is laid out per head is read whole
         parts = [features] if beside is None else [features, beside]
         if not any(isinstance(part, HeadFeatures) for part in parts):
-            self._check(parts)
-        return linear(self._used_weights(), *parts, row=joint.row(self) if joint else None)
+            self._check(parts, weights)
+        return linear(weights, *parts, row=joint.row(self) if joint else None)
 
-    def _check(self, parts: list[Any]) -> None:
+    def _check(self, parts: list[Any], weights: dict[str, Tensor]) -> None:
         """Of every degree the channels that the weight has, those of all parts together; and as many rows as the first has."""
         num_rows = None
-        for degree, weight in self._used_weights().items():
+        for degree, weight in weights.items():
             tensors = [part[degree] for part in parts if degree in part]
             if not tensors:
                 raise ValueError(f"features: expected degrees {list(self.weights)}, got {sorted(set().union(*parts))}")
             num_rows = tensors[0].shape[0] if num_rows is None else num_rows
-            channels, size = sum(tensor.shape[1] for tensor in tensors if tensor.ndim == 3), 2 * int(degree) + 1
-            if channels != weight.shape[1] or any(tensor.shape[::2] != (num_rows, size) for tensor in tensors):
+            channels, size, fits = 0, 2 * int(degree) + 1, True
+            for tensor in tensors:
+                channels += tensor.shape[1] if tensor.ndim == 3 else 0
+                fits = fits and tensor.shape[::2] == (num_rows, size)
+            if not fits or channels != weight.shape[1]:
                 shapes = " and ".join(str(list(tensor.shape)) for tensor in tensors)
                 raise ValueError(f"features['{degree}']: expected shape [{num_rows}, {weight.shape[1]}, {size}], got {shapes}")
 

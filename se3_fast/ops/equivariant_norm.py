@@ -21,8 +21,6 @@ from se3_fast.fiber import Features
 from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.shared_features import SharedFeatures
 
-_MAX_FUSED_DEGREES = 7
-
 MAX_PARTS = 128
 """Parts that the gradient of parameters in a row comes in (:mod:`se3_fast.ops.parameter_rows`)."""
 
@@ -52,7 +50,7 @@ def group_norm(
         ``{d: [N, C, 2d+1]}``; from ``triton``, where gradients are followed, as
         :class:`~se3_fast.ops.shared_features.SharedFeatures`.
     """
-    if not _runs_triton(scale.device, nonlinearity) or len(features) > _MAX_FUSED_DEGREES:
+    if not _runs_triton(scale.device, nonlinearity):
         return reference.group_norm(features, scale, shift, epsilon, nonlinearity)
     keys = sorted(features, key=int)
     parameters = [scale, shift] if row is None else [row]

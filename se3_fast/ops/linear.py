@@ -25,8 +25,6 @@ from se3_fast.ops.second_derivatives import in_at_least_float32
 if TYPE_CHECKING:
     from se3_fast.kernels.linear import Shape
 
-_MAX_FUSED_DEGREES = 7
-
 MAX_PARTS = 32
 """Parts that the gradient of weights in a row comes in (:mod:`se3_fast.ops.parameter_rows`): 4 degrees then fill a GPU."""
 
@@ -58,8 +56,8 @@ def linear(weights: Mapping[str, Tensor], *parts: Features | HeadFeatures, row: 
 
     Args:
         weights: ``{d: [C_out, C_in]}``, degrees ascending.
-        *parts: one or two parts of the input, each ``{d: [N, C, 2d+1]}`` or per head with the degrees of ``weights``; the C of the
-            parts that have a degree add up to its C_in. Degrees that ``weights`` lacks are ignored.
+        *parts: one or more parts of the input, each ``{d: [N, C, 2d+1]}`` or per head with the degrees of ``weights``; the C of
+            the parts that have a degree add up to its C_in. Degrees that ``weights`` lacks are ignored.
         row: the weights of all degrees in a row, [P, n], if their gradient is to come in parts (backend ``triton``).
 
     Returns:
@@ -71,7 +69,7 @@ def linear(weights: Mapping[str, Tensor], *parts: Features | HeadFeatures, row: 
     if not weights:
         return {}
     first = next(iter(weights.values()))
-    if selected_backend(first.device) != "triton" or len(weights) > _MAX_FUSED_DEGREES:
+    if selected_backend(first.device) != "triton":
         return reference.linear(weights, [part.by_degree() if isinstance(part, HeadFeatures) else part for part in parts])
     return dict(zip(weights, _fused(weights, parts, 0, row), strict=True))
 
@@ -89,7 +87,7 @@ def linear_per_head(weights: Mapping[str, Tensor], features: Features, num_heads
         ValueError: if shapes or dtypes do not fit each other.
     """
     channels = tuple((int(degree), len(weight)) for degree, weight in weights.items())
-    if len(weights) > _MAX_FUSED_DEGREES or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return HeadFeatures(_per_head(linear(weights, features), num_heads), channels)
     (values,) = _fused(weights, [features], num_heads, row)
     return HeadFeatures(values, channels)

@@ -186,8 +186,11 @@ class CppRadial(Operation):
         reached = [index for index, gradient in enumerate(gradients) if gradient is not None]
         chosen = [parameter for index in reached for parameter in self._of_group(parameters, index)]
         arguments = (self.width, self.has_norm, LAYER_NORM_EPSILON, wanted[0])
+        given = (
+            torch.stack([gradients[index] for index in reached]) if len(reached) > 1 else gradients[reached[0]][None].contiguous()
+        )
         of_table, *of_invariants = torch.ops.se3_fast_cpp.radial_backward(
-            torch.stack([gradients[index] for index in reached]), invariants.contiguous(), _table(chosen, len(reached)), *arguments
+            given, invariants.contiguous(), _table(chosen, len(reached)), *arguments
         )
         parts = of_table.flatten().split([parameter.numel() for parameter in chosen])
         of_chosen = iter([part.view(parameter.shape) for part, parameter in zip(parts, chosen, strict=True)])

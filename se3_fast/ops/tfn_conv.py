@@ -623,7 +623,7 @@ class OperandConvolution(Operation):
     @property
     def num_features(self) -> int:
         """Tensors of features."""
-        return len(self.setting.feature_roles)
+        return len(self.setting.plan.node_channels) + len(self.setting.plan.edge_channels)
 
     @property
     def constants(self) -> Sequence[Tensor]:

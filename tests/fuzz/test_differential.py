@@ -66,7 +66,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def test_layers() -> None:
-    explore(layers(ORDINARY), ON_CPU, short=40, part=0.3)
+    explore(layers(ORDINARY), ON_CPU, short=25, part=0.3)
 
 
 def test_models() -> None:

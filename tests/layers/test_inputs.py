@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from se3_fast import AttentionBlockSE3, ConvSE3, EdgeGeometry, Fiber, GPooling, Graph, LinearSE3, NormSE3, SE3Transformer, backend
+from se3_fast import (
+    AttentionBlockSE3,
+    AttentionSE3,
+    ConvSE3,
+    EdgeGeometry,
+    Fiber,
+    GPooling,
+    Graph,
+    LinearSE3,
+    NormSE3,
+    SE3Transformer,
+    SE3TransformerPooled,
+    backend,
+)
 
 FIBER = Fiber({0: 2, 1: 2})
 NODES, EDGES = 4, 5
@@ -52,10 +65,21 @@ def test_node_features(case: str) -> None:
     given, message = NODE_CASES[case]
     model = SE3Transformer(1, FIBER, FIBER, FIBER, 1, 1, fiber_edge=Fiber({0: 1}))
     _refused(f"node_feats{message}", model, graph(), given, edges())
+    pooled = SE3TransformerPooled(FIBER, Fiber({0: 2}), Fiber({0: 1}), 2, 2, 1, num_layers=1, num_heads=1, channels_div=1)
+    _refused(f"node_feats{message}", pooled, graph(), given, edges())
     block = AttentionBlockSE3(FIBER, FIBER, Fiber({}), num_heads=1, channels_div=1, max_degree=1)
     _refused(f"node_features{message}", block, given, edges(), graph())
     convolution = ConvSE3(FIBER, FIBER, Fiber({}), max_degree=1)
     _refused(f"node_feats{message}", convolution, given, edges(), graph(), None)
+
+
+@pytest.mark.parametrize("case", [case for case in NODE_CASES if case != "float64"])
+def test_queries(case: str) -> None:
+    given, message = NODE_CASES[case]
+    if case == "no dict":  # one tensor for all degrees
+        message = ": expected 3 axes, of 4 components, got shape"
+    of_edges = {"0": torch.zeros(EDGES, 2, 1), "1": torch.zeros(EDGES, 2, 3)}
+    _refused(f"query{message}", AttentionSE3(1, FIBER, FIBER), of_edges, of_edges, given, graph())
 
 
 @pytest.mark.parametrize("case", [case for case in NODE_CASES if case not in ("another device", "float64")])

@@ -39,7 +39,7 @@ def recomputed(model: SE3Transformer) -> None:
 
 
 class RecomputedReentrant(nn.Module):
-    """A block recomputed by the older kind of checkpointing, which sees tensors that require gradients only if they are arguments."""
+    """A block recomputed by the older kind of checkpointing, for which tensors that require gradients must be arguments."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ CASES = {
     "four degrees": ({0: 5, 1: 5, 2: 5, 3: 5}, 33),
     "32 channels, several blocks": ({0: 32, 1: 32}, 33),
     "17 channels, degrees apart": ({1: 17, 4: 17}, 3),
-    "seven degrees": ({degree: 3 for degree in range(7)}, 2),
+    "nine degrees": ({degree: 3 for degree in range(9)}, 2),
     "one channel, one node": ({0: 1, 1: 1}, 1),
     "unequal channels": ({0: 17, 1: 3, 2: 1}, 5),
     "no nodes": ({0: 3, 1: 3}, 0),

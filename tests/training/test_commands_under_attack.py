@@ -226,6 +226,17 @@ def test_permission_errors_are_one_line(
     assert f"{tmp_path / 'refused'}" in one_line_error(capsys, train.main(words))
 
 
+@pytest.mark.parametrize("command", [make_sample.main, make_force_sample.main], ids=["sample", "force sample"])
+def test_a_sample_that_cannot_be_written_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: Callable[[list[str]], int]
+) -> None:
+    for name in ("make_sample", "make_force_sample"):
+        monkeypatch.setattr(sys.modules[command.__module__], name, lambda *_: pytest.fail("made"), raising=False)
+    folder = tmp_path / "folder.npz"
+    folder.mkdir()
+    assert str(folder) in one_line_error(capsys, command(["--output", str(folder)]))
+
+
 PARSERS = {
     "train": train.main,
     "train_forces": train_forces.main,

@@ -119,21 +119,28 @@ def test_a_killed_process_ends_the_run_and_fewer_go_on(run_python: Run, few_mole
 
 
 @pytest.fixture
-def first_of_two(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The process group is not opened; returned is what it would have been opened with."""
-    opened: dict[str, Any] = {}
+def first_of_two(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, timedelta]]:
+    """No process group is opened; returned is with which time those would have been that are, by backend."""
+    opened: list[tuple[str, timedelta]] = []
+
+    def note(backend: str, timeout: timedelta) -> None:
+        opened.append((backend, timeout))
+
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: opened.update(options, backend=backend))
+    monkeypatch.setattr(dist, "init_process_group", note)
+    monkeypatch.setattr(dist, "new_group", note)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     return opened
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, TIMEOUT), (timedelta(hours=2), timedelta(hours=2))])
-def test_the_time_that_a_process_waits(first_of_two: dict[str, Any], given: timedelta | None, expected: timedelta) -> None:
+def test_the_time_that_a_process_waits(
+    first_of_two: list[tuple[str, timedelta]], given: timedelta | None, expected: timedelta
+) -> None:
     with open_world("cpu", given) as world:
         assert (world.rank, world.size) == (0, 2)
-    assert first_of_two == {"backend": "gloo", "timeout": expected}
+    assert first_of_two == [("gloo", expected), ("gloo", expected)]
 
 
 @pytest.mark.usefixtures("first_of_two")
