@@ -486,14 +486,15 @@ def attend_backward(
         offsets: [N + 1] int64, where the edges of each node begin.
         gradient: [N, H, V], that of the output.
     """
-    gradients = tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (value, key, query))
+    of_value, of_key, of_query = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (value, key, query))
     if len(query) > 0:
         launch = _launch(value, key, query)
         _backward_kernel[launch.grid](
-            value.contiguous(), key.contiguous(), query.contiguous(), order, offsets, gradient.contiguous(), *gradients,
+            value.contiguous(), key.contiguous(), query.contiguous(), order, offsets, gradient.contiguous(),
+            of_value, of_key, of_query,
             **launch.constants, num_warps=launch.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
-    return gradients
+    return of_value, of_key, of_query
 
 
 class FrameLayout(NamedTuple):

@@ -26,7 +26,7 @@ Cost per edge at 4 degrees, 32 channels, K = 32, forward: 2.9 MFLOP of matrix pr
 read and written in half precision (x~, y~) and 64 bytes of h; every block of edges streams W (2.9 MB) from the second-level
 cache, which bounds the kernel where blocks are small. Backward: three times the arithmetic. Rotations: 2 x 16 x 32 x 7 FLOP
 per edge and side, bound by memory. Gradient with respect to positions: 36 entries of generators of 32 channels, 5 kFLOP per edge
-and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.fused.tfn_conv.cost`` counts for any plan.
+and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.backends.triton.tfn_conv.cost`` counts for any plan.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ class EdgeGeometry:
 
     @property
     def wigner(self) -> Tensor:
-        """[E, sum of (2d+1)^2] Wigner D blocks of the edge frames (see reference/edge_frames.py); constants."""
+        """[E, sum of (2d+1)^2] Wigner D blocks of the edge frames (see backends/dense/edge_frames.py); constants."""
         return self._once("wigner", lambda: _wigner_blocks(self.direction, self.max_degree))
 
     @property
