@@ -57,6 +57,10 @@ def made_beside(source: Tensor, make: Callable[[], Result], with_gradients: bool
 @contextmanager
 def _outside_of_modes(with_gradients: bool = False) -> Iterator[None]:
     """Inside, tensors are what they are when no mode is on."""
+    if not _is_any_mode_on():
+        with torch.set_grad_enabled(with_gradients):
+            yield
+        return
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(with_gradients),
@@ -66,6 +70,16 @@ def _outside_of_modes(with_gradients: bool = False) -> Iterator[None]:
         torch.autocast("cpu", enabled=False),
     ):
         yield
+
+
+def _is_any_mode_on() -> bool:
+    return (
+        torch.is_inference_mode_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch.is_autocast_enabled("cpu")
+    )
 
 
 @contextmanager

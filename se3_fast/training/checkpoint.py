@@ -95,6 +95,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
             metadata = file.metadata() or {}
         text = metadata.get(_DESCRIPTION, "")
+        if _DESCRIPTION in metadata and not metadata.keys() <= {"format", _DESCRIPTION, _CHECKSUM}:
+            raise ValueError("its metadata has an entry that none of its writers knows")  # the checksum's name, perhaps
         if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(state_dict, text):
             raise ValueError("its bytes are not those that were written")
         description = json.loads(text or "{}", object_pairs_hook=_with_degrees_as_numbers)

@@ -163,3 +163,18 @@ def test_operands_of_the_convolution(backend: str) -> None:
         for name, (wrong, message) in changes.items():
             with pytest.raises(ValueError, match=message):
                 tfn_conv(plan, graph, edge_features={}, pool=True, **arguments | {name: wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("num_edges", [0, 3])
+def test_a_degree_without_channels(num_edges: int, backend: str) -> None:
+    layer = make_convolution(Fiber({0: 1}), Fiber({0: 1, 1: 0})).to(TRITON_DEVICE)
+    graph = random_graph(2, num_edges).to(TRITON_DEVICE)
+    nodes = random_features(Fiber({0: 1}), 2)["0"].to(TRITON_DEVICE).requires_grad_()
+    length = graph.edata["rel_pos"].norm(dim=-1)[:, None, None]
+    with se3_fast.backend(backend):
+        output = layer({"0": nodes}, {"0": length}, graph)
+        assert [list(output[key].shape) for key in "01"] == [[2, 1, 1], [2, 0, 3]]
+        sum(one.sum() for one in output.values()).backward()
+    assert nodes.grad is not None and nodes.grad.isfinite().all()

@@ -151,6 +151,10 @@ def test_every_bit_of_the_parameters_counts(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="not those that were written"):
         read_checkpoint(path)
+    content[content.index(b"checkpoint_sha256")] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="its metadata has an entry that none of its writers knows"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("change", ["shape", "missing", "infinite"])

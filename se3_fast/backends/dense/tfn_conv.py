@@ -41,7 +41,7 @@ def tfn_conv(
         ``{d: [E, C_d, 2d+1]}``, degrees ascending.
     """
     contractions = [
-        partial(_contract_hidden, group.channels_out, group_hidden, weight)
+        partial(_contract_hidden, group, group_hidden, weight)
         for group, group_hidden, weight in zip(plan.groups, hidden, weights, strict=True)
     ]
     return messages(plan, basis, features, contractions)
@@ -83,8 +83,8 @@ def contract(features: Tensor, basis: Tensor | None, radial_weights: Tensor) -> 
     return radial_weights @ coupled.view(len(features), radial_weights.shape[-1], basis.shape[-1])
 
 
-def _contract_hidden(channels_out: int, hidden: Tensor, weight: Tensor, features: Tensor, basis: Tensor | None) -> Tensor:
-    radial_weights = F.linear(hidden, weight).view(len(hidden), channels_out, len(weight) // channels_out)
+def _contract_hidden(group: RadialGroup, hidden: Tensor, weight: Tensor, features: Tensor, basis: Tensor | None) -> Tensor:
+    radial_weights = F.linear(hidden, weight).view(len(hidden), group.channels_out, group.channels_in * group.num_paths)
     return contract(features, basis, radial_weights)
 
 
