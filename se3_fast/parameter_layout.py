@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from se3_fast.contraction import DegreePair, RadialGroup
 from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel, RadialProfile, _radial_groups
-from se3_fast.plan import DegreePair, RadialGroup
 from se3_fast.so3 import Y0
 
 _WRAPPERS = ("module", "_orig_mod")

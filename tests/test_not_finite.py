@@ -27,6 +27,7 @@ from se3_fast import AttentionSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber
 from se3_fast.backends.cpp import tfn_conv_by_source as native_by_source
 from se3_fast.backends.torch import tfn_conv as aligned
 from se3_fast.backends.triton import tfn_conv_by_source as fused_by_source
+from se3_fast.contraction import RadialGroup
 from se3_fast.ops.basis import get_basis
 from se3_fast.ops.edge_attention import edge_attention, message_attention, takes_messages
 from se3_fast.ops.equivariant_norm import group_norm, layer_norm
@@ -35,7 +36,6 @@ from se3_fast.ops.perceptron import perceptron
 from se3_fast.ops.pooling import pooling
 from se3_fast.ops.radial import RadialLayer, radial
 from se3_fast.ops.tfn_conv import tfn_conv
-from se3_fast.plan import RadialGroup
 from tests.support import TRITON_DEVICE, make_convolution, random_graph
 
 NAN, INFINITY = float("nan"), float("inf")

@@ -15,6 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from se3_fast.backends.choice import KERNEL_RADIAL_WIDTH
 from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON
 from se3_fast.backends.dense.tfn_conv import contract
+from se3_fast.contraction import ConvolutionPlan, RadialGroup
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.inputs import check_kinds, named
@@ -31,7 +32,6 @@ from se3_fast.ops.tfn_conv import (
     tfn_conv,
     tfn_conv_by_formula,
 )
-from se3_fast.plan import ConvolutionPlan, RadialGroup
 
 if TYPE_CHECKING:
     from se3_fast.backends.triton.edge_attention import AlignedMessages

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from se3_fast.autograd.compute_dtype import compute_dtype
 from se3_fast.fiber import Features
 from se3_fast.graph import Graph
 from se3_fast.layers.attention import AttentionBlockSE3
@@ -21,7 +22,6 @@ from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.norm import NormSE3
 from se3_fast.ops import radial
 from se3_fast.ops.aligned_weights import aligned_weights
-from se3_fast.ops.compute_dtype import compute_dtype
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts, parameter_rows
 from se3_fast.ops.tfn_conv import PreparedRadial, hidden_gradient_parts, is_contracted_by_edge, keeps_frames

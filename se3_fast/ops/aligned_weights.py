@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from se3_fast.differentiable import LinearOperation, Tensors
-from se3_fast.plan import ConvolutionPlan
+from se3_fast.autograd.operation import LinearOperation, Tensors
+from se3_fast.contraction import ConvolutionPlan
 
 if TYPE_CHECKING:
     from se3_fast.backends.triton.aligned_weights import Layout

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.compute_dtype import accumulation_dtype
+from se3_fast.autograd.opaque import OpaqueOperation
+from se3_fast.autograd.operation import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.choice import selected_backend
 from se3_fast.backends.dense import edge_attention as reference
 from se3_fast.backends.dense.edge_frames import wigner_of_angles
-from se3_fast.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph
-from se3_fast.ops.compute_dtype import accumulation_dtype
-from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from se3_fast.autograd.opaque import OpaqueOperation
+from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.choice import selected_backend
 from se3_fast.backends.dense import equivariant_norm as reference
-from se3_fast.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.fiber import Features
-from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.shared_features import SharedFeatures
 
 MAX_PARTS = 128

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.opaque import OpaqueOperation
+from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.choice import selected_backend
 from se3_fast.backends.dense import pooling as reference
-from se3_fast.differentiable import Operation, PlainFormula, Tensors, Wanted
-from se3_fast.ops.opaque import OpaqueOperation
 
 Pool = Literal["max", "avg"]
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype
+from se3_fast.autograd.opaque import OpaqueOperation
+from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.choice import selected_backend
 from se3_fast.backends.dense import radial as reference
 from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON, RadialLayer
-from se3_fast.differentiable import Operation, PlainFormula, Tensors, Wanted
-from se3_fast.ops.compute_dtype import accumulation_dtype, compute_dtype
-from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.second_derivatives import in_at_least_float32
 
 if TYPE_CHECKING:

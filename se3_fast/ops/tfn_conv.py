@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype
+from se3_fast.autograd.modes import constant
+from se3_fast.autograd.opaque import OpaqueOperation
+from se3_fast.autograd.operation import Operation, Tensors, Wanted
+from se3_fast.autograd.transforms import is_followed
 from se3_fast.backends.choice import backend, convolution_backend, frames_read, selected_backend
 from se3_fast.backends.dense import tfn_conv as reference
 from se3_fast.backends.dense.edge_frames import wigner_of_angles
 from se3_fast.backends.torch import tfn_conv as aligned
-from se3_fast.differentiable import Operation, Tensors, Wanted
+from se3_fast.contraction import ConvolutionPlan, RadialGroup
 from se3_fast.fiber import Features
 from se3_fast.graph import EdgeOrder, Graph
-from se3_fast.modes import constant
 from se3_fast.ops.aligned_weights import AlignedWeights, aligned_weights
-from se3_fast.ops.compute_dtype import accumulation_dtype, compute_dtype
 from se3_fast.ops.edge_frames import EdgeGeometry
-from se3_fast.ops.opaque import OpaqueOperation
 from se3_fast.ops.radial import Recipe, Remake, ScaledRemake, scaled
 from se3_fast.ops.second_derivatives import (
     SHARED,
@@ -41,8 +43,6 @@ from se3_fast.ops.second_derivatives import (
     edges_per_chunk,
     messages_by_formula,
 )
-from se3_fast.plan import ConvolutionPlan, RadialGroup
-from se3_fast.transforms import is_followed
 
 if TYPE_CHECKING:
     from se3_fast.backends.cpp.tfn_conv import NativeConvolution

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from se3_fast import EdgeGeometry, Fiber, Graph, SE3TransformerPooled, backend
+from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, go_together
 from se3_fast.backends.choice import BACKENDS, convolution_backend, frames_read
 from se3_fast.ops import edge_frames
-from se3_fast.ops.compute_dtype import accumulation_dtype, compute_dtype, go_together
 from tests.support import random_graph, relative_error
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

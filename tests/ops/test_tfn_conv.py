@@ -12,9 +12,9 @@ from torch import Tensor
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
 from se3_fast.backends.torch import tfn_conv as aligned
+from se3_fast.contraction import ConvolutionPlan
 from se3_fast.layers.convolution import ConvSE3
 from se3_fast.ops.tfn_conv import tfn_conv
-from se3_fast.plan import ConvolutionPlan
 from tests.support import TOLERANCE, TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
 
 FULL, PARTIAL, NONE = ConvSE3FuseLevel.FULL, ConvSE3FuseLevel.PARTIAL, ConvSE3FuseLevel.NONE

@@ -190,8 +190,8 @@ def test_other_radial_widths_and_float64_run_as_torch(use: Use, monkeypatch: pyt
 
 def run_operation_of_width(case: Case, backend: str, dtype: torch.dtype, width: int) -> float:
     """The relative error of the messages of one group of degree 0."""
-    plan = se3_fast.plan.ConvolutionPlan(
-        ((0, 5),), (), ((0, 3),), (se3_fast.plan.RadialGroup((0,), (0,), 5, 3, is_basis_free=True),)
+    plan = se3_fast.contraction.ConvolutionPlan(
+        ((0, 5),), (), ((0, 3),), (se3_fast.contraction.RadialGroup((0,), (0,), 5, 3, is_basis_free=True),)
     )
     device = torch.device("cuda" if backend == "cuda" else "cpu")
     generator = torch.Generator().manual_seed(0)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from se3_fast.contraction import ConvolutionPlan, RadialGroup
 from se3_fast.fiber import Features
-from se3_fast.plan import ConvolutionPlan, RadialGroup
 
 BasisOf = Callable[[str], Tensor]
 Contraction = Callable[[Tensor, Tensor | None], Tensor]

@@ -28,9 +28,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.modes import constant
+from se3_fast.contraction import ConvolutionPlan, RadialGroup
 from se3_fast.graph import Graph
-from se3_fast.modes import constant
-from se3_fast.plan import ConvolutionPlan, RadialGroup
 from se3_fast.so3 import alignment_map, generators
 
 Components = dict[int, Tensor]

@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.modes import constant, made_beside
 from se3_fast.backends.torch import tfn_conv as aligned
 from se3_fast.backends.torch.tfn_conv import orders
 from se3_fast.backends.triton.tfn_conv import FeatureRows, Launches, cost, output_rows
+from se3_fast.contraction import ConvolutionPlan
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv_by_source as kernels
-from se3_fast.modes import constant, made_beside
-from se3_fast.plan import ConvolutionPlan
 
 BUFFER_BYTES = 64 << 20
 """Largest T of a chunk of nodes: about a second-level cache, so that most of it is read back from there."""
