@@ -486,8 +486,7 @@ def attend_backward(
         offsets: [N + 1] int64, where the edges of each node begin.
         gradient: [N, H, V], that of the output.
     """
-    tensors = (value, key, query)
-    of_value, of_key, of_query = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors)
+    of_value, of_key, of_query = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (value, key, query))
     if len(query) > 0:
         launch = _launch(value, key, query)
         _backward_kernel[launch.grid](

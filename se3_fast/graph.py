@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from se3_fast.modes import is_readable, made_beside, outside_inference_mode
-from se3_fast.transforms import is_batched, is_transformed, untransformed, values
+from se3_fast.autograd.modes import is_readable, made_beside, outside_inference_mode
+from se3_fast.autograd.transforms import is_batched, is_transformed, untransformed, values
 
 
 class EdgeOrder(NamedTuple):

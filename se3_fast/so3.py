@@ -12,7 +12,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
-from se3_fast.modes import constant
+from se3_fast.autograd.modes import constant
 
 Y0 = 1.0 / math.sqrt(4.0 * math.pi)
 """The spherical harmonic of degree 0 ('integral' normalisation)."""

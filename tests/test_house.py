@@ -1,129 +1,113 @@
-"""The house's rule, read off the imports: they run one way and in no circle, and what is left outside ``backends/`` is counted."""
+"""Imports run one way: what stands below knows nothing of what stands above. CONTRIBUTING.md has the map."""
 
 from __future__ import annotations
 
 import ast
-from functools import cache
-from graphlib import TopologicalSorter
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-import se3_fast
-
-ROOT = Path(se3_fast.__file__).parent
-BACKENDS = {"dense", "torch", "cpp", "triton", "cuda"}
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "se3_fast"
 
 FLOORS = (
-    ("model",),
-    ("layers",),
-    ("ops",),
+    ("kernels",),
+    ("autograd",),
+    ("fiber", "so3", "graph", "contraction"),
     ("backends",),
-    ("autograd", "kernels"),
-    ("contraction", "graph", "fiber", "so3", "modes", "transforms"),
+    ("ops",),
+    ("layers", "parameter_layout"),
+    ("model", "fuse_level"),
 )
-"""From the top down: a file imports from its own floor and those below."""
-
-COMPARISONS_WITH_BACKENDS = {
-    "ops.basis",
-    "ops.edge_attention",
-    "ops.edge_frames",
-    "ops.equivariant_norm",
-    "ops.linear",
-    "ops.parameter_rows",
-    "ops.perceptron",
-    "ops.pooling",
-    "ops.radial",
-    "ops.shared_features",
-    "ops.tfn_conv",
-}
-"""Files outside ``backends/`` that still ask which backend it is: their Functions for single backends have not moved there yet."""
-
-IMPORTS_WITHIN_FUNCTIONS = {
-    "backends.choice",  # a backend is asked whether it is there only where it might be taken
-    "kernels.resources",  # the compiler of Triton, only where kernels are compiled for no device
-    "backends.cuda.library",  # NVIDIA's bindings, an optional package
-    "ops.aligned_weights",  # this and all below: Triton is an optional package
-    "ops.basis",
-    "ops.edge_attention",
-    "ops.edge_frames",
-    "ops.equivariant_norm",
-    "ops.linear",
-    "ops.parameter_rows",
-    "ops.perceptron",
-    "ops.pooling",
-    "ops.radial",
-    "ops.tfn_conv",
-}
+"""From the ground up. A module may import its own floor and those below; other modules of the package stand above all of these."""
 
 
-@cache
-def trees() -> dict[str, ast.Module]:
-    """The files of the floors, by their name within the package."""
-    found = {}
-    for path in ROOT.rglob("*.py"):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if floor(name) is not None:
-            found[name] = ast.parse(path.read_text())
-    for path in (ROOT / "kernels").glob("*.py"):  # a link, which rglob may not follow
-        found[f"kernels.{path.stem}".removesuffix(".__init__")] = ast.parse(path.read_text())
-    return found
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def floor(name: str) -> int | None:
-    return next((number for number, names in enumerate(FLOORS) if name.partition(".")[0] in names), None)
+def modules() -> dict[str, Path]:
+    return {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"), key=str)} | {
+        module_of(PACKAGE / "kernels" / path.name): path for path in (ROOT / "kernels").glob("*.py")
+    }
 
 
-def imported(name: str, node: ast.AST) -> list[str]:
-    """What a statement imports of the package; of ``from folder import file`` both."""
-    if not isinstance(node, ast.ImportFrom):
-        return []
-    module = node.module or ""
-    if node.level:
-        module = ".".join(["se3_fast", *name.split(".")[: -node.level], *filter(None, [module])])
-    if module.partition(".")[0] != "se3_fast":
-        return []
-    inner = module.removeprefix("se3_fast").removeprefix(".")
-    files = [f"{inner}.{alias.name}".removeprefix(".") for alias in node.names]
-    return [file if file in trees() else inner for file in files]
+MODULES = modules()
+assert "se3_fast.kernels.linear" in MODULES and "se3_fast.backends.dense.linear" in MODULES
 
 
-def imports_at_the_top(name: str) -> set[str]:
-    return {target for node in trees()[name].body for target in imported(name, node)} - {name, ""}
+def imports(name: str, with_lazy: bool) -> Iterator[str]:
+    """The modules of the package that a module imports; those inside functions, and for types alone, too if ``with_lazy``."""
+    tree = ast.parse(MODULES[name].read_text())
+    nodes = ast.walk(tree) if with_lazy else _at_import(tree)
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], node.module or ""]).rstrip(".")
+            source = base if node.level else node.module or ""
+            names = [f"{source}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for found in names:
+            known = found if found in MODULES else found.rpartition(".")[0]
+            if known in MODULES and known != name:
+                yield known
 
 
-@pytest.mark.parametrize("name", sorted(trees()))
-def test_imports_run_down(name: str) -> None:
-    targets = {target for node in ast.walk(trees()[name]) for target in imported(name, node)}
-    own = floor(name)
-    assert own is not None
-    above = {target for target in targets if (number := floor(target)) is not None and number < own}
-    assert above == set()
+def _at_import(tree: ast.Module) -> Iterator[ast.AST]:
+    """What runs when a module is imported."""
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Try):
+            yield from node.body
+        else:
+            yield node
 
 
-def test_no_circle() -> None:
-    """Of the imports that run when a file is imported."""
-    tuple(TopologicalSorter({name: imports_at_the_top(name) for name in trees()}).static_order())
+def floor(name: str) -> int:
+    part = name.split(".")[1] if "." in name else ""
+    return next((number for number, parts in enumerate(FLOORS) if part in parts), len(FLOORS))
 
 
-def test_who_compares_with_a_backend() -> None:
-    """A file that comes to ask for a backend's name belongs into ``backends/``; one that no more does leaves the table."""
-    found = set()
-    for name, tree in trees().items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Compare) and not name.startswith("backends"):
-                constants = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
-                if BACKENDS.intersection(value for value in constants if isinstance(value, str)):
-                    found.add(name)
-    assert found == COMPARISONS_WITH_BACKENDS
+def test_nothing_imports_what_stands_above_it() -> None:
+    upward = [
+        f"{name} imports {other}"
+        for name in MODULES
+        for other in imports(name, with_lazy=True)
+        if floor(other) > floor(name) and other != "se3_fast"
+    ]
+    assert not upward
 
 
-def test_who_imports_within_functions() -> None:
-    found = set()
-    for name, tree in trees().items():
-        for function in ast.walk(tree):
-            nodes = ast.walk(function) if isinstance(function, ast.FunctionDef) else ()
-            if any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in nodes):
-                found.add(name)
-    assert found == IMPORTS_WITHIN_FUNCTIONS
+def test_no_circles() -> None:
+    """Of what runs at import."""
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for other in imports(name, with_lazy=False):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+def test_only_the_backends_know_each_other() -> None:
+    """What a backend's folder imports of another's: the formula, and the contraction that they share."""
+    shared = {"dense", "torch", "choice"}
+    found = {
+        (name.split(".")[2], other.split(".")[2])
+        for name in MODULES
+        if name.startswith("se3_fast.backends.")
+        for other in imports(name, with_lazy=True)
+        if other.startswith("se3_fast.backends.")
+    }
+    assert {pair for pair in found if pair[0] != pair[1] and pair[1] not in shared} <= {
+        ("choice", "cpp"),
+        ("choice", "cuda"),
+        ("cuda", "triton"),
+    }

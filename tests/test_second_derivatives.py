@@ -377,4 +377,4 @@ def test_there_is_no_other_way_to_a_gradient() -> None:
     for module in pkgutil.walk_packages(se3_fast.ops.__path__, "se3_fast.ops."):
         importlib.import_module(module.name)
     found = {function.__module__ for function in autograd_functions()}
-    assert found == {"se3_fast.autograd.differentiable"}
+    assert found == {"se3_fast.autograd.operation"}

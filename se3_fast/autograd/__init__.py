@@ -1,1 +1,1 @@
-"""What autograd is told of operations: once by hand, twice by formula, opaque when compiled; and the precision policy."""
+"""What every operation needs of PyTorch: derivatives, first by hand, further by formula; one node when compiled; dtypes."""

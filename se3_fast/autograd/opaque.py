@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.differentiable import Vjp
+from se3_fast.autograd.operation import Vjp
 
 Run = Callable[[str, Sequence[Tensor]], list[Tensor]]
 

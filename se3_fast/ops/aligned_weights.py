@@ -1,6 +1,6 @@
 """The last radial weights of convolutions as the fused contraction reads them, those of all layers of a model at once.
 
-Formula: :func:`se3_fast.contraction.aligned_weight`. Backend ``triton`` (``kernels/aligned_weights.py``); other
+Formula: :func:`se3_fast.backends.torch.tfn_conv.aligned_weight`. Backend ``triton`` (``kernels/aligned_weights.py``); other
 backends align weights where they use them.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.differentiable import LinearOperation, Tensors
+from se3_fast.autograd.operation import LinearOperation, Tensors
 from se3_fast.contraction import ConvolutionPlan
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
+from se3_fast.autograd.modes import constant
 from se3_fast.autograd.opaque import OpaqueOperation
+from se3_fast.autograd.operation import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.choice import backend, selected_backend
 from se3_fast.backends.dense import basis as reference
-from se3_fast.modes import constant
 from se3_fast.ops.basis_origin import remember_fused, remember_pairwise
 from se3_fast.so3 import wigner_3j
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype
-from se3_fast.autograd.differentiable import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.autograd.opaque import OpaqueOperation
+from se3_fast.autograd.operation import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.choice import selected_backend
 from se3_fast.backends.dense import edge_attention as reference
 from se3_fast.backends.dense.edge_frames import wigner_of_angles

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype
+from se3_fast.autograd.modes import constant, is_readable, made_beside
+from se3_fast.autograd.transforms import is_batched, is_followed, is_variable, values
 from se3_fast.backends.choice import convolution_backend, frames_read, selected_backend
 from se3_fast.backends.dense import basis as reference_basis
 from se3_fast.backends.dense.edge_frames import edge_directions, wigner_blocks
 from se3_fast.graph import version_of
-from se3_fast.modes import constant, is_readable, made_beside
 from se3_fast.ops.basis import get_basis
 from se3_fast.ops.given_bases import directions_of
 from se3_fast.so3 import axis_swap
-from se3_fast.transforms import is_batched, is_followed, is_variable, values
 
 
 @torch.library.custom_op("se3_fast::wigner_blocks", mutates_args=())

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from se3_fast.autograd.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.autograd.opaque import OpaqueOperation
+from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.choice import selected_backend
 from se3_fast.backends.dense import equivariant_norm as reference
 from se3_fast.fiber import Features

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import compute_dtype, go_together
-from se3_fast.autograd.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.autograd.opaque import OpaqueOperation
+from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.choice import selected_backend
 from se3_fast.backends.dense import linear as reference
 from se3_fast.fiber import Features

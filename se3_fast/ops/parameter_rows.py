@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.differentiable import LinearOperation, Tensors
+from se3_fast.autograd.modes import constant
+from se3_fast.autograd.operation import LinearOperation, Tensors
 from se3_fast.backends.dense import parameter_rows as reference
-from se3_fast.modes import constant
 
 
 def gradient_parts(most: int, device: torch.device) -> int:

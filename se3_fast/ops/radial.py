@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype
-from se3_fast.autograd.differentiable import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.autograd.opaque import OpaqueOperation
+from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.choice import selected_backend
 from se3_fast.backends.dense import radial as reference
 from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON, RadialLayer

@@ -1,4 +1,4 @@
-"""The formula by which convolutions are differentiated more than once (:mod:`se3_fast.autograd.differentiable`).
+"""The formula by which convolutions are differentiated more than once (:mod:`se3_fast.autograd.operation`).
 
 It is the published one, with everything materialised, over chunks of edges: what belongs to edges is cut, what belongs to nodes is
 gathered, and results are summed up again. A derivative of it, of any order, goes over the same chunks and keeps nothing of one
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.differentiable import Evaluate, Tensors, Vjp, Wanted
+from se3_fast.autograd.operation import Evaluate, Tensors, Vjp, Wanted
 from se3_fast.backends.choice import backend
 from se3_fast.backends.dense import tfn_conv as reference
 from se3_fast.contraction import ConvolutionPlan
@@ -105,7 +105,7 @@ class EdgeFormula:
         return [total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True)]
 
     def vjp(self, wanted: Wanted) -> EdgeFormula:
-        """See :class:`.Formula`: what was gathered is summed up, and what was summed up is gathered."""
+        """See :class:`~se3_fast.autograd.operation.Formula`: what was gathered is summed up, and what was summed up is gathered."""
         chosen = tuple(role for role, is_wanted in zip(self.operands, wanted, strict=True) if is_wanted)
         return EdgeFormula(Vjp(self.function, wanted), self.edges, self.chunk, self.operands + self.results, chosen)
 

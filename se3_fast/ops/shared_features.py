@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.differentiable import LinearOperation, Tensors
+from se3_fast.autograd.operation import LinearOperation, Tensors
 from se3_fast.backends.choice import selected_backend
 from se3_fast.fiber import Features
 

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype
-from se3_fast.autograd.differentiable import Operation, Tensors, Wanted
+from se3_fast.autograd.modes import constant
 from se3_fast.autograd.opaque import OpaqueOperation
+from se3_fast.autograd.operation import Operation, Tensors, Wanted
+from se3_fast.autograd.transforms import is_followed
 from se3_fast.backends.choice import backend, convolution_backend, frames_read, selected_backend
 from se3_fast.backends.dense import tfn_conv as reference
 from se3_fast.backends.dense.edge_frames import wigner_of_angles
 from se3_fast.backends.torch import tfn_conv as aligned
-from se3_fast.contraction import ConvolutionPlan, RadialGroup, aligned_weight, group_alignment
+from se3_fast.contraction import ConvolutionPlan, RadialGroup
 from se3_fast.fiber import Features
 from se3_fast.graph import EdgeOrder, Graph
-from se3_fast.modes import constant
 from se3_fast.ops.aligned_weights import AlignedWeights, aligned_weights
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.radial import Recipe, Remake, ScaledRemake, scaled
@@ -42,7 +43,6 @@ from se3_fast.ops.second_derivatives import (
     edges_per_chunk,
     messages_by_formula,
 )
-from se3_fast.transforms import is_followed
 
 if TYPE_CHECKING:
     from se3_fast.backends.cpp.tfn_conv import NativeConvolution
@@ -425,7 +425,7 @@ def _cuda(call: _Call) -> tuple[Tensor, ...]:
     dtype = torch.float16 if call.dtype == torch.float16 else torch.float32
     make = partial(CudaLaunches, call.plan, call.graph, pool=call.pool, dtype=dtype)
     groups = zip(call.plan.groups, call.weights, strict=True)
-    weights = torch.cat([aligned_weight(group, weight).flatten() for group, weight in groups])
+    weights = torch.cat([aligned.aligned_weight(group, weight).flatten() for group, weight in groups])
     hidden, weights = _in_one_tensor(call.hidden).to(dtype)[None], weights.to(dtype)
     features = (tensor.to(dtype) for tensor in (*call.nodes.values(), *call.edges.values()))
     convolution = FusedConvolution(_Setting.of(call, dtype), make, Edges.of(call.graph))
@@ -804,7 +804,7 @@ class FusedConvolutionBySource(Operation):
 
 
 def _published_weight(group: RadialGroup, aligned_weight: Tensor) -> Tensor:
-    """The inverse of :func:`se3_fast.contraction.aligned_weight`, in at least float32."""
+    """The inverse of :func:`se3_fast.backends.torch.tfn_conv.aligned_weight`, in at least float32."""
     wide = at_least_float32(aligned_weight)
     paths = torch.einsum("fg,giko->oifk", _from_aligned(group, wide.device, wide.dtype), wide)
     return paths.flatten(0, 2)
@@ -812,4 +812,4 @@ def _published_weight(group: RadialGroup, aligned_weight: Tensor) -> Tensor:
 
 @constant
 def _from_aligned(group: RadialGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.linalg.inv(group_alignment(group)).to(device, dtype)
+    return torch.linalg.inv(aligned.group_alignment(group)).to(device, dtype)

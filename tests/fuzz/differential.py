@@ -102,14 +102,7 @@ def forget_constants() -> None:
     """Empty the caches of constant tables, so that a case does not depend on the cases before."""
     for name, module in list(sys.modules.items()):
         if name.startswith(
-            (
-                "se3_fast.so3",
-                "se3_fast.contraction",
-                "se3_fast.ops",
-                "se3_fast.backends.triton",
-                "se3_fast.backends.cpp.tfn",
-                "se3_fast.backends.torch",
-            )
+            ("se3_fast.so3", "se3_fast.ops", "se3_fast.backends.triton", "se3_fast.backends.cpp.tfn", "se3_fast.backends.torch")
         ):
             for member in vars(module).values():
                 if callable(getattr(member, "cache_clear", None)) and not isinstance(member, torch.Tensor):

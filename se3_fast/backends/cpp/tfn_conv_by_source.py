@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.modes import constant
 from se3_fast.backends.cpp.tfn_conv import NativeConvolution
-from se3_fast.contraction import ConvolutionPlan, RadialGroup, torque_to_gradient
+from se3_fast.backends.torch.tfn_conv import torque_to_gradient
+from se3_fast.contraction import ConvolutionPlan, RadialGroup
 from se3_fast.graph import Graph
-from se3_fast.modes import constant
 from se3_fast.so3 import alignment_map, generators
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.modes import constant
 from se3_fast.backends.cuda import library
 from se3_fast.backends.triton.tfn_conv import SPLITS, FeatureRows, Launches, contraction_items, group_spans, int64_table, pair_rows
 from se3_fast.contraction import ConvolutionPlan
 from se3_fast.graph import EdgeOrder
-from se3_fast.modes import constant
 from se3_fast.so3 import generators
 
 if TYPE_CHECKING:

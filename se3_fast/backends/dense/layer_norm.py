@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from se3_fast.autograd.differentiable import Operation, PlainFormula, Tensors, Wanted
+from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 
 
 def layer_norm(x: Tensor, scale: Tensor | None, shift: Tensor | None, epsilon: float) -> Tensor:

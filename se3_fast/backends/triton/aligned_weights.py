@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from se3_fast.contraction import ConvolutionPlan, RadialGroup, group_alignment
+from se3_fast.autograd.modes import constant
+from se3_fast.backends.torch.tfn_conv import group_alignment
+from se3_fast.contraction import ConvolutionPlan, RadialGroup
 from se3_fast.kernels.aligned_weights import SLOTS, BlockTable
-from se3_fast.modes import constant
 
 
 class Launch(NamedTuple):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.modes import constant
 from se3_fast.graph import Graph
 from se3_fast.kernels.edge_frames import wigner_table
-from se3_fast.modes import constant
 from se3_fast.so3 import axis_swap
 
 

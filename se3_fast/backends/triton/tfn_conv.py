@@ -14,12 +14,13 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-from se3_fast.contraction import ConvolutionPlan, orders
+from se3_fast.autograd.modes import constant
+from se3_fast.backends.torch.tfn_conv import orders
+from se3_fast.contraction import ConvolutionPlan
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv as kernels
 from se3_fast.kernels.cost import Cost
 from se3_fast.kernels.edge_frames import wigner_table
-from se3_fast.modes import constant
 from se3_fast.so3 import axis_swap, generators
 
 SPLITS = 4

@@ -15,12 +15,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.modes import constant, made_beside
+from se3_fast.backends.torch import tfn_conv as aligned
+from se3_fast.backends.torch.tfn_conv import orders
 from se3_fast.backends.triton.tfn_conv import FeatureRows, Launches, cost, output_rows
-from se3_fast.contraction import ConvolutionPlan, orders, rows_of_input
-from se3_fast.contraction import weight_blocks as blocks_of_group
+from se3_fast.contraction import ConvolutionPlan
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv_by_source as kernels
-from se3_fast.modes import constant, made_beside
 
 BUFFER_BYTES = 64 << 20
 """Largest T of a chunk of nodes: about a second-level cache, so that most of it is read back from there."""
@@ -98,7 +99,7 @@ def weight_blocks(plan: ConvolutionPlan, weights: Sequence[Tensor]) -> list[Tens
     """The aligned weights of each input degree, [C_in, columns of T], from the published weight of each group. Differentiable."""
     by_degree: dict[int, list[Tensor]] = {degree: [] for degree, _ in plan.node_channels}
     for group, weight in zip(plan.groups, weights, strict=True):
-        for degree, block in zip(group.degrees_in, blocks_of_group(group, weight, is_by_source=True), strict=True):
+        for degree, block in zip(group.degrees_in, aligned.weight_blocks(group, weight, is_by_source=True), strict=True):
             by_degree[degree].append(block)
     return [torch.cat(blocks, 1) for blocks in by_degree.values()]
 
@@ -108,13 +109,13 @@ def aligned_of_blocks(plan: ConvolutionPlan, blocks: Sequence[Tensor], width: in
     by_group: list[list[Tensor]] = [[] for _ in plan.groups]
     for (degree, _), block in zip(plan.node_channels, blocks, strict=True):
         present = [number for number, group in enumerate(plan.groups) if degree in group.degrees_in]
-        counts = [len(rows_of_input(plan.groups[number], degree, block.device)) for number in present]
+        counts = [len(aligned.rows_of_input(plan.groups[number], degree, block.device)) for number in present]
         widths = [count * width * plan.groups[number].channels_out for number, count in zip(present, counts, strict=True)]
         for number, count, part in zip(present, counts, block.split(widths, 1), strict=True):
             by_group[number].append(part.unflatten(1, (width, count, -1)).permute(2, 0, 1, 3))
     results = []
     for group, parts in zip(plan.groups, by_group, strict=True):
-        rows = torch.cat([rows_of_input(group, degree, parts[0].device) for degree in group.degrees_in])
+        rows = torch.cat([aligned.rows_of_input(group, degree, parts[0].device) for degree in group.degrees_in])
         results.append(torch.cat(parts).index_select(0, rows.argsort()))
     return results
 

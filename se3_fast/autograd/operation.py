@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from se3_fast.transforms import apply, apply_in_backward, is_forward
+from se3_fast.autograd.transforms import apply, apply_in_backward, is_forward
 
 Tensors = Sequence[Tensor | None]
 Evaluate = Callable[[Any], Sequence[Tensor]]
