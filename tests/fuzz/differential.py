@@ -193,10 +193,10 @@ def _derivatives(problem: Problem, run: Run) -> Tensors:
         _gradients(loss, wanted, retain_graph=True)
     gradients = _gradients(loss, wanted, create_graph=second)
     results |= {f"gradient of {name}": gradient.detach() for name, gradient in gradients.items()}
-    differentiable = {name: gradient for name, gradient in gradients.items() if gradient.requires_grad}
     if second:  # zero where the gradients are constants, whether or not autograd knows that they are
         again = wanted | ({f"cotangent {name}": x for name, x in cotangents.items()} if run.loss != "sum" else {})
-        found = _gradients(_contracted(differentiable, run), again) if differentiable else {}
+        contracted = _contracted(gradients, run)
+        found = {} if contracted is None else _gradients(contracted, again)
         results |= {f"second {name}": found.get(name, torch.zeros_like(x)) for name, x in again.items()}
     return results
 
@@ -216,14 +216,18 @@ def _cotangents(outputs: Tensors, run: Run) -> Tensors:
     }
 
 
-def _contracted(gradients: Tensors, run: Run) -> Tensor:
-    """The gradients times random vectors, in a sum."""
+def _contracted(gradients: Tensors, run: Run) -> Tensor | None:
+    """The gradients times random vectors, in a sum; None if all are constants.
+
+    Which of them autograd takes for constants is a backend's affair; the vectors are the same.
+    """
     generator = torch.Generator().manual_seed(run.seed + 2)
     parts = []
     for gradient in gradients.values():
         vector = torch.randn(gradient.shape, generator=generator, dtype=torch.float64).to(gradient.dtype)
-        parts.append((vector * gradient).sum())
-    return torch.stack(parts).sum()
+        if gradient.requires_grad:
+            parts.append((vector * gradient).sum())
+    return torch.stack(parts).sum() if parts else None
 
 
 def _gradients(loss: Tensor, wanted: Tensors, **options: bool) -> Tensors:
