@@ -75,5 +75,7 @@ def featuriser_of_checkpoint(checkpoint: Mapping[str, Any]) -> Featuriser:
     for name, size in sizes.items():
         got = checkpoint["model_config"].get(name)
         if got != size:
-            raise ValueError(f"the entry featuriser is missing, and the features are not those of QM9: expected {name} {size}, got {got}")
+            raise ValueError(
+                f"the entry featuriser is missing, and the features are not those of QM9: expected {name} {size}, got {got}"
+            )
     return SAMPLE_FEATURISER if checkpoint.get("data", {}).get("dataset") == "sample" else QM9_FEATURISER

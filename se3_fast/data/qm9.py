@@ -153,12 +153,12 @@ class QM9DataModule(DataModule):
             download_file(QM9_EDGE_URL, self.path, check_archive)
 
     def description(self) -> dict[str, Any]:
-        """Plain values that checkpoints carry: `featuriser`, and for features that it makes `domain`, what the training set spans."""
+        """Plain values that checkpoints carry: `featuriser`, and for its features `domain`, what the training set spans."""
         molecules = self._molecules.molecules
         featuriser = featuriser_of(self.dataset, molecules)
         described = {"featuriser": featuriser.description()}
         if featuriser in FEATURISERS:
-            described["domain"] = Domain.of(molecules, np.array(self.ds_train.indices)).description()
+            described["domain"] = Domain.of(molecules, np.array(cast(Subset[Molecules], self.ds_train).indices)).description()
         return described
 
     def _known_subsets(self) -> list[Subset[Molecules]]:

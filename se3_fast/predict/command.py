@@ -35,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Parser of all options of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m se3_fast.predict",
-        description="Predict a property for molecules with a trained model. Every molecule has a row: its number, and in the column "
-        "`outside` how it differs from the training molecules; or in the column `error` why it has none.",
+        description="Predict a property for molecules with a trained model. Every molecule has a row: its number, and in the "
+        "column `outside` how it differs from the training molecules; or in the column `error` why it has none.",
         epilog="Exit status: 0, all molecules have a number; 3, some have none; 2, the input as a whole is at fault.",
         formatter_class=HelpFormatter,
     )
@@ -72,7 +72,9 @@ def predict(arguments: argparse.Namespace) -> int:
         _check_arguments(arguments)
         predictor = Predictor.from_checkpoint(arguments.load_ckpt_path, world.device)
         if predictor.domain is None:
-            _log.warning("warning: the checkpoint does not say what its training data span; sizes and kinds of atoms are not compared")
+            _log.warning(
+                "warning: the checkpoint does not say what its training data span; sizes and kinds of atoms are not compared"
+            )
         predictions = predictor.predict_records(_records(arguments), arguments.conformers, arguments.seed, arguments.batch_size)
         served = unserved = 0
         with _writer(arguments, predictor) as write:

@@ -30,6 +30,7 @@ from .records import Record, RecordError, first_line, molecule_of_ase
 BATCH_SIZE = 128
 _MOST_ATOMS_OF_BATCH = 8192
 _NEEDED = ("model_config", "data")
+_NEEDED_OF_DATA = ("task", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ class Predictor:
         checkpoint = read_checkpoint(path)
         check_written_by("se3_fast.train", checkpoint, path)
         missing = [name for name in _NEEDED if name not in checkpoint]
-        missing += [f"data: {name}" for name in ("task", "mean", "std") if name not in checkpoint.get("data", {"task", "mean", "std"})]
+        missing += [
+            f"data: {name}" for name in ("task", "mean", "std") if name not in checkpoint.get("data", {"task", "mean", "std"})
+        ]
         if missing:
             raise CheckpointError(
                 f"{path}: expected a checkpoint that describes model, task and scale; missing: {', '.join(missing)} (train it on with "
@@ -312,4 +315,6 @@ def _record_of(number: int, molecule: Any) -> Record:
             return Record(number=number, molecule=molecule_of_ase(molecule))
         except RecordError as error:
             return Record(number=number, fault=str(error))
-    raise TypeError(f"molecule {number}: expected an RDKit molecule, ASE atoms, SMILES or MoleculeArrays, got {type(molecule).__name__}")
+    raise TypeError(
+        f"molecule {number}: expected an RDKit molecule, ASE atoms, SMILES or MoleculeArrays, got {type(molecule).__name__}"
+    )

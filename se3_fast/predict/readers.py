@@ -196,11 +196,11 @@ def _read_npz(path: Path) -> Iterator[Record]:
     molecules = read_molecules(path, "homo")
     if molecules.node_attr.is_floating_point() or molecules.edge_attr.is_floating_point():
         raise ValueError(f"{path}: expected features of this package, got others")
-    for number, molecule in enumerate(MoleculeDataset(molecules), 1):
-        arrays = {name: getattr(molecule, name).numpy() for name in ("node_attr", "node_pos", "edge_attr", "src", "dst")}
-        yield Record(str(path), number, molecule=MoleculeArrays(**arrays))
-        if number == len(molecules):
-            return
+    dataset = MoleculeDataset(molecules)
+    for index in range(len(dataset)):
+        alone = dataset[index]
+        arrays = {name: getattr(alone, name).numpy() for name in ("node_attr", "node_pos", "edge_attr", "src", "dst")}
+        yield Record(str(path), index + 1, molecule=MoleculeArrays(**arrays))
 
 
 _TEXT_READERS: dict[str, Callable[[TextIO, str], Iterator[Record]]] = {

@@ -93,7 +93,7 @@ def molecule_of_atoms(symbols: Sequence[str | int], positions: np.ndarray, charg
     for row, (symbol, position) in enumerate(zip(symbols, positions, strict=True)):
         try:
             editable.AddAtom(Chem.Atom(symbol if isinstance(symbol, int) else symbol.capitalize()))
-        except RuntimeError:
+        except (RuntimeError, OverflowError):
             raise RecordError(f"no element {symbol!r:.50}") from None
         conformer.SetAtomPosition(row, [float(value) for value in position])
     editable.AddConformer(conformer)

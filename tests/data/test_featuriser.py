@@ -42,7 +42,7 @@ def test_which_featuriser_a_checkpoint_has() -> None:
     assert featuriser_of_checkpoint(config) == QM9_FEATURISER
     assert featuriser_of_checkpoint({**config, "data": {"dataset": "sample"}}) == SAMPLE_FEATURISER
     assert featuriser_of_checkpoint({**config, "featuriser": {"name": "qm9", "version": 1}}) == QM9_FEATURISER
-    with pytest.raises(ValueError, match="featuriser: expected 'qm9', version 1 or .* got 'qm9', version 2"):
+    with pytest.raises(ValueError, match=r"featuriser: expected 'qm9', version 1 or .* got 'qm9', version 2"):
         featuriser_of_checkpoint({**config, "featuriser": {"name": "qm9", "version": 2}})
     with pytest.raises(ValueError, match=r"entry featuriser is missing, .* expected fiber_in \{0: 6\}, got \{0: 11\}"):
         featuriser_of_checkpoint({"model_config": {**SIZES, "fiber_in": {0: 11}}})

@@ -62,7 +62,9 @@ def test_alone_together_and_in_any_batch_size(predictor: Predictor) -> None:
     assert np.ptp(alone) > 1e-3
     for batch_size in (1, 3, 100):
         np.testing.assert_allclose(values(predictor.predict(molecules, batch_size=batch_size)), alone, atol=1e-5)
-    np.testing.assert_allclose(values(predictor.predict(molecules[::-1] * 20)).reshape(20, -1)[:, ::-1], alone[None] + np.zeros((20, 1)), atol=1e-5)
+    np.testing.assert_allclose(
+        values(predictor.predict(molecules[::-1] * 20)).reshape(20, -1)[:, ::-1], alone[None] + np.zeros((20, 1)), atol=1e-5
+    )
 
 
 def test_order_of_atoms_and_positions_in_space(predictor: Predictor) -> None:
@@ -71,7 +73,9 @@ def test_order_of_atoms_and_positions_in_space(predictor: Predictor) -> None:
         order = list(range(molecule.GetNumAtoms()))
         random.Random(0).shuffle(order)
         shuffled = Chem.RenumberAtoms(molecule, order)
-        arrays = featurise(molecule, molecule.GetConformer().GetPositions() @ np.linalg.qr(np.random.randn(3, 3))[0], SAMPLE_FEATURISER)
+        arrays = featurise(
+            molecule, molecule.GetConformer().GetPositions() @ np.linalg.qr(np.random.randn(3, 3))[0], SAMPLE_FEATURISER
+        )
         found = values(predictor.predict([molecule, shuffled, arrays]))
         np.testing.assert_allclose(found, found[0], atol=1e-5)
 
@@ -92,7 +96,10 @@ def test_ase(predictor: Predictor) -> None:
     charged, periodic = atoms[0].copy(), atoms[0].copy()
     charged.info["charge"] = -1
     periodic.set_pbc(True)
-    assert [prediction.error for prediction in predictor.predict([charged, periodic])] == ["charge -1", "periodic: expected a molecule"]
+    assert [prediction.error for prediction in predictor.predict([charged, periodic])] == [
+        "charge -1",
+        "periodic: expected a molecule",
+    ]
 
 
 def test_mean_and_spread_over_conformers(predictor: Predictor) -> None:
@@ -154,7 +161,7 @@ def test_hydrogens_that_are_missing(predictor: Predictor) -> None:
 
 
 def test_other_objects_are_refused(predictor: Predictor) -> None:
-    with pytest.raises(TypeError, match="molecule 2: expected an RDKit molecule, .* got int"):
+    with pytest.raises(TypeError, match=r"molecule 2: expected an RDKit molecule, .* got int"):
         predictor.predict(["CCCO", 3])
 
 
@@ -186,7 +193,10 @@ def test_checkpoints(checkpoint: dict, tmp_path: Path) -> None:
     write_safetensors(tensors, checkpoint)
     np.testing.assert_allclose(values(Predictor.from_checkpoint(tensors).predict(SMILES[:4])), wanted, atol=1e-6)
     for changed, message in (
-        ({"featuriser": {"name": "given", "version": 1}}, "featuriser: expected 'qm9', version 1 or 'sample', version 1, .* got 'given'"),
+        (
+            {"featuriser": {"name": "given", "version": 1}},
+            "featuriser: expected 'qm9', version 1 or 'sample', version 1, .* got 'given'",
+        ),
         ({"data": {"dataset": "sample", "task": "homo"}}, "missing: data: mean, data: std"),
         ({"data": {**checkpoint["data"], "task": "colour"}}, "task: expected one of mu"),
     ):
@@ -199,5 +209,6 @@ def test_checkpoints(checkpoint: dict, tmp_path: Path) -> None:
 
 
 def test_the_package_is_imported_without_rdkit() -> None:
-    code = "import sys, se3_fast, se3_fast.train, se3_fast.__main__; assert 'rdkit' not in sys.modules; se3_fast.Predictor; assert 'rdkit' in sys.modules"
+    without = "import sys, se3_fast, se3_fast.train, se3_fast.__main__; assert 'rdkit' not in sys.modules"
+    code = f"{without}; se3_fast.Predictor; assert 'rdkit' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
