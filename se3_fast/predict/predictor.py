@@ -124,8 +124,8 @@ class Predictor:
         ]
         if missing:
             raise CheckpointError(
-                f"{path}: expected a checkpoint that describes model, task and scale; missing: {', '.join(missing)} (train it on with "
-                "python -m se3_fast.train --load_ckpt_path, which writes them)"
+                f"{path}: expected a checkpoint that describes model, task and scale; missing: {', '.join(missing)} (python "
+                "-m se3_fast.train --load_ckpt_path trains it on, and writes them)"
             )
         data = checkpoint["data"]
         if data["task"] not in TASK_UNITS:
