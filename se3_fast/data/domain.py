@@ -55,14 +55,14 @@ class Domain:
         atomic_numbers = molecules.node_attr[:, _ATOMIC_NUMBER].numpy()  # [N]
         first_node = first_of_each(molecules.n_node).numpy()
         src = np.repeat(first_node, n_edge) + molecules.src.numpy()  # [E]
-        kinds = np.unique(_atom_kinds(atomic_numbers, src, molecules.edge_attr.numpy())[is_chosen[of_node]], axis=0)
+        kinds = _each_once(_atom_kinds(atomic_numbers, src, molecules.edge_attr.numpy())[is_chosen[of_node]])
         heavy = np.bincount(of_node[atomic_numbers != 1], minlength=len(molecules))[is_chosen]  # [m]
         return cls(
-            elements=tuple(sorted({int(kind[0]) for kind in kinds})),
+            elements=tuple(sorted({kind[0] for kind in kinds})),
             fewest_heavy_atoms=int(heavy.min()),
             most_heavy_atoms=int(heavy.max()),
             most_atoms=int(n_node[is_chosen].max()),
-            atom_kinds=tuple(tuple(map(int, kind)) for kind in kinds),
+            atom_kinds=tuple(kinds),
         )
 
     @classmethod
@@ -95,9 +95,8 @@ class Domain:
         if len(node_attr) > self.most_atoms:
             reasons.append(f"{len(node_attr)} atoms, training has at most {self.most_atoms}")
         known = set(self.atom_kinds)
-        kinds = np.unique(_atom_kinds(atomic_numbers, src, edge_attr), axis=0)
-        unknown = (kind for kind in (tuple(map(int, row)) for row in kinds) if kind not in known)
-        return reasons + [f"{_kind_name(kind)} is not in the training data" for kind in unknown]
+        kinds = _each_once(_atom_kinds(atomic_numbers, src, edge_attr))
+        return reasons + [f"{_kind_name(kind)} is not in the training data" for kind in kinds if kind not in known]
 
 
 def _atom_kinds(atomic_numbers: np.ndarray, src: np.ndarray, edge_attr: np.ndarray) -> np.ndarray:
@@ -108,6 +107,14 @@ def _atom_kinds(atomic_numbers: np.ndarray, src: np.ndarray, edge_attr: np.ndarr
         bonds = np.bincount(src[edge_attr[:, column] != 0], minlength=len(atomic_numbers))  # [n]
         kinds[:, 1 + column] = np.minimum(bonds, _LARGEST_COUNT)
     return kinds
+
+
+def _each_once(kinds: np.ndarray) -> list[tuple[int, ...]]:
+    """The different rows of kinds [n, 5] uint8, ascending."""
+    # Packed into one number each, which sorts faster than rows do.
+    shifts = 8 * np.arange(kinds.shape[1])[::-1]
+    packed = np.unique((kinds.astype(np.int64) << shifts).sum(axis=1))
+    return [tuple(int(part) for part in (code >> shifts) & _LARGEST_COUNT) for code in packed]
 
 
 def _heavy_atoms(count: int) -> str:
