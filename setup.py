@@ -276,7 +276,9 @@ setup(
     extras_require={
         "dgl": ["dgl>=1.1"],
         "pyg": ["torch_geometric>=2.3"],
-        "chem": ["rdkit>=2023.3", "tblite>=0.3"],
+        "chem": ["rdkit>=2023.9", "tblite>=0.3"],
+        "parquet": ["pyarrow>=14"],
+        "ase": ["ase>=3.22"],
         "logging": ["wandb>=0.15"],
         "cuda": ["cuda-bindings>=12.6"],
         "test": [
@@ -288,7 +290,13 @@ setup(
             "triton>=3.6; platform_system == 'Linux'",
         ],
     },
-    entry_points={"console_scripts": ["se3-fast-train=se3_fast.train:main", "se3-fast-inference=se3_fast.inference:main"]},
+    entry_points={
+        "console_scripts": [
+            "se3-fast=se3_fast.__main__:main",
+            "se3-fast-train=se3_fast.train:main",
+            "se3-fast-inference=se3_fast.inference:main",
+        ]
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "License :: OSI Approved :: MIT License",

@@ -1,5 +1,7 @@
 """se3_fast: SE(3)-Transformers for PyTorch."""
 
+from typing import TYPE_CHECKING, Any
+
 from se3_fast.backends.choice import backend
 from se3_fast.fiber import Fiber
 from se3_fast.fuse_level import convert_fuse_level
@@ -24,6 +26,9 @@ from se3_fast.model import (
 from se3_fast.ops.basis import get_basis, update_basis_with_fused
 from se3_fast.ops.edge_frames import EdgeGeometry
 
+if TYPE_CHECKING:
+    from se3_fast.predict import Predictor
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -37,6 +42,7 @@ __all__ = [
     "Graph",
     "LinearSE3",
     "NormSE3",
+    "Predictor",
     "SE3Transformer",
     "SE3TransformerPooled",
     "backend",
@@ -51,3 +57,12 @@ __all__ = [
     "radius_graph",
     "update_basis_with_fused",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Only when asked for: it needs RDKit.
+    if name == "Predictor":
+        from se3_fast.predict import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

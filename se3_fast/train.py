@@ -71,6 +71,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
             "std": float(data_module.targets_std),
         },
         "seed": seed,
+        **data_module.description(),
     }
     return Trainer(
         build_model(config),

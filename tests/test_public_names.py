@@ -8,7 +8,7 @@ import pytest
 
 PUBLIC = {
     "se3_fast": "AttentionBlockSE3 AttentionSE3 ConvSE3 ConvSE3FuseLevel EdgeGeometry Fiber GPooling Graph LinearSE3 NormSE3 "
-    "SE3Transformer SE3TransformerPooled backend build_for_state_dict check_state_dict complete_graph convert_fuse_level "
+    "Predictor SE3Transformer SE3TransformerPooled backend build_for_state_dict check_state_dict complete_graph convert_fuse_level "
     "fuse_level_of_state_dict fuse_levels_of_state_dict get_basis nearest_neighbour_graph radius_graph update_basis_with_fused",
     "se3_fast.layers": "AttentionBlockSE3 AttentionSE3 ConvSE3 ConvSE3FuseLevel GPooling LinearSE3 NormSE3",
     "se3_fast.graph": "EdgeOrder Graph as_graph complete_graph nearest_neighbour_graph radius_graph",
@@ -24,6 +24,7 @@ PUBLIC = {
     "se3_fast.train": "main",
     "se3_fast.train_forces": "main",
     "se3_fast.inference": "main",
+    "se3_fast.predict": "Prediction Predictor Record read_file",
 }
 
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from se3_fast.archives import one_line
 from se3_fast.data.download import GDB9_URL
-from se3_fast.data.molecule_arrays import molecule_arrays, stack_molecules
+from se3_fast.data.featuriser import QM9_FEATURISER
+from se3_fast.data.molecule_arrays import featurise, stack_molecules
 from se3_fast.data.molecules import LARGEST_NUMBER, DataError
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.tasks import HARTREE_IN_EV, TASKS
@@ -100,7 +101,7 @@ def build_qm9(sdf: Path, table: Path, excluded: frozenset[int] = frozenset()) ->
         if title not in rows:
             raise DataError(f"{table}: expected a line for {title} of {sdf}, found none")
         try:
-            arrays = molecule_arrays(molecule, molecule.GetConformer().GetPositions())
+            arrays = featurise(molecule, molecule.GetConformer().GetPositions(), QM9_FEATURISER)
             targets.append(targets_of(rows[title], arrays.node_attr[:, 5]))
         except KeyError as error:
             raise DataError(f"{table}: expected a column {error}, found none") from error
@@ -161,7 +162,7 @@ def _read_molecules(path: Path) -> Iterator[tuple[str, Chem.Mol]]:
         molecule = Chem.MolFromMolBlock("".join(lines), removeHs=False, sanitize=False) if is_known else None
         if molecule is None:
             raise DataError(f"{path}: molecule {position} (counted from 0) cannot be read")
-        yield lines[0].strip(), _with_aromaticity(molecule)
+        yield lines[0].strip(), molecule
 
 
 def _blocks(path: Path) -> Iterator[list[str]]:
@@ -181,17 +182,6 @@ def _blocks(path: Path) -> Iterator[list[str]]:
                 yield block
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)})") from error
-
-
-def _with_aromaticity(molecule: Chem.Mol) -> Chem.Mol:
-    """Return a copy with aromatic bonds marked, or the molecule as it is if RDKit cannot decide them.
-
-    The file leaves out the charges of zwitterions, so that some valences look wrong; they are not checked.
-    """
-    marked = Chem.Mol(molecule)
-    failed = Chem.SanitizeMol(marked, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES, catchErrors=True)
-    # A failure leaves half-changed bonds behind.
-    return marked if failed == Chem.SANITIZE_NONE else molecule
 
 
 def _number_of(title: str, sdf: Path) -> int:

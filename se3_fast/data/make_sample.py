@@ -24,13 +24,14 @@ from tqdm import tqdm
 
 try:
     from rdkit import Chem, rdBase
-    from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
     from tblite.interface import Calculator
 except ImportError as error:
     raise ImportError("making the sample data set needs RDKit and tblite: pip install 'se3_fast[chem]'") from error
 
 from se3_fast.archives import one_line
-from se3_fast.data.molecule_arrays import MoleculeArrays, molecule_arrays, stack_molecules
+from se3_fast.data.conformers import ConformerError, conformers
+from se3_fast.data.featuriser import SAMPLE_FEATURISER
+from se3_fast.data.molecule_arrays import MoleculeArrays, featurise, stack_molecules
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.tasks import HARTREE_IN_EV, TASKS
 from se3_fast.files import check_writable
@@ -249,15 +250,10 @@ def conformer(smiles: str, seed: int) -> tuple[Chem.Mol, np.ndarray] | None:
     refused if the optimisation did not converge or if its neighbours by distance are not the neighbours by bond.
     """
     molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
-    parameters = rdDistGeom.ETKDGv3()
-    parameters.randomSeed = seed  # type: ignore[assignment]  # RDKit's stubs give it the type of its owner
-    if rdDistGeom.EmbedMolecule(molecule, parameters) != 0:
+    try:
+        (positions,) = conformers(molecule, 1, seed)
+    except ConformerError:
         return None
-    if not rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
-        return None
-    if rdForceFieldHelpers.MMFFOptimizeMolecule(molecule, maxIters=5000) != 0:
-        return None
-    positions = molecule.GetConformer().GetPositions()
     positions = positions - positions.mean(axis=0)
     positions = np.round(positions / POSITION_STEP) * POSITION_STEP
     return (molecule, positions) if _is_connected_as_drawn(molecule, positions) else None
@@ -316,7 +312,7 @@ def make_molecule(smiles: str, seed: int) -> tuple[str, MoleculeArrays, np.ndarr
     targets = np.full(len(TASKS), np.nan)
     for task, value in labels.items():
         targets[TASKS.index(task)] = round(value, 5)
-    return smiles, molecule_arrays(molecule, positions), targets
+    return smiles, featurise(molecule, positions, SAMPLE_FEATURISER), targets
 
 
 def make_sample(num_molecules: int, seed: int, processes: int) -> dict[str, np.ndarray]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from se3_fast.data.featuriser import SAMPLE_FEATURISER, Featuriser
 from se3_fast.data.molecules import LARGEST_POSITION
 
 try:
     from rdkit import Chem
+    from rdkit.Chem import rdForceFieldHelpers
 except ImportError as error:
     raise ImportError("making molecules needs RDKit: pip install 'se3_fast[chem]'") from error
 
@@ -22,6 +24,9 @@ BOND_TYPES = {"SINGLE": 0, "DOUBLE": 1, "TRIPLE": 2, "AROMATIC": 3}
 
 HYBRIDISATIONS = {"SP": 7, "SP2": 8, "SP3": 9}
 """Column of every RDKit hybridisation in the node attributes."""
+
+MOST_ATOMS = 256
+"""Atoms that a molecule may have: edges name them in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,47 @@ class MoleculeArrays:
     dst: np.ndarray
 
 
+def featurise(molecule: Chem.Mol, positions: np.ndarray, featuriser: Featuriser) -> MoleculeArrays:
+    """Describe one molecule whose hydrogens are explicit, as the molecules of a data set are.
+
+    Aromatic bonds and hybridisation are those that RDKit finds; which bonds a molecule file marks does not matter. What this
+    returns is part of trained models: see :mod:`se3_fast.data.featuriser`.
+
+    Args:
+        molecule: RDKit molecule of H, C, N, O and F; it is not changed.
+        positions: [n, 3], Angstrom.
+        featuriser: One of ``FEATURISERS``.
+
+    Raises:
+        ValueError: An element or a bond type that the layout has no column for, positions of no use, no atom or more than 256.
+    """
+    marked = _with_aromaticity(molecule)
+    if featuriser == SAMPLE_FEATURISER:
+        marked = _with_aromaticity_of_mmff(marked)
+    return molecule_arrays(marked, positions)
+
+
+def _with_aromaticity(molecule: Chem.Mol) -> Chem.Mol:
+    """Return a copy with aromatic bonds marked, or the molecule as it is if RDKit cannot decide them.
+
+    QM9's file leaves out the charges of zwitterions, so that some valences look wrong; they are not checked.
+    """
+    marked = Chem.Mol(molecule)
+    failed = Chem.SanitizeMol(marked, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES, catchErrors=True)
+    # A failure leaves half-changed bonds behind.
+    return marked if failed == Chem.SANITIZE_NONE else molecule
+
+
+def _with_aromaticity_of_mmff(molecule: Chem.Mol) -> Chem.Mol:
+    """Return a copy with those bonds marked that MMFF94 calls aromatic, as its optimisation leaves them."""
+    marked = Chem.Mol(molecule)
+    marked.ClearProp("_MMFFSanitized")  # where it stands the marks that there are would stay
+    rdForceFieldHelpers.MMFFGetMoleculeProperties(marked)
+    return marked
+
+
 def molecule_arrays(molecule: Chem.Mol, positions: np.ndarray) -> MoleculeArrays:
-    """Describe one molecule whose hydrogens are explicit.
+    """Describe one molecule whose hydrogens are explicit, with aromatic bonds and hybridisation as they are marked.
 
     Args:
         molecule: RDKit molecule of H, C, N, O and F; what its atoms and bonds are marked as is what is stored.
@@ -54,8 +98,8 @@ def molecule_arrays(molecule: Chem.Mol, positions: np.ndarray) -> MoleculeArrays
         ValueError: An element or a bond type that the layout has no column for, positions of no use, no atom or more than 256.
     """
     num_atoms = molecule.GetNumAtoms()
-    if not 1 <= num_atoms <= 256:
-        raise ValueError(f"molecule must have 1 to 256 atoms, got {num_atoms}")
+    if not 1 <= num_atoms <= MOST_ATOMS:
+        raise ValueError(f"molecule must have 1 to {MOST_ATOMS} atoms, got {num_atoms}")
     if not (np.abs(positions) <= LARGEST_POSITION).all():
         raise ValueError(f"positions must be finite and at most {LARGEST_POSITION:.3g} Angstrom, got others")
     node_attr = np.zeros((num_atoms, 11), dtype=np.uint8)

@@ -8,13 +8,16 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from se3_fast.command_line import boolean
 from se3_fast.data.data_module import DataModule
+from se3_fast.data.domain import Domain
 from se3_fast.data.download import QM9_EDGE_URL, download_file
+from se3_fast.data.featuriser import FEATURISERS, featuriser_of
 from se3_fast.data.molecules import (
     NUM_EDGE_FEATURES,
     NUM_NODE_FEATURES,
@@ -148,6 +151,15 @@ class QM9DataModule(DataModule):
         """Download ``qm9_edge.npz`` if it is missing."""
         if self.dataset == "qm9" and not self.path.exists():
             download_file(QM9_EDGE_URL, self.path, check_archive)
+
+    def description(self) -> dict[str, Any]:
+        """Plain values that checkpoints carry: `featuriser`, and for its features `domain`, what the training set spans."""
+        molecules = self._molecules.molecules
+        featuriser = featuriser_of(self.dataset, molecules)
+        described = {"featuriser": featuriser.description()}
+        if featuriser in FEATURISERS:
+            described["domain"] = Domain.of(molecules, np.array(cast(Subset[Molecules], self.ds_train).indices)).description()
+        return described
 
     def _known_subsets(self) -> list[Subset[Molecules]]:
         known = ~self._molecules.molecules.targets.isnan()  # [M]

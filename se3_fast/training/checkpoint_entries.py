@@ -199,6 +199,31 @@ def _check_data(name: str, description: Any) -> None:
     expect(is_number(scale) and scale > 0, f"{name}: std", "a finite number above 0", scale)
 
 
+def _check_featuriser(name: str, description: Any) -> None:
+    expect(_is_named(description) and set(description) == {"name", "version"}, name, "a name and a version", description)
+    expect(isinstance(description["name"], str), f"{name}: name", "a name", description["name"])
+    expect(is_count(description["version"]), f"{name}: version", "a whole number from 0 on", description["version"])
+
+
+def _check_domain(name: str, description: Any) -> None:
+    counts = ("fewest_heavy_atoms", "most_heavy_atoms", "most_atoms")
+    known = {*counts, "elements", "atom_kinds", "charge"}
+    expect(_is_named(description) and set(description) == known, name, f"the entries {', '.join(sorted(known))}", description)
+    for key in counts:
+        expect(is_count(description[key]), f"{name}: {key}", "a whole number from 0 on", description[key])
+    charge = description["charge"]
+    expect(type(charge) is int, f"{name}: charge", "a whole number", charge)
+    _check_counts(f"{name}: elements", description["elements"])
+    kinds = description["atom_kinds"]
+    expect(isinstance(kinds, list), f"{name}: atom_kinds", "a list of kinds of atoms", kinds)
+    for kind in kinds:
+        _check_counts(f"{name}: atom_kinds", kind)
+
+
+def _check_counts(name: str, values: Any) -> None:
+    expect(isinstance(values, list) and all(map(is_count, values)), name, "a list of whole numbers from 0 on", values)
+
+
 def _check_description(name: str, description: Any) -> None:
     """A description consists of plain values by name."""
     expect(_is_named(description), name, "a dictionary by names", description)
@@ -248,6 +273,8 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "optimizer": _check_name,
     "model_config": _check_description,
     "data": _check_data,
+    "featuriser": _check_featuriser,
+    "domain": _check_domain,
     "loss": _check_description,
     "seed": _check_seed,
 }

@@ -1,0 +1,49 @@
+"""The command `se3-fast`, or `python -m se3_fast`: sub-commands that hand over to the commands of the package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": ("se3_fast.train", "train on a molecular property"),
+    "train-forces": ("se3_fast.train_forces", "train a force field"),
+    "predict": ("se3_fast.predict.command", "predict a property for molecules"),
+    "evaluate": ("se3_fast.inference", "evaluate a trained model on the test set"),
+    "data build-qm9": ("se3_fast.data.build_qm9", "build qm9_edge.npz from its sources"),
+    "data make-sample": ("se3_fast.data.make_sample", "make the sample data set again"),
+    "data make-force-sample": ("se3_fast.data.make_force_sample", "make the sample data set of forces again"),
+}
+"""Module and purpose of every sub-command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command; returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for count in (1, 2):
+        name = " ".join(words[:count])
+        if name in COMMANDS:
+            return _run(COMMANDS[name][0], words[count:])
+    is_help = words[:1] in (["-h"], ["--help"])
+    print(_usage(), file=sys.stdout if is_help else sys.stderr)
+    return 0 if is_help else 2
+
+
+def _run(module: str, arguments: list[str]) -> int:
+    try:
+        command = import_module(module)
+    except ImportError as error:  # a package of an extra; its message says which
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return int(command.main(arguments))
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    return "\n".join(["usage: se3-fast COMMAND [OPTIONS]; se3-fast COMMAND --help lists the options", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The command `python -m se3_fast.predict`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from itertools import chain
+from pathlib import Path
+
+from rdkit import rdBase
+from tqdm import tqdm
+
+from se3_fast.command_line import HelpFormatter
+from se3_fast.files import check_writable
+from se3_fast.training.arguments import natural_int, positive_int
+from se3_fast.training.distributed import open_world
+from se3_fast.training.errors import run_command, user_errors
+from se3_fast.training.signals import StopSignal
+
+from .predictor import BATCH_SIZE, Predictor
+from .readers import SUFFIXES, read_file, read_smiles
+from .records import Record
+from .writers import WRITERS, Write, check_output, column_name, csv_writer, open_writer
+
+SOME_NOT_SERVED = 3
+"""Exit status of a run that went through, with molecules that have no number."""
+
+_log = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of all options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m se3_fast.predict",
+        description="Predict a property for molecules with a trained model. Every molecule has a row: its number, and in the "
+        "column `outside` how it differs from the training molecules; or in the column `error` why it has none.",
+        epilog="Exit status: 0, all molecules have a number; 3, some have none; 2, the input as a whole is at fault.",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("input", nargs="*", type=Path, metavar="FILE", help=f"molecules: {', '.join(SUFFIXES)}")
+    parser.add_argument("--smiles", nargs="+", default=None, metavar="SMILES", help="molecules on the command line")
+    parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of the trained model")
+    parser.add_argument(
+        "--output", type=Path, default=None, metavar="FILE", help=f"{', '.join(WRITERS)} (default: CSV on standard output)"
+    )
+    parser.add_argument("--smiles_column", default="smiles", metavar="NAME", help="column of the SMILES in CSV files")
+    parser.add_argument(
+        "--conformers",
+        type=positive_int,
+        default=1,
+        help="conformers of each molecule that has no positions in space; of several, mean and spread are written",
+    )
+    parser.add_argument("--seed", type=natural_int, default=0, help="seed of the conformers")
+    parser.add_argument("--batch_size", type=positive_int, default=BATCH_SIZE, help="molecules that are computed together")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    return parser
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns how many molecules have no number.
+
+    Raises:
+        CommandError: The input as a whole is at fault.
+        Stopped: SIGINT or SIGTERM has ended it.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    rdBase.DisableLog("rdApp.*")
+    with StopSignal().watched(), open_world(arguments.device) as world, user_errors():
+        _check_arguments(arguments)
+        predictor = Predictor.from_checkpoint(arguments.load_ckpt_path, world.device)
+        if predictor.domain is None:
+            _log.warning(
+                "warning: the checkpoint does not say what its training data span; sizes and kinds of atoms are not compared"
+            )
+        predictions = predictor.predict_records(_records(arguments), arguments.conformers, arguments.seed, arguments.batch_size)
+        served = unserved = 0
+        with _writer(arguments, predictor) as write:
+            for prediction in tqdm(predictions, unit="molecule", disable=None, leave=False):
+                write(prediction)
+                served += not prediction.error
+                unserved += bool(prediction.error)
+    if unserved:
+        print(f"{unserved} of {served + unserved} molecules have no number: see column error", file=sys.stderr)
+    return unserved
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    if not arguments.input and not arguments.smiles:
+        raise ValueError("expected files of molecules, or --smiles")
+    for path in arguments.input:
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{path}: expected a file whose name ends in {', '.join(SUFFIXES)}")
+        with open(path, "rb"):
+            pass
+    if arguments.output is not None:
+        check_output(arguments.output)
+        if any(arguments.output.exists() and path.samefile(arguments.output) for path in arguments.input):
+            raise ValueError(f"{arguments.output}: expected an output that is none of the inputs")
+        check_writable(arguments.output)
+
+
+def _records(arguments: argparse.Namespace) -> Iterator[Record]:
+    files = (read_file(path, arguments.smiles_column) for path in arguments.input)
+    return chain(read_smiles(arguments.smiles or ()), chain.from_iterable(files))
+
+
+def _writer(arguments: argparse.Namespace, predictor: Predictor) -> AbstractContextManager[Write]:
+    column = column_name(predictor.task, predictor.unit)
+    has_spread = arguments.conformers > 1
+    if arguments.output is None:
+        return csv_writer(sys.stdout.buffer, column, has_spread)
+    return open_writer(arguments.output, column, has_spread)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, predict, and return the exit status."""
+    parsed = build_parser().parse_args(arguments)
+    unserved = []
+    status = run_command(lambda: unserved.append(predict(parsed)))
+    return SOME_NOT_SERVED if status == 0 and unserved[0] else status

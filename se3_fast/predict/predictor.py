@@ -1,0 +1,320 @@
+"""A trained model that is given molecules and says numbers, or why it does not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rdkit import Chem
+
+from se3_fast import Graph, SE3TransformerPooled
+from se3_fast.data.conformers import conformers
+from se3_fast.data.domain import Domain
+from se3_fast.data.featuriser import Featuriser, featuriser_of_checkpoint
+from se3_fast.data.molecule_arrays import ELEMENTS, MOST_ATOMS, MoleculeArrays, featurise
+from se3_fast.data.molecules import NUM_NODE_FEATURES
+from se3_fast.data.tasks import TASK_UNITS
+from se3_fast.training.checkpoint import read_checkpoint
+from se3_fast.training.errors import CheckpointError
+from se3_fast.training.kinds import check_written_by
+from se3_fast.training.model_config import model_of_checkpoint
+
+from .readers import read_smiles
+from .records import Record, RecordError, first_line, molecule_of_ase
+
+BATCH_SIZE = 128
+_MOST_ATOMS_OF_BATCH = 8192
+_NEEDED = ("model_config", "data")
+_NEEDED_OF_DATA = ("task", "mean", "std")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one molecule.
+
+    Attributes:
+        file: Where the molecule stands, or empty.
+        number: Of its line or place, from 1.
+        name: Its title, or empty.
+        value: In the property's unit; the mean over the conformers. None if there is an error.
+        spread: Standard deviation over the conformers; None for a single one.
+        conformers: How many sets of positions were predicted for.
+        outside: How the molecule differs from those that the model was trained on; empty if nothing is seen.
+        error: Why there is no value, or empty.
+        molecule: With the first of the positions; None for molecules that were no RDKit molecules or could not be read.
+    """
+
+    file: str
+    number: int
+    name: str
+    value: float | None
+    spread: float | None
+    conformers: int
+    outside: str
+    error: str
+    molecule: Chem.Mol | None
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A record with arrays for each conformer; none if there is an error."""
+
+    record: Record
+    arrays: list[MoleculeArrays]
+    outside: str = ""
+    error: str = ""
+    molecule: Chem.Mol | None = None
+
+
+class Predictor:
+    """Predicts one property for molecules.
+
+    Args:
+        model: The model; it is put on the device and in evaluation mode.
+        task: The property, one of `TASKS`.
+        mean: What the standardised predictions are shifted by, in the property's unit.
+        std: What they are multiplied by.
+        featuriser: The function that makes the features that the model was trained on.
+        domain: What the training set spans; None if it is not known.
+        device: Where the model computes.
+
+    Attributes:
+        task: The property.
+        unit: Its unit.
+        domain: What the training set spans, or None.
+    """
+
+    def __init__(
+        self,
+        model: SE3TransformerPooled,
+        task: str,
+        mean: float,
+        std: float,
+        featuriser: Featuriser,
+        domain: Domain | None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.task = task
+        self.unit = TASK_UNITS[task]
+        self.domain = domain
+        self._device = torch.device(device)
+        self._model = model.to(self._device).eval()
+        self._mean = mean
+        self._std = std
+        self._featuriser = featuriser
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Predictor:
+        """The predictor of a checkpoint of `se3_fast.train`.
+
+        Raises:
+            CheckpointError: It is none, is damaged, or does not say how features or numbers are made; in one line.
+        """
+        path = Path(path)
+        checkpoint = read_checkpoint(path)
+        check_written_by("se3_fast.train", checkpoint, path)
+        missing = [name for name in _NEEDED if name not in checkpoint]
+        missing += [
+            f"data: {name}" for name in ("task", "mean", "std") if name not in checkpoint.get("data", {"task", "mean", "std"})
+        ]
+        if missing:
+            raise CheckpointError(
+                f"{path}: expected a checkpoint that describes model, task and scale; missing: {', '.join(missing)} (python "
+                "-m se3_fast.train --load_ckpt_path trains it on, and writes them)"
+            )
+        data = checkpoint["data"]
+        if data["task"] not in TASK_UNITS:
+            raise CheckpointError(f"{path}: data: task: expected one of {', '.join(TASK_UNITS)}, got {data['task']!r:.50}")
+        try:
+            featuriser = featuriser_of_checkpoint(checkpoint)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        model = model_of_checkpoint(path, checkpoint["model_config"], checkpoint["state_dict"])
+        domain = Domain.of_description(checkpoint["domain"]) if "domain" in checkpoint else None
+        return cls(model, data["task"], data["mean"], data["std"], featuriser, domain, device)
+
+    def predict(
+        self, molecules: Iterable[Any], num_conformers: int = 1, seed: int = 0, batch_size: int = BATCH_SIZE
+    ) -> list[Prediction]:
+        """Predict for RDKit molecules, ASE atoms, SMILES, or `MoleculeArrays`, in their order.
+
+        Args:
+            molecules: Of those without positions in space conformers are made.
+            num_conformers: Of each such molecule.
+            seed: Of the conformers.
+            batch_size: Molecules that are computed together, at most.
+
+        Raises:
+            TypeError: Something else is among them.
+        """
+        records = (_record_of(number, molecule) for number, molecule in enumerate(molecules, 1))
+        return list(self.predict_records(records, num_conformers, seed, batch_size))
+
+    def predict_records(
+        self, records: Iterable[Record], num_conformers: int = 1, seed: int = 0, batch_size: int = BATCH_SIZE
+    ) -> Iterator[Prediction]:
+        """Predict for records as they come, in memory that does not grow with their number; arguments as for :meth:`predict`."""
+        waiting: list[_Described] = []
+        count = atoms = 0
+        for record in records:
+            described = self._describe(record, num_conformers, seed)
+            waiting.append(described)
+            count += max(len(described.arrays), 1)
+            atoms += sum(len(arrays.node_attr) for arrays in described.arrays)
+            if count >= batch_size or atoms >= _MOST_ATOMS_OF_BATCH:
+                yield from self._predict_batch(waiting)
+                waiting, count, atoms = [], 0, 0
+        yield from self._predict_batch(waiting)
+
+    def _describe(self, record: Record, num_conformers: int, seed: int) -> _Described:
+        if record.molecule is None:
+            return _Described(record, [], error=record.fault)
+        if isinstance(record.molecule, MoleculeArrays):
+            return self._describe_arrays(record, record.molecule)
+        reason = self._unserved(record.molecule)
+        if reason:
+            return _Described(record, [], outside=reason, error=reason, molecule=record.molecule)
+        try:
+            molecule = _with_hydrogens(record.molecule)
+            if molecule.GetNumAtoms() > MOST_ATOMS:
+                raise RecordError(f"{molecule.GetNumAtoms()} atoms, at most {MOST_ATOMS} are possible")
+            positions = _positions(molecule, num_conformers, seed)
+            arrays = [featurise(molecule, one, self._featuriser) for one in positions]
+        except (ValueError, RuntimeError) as error:
+            return _Described(record, [], error=first_line(error), molecule=record.molecule)
+        return _Described(record, arrays, "; ".join(self._reasons_outside(molecule, arrays[0])), molecule=molecule)
+
+    def _describe_arrays(self, record: Record, arrays: MoleculeArrays) -> _Described:
+        unknown = set(arrays.node_attr[:, NUM_NODE_FEATURES - 1].tolist()) - set(self._elements())
+        if unknown:
+            reason = _not_in_training(unknown)
+            return _Described(record, [], outside=reason, error=reason)
+        reasons = self.domain.reasons_outside(arrays.node_attr, arrays.edge_attr, arrays.src) if self.domain else []
+        return _Described(record, [arrays], "; ".join(reasons))
+
+    def _elements(self) -> Iterable[int]:
+        return self.domain.elements if self.domain else ELEMENTS
+
+    def _unserved(self, molecule: Chem.Mol) -> str:
+        """What the features cannot express about a molecule, or empty: such a molecule would be taken for another."""
+        reasons = []
+        unknown = {atom.GetAtomicNum() for atom in molecule.GetAtoms()} - set(self._elements())
+        if unknown:
+            reasons.append(_not_in_training(unknown))
+        charge = Chem.GetFormalCharge(molecule)
+        if charge != (self.domain.charge if self.domain else 0):
+            reasons.append(f"charge {charge:+d}")
+        radical_electrons = sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms())
+        if radical_electrons:
+            reasons.append(f"a radical with {radical_electrons} unpaired electron{'s' * (radical_electrons > 1)}")
+        return "; ".join(reasons)
+
+    def _reasons_outside(self, molecule: Chem.Mol, arrays: MoleculeArrays) -> list[str]:
+        pieces = len(Chem.GetMolFrags(molecule))
+        reasons = [f"{pieces} pieces without a bond between them, training has 1"] if pieces > 1 else []
+        if self.domain is not None:
+            reasons += self.domain.reasons_outside(arrays.node_attr, arrays.edge_attr, arrays.src)
+        return reasons
+
+    def _predict_batch(self, batch: list[_Described]) -> Iterator[Prediction]:
+        molecules = [arrays for described in batch for arrays in described.arrays]
+        values = self._values(molecules) if molecules else np.empty(0)
+        first = 0
+        for described in batch:
+            count = len(described.arrays)
+            yield _prediction(described, values[first : first + count])
+            first += count
+
+    @torch.inference_mode()
+    def _values(self, molecules: list[MoleculeArrays]) -> np.ndarray:
+        """The property of molecules, [M] float64, in its unit."""
+        n_node = [len(molecule.node_attr) for molecule in molecules]
+        shift = np.repeat(np.cumsum(n_node) - n_node, [len(molecule.src) for molecule in molecules])  # [E]
+        src, dst = (
+            torch.from_numpy(np.concatenate([getattr(molecule, name) for molecule in molecules]) + shift) for name in ("src", "dst")
+        )
+        pos = torch.from_numpy(np.concatenate([molecule.node_pos for molecule in molecules]))  # [N, 3]
+        node_attr = np.concatenate([molecule.node_attr[:, :NUM_NODE_FEATURES] for molecule in molecules])  # [N, 6]
+        edge_attr = np.concatenate([molecule.edge_attr for molecule in molecules])  # [E, 4]
+        graph = Graph(src, dst, sum(n_node), n_node, [len(molecule.src) for molecule in molecules], {"pos": pos})
+        graph.edata["rel_pos"] = pos[dst] - pos[src]  # [E, 3]
+        node_feats = {"0": torch.from_numpy(node_attr).float().unsqueeze(-1).to(self._device)}  # [N, 6, 1]
+        edge_feats = {"0": torch.from_numpy(edge_attr).float().unsqueeze(-1).to(self._device)}  # [E, 4, 1]
+        prediction = self._model(graph.to(self._device), node_feats, edge_feats)  # [M]
+        # In float64: total energies would lose digits.
+        return prediction.double().cpu().numpy() * self._std + self._mean
+
+
+def _prediction(described: _Described, values: np.ndarray) -> Prediction:
+    record, error = described.record, described.error
+    if len(values) and not np.isfinite(values).all():
+        error = "the model's number is not finite"
+    is_served = len(values) > 0 and not error
+    return Prediction(
+        file=record.file,
+        number=record.number,
+        name=record.name,
+        value=float(values.mean()) if is_served else None,
+        spread=float(values.std(ddof=1)) if is_served and len(values) > 1 else None,
+        conformers=len(values),
+        outside=described.outside,
+        error=error,
+        molecule=described.molecule,
+    )
+
+
+def _not_in_training(atomic_numbers: Iterable[int]) -> str:
+    table = Chem.GetPeriodicTable()
+    names = [table.GetElementName(number).lower() if number else "an atom of no element" for number in sorted(atomic_numbers)]
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not in the training data"
+
+
+def _with_hydrogens(molecule: Chem.Mol) -> Chem.Mol:
+    """The molecule with explicit hydrogens.
+
+    Raises:
+        RecordError: Only some of them stand there beside positions in space, which tells of a radical or of a fault.
+    """
+    if molecule.GetNumAtoms() == 0:
+        raise RecordError("no atoms")
+    missing = sum(atom.GetTotalNumHs() for atom in molecule.GetAtoms())
+    if not missing:
+        return Chem.Mol(molecule)
+    if _has_positions(molecule) and any(atom.GetAtomicNum() == 1 for atom in molecule.GetAtoms()):
+        raise RecordError(f"{missing} of its hydrogens missing: a radical, or incomplete")
+    if molecule.GetNumAtoms() > MOST_ATOMS:
+        raise RecordError(f"{molecule.GetNumAtoms()} atoms, at most {MOST_ATOMS} are possible")
+    return Chem.AddHs(molecule, addCoords=_has_positions(molecule))
+
+
+def _has_positions(molecule: Chem.Mol) -> bool:
+    return molecule.GetNumConformers() > 0 and molecule.GetConformer().Is3D()
+
+
+def _positions(molecule: Chem.Mol, num_conformers: int, seed: int) -> list[np.ndarray]:
+    if _has_positions(molecule):
+        return [molecule.GetConformer().GetPositions()]
+    return conformers(molecule, num_conformers, seed)
+
+
+def _record_of(number: int, molecule: Any) -> Record:
+    if isinstance(molecule, str):
+        return replace(next(read_smiles([molecule])), number=number)
+    if isinstance(molecule, MoleculeArrays):
+        return Record(number=number, molecule=molecule)
+    if isinstance(molecule, Chem.Mol):
+        name = molecule.GetProp("_Name") if molecule.HasProp("_Name") else ""
+        return Record(number=number, name=name, molecule=molecule)
+    if hasattr(molecule, "get_atomic_numbers") and hasattr(molecule, "get_positions"):
+        try:
+            return Record(number=number, molecule=molecule_of_ase(molecule))
+        except RecordError as error:
+            return Record(number=number, fault=str(error))
+    raise TypeError(
+        f"molecule {number}: expected an RDKit molecule, ASE atoms, SMILES or MoleculeArrays, got {type(molecule).__name__}"
+    )

@@ -1,0 +1,150 @@
+"""One molecule as it was read, or why it could not be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from se3_fast.data.molecule_arrays import MOST_ATOMS, MoleculeArrays
+
+try:
+    from rdkit import Chem
+    from rdkit.Chem import rdDetermineBonds
+except ImportError as error:
+    raise ImportError("predicting for molecules needs RDKit: pip install 'se3_fast[chem]'") from error
+
+_MOST_ITERATIONS = 100_000
+_LARGEST_CHARGE = 100  # RDKit's charges have 8 bits
+
+
+class RecordError(ValueError):
+    """A molecule cannot be served; the message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One molecule of a file or a sequence.
+
+    Attributes:
+        file: Where it stands; empty for molecules that were not read from a file.
+        number: Of its line (SMILES, CSV, XYZ: where it begins) or of its place in the file, counted from 1.
+        name: Its title, or empty.
+        molecule: An RDKit molecule, or arrays that are featurised already; None if it could not be read.
+        fault: Why it could not be read, or empty.
+    """
+
+    file: str = ""
+    number: int = 0
+    name: str = ""
+    molecule: Chem.Mol | MoleculeArrays | None = None
+    fault: str = ""
+
+
+def molecule_of_smiles(smiles: str) -> Chem.Mol:
+    """The molecule of a SMILES, in RDKit's canonical order, so that conformers do not depend on how it was written.
+
+    Raises:
+        RecordError: It is none.
+    """
+    molecule = Chem.MolFromSmiles(smiles, sanitize=False) if smiles.strip() else None
+    if molecule is None:
+        raise RecordError(f"not a SMILES: {smiles!r:.100}")
+    return Chem.MolFromSmiles(Chem.MolToSmiles(sanitised(molecule))) or sanitised(molecule)
+
+
+def molecule_of_block(lines: Sequence[str]) -> Chem.Mol:
+    """The molecule of a MOL block.
+
+    Raises:
+        RecordError: It cannot be read.
+    """
+    counts = next((line.split() for line in lines if line.startswith("M  V30 COUNTS")), None)
+    # Of such a block RDKit believes how many atoms it has, and makes room for them.
+    if counts is not None and not (len(counts) > 4 and all(word.isdecimal() and int(word) < len(lines) for word in counts[3:5])):
+        raise RecordError("not a MOL block: fewer lines than its atoms and bonds")
+    molecule = Chem.MolFromMolBlock("".join(lines), removeHs=False, sanitize=False)
+    if molecule is None:
+        raise RecordError("not a MOL block")
+    return sanitised(molecule)
+
+
+def molecule_of_atoms(symbols: Sequence[str | int], positions: np.ndarray, charge: int) -> Chem.Mol:
+    """The molecule of atoms in space; RDKit finds the bonds from the distances.
+
+    Args:
+        symbols: [n], symbols of elements or atomic numbers.
+        positions: [n, 3], Angstrom.
+        charge: Of the whole molecule.
+
+    Raises:
+        RecordError: No such element, too many atoms, or no bonds fit.
+    """
+    if not symbols:
+        raise RecordError("no atoms")
+    if abs(charge) > _LARGEST_CHARGE:
+        raise RecordError(f"charge {charge:+d}")
+    if len(symbols) > MOST_ATOMS:
+        raise RecordError(f"{len(symbols)} atoms, at most {MOST_ATOMS} are possible")
+    editable = Chem.RWMol()
+    conformer = Chem.Conformer(len(symbols))
+    for row, (symbol, position) in enumerate(zip(symbols, positions, strict=True)):
+        try:
+            editable.AddAtom(Chem.Atom(symbol if isinstance(symbol, int) else symbol.capitalize()))
+        except (RuntimeError, OverflowError):
+            raise RecordError(f"no element {symbol!r:.50}") from None
+        conformer.SetAtomPosition(row, [float(value) for value in position])
+    editable.AddConformer(conformer)
+    if charge != 0:  # such a molecule is not served, and which of its atoms has the charge does not matter
+        editable.GetAtomWithIdx(0).SetFormalCharge(charge)
+        return editable.GetMol()
+    try:
+        rdDetermineBonds.DetermineBonds(editable, charge=0, allowChargedFragments=False, maxIterations=_MOST_ITERATIONS)
+    except (ValueError, RuntimeError) as error:
+        raise RecordError(f"no bonds fit its atoms: a radical, a charge, or a distorted molecule ({first_line(error)})") from None
+    return sanitised(editable.GetMol())
+
+
+def molecule_of_ase(atoms: Any) -> Chem.Mol:
+    """The molecule of ASE's `Atoms`; its charge is `info["charge"]`.
+
+    Raises:
+        RecordError: It is periodic, or not a molecule.
+    """
+    if any(atoms.get_pbc()):
+        raise RecordError("periodic: expected a molecule")
+    positions = np.asarray(atoms.get_positions(), dtype=float)
+    check_positions(positions)
+    return molecule_of_atoms(atoms.get_atomic_numbers().tolist(), positions, int(atoms.info.get("charge", 0)))
+
+
+def check_positions(positions: np.ndarray) -> None:
+    """Check that positions are finite.
+
+    Raises:
+        RecordError: They are not.
+    """
+    if not np.isfinite(positions).all():
+        raise RecordError("positions are not finite")
+
+
+def sanitised(molecule: Chem.Mol) -> Chem.Mol:
+    """A copy whose valences are checked.
+
+    Raises:
+        RecordError: They are wrong; says which.
+    """
+    copy = Chem.Mol(molecule)
+    try:
+        Chem.SanitizeMol(copy)
+    except (ValueError, RuntimeError) as error:
+        raise RecordError(first_line(error)) from None
+    return copy
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of RDKit, which may have a trace of C++ after it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
