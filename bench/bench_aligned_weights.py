@@ -10,8 +10,8 @@ from torch import Tensor
 from bench.operations import Problem, compare
 from bench.workloads import SIZES, build
 from se3_fast import ConvSE3
+from se3_fast.backends.triton.aligned_weights import aligned_weights
 from se3_fast.kernels.aligned_weights import cost
-from se3_fast.ops.aligned_weights import aligned_weights
 
 ENTRIES = 2.0
 """Mean entries of the map for each aligned weight, at 4 degrees."""
