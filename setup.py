@@ -262,6 +262,7 @@ setup(
     package_data={
         "se3_fast": ["py.typed"],
         "se3_fast.data": ["sample.npz", "force_sample.npz"],
+        "se3_fast.pretrained": ["*.safetensors", "*.md", "SHA256SUMS"],
         "se3_fast.csrc": ["*.cu", "*.cuh"],  # compiled at first use
     },
     ext_modules=extensions(),
