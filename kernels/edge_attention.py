@@ -38,6 +38,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .launching import launch
 from .precision import DTYPES, sum_type
 from .resources import CompileCase, signature
 
@@ -153,10 +154,10 @@ def attend(value: Tensor, key: Tensor, query: Tensor, order: Tensor, offsets: Te
     """
     output = value.new_empty(len(query), *value.shape[1:])
     if len(query) > 0:
-        launch = _launch(value, key, query)
-        _forward_kernel[launch.grid](
+        chosen = _launch(value, key, query)
+        launch(_forward_kernel, chosen.grid,
             value.contiguous(), key.contiguous(), query.contiguous(), order, offsets, output,
-            **launch.constants, num_warps=launch.warps, num_stages=NUM_STAGES,
+            **chosen.constants, num_warps=chosen.warps, num_stages=NUM_STAGES,
         )  # fmt: skip
     return output
 
@@ -176,11 +177,11 @@ def attend_backward(
     """
     of_value, of_key, of_query = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (value, key, query))
     if len(query) > 0:
-        launch = _launch(value, key, query)
-        _backward_kernel[launch.grid](
+        chosen = _launch(value, key, query)
+        launch(_backward_kernel, chosen.grid,
             value.contiguous(), key.contiguous(), query.contiguous(), order, offsets, gradient.contiguous(),
             of_value, of_key, of_query,
-            **launch.constants, num_warps=launch.warps, num_stages=NUM_STAGES,
+            **chosen.constants, num_warps=chosen.warps, num_stages=NUM_STAGES,
         )  # fmt: skip
     return of_value, of_key, of_query
 

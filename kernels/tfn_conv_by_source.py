@@ -36,6 +36,7 @@ from torch import Tensor
 
 from . import table_fields as fields
 from .edge_frames import tile_size, wigner_tile
+from .launching import launch
 from .precision import ROUNDINGS, Rounding, add_product, is_half, padded, product_constants
 from .resources import ArgumentType, CompileCase, signature
 from .tfn_conv import Tile, argument_types, rotation_block
@@ -71,10 +72,8 @@ class PairTable(NamedTuple):
 
     Attributes:
         pairs: :class:`SourcePairRow` rows.
-        items: :class:`Item` rows, the programs of :func:`contract` (an output degree at an order) or of :func:`frame_gradient` (an
-            input degree at an order).
-        slices: for each of :data:`COMPONENT_BLOCKS` the programs of :func:`product_gradient`, [s, 2]: a pair, and the first of the
-            components that the program takes.
+        items: :class:`Item` rows, programs of :func:`contract` (output degrees) or of :func:`frame_gradient` (input degrees).
+        slices: for each of :data:`COMPONENT_BLOCKS` the programs of :func:`product_gradient`, [s, 2]: pair and first component.
         channels: largest number of output channels.
         has_odd: whether these are orders m > 0; m = 0 has a table of its own.
     """
@@ -391,9 +390,10 @@ def frames(angles: Tensor, table: Tensor, degree: int, result: Tensor, row: int)
     if num_edges == 0:
         return
     block = rotation_block(degree)
-    _frames_kernel[(triton.cdiv(num_edges, block),)](
-        angles, table, result, num_edges, row, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block
-    )
+    launch(
+        _frames_kernel, (triton.cdiv(num_edges, block),),
+        angles, table, result, num_edges, row, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
+    )  # fmt: skip
 
 
 def contract(
@@ -414,7 +414,7 @@ def contract(
             continue
         tile = _edge_tile(hidden.dtype, table.channels, edges.tile_edges)
         grid = (len(edges.tiles), len(table.items), triton.cdiv(table.channels, tile.channels))
-        _contract_kernel[grid](
+        launch(_contract_kernel, grid,
             frame_rows, hidden, products, outputs, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
@@ -448,7 +448,7 @@ def hidden_gradient(
     num_groups, num_edges, width = result.shape
     channels = max(table.channels for table in tables)
     tile = _edge_tile(result.dtype, channels, edges.tile_edges)
-    _hidden_gradient_kernel[(len(edges.tiles), num_groups)](
+    launch(_hidden_gradient_kernel, (len(edges.tiles), num_groups),
         frame_rows, gradient, products, result, edges.tiles, edges.order, edges.offsets,
         tables[0].pairs, spans[0], tables[1].pairs, spans[1], num_edges, edges.first_node, edges.num_nodes,
         WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
@@ -476,7 +476,7 @@ def product_gradient(
         tile, block_components = _product_gradient_tile(hidden.dtype, table.channels)
         slices = table.slices[block_components]
         grid = (edges.num_nodes, len(slices), triton.cdiv(table.channels, tile.channels))
-        _product_gradient_kernel[grid](
+        launch(_product_gradient_kernel, grid,
             frame_rows, gradient, hidden, result, edges.order, edges.offsets, table.pairs, slices,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_COMPONENTS=block_components,
@@ -502,7 +502,7 @@ def frame_gradient(
         if len(edges.tiles) == 0 or len(table.items) == 0:
             continue
         tile = _frame_gradient_tile(hidden.dtype, edges.tile_edges)
-        _frame_gradient_kernel[(len(edges.tiles), len(table.items))](
+        launch(_frame_gradient_kernel, (len(edges.tiles), len(table.items)),
             gradient, hidden, products, result, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,

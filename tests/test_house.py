@@ -128,6 +128,7 @@ PUBLISHED = {
     "se3_fast.layers.convolution": {"ConvSE3.__init__"},
     "se3_fast.layers.attention": {"AttentionBlockSE3.__init__"},
     "se3_fast.parameter_layout": {"convert_on_loading"},  # a hook, called by PyTorch
+    "se3_fast.predict.predictor": {"Predictor.__init__"},
     "se3_fast.data.qm9": {"QM9DataModule.__init__"},
     "se3_fast.forces": {"ForceField.__init__"},
     "se3_fast.training.force_trainer": {"ForceTrainer.__init__"},

@@ -34,6 +34,7 @@ import torch
 from se3_fast.backends import registry
 
 BACKENDS = ("dense", "torch", "cpp", "triton", "cuda")
+_NAMES = ("auto", *BACKENDS)
 FALLBACKS = ("torch", "dense")
 """Where an operation runs that the selected backend lacks."""
 
@@ -186,6 +187,6 @@ def _say_once_how_to_get_cpp() -> None:
 
 
 def _checked(name: str, argument: str) -> str:
-    if name not in ("auto", *BACKENDS):
-        raise ValueError(f"{argument}: expected one of {', '.join(('auto', *BACKENDS))}, got {name!r}")
+    if name not in _NAMES:
+        raise ValueError(f"{argument}: expected one of {', '.join(_NAMES)}, got {name!r}")
     return name

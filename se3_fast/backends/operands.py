@@ -107,11 +107,6 @@ class PreparedRadial(NamedTuple):
     hidden: Tensor
     weights: AlignedWeights
 
-    @property
-    def values(self) -> Tensor:
-        """h as a constant, [groups, E, K]."""
-        return self.hidden.detach()[0]
-
 
 class Geometry(Protocol):
     """What convolutions read of the edges' directions: :class:`se3_fast.geometry.EdgeGeometry`."""
@@ -188,16 +183,6 @@ class Convolution(NamedTuple):
     order: ContractionOrder = "auto"
     make_hidden: Recipe | None = None
     prepared: PreparedRadial | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The compute dtype."""
-        return self.hidden[0].dtype
-
-    @property
-    def width(self) -> int:
-        """The radial width K."""
-        return self.hidden[0].shape[-1]
 
 
 @dataclass(frozen=True)

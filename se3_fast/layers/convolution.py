@@ -453,7 +453,7 @@ def _hidden(
 ) -> tuple[Sequence[Tensor] | Tensor, Recipe | None]:
     """h of all radial networks, and how to make it again if it need not be kept."""
     if prepared is not None:
-        return prepared.values, None
+        return prepared.hidden.detach()[0], None  # a constant: the kernels read h in its parts
     invariants, profiles = edge_feats["0"].squeeze(-1), networks.published()
     if profiles is not None:
         return radial(invariants, profiles), recipe(invariants, profiles)

@@ -27,10 +27,9 @@ def messages_in_frames(call: Convolution, backend: Any) -> Features:
 
 
 def with_scaled_hidden(call: Convolution) -> Convolution:
-    """The call with the factor of its geometry in h, R = W h, instead of in the bases."""
+    """A call whose geometry has a factor, with that in h, R = W h, instead of in the bases."""
     factor = call.geometry.factor
-    if factor is None:
-        return call
+    assert factor is not None
     scales = torch.stack([torch.ones_like(factor) if group.is_basis_free else factor for group in call.plan.groups])[..., None]
     if isinstance(call.hidden, Tensor):
         hidden: Sequence[Tensor] | Tensor = scaled(call.hidden, scales)

@@ -41,19 +41,21 @@ def tfn_conv(call: Convolution) -> Features:
     _check_sizes(call)
     call = _in_compute_dtype(call)
     backend = _backend_of(call)
+    in_frames = call if backend.FRAMES is None or call.geometry.factor is None else with_scaled_hidden(call)
     if torch.compiler.is_compiling() and backend.FRAMES is not None:
-        return messages_of_node(with_scaled_hidden(call), backend.FRAMES)
+        return messages_of_node(in_frames, backend.FRAMES)
     with torch.autocast(call.hidden[0].device.type, enabled=False):
         if backend.FRAMES is None:
             return by_degree(call, backend.tfn_conv(call))
-        messages = messages_in_frames(with_scaled_hidden(call), backend)
+        messages = messages_in_frames(in_frames, backend)
         return messages if call.geometry.by_formula is None else with_edges_by_formula(messages, call)
 
 
 def _backend_of(call: Convolution) -> Any:
     if call.geometry.needs_formula:
         return choice.formula("tfn_conv")
-    return choice.implementation("tfn_conv", call.hidden[0].device, call.dtype, call.width)
+    hidden = call.hidden[0]
+    return choice.implementation("tfn_conv", hidden.device, hidden.dtype, hidden.shape[-1])
 
 
 def tfn_conv_by_formula(
@@ -104,7 +106,9 @@ def aligned_messages(call: Convolution) -> AlignedMessages:
     """
     _check_degrees(call.plan, call.geometry)
     _check_sizes(call)
-    call = with_scaled_hidden(_in_compute_dtype(call))
+    call = _in_compute_dtype(call)
+    if call.geometry.factor is not None:
+        call = with_scaled_hidden(call)
     with torch.autocast(call.hidden[0].device.type, enabled=False):
         return _backend_of(call).aligned_messages(call)
 

@@ -21,11 +21,12 @@ KEEPS_FRAMES = False
 def tfn_conv(call: Convolution) -> Sequence[Tensor]:
     """See :func:`se3_fast.ops.tfn_conv.tfn_conv`: messages by ascending degree."""
     kind = NativeConvolutionBySource if is_by_source_here(call, forms_weights=True) else NativeConvolution
-    dtype = accumulation_dtype(call.dtype)
+    given = call.hidden[0].dtype
+    dtype = accumulation_dtype(given)
     make = partial(kind, call.plan, call.graph, pool=call.pool)
     tensors = (*call.node_features.values(), *call.edge_features.values(), *call.hidden, *call.weights)
     operands = (tensor.to(dtype).contiguous() for tensor in tensors)
     how, of_recipe = (None, ()) if call.make_hidden is None else call.make_hidden
-    operation = OperandConvolution(Setting.of(call, dtype), make, how)
+    operation = OperandConvolution(Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype), make, how)
     messages = operation.apply(call.geometry.wigner_as(dtype), call.geometry.rel_pos, *operands, *of_recipe)
-    return tuple(message.to(call.dtype) for message in messages)
+    return tuple(message.to(given) for message in messages)

@@ -96,15 +96,17 @@ def support(is_compiled: bool, dtype: torch.dtype, width: int) -> Support:
 
 def tfn_conv(call: Convolution) -> Sequence[Tensor]:
     """See :func:`se3_fast.ops.tfn_conv.tfn_conv`; in float16 or float32: these devices have no bfloat16."""
-    dtype = torch.float16 if call.dtype == torch.float16 else torch.float32
+    given = call.hidden[0].dtype
+    dtype = torch.float16 if given == torch.float16 else torch.float32
     make = partial(CudaLaunches, call.plan, call.graph, pool=call.pool, dtype=dtype)
     groups = zip(call.plan.groups, call.weights, strict=True)
     weights = torch.cat([aligned_weight(group, weight).flatten() for group, weight in groups])
     hidden, weights = in_one_tensor(call.hidden).to(dtype)[None], weights.to(dtype)
     features = (tensor.to(dtype) for tensor in (*call.node_features.values(), *call.edge_features.values()))
-    convolution = FusedConvolution(Setting.of(call, dtype), make, Edges.of(call.graph))
+    setting = Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype)
+    convolution = FusedConvolution(setting, make, Edges.of(call.graph))
     messages = convolution.apply(call.geometry.angles.float(), call.geometry.rel_pos, hidden, weights, None, *features)
-    return tuple(message.to(call.dtype) for message in messages)
+    return tuple(message.to(given) for message in messages)
 
 
 class CudaLaunches(Launches):

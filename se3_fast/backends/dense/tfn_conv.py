@@ -28,8 +28,9 @@ Contraction = Callable[[Tensor, Tensor | None], Tensor]
 def tfn_conv(call: Convolution) -> Sequence[Tensor]:
     """See :func:`se3_fast.ops.tfn_conv.tfn_conv`: messages by ascending degree."""
     features = gather_features(call.node_features, call.edge_features, call.graph.src)
-    weights = [weight.to(call.dtype) for weight in call.weights]
-    messages = convolution(call.plan, partial(call.geometry.basis, dtype=call.dtype), features, list(call.hidden), weights)
+    dtype = call.hidden[0].dtype
+    weights = [weight.to(dtype) for weight in call.weights]
+    messages = convolution(call.plan, partial(call.geometry.basis, dtype=dtype), features, list(call.hidden), weights)
     found = sum_over_incoming(messages, call.graph.dst, call.graph.num_nodes()) if call.pool else messages
     return list(found.values())
 

@@ -19,7 +19,6 @@ from se3_fast.autograd.operation import Evaluate, Tensors, Vjp, Wanted
 from se3_fast.backends.dense import tfn_conv as formula
 from se3_fast.backends.dense.basis import basis_of_positions
 from se3_fast.backends.dense.edge_frames import wigner_of_angles
-from se3_fast.backends.operands import Convolution
 from se3_fast.contraction import ConvolutionPlan
 from se3_fast.fiber import Features
 from se3_fast.graph import Graph
@@ -183,12 +182,7 @@ class Setting(NamedTuple):
     max_degree: int
     pool: bool
     dtype: torch.dtype
-    keeps_frames: bool
-
-    @staticmethod
-    def of(call: Convolution, dtype: torch.dtype, keeps_frames: bool = False) -> Setting:
-        """That of a call, computed in ``dtype``."""
-        return Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype, keeps_frames)
+    keeps_frames: bool = False
 
     @property
     def feature_roles(self) -> tuple[Role, ...]:

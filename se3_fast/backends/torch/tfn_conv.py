@@ -51,8 +51,9 @@ def tfn_conv(call: Convolution) -> Sequence[Tensor]:
     """See :func:`se3_fast.ops.tfn_conv.tfn_conv`: messages by ascending degree."""
     make = partial(Problem, call.plan, call.graph, is_by_source=is_by_source_here(call, forms_weights=False), is_pooled=call.pool)
     tensors = (*call.node_features.values(), *call.edge_features.values(), *call.hidden, *call.weights)
-    operation = OperandConvolution(Setting.of(call, call.dtype), make, None)
-    return operation.apply(call.geometry.wigner_as(call.dtype), call.geometry.rel_pos, *tensors)
+    dtype = call.hidden[0].dtype
+    setting = Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype)
+    return OperandConvolution(setting, make, None).apply(call.geometry.wigner_as(dtype), call.geometry.rel_pos, *tensors)
 
 
 class Operands(NamedTuple):

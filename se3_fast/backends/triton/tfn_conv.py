@@ -74,14 +74,15 @@ class AlignedEdges(NamedTuple):
 
 def _fused(call: Convolution, keeps_frames: bool) -> tuple[tuple[Tensor, ...], AlignedEdges]:
     """The messages by degree, or y~ alone; and the edges in the order that y~ has them."""
-    angles_dtype = accumulation_dtype(call.dtype)
-    arguments: dict[str, Any] = {"pool": call.pool, "dtype": call.dtype, "keeps_frames": keeps_frames}
-    setting, rel_pos = Setting.of(call, call.dtype, keeps_frames), call.geometry.rel_pos
-    if call.prepared is None and not is_contracted_by_edge(call.plan, call.graph, call.width, call.dtype, call.order):
+    dtype, width, rel_pos = call.hidden[0].dtype, call.hidden[0].shape[-1], call.geometry.rel_pos
+    angles_dtype = accumulation_dtype(dtype)
+    arguments: dict[str, Any] = {"pool": call.pool, "dtype": dtype, "keeps_frames": keeps_frames}
+    setting = Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype, keeps_frames)
+    if call.prepared is None and not is_contracted_by_edge(call.plan, call.graph, width, dtype, call.order):
         order = source_order(call.graph)
         angles = call.geometry.angles_by(order.edges, angles_dtype)
         make_by_source = partial(SourceLaunches, call.plan, order, **arguments)
-        blocks = [block.to(call.dtype) for block in blocks_by_degree(call.plan, call.weights)]
+        blocks = [block.to(dtype) for block in blocks_by_degree(call.plan, call.weights)]
         convolution = FusedConvolutionBySource(setting, make_by_source, Edges.of(order.graph, order.edges))
         tensors = (in_one_tensor(call.hidden), *blocks, *call.node_features.values())
         return convolution.apply(angles, rel_pos, *tensors), AlignedEdges(angles, order.graph)
@@ -98,7 +99,7 @@ def _prepared(call: Convolution) -> PreparedRadial:
     """What the kernels read of h and the weights of one convolution."""
     hidden = in_one_tensor(call.hidden)
     parts = hidden_gradient_parts([call.plan], hidden.shape[1])
-    (weights,) = aligned_weights([call.plan], [call.weights], call.dtype)
+    (weights,) = aligned_weights([call.plan], [call.weights], hidden.dtype)
     return PreparedRadial(hidden.expand(parts, *hidden.shape), weights)
 
 
