@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.operations import Problem, compare, leaf
-from bench.workloads import BACKENDS, SIZES, build
+from bench.problem import Problem, leaf
+from bench.workloads import build
 from se3_fast import EdgeGeometry
-from se3_fast.backends.torch import tfn_conv as aligned
 from se3_fast.backends.triton.tfn_conv import cost
 from se3_fast.backends.triton.tfn_conv_by_source import is_by_source_faster
 from se3_fast.ops.tfn_conv import tfn_conv
-
-VARIANTS = [part for name in BACKENDS for part in (("torch by edge", "torch by source") if name == "torch" else (name,))]
 
 
 def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
@@ -36,12 +31,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     is_by_source = is_by_source_faster(convolution.plan, *sizes, dtype)
     costs = cost(convolution.plan, *sizes, dtype, is_by_source, pool=False)
     return Problem(forward, [*nodes.values(), *hidden, *weights], costs)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", SIZES)
-def test_tfn_conv(benchmark: BenchmarkFixture, name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, _, order = variant.partition(" ")
-    if order:
-        monkeypatch.setattr(aligned, "is_by_source_faster", lambda *sizes: order == "by source")
-    compare(benchmark, "tfn_conv", name, problem(name), backend)
