@@ -36,23 +36,23 @@ class Benchmark:
     """An operation on what the workloads give it to do.
 
     Attributes:
-        problem: the operation's inputs from the name of a workload and a dtype.
+        problem: the operation's inputs from the name of a workload and a dtype, and ``order`` where there are orders.
         backends: what is compared; ratios are to the first.
         dtypes: names of the dtypes, of :data:`DTYPES`, in which backends differ.
         passes: what is timed, of :meth:`bench.problem.Problem.passes`.
-        orders: in which orders backend ``torch`` contracts, each by itself; none where there is no choice.
+        orders: the orders in which backend ``torch`` is compared; none where there is no choice.
     """
 
-    problem: Callable[[str, torch.dtype], Problem]
+    problem: Callable[..., Problem]
     backends: tuple[str, ...] = BACKENDS
     dtypes: tuple[str, ...] = ("float32", "float16")
     passes: tuple[str, ...] = ("forward", "forward+backward")
     orders: tuple[str, ...] = ()
 
     def variants(self) -> Iterator[str]:
-        """The backends, ``torch`` as ``torch <order>`` for each of the orders."""
+        """The backends, ``torch`` as ``torch by <order>`` for each of the orders."""
         for backend in self.backends:
-            yield from [f"torch {order}" for order in self.orders] if backend == "torch" and self.orders else [backend]
+            yield from [f"torch by {order}" for order in self.orders] if backend == "torch" and self.orders else [backend]
 
     def rows(self) -> Iterator[dict[str, str]]:
         """Every workload in every dtype, pass and backend."""
@@ -61,7 +61,7 @@ class Benchmark:
 
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "tfn_conv": Benchmark(tfn_conv.problem, orders=("by edge", "by source")),
+    "tfn_conv": Benchmark(tfn_conv.problem, orders=("edge", "source")),
     "edge_attention": Benchmark(edge_attention.problem),
     "radial": Benchmark(radial.problem),
     "equivariant_norm": Benchmark(equivariant_norm.problem),
@@ -82,7 +82,7 @@ def table() -> str:
     for name, benchmark in BENCHMARKS.items():
         summary = (benchmark.problem.__doc__ or "").splitlines()[0].rstrip(".")
         compared = "`triton` alone" if benchmark.backends == ("triton",) else "all"
-        orders = f", `torch` {' and '.join(benchmark.orders)}" if benchmark.orders else ""
+        orders = f", `torch` by {' and by '.join(benchmark.orders)}" if benchmark.orders else ""
         cells = [f"`{name}`", summary, ", ".join(benchmark.dtypes), ", ".join(benchmark.passes), compared + orders]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -11,7 +11,6 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import se3_fast
 from bench.registry import BENCHMARKS, DTYPES
 from bench.workloads import DEVICE, SIZES
-from se3_fast.backends.torch import tfn_conv as aligned
 
 ROUNDS = 7
 
@@ -23,15 +22,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("operation", "workload", "variant"), CASES)
-def test_operation(
-    benchmark: BenchmarkFixture, operation: str, workload: str, variant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_operation(benchmark: BenchmarkFixture, operation: str, workload: str, variant: str) -> None:
     """The longest of the passes, grouped by operation and workload."""
-    backend, _, order = variant.partition(" ")
-    if order:
-        monkeypatch.setattr(aligned, "is_by_source_faster", lambda *sizes: order == "by source")
+    backend, _, order = variant.partition(" by ")
+    ordered = {"order": order} if order else {}
     compared = BENCHMARKS[operation]
-    step = compared.problem(workload, DTYPES["float32"]).passes()[compared.passes[-1]]
+    step = compared.problem(workload, DTYPES["float32"], **ordered).passes()[compared.passes[-1]]
 
     def finished_step() -> None:
         step()

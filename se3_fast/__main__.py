@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("se3_fast.train", "train on a molecular property"),
     "train-forces": ("se3_fast.train_forces", "train a force field"),
     "predict": ("se3_fast.predict.command", "predict a property for molecules"),
+    "models": ("se3_fast.pretrained.__main__", "list the trained models"),
     "evaluate": ("se3_fast.inference", "evaluate a trained model on the test set"),
     "data build-qm9": ("se3_fast.data.build_qm9", "build qm9_edge.npz from its sources"),
     "data make-sample": ("se3_fast.data.make_sample", "make the sample data set again"),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
+from typing import cast
 
 from se3_fast.command_line import HelpFormatter
 from se3_fast.data import QM9DataModule
+from se3_fast.model import SE3TransformerPooled
 from se3_fast.training.arguments import (
     add_model_arguments,
     add_run_arguments,
@@ -22,7 +25,8 @@ from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
 from se3_fast.training.random_state import seed_everything
 from se3_fast.training.report import report_training
-from se3_fast.training.trainer import Trainer
+from se3_fast.training.trainer import Trainer, TrainingResult
+from se3_fast.training.uncertainty import last_layer_uncertainty
 
 _BATCH_SIZE = 240
 
@@ -91,7 +95,18 @@ def train(arguments: argparse.Namespace) -> None:
         TrainingError: The run cannot go on, or its last checkpoint could not be written.
         Stopped: SIGINT or SIGTERM has ended it.
     """
-    train_command(arguments, prepare, lambda trainer, result: report_training(trainer, result, arguments.task))
+    train_command(arguments, prepare, partial(_finish, task=arguments.task))
+
+
+def _finish(trainer: Trainer, result: TrainingResult, task: str) -> None:
+    """Report, and put the uncertainty of the trained model into its checkpoint."""
+    report_training(trainer, result, task)
+    if trainer.options.save_ckpt_path is None:
+        return
+    model = cast(SE3TransformerPooled, trainer.model)
+    # The main process alone writes, and what it has of the data is enough.
+    uncertainty = last_layer_uncertainty(model, trainer.data_module, trainer.world.device) if trainer.world.is_main else None
+    trainer.add_metadata({} if uncertainty is None else {"uncertainty": uncertainty.description()})
 
 
 def _data_module(arguments: argparse.Namespace, seed: int, world: World) -> QM9DataModule:

@@ -7,12 +7,11 @@ import torch
 from bench.problem import Problem, leaf
 from bench.workloads import build
 from se3_fast import EdgeGeometry
-from se3_fast.backends.triton.tfn_conv import cost
-from se3_fast.backends.triton.tfn_conv_by_source import is_by_source_faster
+from se3_fast.contraction import ContractionOrder, cost, is_less_time_by_source
 from se3_fast.ops.tfn_conv import tfn_conv
 
 
-def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
+def problem(name: str, dtype: torch.dtype = torch.float32, order: ContractionOrder = "auto") -> Problem:
     """The convolution to keys and values in a hidden layer of a workload."""
     workload = build(name)
     graph = workload.graph
@@ -25,9 +24,9 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     hidden = [leaf(graph.num_edges(), weight.shape[1], dtype=dtype) for weight in weights]
 
     def forward() -> list[torch.Tensor]:
-        return list(tfn_conv(convolution.plan, graph, geometry, nodes, {}, hidden, weights, pool=False).values())
+        return list(tfn_conv(convolution.plan, graph, geometry, nodes, {}, hidden, weights, pool=False, order=order).values())
 
     sizes = (graph.num_nodes(), graph.num_edges(), weights[0].shape[1])
-    is_by_source = is_by_source_faster(convolution.plan, *sizes, dtype)
+    is_by_source = is_less_time_by_source(convolution.plan, *sizes, dtype)
     costs = cost(convolution.plan, *sizes, dtype, is_by_source, pool=False)
     return Problem(forward, [*nodes.values(), *hidden, *weights], costs)

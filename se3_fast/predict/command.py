@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from se3_fast.command_line import HelpFormatter
 from se3_fast.files import check_writable
+from se3_fast.pretrained import find_model, model_names
 from se3_fast.training.arguments import natural_int, positive_int
 from se3_fast.training.distributed import open_world
 from se3_fast.training.errors import run_command, user_errors
@@ -42,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("input", nargs="*", type=Path, metavar="FILE", help=f"molecules: {', '.join(SUFFIXES)}")
     parser.add_argument("--smiles", nargs="+", default=None, metavar="SMILES", help="molecules on the command line")
-    parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of the trained model")
+    trained = parser.add_mutually_exclusive_group(required=True)
+    trained.add_argument("--model", default=None, metavar="NAME", help=f"a trained model: {', '.join(model_names())}")
+    trained.add_argument("--load_ckpt_path", type=Path, default=None, metavar="FILE", help="checkpoint of a trained model")
     parser.add_argument(
         "--output", type=Path, default=None, metavar="FILE", help=f"{', '.join(WRITERS)} (default: CSV on standard output)"
     )
@@ -70,11 +73,14 @@ def predict(arguments: argparse.Namespace) -> int:
     rdBase.DisableLog("rdApp.*")
     with StopSignal().watched(), open_world(arguments.device) as world, user_errors():
         _check_arguments(arguments)
-        predictor = Predictor.from_checkpoint(arguments.load_ckpt_path, world.device)
+        path = find_model(arguments.model) if arguments.model is not None else arguments.load_ckpt_path
+        predictor = Predictor.from_checkpoint(path, world.device)
         if predictor.domain is None:
             _log.warning(
                 "warning: the checkpoint does not say what its training data span; sizes and kinds of atoms are not compared"
             )
+        if predictor.uncertainty is None:
+            _log.warning("warning: the checkpoint has no uncertainty of its predictions; that column is empty")
         predictions = predictor.predict_records(_records(arguments), arguments.conformers, arguments.seed, arguments.batch_size)
         served = unserved = 0
         with _writer(arguments, predictor) as write:

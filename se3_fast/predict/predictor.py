@@ -19,10 +19,12 @@ from se3_fast.data.featuriser import Featuriser, featuriser_of_checkpoint
 from se3_fast.data.molecule_arrays import ELEMENTS, MOST_ATOMS, MoleculeArrays, featurise
 from se3_fast.data.molecules import NUM_NODE_FEATURES
 from se3_fast.data.tasks import TASK_UNITS
+from se3_fast.pretrained import find_model
 from se3_fast.training.checkpoint import read_checkpoint
 from se3_fast.training.errors import CheckpointError
 from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import model_of_checkpoint
+from se3_fast.training.uncertainty import NAME, VERSION, LastLayerUncertainty
 
 from .readers import read_smiles
 from .records import Record, RecordError, first_line, molecule_of_ase
@@ -42,6 +44,8 @@ class Prediction:
         number: Of its line or place, from 1.
         name: Its title, or empty.
         value: In the property's unit; the mean over the conformers. None if there is an error.
+        uncertainty: Standard deviation of its error that is expected, in the property's unit; the mean over the conformers. None
+            if there is no value, or the checkpoint has none.
         spread: Standard deviation over the conformers; None for a single one.
         conformers: How many sets of positions were predicted for.
         outside: How the molecule differs from those that the model was trained on; empty if nothing is seen.
@@ -53,6 +57,7 @@ class Prediction:
     number: int
     name: str
     value: float | None
+    uncertainty: float | None
     spread: float | None
     conformers: int
     outside: str
@@ -81,12 +86,14 @@ class Predictor:
         std: What they are multiplied by.
         featuriser: The function that makes the features that the model was trained on.
         domain: What the training set spans; None if it is not known.
+        uncertainty: Of the model's predictions; None if it is not known.
         device: Where the model computes.
 
     Attributes:
         task: The property.
         unit: Its unit.
         domain: What the training set spans, or None.
+        uncertainty: Of the predictions, or None.
     """
 
     def __init__(
@@ -97,11 +104,13 @@ class Predictor:
         std: float,
         featuriser: Featuriser,
         domain: Domain | None,
+        uncertainty: LastLayerUncertainty | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.task = task
         self.unit = TASK_UNITS[task]
         self.domain = domain
+        self.uncertainty = uncertainty
         self._device = torch.device(device)
         self._model = model.to(self._device).eval()
         self._mean = mean
@@ -110,12 +119,18 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Predictor:
-        """The predictor of a checkpoint of `se3_fast.train`.
+        """The predictor of a checkpoint of `se3_fast.train`, or of a trained model by its name.
+
+        Args:
+            path: A file; or, if there is none of this name and it has no suffix, one of `se3_fast.pretrained.model_names()`.
+            device: Where the model computes.
 
         Raises:
             CheckpointError: It is none, is damaged, or does not say how features or numbers are made; in one line.
         """
         path = Path(path)
+        if not path.exists() and len(path.parts) == 1 and not path.suffix:
+            path = find_model(path.name)
         checkpoint = read_checkpoint(path)
         check_written_by("se3_fast.train", checkpoint, path)
         missing = [name for name in _NEEDED if name not in checkpoint]
@@ -136,7 +151,8 @@ class Predictor:
             raise CheckpointError(f"{path}: {error}") from None
         model = model_of_checkpoint(path, checkpoint["model_config"], checkpoint["state_dict"])
         domain = Domain.of_description(checkpoint["domain"]) if "domain" in checkpoint else None
-        return cls(model, data["task"], data["mean"], data["std"], featuriser, domain, device)
+        uncertainty = _uncertainty_of(path, checkpoint)
+        return cls(model, data["task"], data["mean"], data["std"], featuriser, domain, uncertainty, device)
 
     def predict(
         self, molecules: Iterable[Any], num_conformers: int = 1, seed: int = 0, batch_size: int = BATCH_SIZE
@@ -223,16 +239,16 @@ class Predictor:
 
     def _predict_batch(self, batch: list[_Described]) -> Iterator[Prediction]:
         molecules = [arrays for described in batch for arrays in described.arrays]
-        values = self._values(molecules) if molecules else np.empty(0)
+        values, features = self._values(molecules) if molecules else (np.empty(0), np.empty((0, 1)))
         first = 0
         for described in batch:
-            count = len(described.arrays)
-            yield _prediction(described, values[first : first + count])
-            first += count
+            part = slice(first, first + len(described.arrays))
+            yield self._prediction(described, values[part], features[part])
+            first = part.stop
 
     @torch.inference_mode()
-    def _values(self, molecules: list[MoleculeArrays]) -> np.ndarray:
-        """The property of molecules, [M] float64, in its unit."""
+    def _values(self, molecules: list[MoleculeArrays]) -> tuple[np.ndarray, np.ndarray]:
+        """The property of molecules, [M] float64, in its unit, and their pooled features [M, W] float64."""
         n_node = [len(molecule.node_attr) for molecule in molecules]
         shift = np.repeat(np.cumsum(n_node) - n_node, [len(molecule.src) for molecule in molecules])  # [E]
         src, dst = (
@@ -245,27 +261,50 @@ class Predictor:
         graph.edata["rel_pos"] = pos[dst] - pos[src]  # [E, 3]
         node_feats = {"0": torch.from_numpy(node_attr).float().unsqueeze(-1).to(self._device)}  # [N, 6, 1]
         edge_feats = {"0": torch.from_numpy(edge_attr).float().unsqueeze(-1).to(self._device)}  # [E, 4, 1]
-        prediction = self._model(graph.to(self._device), node_feats, edge_feats)  # [M]
+        features = self._model.transformer(graph.to(self._device), node_feats, edge_feats)  # [M, W]
+        prediction = self._model.mlp(features).squeeze(-1)  # [M]
         # In float64: total energies would lose digits.
-        return prediction.double().cpu().numpy() * self._std + self._mean
+        return prediction.double().cpu().numpy() * self._std + self._mean, features.double().cpu().numpy()
+
+    def _prediction(self, described: _Described, values: np.ndarray, features: np.ndarray) -> Prediction:
+        record, error = described.record, described.error
+        if len(values) and not np.isfinite(values).all():
+            error = "the model's number is not finite"
+        is_served = len(values) > 0 and not error
+        uncertainty, too_far = self._trust(features) if is_served else (None, "")
+        return Prediction(
+            file=record.file,
+            number=record.number,
+            name=record.name,
+            value=float(values.mean()) if is_served else None,
+            uncertainty=uncertainty,
+            spread=float(values.std(ddof=1)) if is_served and len(values) > 1 else None,
+            conformers=len(values),
+            outside="; ".join(filter(None, [described.outside, too_far])),
+            error=error,
+            molecule=described.molecule,
+        )
+
+    def _trust(self, features: np.ndarray) -> tuple[float | None, str]:
+        """The uncertainty of a molecule with pooled features [conformers, W], and whether they are unlike those of training."""
+        if self.uncertainty is None:
+            return None, ""
+        deviation = self._std * float(self.uncertainty.deviations(features).mean())
+        distance, farthest = float(self.uncertainty.distances(features).mean()), self.uncertainty.farthest
+        too_far = f"features at distance {distance:.3g} from those of training, most others are within {farthest:.3g}"
+        return deviation, too_far if distance > farthest else ""
 
 
-def _prediction(described: _Described, values: np.ndarray) -> Prediction:
-    record, error = described.record, described.error
-    if len(values) and not np.isfinite(values).all():
-        error = "the model's number is not finite"
-    is_served = len(values) > 0 and not error
-    return Prediction(
-        file=record.file,
-        number=record.number,
-        name=record.name,
-        value=float(values.mean()) if is_served else None,
-        spread=float(values.std(ddof=1)) if is_served and len(values) > 1 else None,
-        conformers=len(values),
-        outside=described.outside,
-        error=error,
-        molecule=described.molecule,
-    )
+def _uncertainty_of(path: Path, checkpoint: dict[str, Any]) -> LastLayerUncertainty | None:
+    if "uncertainty" not in checkpoint:
+        return None
+    description, width = checkpoint["uncertainty"], checkpoint["model_config"]["fiber_out"][0]
+    found, known = (description["name"], description["version"]), (NAME, VERSION)
+    if found != known:
+        raise CheckpointError(f"{path}: uncertainty: expected name and version {known}, which this version has, got {found}")
+    if len(description["mean"]) != width:
+        raise CheckpointError(f"{path}: uncertainty: expected the model's {width} features, got {len(description['mean'])}")
+    return LastLayerUncertainty.of_description(description)
 
 
 def _not_in_training(atomic_numbers: Iterable[int]) -> str:

@@ -6,10 +6,11 @@ A record that cannot be read comes as one with a fault; the next one is read.
 from __future__ import annotations
 
 import csv
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TextIO
 
@@ -32,6 +33,7 @@ from .records import (
 _MOST_LINES = 10_000
 """Lines of a record that are kept; the longest molecule that is served has far fewer."""
 
+_DATA_HEADER = re.compile(r">.*?<([^<>_][^<>]*)>")  # names that begin with _ are RDKit's own
 _NAME_COLUMNS = ("name", "id", "title")
 _PLAIN_COLUMNS = {"species": (0, 1), "pos": (1, 3)}
 
@@ -96,7 +98,28 @@ def _block_record(lines: list[str], count: int, file: str, number: int) -> Recor
     title = lines[0].strip() if lines else ""
     if count > _MOST_LINES:
         return Record(file, number, title, fault=f"more than {_MOST_LINES} lines")
-    return _record(partial(molecule_of_block, [line.rstrip("\r\n") + "\n" for line in lines]), file, number, title)
+    return _record(partial(_molecule_with_properties, [line.rstrip("\r\n") for line in lines]), file, number, title)
+
+
+def _molecule_with_properties(lines: list[str]) -> Chem.Mol:
+    """The molecule of a record of an SDF, with its data items, which go on to an SDF that is written.
+
+    Raises:
+        RecordError: It cannot be read.
+    """
+    molecule = molecule_of_block([line + "\n" for line in lines])
+    for name, value in _data_items(lines):
+        molecule.SetProp(name, value)
+    return molecule
+
+
+def _data_items(lines: list[str]) -> Iterator[tuple[str, str]]:
+    """Names and values of the data items below a MOL block."""
+    below = iter(lines)
+    for line in below:
+        header = _DATA_HEADER.match(line)
+        if header is not None:
+            yield header[1], "\n".join(takewhile(str.strip, below))
 
 
 def _read_smiles_file(file: TextIO, name: str) -> Iterator[Record]:

@@ -45,6 +45,7 @@ def row_of(prediction: Prediction, column: str, has_spread: bool) -> dict[str, A
         "record": prediction.number,
         "name": prediction.name,
         column: rounded(prediction.value),
+        f"{column}_uncertainty": rounded(prediction.uncertainty),
         **spread,
         "outside": prediction.outside,
         "error": prediction.error,
@@ -101,7 +102,8 @@ def _json_lines_writer(file: BinaryIO, column: str, has_spread: bool) -> Iterato
 @contextmanager
 def _parquet_writer(file: BinaryIO, column: str, has_spread: bool) -> Iterator[Write]:
     arrow, parquet = _pyarrow()
-    kinds = {column: arrow.float64(), f"{column}_spread": arrow.float64(), "record": arrow.int64(), "conformers": arrow.int64()}
+    floats = dict.fromkeys((column, f"{column}_uncertainty", f"{column}_spread"), arrow.float64())
+    kinds = {**floats, "record": arrow.int64(), "conformers": arrow.int64()}
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in _columns(column, has_spread)])
     rows: list[dict[str, Any]] = []
 
@@ -129,6 +131,7 @@ def _sdf_writer(file: BinaryIO, column: str, has_spread: bool) -> Iterator[Write
             molecule = _writable(prediction.molecule)
             molecule.SetProp("_Name", _one_line(prediction.name))
             for name, value in row_of(prediction, column, has_spread).items():
+                molecule.ClearProp(name)  # of an earlier prediction, perhaps
                 if name != "name" and value not in (None, ""):
                     molecule.SetProp(name, _one_line(str(value)))
             writer.write(molecule)
@@ -140,8 +143,6 @@ def _sdf_writer(file: BinaryIO, column: str, has_spread: bool) -> Iterator[Write
 def _writable(molecule: Chem.Mol | None) -> Chem.Mol:
     """A copy with bonds that are no aromatic ones, which programs read alike; without atoms for one that was not read."""
     copy = Chem.Mol() if molecule is None else Chem.Mol(molecule)
-    for name in list(copy.GetPropNames()):
-        copy.ClearProp(name)
     Chem.Kekulize(copy, clearAromaticFlags=True)
     return copy
 
@@ -165,7 +166,7 @@ def _text(file: BinaryIO) -> Iterator[io.TextIOWrapper]:
 
 
 def _columns(column: str, has_spread: bool) -> list[str]:
-    nothing = Prediction("", 0, "", None, None, 0, "", "", None)
+    nothing = Prediction("", 0, "", None, None, None, 0, "", "", None)
     return list(row_of(nothing, column, has_spread))
 
 

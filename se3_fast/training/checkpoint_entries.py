@@ -220,6 +220,28 @@ def _check_domain(name: str, description: Any) -> None:
         _check_counts(f"{name}: atom_kinds", kind)
 
 
+def _check_uncertainty(name: str, description: Any) -> None:
+    numbers = ("scale", "floor", "farthest")
+    known = {*numbers, "name", "version", "mean", "slope", "factor"}
+    expect(_is_named(description) and set(description) == known, name, f"the entries {', '.join(sorted(known))}", description)
+    expect(isinstance(description["name"], str), f"{name}: name", "a name", description["name"])
+    expect(is_count(description["version"]), f"{name}: version", "a whole number from 0 on", description["version"])
+    for key in numbers:
+        is_positive = is_number(description[key]) and description[key] >= 0
+        expect(is_positive, f"{name}: {key}", "a finite number of at least 0", description[key])
+    rows = description["factor"]
+    expect(isinstance(rows, list), f"{name}: factor", "a list of rows", rows)
+    for key in ("mean", "slope"):
+        _check_numbers(f"{name}: {key}", description[key], len(rows))
+    for length, row in enumerate(rows, 1):
+        _check_numbers(f"{name}: factor", row, length)
+
+
+def _check_numbers(name: str, values: Any, count: int) -> None:
+    is_whole = isinstance(values, list) and len(values) == count and all(map(is_number, values))
+    expect(is_whole, name, f"a list of {count} finite numbers", values)
+
+
 def _check_counts(name: str, values: Any) -> None:
     expect(isinstance(values, list) and all(map(is_count, values)), name, "a list of whole numbers from 0 on", values)
 
@@ -275,6 +297,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "data": _check_data,
     "featuriser": _check_featuriser,
     "domain": _check_domain,
+    "uncertainty": _check_uncertainty,
     "loss": _check_description,
     "seed": _check_seed,
 }

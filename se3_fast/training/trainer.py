@@ -258,6 +258,15 @@ class Trainer:
         self.loggers.close()
         self._steps = None
 
+    def add_metadata(self, metadata: dict[str, Any]) -> None:
+        """Put further plain values into the checkpoint, and write it again; all processes must call it.
+
+        Raises:
+            TrainingError: What would be written is not finite; the last checkpoint stays.
+        """
+        self.metadata = {**self.metadata, **metadata}
+        self._save()
+
     def batch_loss(self, model: nn.Module, batch: Any, num_padding_graphs: int = 0) -> Tensor:
         """The loss [] of a batch on the device; a subclass may define another.
 

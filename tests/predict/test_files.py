@@ -238,7 +238,7 @@ def test_usage(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_command_with_sub_commands(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert se3_fast_main(["predict", "--load_ckpt_path", str(model_path), "--smiles", "CCCO"]) == 0
-    assert capsys.readouterr().out.startswith("file,record,name,homo_eV,outside,error\n,1,CCCO,")
+    assert capsys.readouterr().out.startswith("file,record,name,homo_eV,homo_eV_uncertainty,outside,error\n,1,CCCO,")
     assert se3_fast_main(["--help"]) == 0
     assert "evaluate" in capsys.readouterr().out
     assert se3_fast_main(["nonsense"]) == 2

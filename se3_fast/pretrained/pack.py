@@ -1,0 +1,129 @@
+"""Make a named model of a checkpoint: `python -m se3_fast.pretrained.pack results/model.pth --name homo --folder models`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from se3_fast.data import QM9DataModule
+from se3_fast.data.tasks import TASK_UNITS
+from se3_fast.files import atomic_file, check_writable
+from se3_fast.training.calibration import Calibration
+from se3_fast.training.checkpoint import SAFETENSORS_SUFFIX, read_checkpoint, write_safetensors
+from se3_fast.training.errors import CheckpointError, run_command, user_errors
+from se3_fast.training.kinds import check_written_by
+from se3_fast.training.model_config import model_of_checkpoint
+from se3_fast.training.uncertainty import last_layer_uncertainty, pooled_features
+
+from . import CHECKSUMS, file_checksum
+
+_BATCH_SIZE = 128
+_SETS = {
+    "sample": "the sample data set of the package (GFN2-xTB, conformers by ETKDG and MMFF94)",
+    "qm9": "QM9 (DFT, B3LYP/6-31G(2df,p), geometries of the same method)",
+}
+
+
+def pack(source: Path, name: str, folder: Path, data_dir: Path, note: str) -> None:
+    """Write a checkpoint as a named model: half-precision weights, their uncertainty, a card with errors, a checksum.
+
+    The uncertainty and the errors are those of the rounded weights.
+
+    Args:
+        source: A checkpoint of `se3_fast.train`.
+        name: Of the model.
+        folder: Where the three files go; `SHA256SUMS` keeps the lines of other models.
+        data_dir: Folder of `qm9_edge.npz`, for models trained on it.
+        note: A sentence for the card, about the training.
+
+    Raises:
+        CheckpointError: It is none, or has too few validation molecules for an uncertainty.
+        OSError: A file cannot be written.
+    """
+    checkpoint = read_checkpoint(source)
+    check_written_by("se3_fast.train", checkpoint, source)
+    state_dict = {key: tensor.half() for key, tensor in checkpoint["state_dict"].items()}
+    model = model_of_checkpoint(source, checkpoint["model_config"], state_dict).eval()
+    data = checkpoint["data"]
+    data_module = QM9DataModule(data_dir, data["task"], _BATCH_SIZE, dataset=data["dataset"])
+    cpu = torch.device("cpu")
+    uncertainty = last_layer_uncertainty(model, data_module, cpu)
+    if uncertainty is None:
+        raise CheckpointError(f"{source}: expected a model with finite features and more molecules to validate it on")
+    features, errors = pooled_features(model, data_module.test_dataloader(), cpu)
+    path = folder / f"{name}{SAFETENSORS_SUFFIX}"
+    check_writable(path)
+    write_safetensors(path, {**checkpoint, "state_dict": state_dict, "uncertainty": uncertainty.description()})
+    deviations = uncertainty.deviations(features) * data["std"]
+    _write_text(folder / f"{name}.md", _card(name, checkpoint, errors * data["std"], deviations, note))
+    _add_checksum(path)
+
+
+def _card(name: str, checkpoint: dict[str, Any], errors: np.ndarray, deviations: np.ndarray, note: str) -> str:
+    data, config, domain = checkpoint["data"], checkpoint["model_config"], checkpoint["domain"]
+    unit = TASK_UNITS[data["task"]]
+    parameters = sum(tensor.numel() for tensor in checkpoint["state_dict"].values())
+    told = Calibration.of(errors, deviations)
+    heavy_atoms = f"{domain['fewest_heavy_atoms']} to {domain['most_heavy_atoms']}"
+    elements = ", ".join(map(str, domain["elements"]))
+    return f"""# {name}
+
+{data["task"]} ({unit}) of molecules of {_SETS[data["dataset"]]}: test MAE {np.abs(errors).mean():.4g} {unit}
+
+| | |
+|---|---|
+| trained on | {_SETS[data["dataset"]]}; the published split |
+| training | {checkpoint["epoch"]} epochs, seed {checkpoint["seed"]}. {note} |
+| model | {config["num_layers"]} layers, degrees 0 to {config["num_degrees"] - 1}, {config["num_channels"]} channels; \
+{parameters:,} parameters, stored in half precision |
+| test error | MAE {np.abs(errors).mean():.4g} {unit}, RMSE {np.sqrt((errors**2).mean()):.4g} {unit}, {len(errors):,} molecules |
+| uncertainty | last layer; {told.within_one:.1%} of the test errors are within one, {told.within_two:.1%} within two; \
+rank correlation with the absolute error {told.rank_correlation:.2f} |
+| molecules | neutral; elements of atomic numbers {elements}; {heavy_atoms} heavy atoms |
+| licence | MIT, as the package |
+
+Numbers are those of the method that the training data were computed with, for positions of the method that their positions come
+from. Molecules outside of this are served with a warning, or not at all: see `docs/predict.md`.
+"""
+
+
+def _add_checksum(path: Path) -> None:
+    sums = path.with_name(CHECKSUMS)
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
+    others = [line for line in lines if line.split()[-1:] != [path.name]]
+    _write_text(sums, "\n".join(sorted([*others, f"{file_checksum(path)}  {path.name}"], key=lambda line: line.split()[-1])) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, pack, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m se3_fast.pretrained.pack",
+        description="Make a named model of a checkpoint: weights in half precision, uncertainty, card and checksum.",
+    )
+    parser.add_argument("source", type=Path, help="checkpoint of se3_fast.train")
+    parser.add_argument("--name", required=True, help="of the model")
+    parser.add_argument("--folder", type=Path, required=True, help="where the files go; SE3_FAST_MODELS names it for predictions")
+    parser.add_argument("--data_dir", type=Path, default=Path("./data"), help="folder of qm9_edge.npz, for models trained on it")
+    parser.add_argument("--note", default="", help="sentence for the card")
+    parsed = parser.parse_args(arguments)
+
+    def run() -> None:
+        with user_errors():
+            pack(parsed.source, parsed.name, parsed.folder, parsed.data_dir, parsed.note)
+
+    return run_command(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
