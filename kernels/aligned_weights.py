@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .launching import launch
 from .precision import DTYPES, ROUNDINGS, sum_type
 from .resources import ArgumentType, CompileCase, signature
 from .table_fields import (
@@ -129,7 +130,7 @@ def forward(weights: Sequence[Tensor], table: BlockTable, aligned: Tensor, trans
         transposed: [n], the same in the other order, or None.
     """
     width = weights[0].shape[1]
-    _forward_kernel[_grid(table, width)](
+    launch(_forward_kernel, _grid(table, width),
         tuple(weights), aligned, aligned if transposed is None else transposed, table.blocks, table.places, table.coefficients,
         triton.cdiv(table.channels_out, _TILE[2]), **_constants(width, weights[0].dtype),
         HAS_TRANSPOSED=transposed is not None, num_warps=_WARPS,
@@ -145,7 +146,7 @@ def backward(gradients: Sequence[Tensor], table: BlockTable, width: int, result:
         width: K.
         result: written where the table says.
     """
-    _backward_kernel[_grid(table, width)](
+    launch(_backward_kernel, _grid(table, width),
         tuple(gradients), result, table.blocks, table.places, table.coefficients,
         triton.cdiv(table.channels_out, _TILE[2]), **_constants(width, result.dtype), num_warps=_WARPS,
     )  # fmt: skip

@@ -40,6 +40,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
+from .launching import launch
 from .precision import ROUNDINGS, Rounding, add_product, is_half, is_tf32, padded, product_constants, sum_type
 from .resources import ArgumentType, CompileCase, signature
 from .table_fields import (
@@ -518,7 +519,7 @@ def align(blocks: Sequence[DegreeBlock], index: Tensor | None, angles: Tensor, a
     if num_edges > 0 and blocks:
         features, tables, channels, rows, row_strides, degrees = _by_argument(blocks)
         smallest = min(map(rotation_block, degrees))
-        _align_kernel[triton.cdiv(num_edges, smallest), len(blocks)](
+        launch(_align_kernel, (triton.cdiv(num_edges, smallest), len(blocks)),
             features, tables, index, angles, aligned, num_edges, channels, rows, row_strides,
             HAS_INDEX=index is not None, DEGREES=degrees,
         )  # fmt: skip
@@ -541,7 +542,7 @@ def rotate(aligned: Tensor, index: Tensor | None, angles: Tensor, table: Tensor,
         return
     degree = output.shape[2] // 2
     block = rotation_block(degree)
-    _rotate_kernel[(triton.cdiv(num_edges, block),)](
+    launch(_rotate_kernel, (triton.cdiv(num_edges, block),),
         aligned, index, angles, table, output, num_edges, channels, row, row_stride,
         HAS_INDEX=index is not None, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
     )  # fmt: skip
@@ -562,7 +563,7 @@ def rotate_sum(blocks: Sequence[DegreeBlock], aligned: Tensor, angles: Tensor, o
     if num_nodes > 0 and blocks:
         outputs, tables, channels, rows, row_strides, degrees = _by_argument(blocks)
         block_channels = _rotation_channels(max(channels), angles.dtype)
-        _rotate_sum_kernel[num_nodes, triton.cdiv(max(channels), block_channels), len(blocks)](
+        launch(_rotate_sum_kernel, (num_nodes, triton.cdiv(max(channels), block_channels), len(blocks)),
             outputs, tables, aligned, angles, order, offsets, aligned.shape[1], channels, rows, row_strides,
             DEGREES=degrees, BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles.dtype),
             num_warps=_rotate_sum_warps(angles.dtype, max(degrees)),
@@ -587,7 +588,7 @@ def contract(
         is_edge_major = not outputs.is_contiguous()
         tile = _contraction_tile(inputs.dtype, table.channels, is_edge_major or is_tf32(inputs.dtype))
         grid = (triton.cdiv(num_edges, tile.edges), len(table.items), triton.cdiv(table.channels, tile.channels))
-        _contract_kernel[grid](
+        launch(_contract_kernel, grid,
             inputs, hidden, weights, outputs, table.items, table.terms, num_edges, len(outputs),
             ODD_SIGN=-1.0 if is_transposed else 1.0, EDGE_MAJOR=is_edge_major, WIDTH=hidden.shape[2],
             BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, **product_constants(inputs.dtype), num_warps=tile.warps,
@@ -615,7 +616,7 @@ def hidden_gradient(
     partial = torch.empty(table.splits, num_groups, num_edges, width, dtype=dtype, device=inputs.device)
     if num_edges > 0:
         tile = _hidden_gradient_tile(inputs.dtype, table.channels_out, is_tf32(inputs.dtype))
-        _hidden_gradient_kernel[(triton.cdiv(num_edges, tile.edges), num_groups * table.splits)](
+        launch(_hidden_gradient_kernel, (triton.cdiv(num_edges, tile.edges), num_groups * table.splits),
             inputs, gradient, weights, partial, table.pairs, table.spans, num_edges, table.splits, num_groups,
             WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, **product_constants(inputs.dtype),
             num_warps=tile.warps,
@@ -640,7 +641,7 @@ def weight_gradient(inputs: Tensor, gradient: Tensor, hidden: Tensor, table: Pai
     tile, block_in = _weight_gradient_tile(inputs.dtype, table.channels_out)
     # The pairs last: programs start by the first number fastest, those of the heaviest pairs are to start first.
     grid = (triton.cdiv(table.channels_in, block_in), triton.cdiv(table.channels_out, tile.channels), len(table.pairs))
-    _weight_gradient_kernel[grid](
+    launch(_weight_gradient_kernel, grid,
         inputs, gradient, hidden, result, table.pairs, inputs.shape[1],
         WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
         **product_constants(inputs.dtype), num_warps=tile.warps,
@@ -677,7 +678,7 @@ def position_gradient(
     num_edges = len(rel_pos)
     if num_edges > 0:
         block = 64
-        _position_gradient_kernel[(triton.cdiv(num_edges, block),)](
+        launch(_position_gradient_kernel, (triton.cdiv(num_edges, block),),
             gradient, outputs, input_gradient, inputs, generators.entries, generators.coefficients, rel_pos.contiguous(), angles,
             table, result, num_edges, *generators.bounds, len(generators.entries),
             BLOCK_EDGES=block, BLOCK_CHANNELS=_GENERATOR_CHANNELS, SUM=sum_type(angles.dtype),

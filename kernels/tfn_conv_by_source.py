@@ -35,6 +35,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
+from .launching import launch
 from .precision import ROUNDINGS, Rounding, add_product, is_half, padded, product_constants
 from .resources import ArgumentType, CompileCase, signature
 from .table_fields import (
@@ -400,9 +401,10 @@ def frames(angles: Tensor, table: Tensor, degree: int, result: Tensor, row: int)
     if num_edges == 0:
         return
     block = rotation_block(degree)
-    _frames_kernel[(triton.cdiv(num_edges, block),)](
-        angles, table, result, num_edges, row, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block
-    )
+    launch(
+        _frames_kernel, (triton.cdiv(num_edges, block),),
+        angles, table, result, num_edges, row, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
+    )  # fmt: skip
 
 
 def contract(
@@ -423,7 +425,7 @@ def contract(
             continue
         tile = _edge_tile(hidden.dtype, table.channels, edges.tile_edges)
         grid = (len(edges.tiles), len(table.items), triton.cdiv(table.channels, tile.channels))
-        _contract_kernel[grid](
+        launch(_contract_kernel, grid,
             frame_rows, hidden, products, outputs, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
@@ -457,7 +459,7 @@ def hidden_gradient(
     num_groups, num_edges, width = result.shape
     channels = max(table.channels for table in tables)
     tile = _edge_tile(result.dtype, channels, edges.tile_edges)
-    _hidden_gradient_kernel[(len(edges.tiles), num_groups)](
+    launch(_hidden_gradient_kernel, (len(edges.tiles), num_groups),
         frame_rows, gradient, products, result, edges.tiles, edges.order, edges.offsets,
         tables[0].pairs, spans[0], tables[1].pairs, spans[1], num_edges, edges.first_node, edges.num_nodes,
         WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
@@ -485,7 +487,7 @@ def product_gradient(
         tile, block_components = _product_gradient_tile(hidden.dtype, table.channels)
         slices = table.slices[block_components]
         grid = (edges.num_nodes, len(slices), triton.cdiv(table.channels, tile.channels))
-        _product_gradient_kernel[grid](
+        launch(_product_gradient_kernel, grid,
             frame_rows, gradient, hidden, result, edges.order, edges.offsets, table.pairs, slices,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_COMPONENTS=block_components,
@@ -511,7 +513,7 @@ def frame_gradient(
         if len(edges.tiles) == 0 or len(table.items) == 0:
             continue
         tile = _frame_gradient_tile(hidden.dtype, edges.tile_edges)
-        _frame_gradient_kernel[(len(edges.tiles), len(table.items))](
+        launch(_frame_gradient_kernel, (len(edges.tiles), len(table.items)),
             gradient, hidden, products, result, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
