@@ -32,7 +32,7 @@ from bench.registry import BENCHMARKS, DTYPES
 from bench.timing import Rates, cold_time, measured_rates
 from bench.workloads import BACKENDS, SIZES, Workload, build
 
-TESTS = ["tests/gpu", *(f"tests/backends/triton/test_{name}.py" for name in BENCHMARKS), "tests/test_equivariance.py"]
+TESTS = ["tests/gpu", *(f"tests/backends/triton/test_{name}.py" for name in BENCHMARKS), "tests/model/test_equivariance.py"]
 PASSES: dict[str, Callable[[Workload], None]] = {
     "forward": Workload.forward_only,
     "forward+backward": Workload.forward_backward,

@@ -13,8 +13,8 @@ from se3_fast import Fiber, NormSE3
 from se3_fast.ops import equivariant_norm
 from se3_fast.ops.equivariant_norm import FusedNorm, group_norm
 from se3_fast.ops.shared_features import SharedFeatures, shared_features
+from tests.model.test_golden import FILES, Golden, run_norm
 from tests.support import TOLERANCE, TRITON_DEVICE, random_features, relative_error
-from tests.test_golden import FILES, Golden, run_norm
 
 pytest.importorskip("triton")
 
