@@ -87,14 +87,14 @@ def _operations(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _rivals(arguments: argparse.Namespace) -> dict[str, Any]:
+def _rivals(_: argparse.Namespace) -> dict[str, Any]:
     rows = list(rivals.rows())
     print(rivals.table(rows))
     plots.plot_rivals(rows, rivals_title(), RESULTS / f"rivals_{device_name()}.png")
     return {"rows": rows}
 
 
-def _scaling(arguments: argparse.Namespace) -> dict[str, Any]:
+def _scaling(_: argparse.Namespace) -> dict[str, Any]:
     limits = scaling.Limits()
     rows = scaling.sweep_edges(limits) + scaling.sweep_degrees(limits)
     fits = scaling.fits(rows)
