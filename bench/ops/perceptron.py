@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.operations import Problem, compare, leaf
-from bench.workloads import BACKENDS, SIZES, build
+from bench.problem import Problem, leaf
+from bench.workloads import build
 from se3_fast.kernels.perceptron import Shape, cost
 from se3_fast.ops.perceptron import perceptron
 
@@ -26,9 +24,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
         return [perceptron(x, first, second)]
 
     return Problem(forward, [x, *first, *second], cost(num_graphs, shape))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SIZES)
-def test_perceptron(benchmark: BenchmarkFixture, name: str, backend: str) -> None:
-    compare(benchmark, "perceptron", name, problem(name), backend)

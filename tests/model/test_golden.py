@@ -29,7 +29,7 @@ TOLERANCE = 1e-10
 BACKENDS = ("dense", "torch by edge", "torch by source", "cpp by edge", "cpp by source", "triton by edge", "triton by source")
 LARGEST_INTERPRETED = {"triton by edge": 120_000, "triton by source": 40_000}
 """Bytes of the largest file that is run through Triton's interpreter."""
-DIRECTORY = Path(os.environ.get("SE3_FAST_GOLDEN_DIR", Path(__file__).parent / "golden"))
+DIRECTORY = Path(os.environ.get("SE3_FAST_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 FILES = sorted(DIRECTORY.glob("*.npz"))
 
 

@@ -218,6 +218,13 @@ def _gates(bases: Bases, gate: Tensor) -> Bases:
     return {key: basis * (1.0 + number * (gate.sum() - gate.sum().detach())) for number, (key, basis) in enumerate(bases.items())}
 
 
+def _changed_without_gradients(rel_pos: Tensor, gate: Tensor) -> Bases:
+    bases = get_basis(rel_pos, MAX_DEGREE, compute_gradients=True)
+    with torch.no_grad():
+        bases["1,1"].mul_(2.0)
+    return scaled(bases, gate)
+
+
 DIFFERENTIABLE: dict[str, Callable[[Tensor, Tensor], Bases]] = {
     "unchanged": lambda rel_pos, _: get_basis(rel_pos, MAX_DEGREE, compute_gradients=True),
     "unchanged, fused": lambda rel_pos, _: with_fused(get_basis(rel_pos, MAX_DEGREE, compute_gradients=True)),
@@ -261,15 +268,8 @@ DIFFERENTIABLE: dict[str, Callable[[Tensor, Tensor], Bases]] = {
     "masked": lambda rel_pos, gate: scaled(
         scaled(get_basis(rel_pos, MAX_DEGREE), (rel_pos.detach()[:, 0] > 0).to(rel_pos.dtype)), gate
     ),
-    "changed without gradients": lambda rel_pos, gate: _changed_without_gradients(rel_pos, gate),
+    "changed without gradients": _changed_without_gradients,
 }
-
-
-def _changed_without_gradients(rel_pos: Tensor, gate: Tensor) -> Bases:
-    bases = get_basis(rel_pos, MAX_DEGREE, compute_gradients=True)
-    with torch.no_grad():
-        bases["1,1"].mul_(2.0)
-    return scaled(bases, gate)
 
 
 EXPLAINED = {

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.operations import Problem, compare, leaf
-from bench.workloads import BACKENDS, SIZES, build
+from bench.problem import Problem, leaf
+from bench.workloads import build
 from se3_fast.kernels.edge_attention import cost
 from se3_fast.ops.edge_attention import edge_attention
 
@@ -26,9 +24,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
 
     sizes = (graph.num_nodes(), graph.num_edges(), heads, value.shape[2], key.shape[2], value.element_size())
     return Problem(forward, [value, key, query], cost(*sizes))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SIZES)
-def test_edge_attention(benchmark: BenchmarkFixture, name: str, backend: str) -> None:
-    compare(benchmark, "edge_attention", name, problem(name), backend)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_golden import TOLERANCE, assert_close, assert_sums_close
+from tests.model.test_golden import TOLERANCE, assert_close, assert_sums_close
 
 PROJECTIONS = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([0.5, 1.5, -1.0], dtype=torch.float64)
 MATRIX = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 5.0, 0.5]], dtype=torch.float64)

@@ -14,7 +14,7 @@ import torch
 
 from se3_fast.backends.cpp import library
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIBRARY = Path("se3_fast", "backends", "cpp", "operations.so")
 needs_compiler = pytest.mark.skipif(
     shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.operations import Problem, compare, leaf
-from bench.workloads import BACKENDS, SIZES, build
+from bench.problem import Problem, leaf
+from bench.workloads import build
 from se3_fast.kernels.pooling import cost
 from se3_fast.ops.pooling import pooling
 
@@ -23,9 +21,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
         return [pooling(feature, sizes, "max")]
 
     return Problem(forward, [feature], cost(graph.num_nodes(), len(sizes), CHANNELS, feature.element_size(), is_max=True))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SIZES)
-def test_pooling(benchmark: BenchmarkFixture, name: str, backend: str) -> None:
-    compare(benchmark, "pooling", name, problem(name), backend)

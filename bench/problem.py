@@ -1,4 +1,4 @@
-"""What the benchmarks of single operations share: a problem, its passes, and how they are compared."""
+"""What the benchmarks of single operations share: a problem, its passes and their cost."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-import se3_fast
 from bench.workloads import DEVICE
 from se3_fast.kernels.cost import Cost
-
-ROUNDS = 7
 
 
 @dataclass
@@ -57,17 +53,3 @@ class Problem:
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """A standard normal operand on :data:`DEVICE` that requires grad."""
     return torch.randn(*shape, device=DEVICE, dtype=dtype).requires_grad_()
-
-
-def compare(benchmark: BenchmarkFixture, operation: str, workload: str, problem: Problem, backend: str) -> None:
-    """Time all passes of a problem on a backend with pytest-benchmark, grouped by operation and workload."""
-
-    def step() -> None:
-        problem.passes()["forward+backward" if problem.operands else "forward"]()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark.group = f"{operation} {workload}"
-    benchmark.extra_info["backend"] = backend
-    with se3_fast.backend(backend):
-        benchmark.pedantic(step, warmup_rounds=1, rounds=ROUNDS)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.operations import Problem, compare
-from bench.workloads import BACKENDS, SIZES, build
+from bench.problem import Problem
+from bench.workloads import build
 from se3_fast import EdgeGeometry
 from se3_fast.backends.choice import selected_backend
 from se3_fast.kernels.edge_frames import cost
@@ -24,9 +22,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
         return [geometry.angles if selected_backend(rel_pos.device) == "triton" else geometry.wigner]
 
     return Problem(forward, costs=(cost(workload.graph.num_edges(), rel_pos.element_size()),))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SIZES)
-def test_edge_frames(benchmark: BenchmarkFixture, name: str, backend: str) -> None:
-    compare(benchmark, "edge_frames", name, problem(name), backend)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.fuzz.budget import is_long
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_training_after_first_calls_in_every_mode() -> None:

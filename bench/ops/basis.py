@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.operations import Problem, compare
-from bench.workloads import BACKENDS, SIZES, build
+from bench.problem import Problem
+from bench.workloads import build
 from se3_fast import get_basis, update_basis_with_fused
 from se3_fast.kernels.basis import cost
 
@@ -23,9 +21,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
         return list(update_basis_with_fused(bases, max_degree, use_pad_trick=False, fully_fused=True).values())
 
     return Problem(forward, [rel_pos], cost(max_degree, len(rel_pos), rel_pos.element_size()))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SIZES)
-def test_basis(benchmark: BenchmarkFixture, name: str, backend: str) -> None:
-    compare(benchmark, "basis", name, problem(name), backend)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 MODEL = ["--num_layers", "1", "--num_degrees", "2", "--num_channels", "4", "--num_heads", "2"]
 TRAINING = [*MODEL, "--dataset", "sample", "--num_workers", "0", "--epochs", "1", "--max_steps", "2", "--batch_size", "8"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.tiers import LONG, SLOW
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 def test_every_pattern_names_a_test() -> None:

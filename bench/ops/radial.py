@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.operations import Problem, compare, leaf
-from bench.workloads import BACKENDS, SIZES, build
+from bench.problem import Problem, leaf
+from bench.workloads import build
 from se3_fast.kernels.radial import cost
 from se3_fast.layers.convolution import RADIAL_WIDTH
 from se3_fast.ops.radial import radial
@@ -26,9 +24,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
 
     sizes = (len(profiles), *invariants.shape, RADIAL_WIDTH, invariants.element_size())
     return Problem(forward, [invariants, *parameters], cost(*sizes, with_invariants=True))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SIZES)
-def test_radial(benchmark: BenchmarkFixture, name: str, backend: str) -> None:
-    compare(benchmark, "radial", name, problem(name), backend)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.operations import Problem, compare, leaf
-from bench.workloads import BACKENDS, SIZES, build
+from bench.problem import Problem, leaf
+from bench.workloads import build
 from se3_fast import EdgeGeometry
 from se3_fast.backends.operands import Convolution
 from se3_fast.contraction import ContractionOrder, cost, is_less_time_by_source
 from se3_fast.ops.tfn_conv import tfn_conv
-
-VARIANTS = [part for name in BACKENDS for part in (("torch by edge", "torch by source") if name == "torch" else (name,))]
 
 
 def problem(name: str, dtype: torch.dtype = torch.float32, order: ContractionOrder = "auto") -> Problem:
@@ -35,10 +31,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32, order: ContractionOrd
     is_by_source = is_less_time_by_source(convolution.plan, *sizes, dtype)
     costs = cost(convolution.plan, *sizes, dtype, is_by_source, pool=False)
     return Problem(forward, [*nodes.values(), *hidden, *weights], costs)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", SIZES)
-def test_tfn_conv(benchmark: BenchmarkFixture, name: str, variant: str) -> None:
-    backend, _, order = variant.partition(" by ")
-    compare(benchmark, "tfn_conv", name, problem(name, order=order or "auto"), backend)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.operations import Problem, compare, leaf
-from bench.workloads import BACKENDS, SIZES, build
+from bench.problem import Problem, leaf
+from bench.workloads import build
 from se3_fast.kernels.linear import Shape, cost
 
 
@@ -35,9 +33,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     )
     operands = [*first.values(), *(second[key] for key in second if key in project.weights), *project.parameters()]
     return Problem(forward, operands, cost(num_nodes, shape))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SIZES)
-def test_linear(benchmark: BenchmarkFixture, name: str, backend: str) -> None:
-    compare(benchmark, "linear", name, problem(name), backend)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.operations import Problem, compare, leaf
-from bench.workloads import BACKENDS, SIZES, build
+from bench.problem import Problem, leaf
+from bench.workloads import build
 from se3_fast.kernels.equivariant_norm import cost
 
 
@@ -24,9 +22,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
 
     costs = cost(workload.graph.num_nodes(), norm.fiber.channels[0], norm.fiber.degrees, features["0"].element_size())
     return Problem(forward, [*features.values(), *norm.parameters()], costs)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SIZES)
-def test_equivariant_norm(benchmark: BenchmarkFixture, name: str, backend: str) -> None:
-    compare(benchmark, "equivariant_norm", name, problem(name), backend)

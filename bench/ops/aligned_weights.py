@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from bench.operations import Problem, compare
-from bench.workloads import SIZES, build
+from bench.problem import Problem
+from bench.workloads import build
 from se3_fast import ConvSE3
 from se3_fast.backends.triton.aligned_weights import aligned_weights
 from se3_fast.kernels.aligned_weights import cost
@@ -28,8 +26,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
         return [result.values for result in aligned_weights(plans, weights, dtype)]
 
     return Problem(forward, operands, cost(num_weights, ENTRIES, operands[0].element_size(), dtype.itemsize))
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_aligned_weights(benchmark: BenchmarkFixture, name: str) -> None:
-    compare(benchmark, "aligned_weights", name, problem(name), "triton")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from bench.operations import Problem, compare
-from bench.workloads import SIZES, build
+from bench.problem import Problem
+from bench.workloads import build
 from se3_fast import LinearSE3, NormSE3
 from se3_fast.backends.operands import LayerParameters
 from se3_fast.backends.triton.joint import gradient_parts, parameter_rows
@@ -34,8 +32,3 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
         return parameter_rows(layers)
 
     return Problem(forward, operands, (Cost(0, 0, copied), cost(sizes, dtype.itemsize)))
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_parameter_rows(benchmark: BenchmarkFixture, name: str) -> None:
-    compare(benchmark, "parameter_rows", name, problem(name), "triton")

@@ -9,7 +9,7 @@ import pytest
 
 from se3_fast.training import read_checkpoint
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 (EXAMPLE,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class Bodies" in block]
 
 
