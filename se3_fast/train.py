@@ -21,10 +21,12 @@ from se3_fast.training.checkpoint import check_same, read_checkpoint
 from se3_fast.training.command import common_seed, train_command
 from se3_fast.training.distributed import World
 from se3_fast.training.errors import run_command
+from se3_fast.training.evaluation import TargetScale
 from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
 from se3_fast.training.random_state import seed_everything
 from se3_fast.training.report import report_training
+from se3_fast.training.starting_model import StartingModel, add_starting_model
 from se3_fast.training.trainer import Trainer, TrainingResult
 from se3_fast.training.uncertainty import last_layer_uncertainty
 
@@ -42,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_arguments(parser, batch_size=_BATCH_SIZE)
     add_model_arguments(parser)
     add_training_arguments(parser)
+    add_starting_model(parser)
     return parser
 
 
@@ -57,7 +60,11 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
     check_written_by("se3_fast.train", checkpoint, arguments.load_ckpt_path)
     seed = common_seed(arguments.seed, checkpoint, world)
     seed_everything(seed)
-    config = model_config_from_arguments(arguments, QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
+    start = StartingModel.read(arguments.starting_model) if arguments.starting_model is not None else None
+    if start is not None:
+        config = start.config
+    else:
+        config = model_config_from_arguments(arguments, QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
     if checkpoint and "model_config" not in checkpoint:
         config = match_parameterisation(config, checkpoint["state_dict"])
     if checkpoint:
@@ -77,8 +84,9 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
         "seed": seed,
         **data_module.description(),
     }
+    model = build_model(config) if start is None else start.model(arguments.task, TargetScale.of(data_module))
     return Trainer(
-        build_model(config),
+        model,
         data_module,
         training_options(arguments),
         world=world,
