@@ -50,6 +50,7 @@ class Prediction:
         conformers: How many sets of positions were predicted for.
         outside: How the molecule differs from those that the model was trained on; empty if nothing is seen.
         error: Why there is no value, or empty.
+        target: The known value, where the record has one.
         molecule: With the first of the positions; None for molecules that were no RDKit molecules or could not be read.
     """
 
@@ -62,6 +63,7 @@ class Prediction:
     conformers: int
     outside: str
     error: str
+    target: float | None
     molecule: Chem.Mol | None
 
 
@@ -282,6 +284,7 @@ class Predictor:
             conformers=len(values),
             outside="; ".join(filter(None, [described.outside, too_far])),
             error=error,
+            target=record.target,
             molecule=described.molecule,
         )
 
