@@ -33,8 +33,13 @@ for (const header of document.querySelectorAll("th")) header.addEventListener("c
 let viewer = null;
 const place = document.getElementById("viewer");
 if (place) {
-  viewer = $3Dmol.createViewer(place, { backgroundColor: "white" });
-  const cards = [...document.querySelectorAll(".molecule[data-index]")];
+  try {
+    viewer = $3Dmol.createViewer(place, { backgroundColor: "white" });
+  } catch {
+    viewer = null; // no WebGL
+  }
+  const cards = viewer ? [...document.querySelectorAll(".molecule[data-index]")] : [];
+  if (!viewer) document.getElementById("shown").textContent = "This browser shows nothing in space: it has no WebGL.";
   for (const card of cards) card.addEventListener("click", () => showMolecule(card));
-  if (viewer && cards.length) showMolecule(cards[0]);
+  if (cards.length) showMolecule(cards[0]);
 }
