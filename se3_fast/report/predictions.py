@@ -218,7 +218,7 @@ def _card(number: int, prediction: Prediction, unit: str) -> str:
 
 def _drawing(molecule: Chem.Mol | None) -> str:
     assert molecule is not None  # others are not kept
-    flat = Chem.RemoveHs(molecule, sanitize=False)
+    flat = Chem.RemoveHs(molecule)
     flat.RemoveAllConformers()
     drawer = rdMolDraw2D.MolDraw2DSVG(*_DRAWING_SIZE)
     drawer.drawOptions().clearBackground = False  # type: ignore[assignment]  # RDKit gives it the type of its owner
