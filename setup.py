@@ -41,6 +41,9 @@ OLDEST_TORCH = (2, 10)
 
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi"]
 
+VECTOR_FLAGS = ["-falign-functions=64", "-falign-loops=64"]
+"""Where a loop over vectors begins in its cache line is worth up to 4 %, and would else depend on what is linked before it."""
+
 INSTRUCTION_SETS = {
     "x86_64": {
         "baseline": (16, []),
@@ -131,7 +134,9 @@ class Compilation:
         sets = INSTRUCTION_SETS.get(platform.machine(), {"baseline": (16, [])})
         return [
             self._object(
-                source, f"{source.stem}-{name}", [f"-DSE3_FAST_INSTRUCTIONS={name}", f"-DSE3_FAST_VECTOR_BYTES={width}", *flags]
+                source,
+                f"{source.stem}-{name}",
+                [f"-DSE3_FAST_INSTRUCTIONS={name}", f"-DSE3_FAST_VECTOR_BYTES={width}", *VECTOR_FLAGS, *flags],
             )
             for name, (width, flags) in sets.items()
         ]

@@ -9,15 +9,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.operations import Problem, compare, leaf
 from bench.workloads import BACKENDS, SIZES, build
 from se3_fast import EdgeGeometry
-from se3_fast.backends.torch import tfn_conv as aligned
-from se3_fast.backends.triton.tfn_conv import cost
-from se3_fast.backends.triton.tfn_conv_by_source import is_by_source_faster
+from se3_fast.contraction import ContractionOrder, cost, is_less_time_by_source
 from se3_fast.ops.tfn_conv import tfn_conv
 
 VARIANTS = [part for name in BACKENDS for part in (("torch by edge", "torch by source") if name == "torch" else (name,))]
 
 
-def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
+def problem(name: str, dtype: torch.dtype = torch.float32, order: ContractionOrder = "auto") -> Problem:
     """The convolution to keys and values in a hidden layer of a workload."""
     workload = build(name)
     graph = workload.graph
@@ -30,18 +28,16 @@ def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     hidden = [leaf(graph.num_edges(), weight.shape[1], dtype=dtype) for weight in weights]
 
     def forward() -> list[torch.Tensor]:
-        return list(tfn_conv(convolution.plan, graph, geometry, nodes, {}, hidden, weights, pool=False).values())
+        return list(tfn_conv(convolution.plan, graph, geometry, nodes, {}, hidden, weights, pool=False, order=order).values())
 
     sizes = (graph.num_nodes(), graph.num_edges(), weights[0].shape[1])
-    is_by_source = is_by_source_faster(convolution.plan, *sizes, dtype)
+    is_by_source = is_less_time_by_source(convolution.plan, *sizes, dtype)
     costs = cost(convolution.plan, *sizes, dtype, is_by_source, pool=False)
     return Problem(forward, [*nodes.values(), *hidden, *weights], costs)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", SIZES)
-def test_tfn_conv(benchmark: BenchmarkFixture, name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend, _, order = variant.partition(" ")
-    if order:
-        monkeypatch.setattr(aligned, "is_by_source_faster", lambda *sizes: order == "by source")
-    compare(benchmark, "tfn_conv", name, problem(name), backend)
+def test_tfn_conv(benchmark: BenchmarkFixture, name: str, variant: str) -> None:
+    backend, _, order = variant.partition(" by ")
+    compare(benchmark, "tfn_conv", name, problem(name, order=order or "auto"), backend)

@@ -27,10 +27,11 @@ void fill_zero(T* values, int64_t count) {
     for (int64_t index = 0; index < count; ++index) values[index] = 0;
 }
 
-// Lets a NaN through, as PyTorch's does.
+// Lets a NaN through, as PyTorch's does: 0 > NaN is false. The other way round the compiler needs a blend.
 template <typename T>
 inline Vector<T> rectified(Vector<T> values) {
-    return values <= 0 ? Vector<T>{} : values;
+    const Vector<T> zero{};
+    return zero > values ? zero : values;
 }
 
 // The packed parameters of a layer, or their gradients: one after the other.

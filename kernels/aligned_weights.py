@@ -24,8 +24,19 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .launching import launch
 from .precision import DTYPES, ROUNDINGS, sum_type
 from .resources import ArgumentType, CompileCase, signature
+from .table_fields import (
+    BLOCK_CHANNELS_IN,
+    BLOCK_CHANNELS_OUT,
+    BLOCK_FIELDS,
+    BLOCK_FIRST,
+    BLOCK_NUM_PATHS,
+    BLOCK_RESULT,
+    BLOCK_STOP,
+    BLOCK_TENSOR,
+)
 from .tuples import one_of
 
 SLOTS = 16
@@ -39,8 +50,8 @@ class BlockTable(NamedTuple):
     """What the programs of a launch do.
 
     Attributes:
-        blocks: [n, 7] int64: which tensor is read, C_in, C_out, F, first entry of the map, one past the last, and where the result
-            begins (backward: the offset of the weight plus that of the path).
+        blocks: :class:`WeightBlock` rows (``table_rows.py``); backward a result stands at the offset of the weight plus that of the
+            path.
         places: [m] int64, of each entry what is read: forward the path, backward where the aligned weight begins.
         coefficients: [m] float64, of each entry that of the map.
         channels_in: largest C_in.
@@ -59,8 +70,8 @@ def _tile_of(
     blocks, out_tiles, WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_OUT: tl.constexpr
 ):  # fmt: skip
     """The program's block, and its input channels, units and output channels with which of them exist, [in, unit, out]."""
-    block = blocks + tl.program_id(0).to(tl.int64) * 7
-    channels_in, channels_out = tl.load(block + 1), tl.load(block + 2)
+    block = blocks + tl.program_id(0).to(tl.int64) * BLOCK_FIELDS
+    channels_in, channels_out = tl.load(block + BLOCK_CHANNELS_IN), tl.load(block + BLOCK_CHANNELS_OUT)
     tile = tl.program_id(1)
     channel_in = (tile // out_tiles * BLOCK_IN + tl.arange(0, BLOCK_IN))[:, None, None]
     channel_out = (tile % out_tiles * BLOCK_OUT + tl.arange(0, BLOCK_OUT))[None, None]
@@ -78,13 +89,13 @@ def _forward_kernel(
     block, channels_in, channels_out, channel_in, unit, channel_out, is_value = _tile_of(
         blocks, out_tiles, WIDTH, BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT
     )
-    weight = one_of(weights, tl.load(block))
-    weight += (channel_out * channels_in + channel_in) * tl.load(block + 3) * WIDTH + unit
+    weight = one_of(weights, tl.load(block + BLOCK_TENSOR))
+    weight += (channel_out * channels_in + channel_in) * tl.load(block + BLOCK_NUM_PATHS) * WIDTH + unit
     total = tl.zeros((BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT), SUM)
-    for entry in range(tl.load(block + 4), tl.load(block + 5)):
+    for entry in range(tl.load(block + BLOCK_FIRST), tl.load(block + BLOCK_STOP)):
         path, coefficient = tl.load(places + entry), tl.load(coefficients + entry).to(SUM)
         total += coefficient * tl.load(weight + path * WIDTH, mask=is_value, other=0.0).to(SUM)
-    start = tl.load(block + 6)
+    start = tl.load(block + BLOCK_RESULT)
     values = total.to(aligned.dtype.element_ty)
     tl.store(aligned + start + (channel_in * WIDTH + unit) * channels_out + channel_out, values, mask=is_value)
     if HAS_TRANSPOSED:
@@ -99,14 +110,14 @@ def _backward_kernel(
     block, channels_in, channels_out, channel_in, unit, channel_out, is_value = _tile_of(
         blocks, out_tiles, WIDTH, BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT
     )
-    gradient = one_of(gradients, tl.load(block))
+    gradient = one_of(gradients, tl.load(block + BLOCK_TENSOR))
     gradient += (channel_in * WIDTH + unit) * channels_out + channel_out
     total = tl.zeros((BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT), SUM)
-    for entry in range(tl.load(block + 4), tl.load(block + 5)):
+    for entry in range(tl.load(block + BLOCK_FIRST), tl.load(block + BLOCK_STOP)):
         place, coefficient = tl.load(places + entry), tl.load(coefficients + entry).to(SUM)
         total += coefficient * tl.load(gradient + place, mask=is_value, other=0.0).to(SUM)
-    place = (channel_out * channels_in + channel_in) * tl.load(block + 3) * WIDTH + unit
-    tl.store(result + tl.load(block + 6) + place, total.to(result.dtype.element_ty), mask=is_value)
+    place = (channel_out * channels_in + channel_in) * tl.load(block + BLOCK_NUM_PATHS) * WIDTH + unit
+    tl.store(result + tl.load(block + BLOCK_RESULT) + place, total.to(result.dtype.element_ty), mask=is_value)
 
 
 def forward(weights: Sequence[Tensor], table: BlockTable, aligned: Tensor, transposed: Tensor | None) -> None:
@@ -119,7 +130,7 @@ def forward(weights: Sequence[Tensor], table: BlockTable, aligned: Tensor, trans
         transposed: [n], the same in the other order, or None.
     """
     width = weights[0].shape[1]
-    _forward_kernel[_grid(table, width)](
+    launch(_forward_kernel, _grid(table, width),
         tuple(weights), aligned, aligned if transposed is None else transposed, table.blocks, table.places, table.coefficients,
         triton.cdiv(table.channels_out, _TILE[2]), **_constants(width, weights[0].dtype),
         HAS_TRANSPOSED=transposed is not None, num_warps=_WARPS,
@@ -135,7 +146,7 @@ def backward(gradients: Sequence[Tensor], table: BlockTable, width: int, result:
         width: K.
         result: written where the table says.
     """
-    _backward_kernel[_grid(table, width)](
+    launch(_backward_kernel, _grid(table, width),
         tuple(gradients), result, table.blocks, table.places, table.coefficients,
         triton.cdiv(table.channels_out, _TILE[2]), **_constants(width, result.dtype), num_warps=_WARPS,
     )  # fmt: skip

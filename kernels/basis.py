@@ -39,6 +39,8 @@ from se3_fast.kernels.cost import Cost
 from se3_fast.kernels.precision import DTYPES, ROUNDINGS, TYPES, sum_type
 from se3_fast.kernels.resources import CompileCase
 
+from .launching import launch
+
 PITCH = 64  # edges; 128 bytes in half precision
 
 
@@ -520,7 +522,7 @@ def pairwise_bases(rel_pos: Tensor, tables: PairwiseTables, dtype: torch.dtype) 
         columns = num_harmonics(tables.max_degree)
         block = _pairwise_edges(columns)
         harmonics = torch.empty(num_edges, columns, dtype=tables.factors.dtype, device=rel_pos.device)
-        _pairwise_kernel[(triton.cdiv(num_edges, block),)](
+        launch(_pairwise_kernel, (triton.cdiv(num_edges, block),),
             rel_pos.contiguous(), harmonics, bases,
             tables.numbers, tables.factors, tables.places, tables.terms, tables.coefficients,
             num_edges, _pitch(num_edges), tables.layout.starts[-1],
@@ -546,7 +548,7 @@ def position_gradient(rel_pos: Tensor, gradients: Sequence[Tensor], tables: Pair
     if num_edges > 0:
         columns = num_harmonics(tables.max_degree)
         block = _pairwise_edges(columns)
-        _position_gradient_kernel[(triton.cdiv(num_edges, block),)](
+        launch(_position_gradient_kernel, (triton.cdiv(num_edges, block),),
             rel_pos.contiguous(), tables.layout.joined(gradients), position_gradient, tables.numbers, tables.factors,
             tables.back_places, tables.back_coefficients, num_edges, _pitch(num_edges), len(tables.back_coefficients),
             HALF_DEGREE=tables.max_degree, HARMONICS=columns, BLOCK_EDGES=block,
@@ -569,7 +571,7 @@ def fused_bases(pairwise: Sequence[Tensor], tables: FusedTables) -> tuple[Tensor
     fused = tables.layout.memory(num_edges, pairwise[0].dtype, pairwise[0].device)
     if num_edges > 0:
         num_chunks = len(tables.chunks)
-        _fuse_kernel[(triton.cdiv(num_edges, _FUSE_EDGES) * num_chunks,)](
+        launch(_fuse_kernel, (triton.cdiv(num_edges, _FUSE_EDGES) * num_chunks,),
             tables.pairwise.joined(pairwise), fused, tables.chunks, tables.places, num_edges, _pitch(num_edges), num_chunks,
             BLOCK_EDGES=_FUSE_EDGES, BLOCK_ENTRIES=_FUSE_ENTRIES, num_warps=_NUM_WARPS, num_stages=1,
         )  # fmt: skip
@@ -599,7 +601,7 @@ def pairwise_gradients(
             continue
         num_entries = places.shape[1]
         grid = (triton.cdiv(num_edges, _BACK_EDGES), triton.cdiv(num_entries, _BACK_ENTRIES))
-        _fused_gradient_kernel[grid](
+        launch(_fused_gradient_kernel, grid,
             gradient.contiguous(), memory, places, num_edges, _pitch(num_edges), num_entries, size,
             BLOCK_EDGES=_BACK_EDGES, BLOCK_ENTRIES=_BACK_ENTRIES, SUM=sum_type(dtype),
             num_warps=_NUM_WARPS, num_stages=1,

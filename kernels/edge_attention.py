@@ -55,6 +55,7 @@ from torch import Tensor
 
 from .cost import Cost
 from .edge_frames import tile_size, wigner_rows, wigner_rows_flop
+from .launching import launch
 from .precision import DTYPES, ROUNDINGS, sum_type
 from .resources import CompileCase, signature
 
@@ -443,8 +444,10 @@ def _backward_in_frames_kernel(
 
 @triton.jit
 def _transpose_kernel(values, result, num_rows, num_columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    row = tl.program_id(1).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
-    column = tl.program_id(0).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None]
+    # Either axis may be that of the edges, so that both stand on the first one of the grid.
+    blocks_of_columns = tl.cdiv(num_columns, BLOCK_COLUMNS)
+    row = (tl.program_id(0) // blocks_of_columns).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    column = (tl.program_id(0) % blocks_of_columns).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None]
     is_value = (row < num_rows) & (column < num_columns)
     tile = tl.load(values + row * num_columns + column, mask=is_value, other=0.0)
     tl.store(result + column * num_rows + row, tile, mask=is_value)
@@ -465,10 +468,10 @@ def attend(value: Tensor, key: Tensor, query: Tensor, order: Tensor, offsets: Te
     """
     output = value.new_empty(len(query), *value.shape[1:])
     if len(query) > 0:
-        launch = _launch(value, key, query)
-        _forward_kernel[launch.grid](
+        chosen = _launch(value, key, query)
+        launch(_forward_kernel, chosen.grid,
             value.contiguous(), key.contiguous(), query.contiguous(), order, offsets, output,
-            **launch.constants, num_warps=launch.warps, num_stages=_NUM_STAGES,
+            **chosen.constants, num_warps=chosen.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
     return output
 
@@ -488,11 +491,11 @@ def attend_backward(
     """
     of_value, of_key, of_query = (torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (value, key, query))
     if len(query) > 0:
-        launch = _launch(value, key, query)
-        _backward_kernel[launch.grid](
+        chosen = _launch(value, key, query)
+        launch(_backward_kernel, chosen.grid,
             value.contiguous(), key.contiguous(), query.contiguous(), order, offsets, gradient.contiguous(),
             of_value, of_key, of_query,
-            **launch.constants, num_warps=launch.warps, num_stages=_NUM_STAGES,
+            **chosen.constants, num_warps=chosen.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
     return of_value, of_key, of_query
 
@@ -569,10 +572,10 @@ def attend_in_frames(
     """
     output = messages.new_empty(len(query), layout.heads, layout.value_width)
     if len(query) > 0:
-        launch = _launch_in_frames(layout, messages, len(query))
-        _forward_in_frames_kernel[launch.grid](
+        chosen = _launch_in_frames(layout, messages, len(query))
+        launch(_forward_in_frames_kernel, chosen.grid,
             messages, query.contiguous(), angles, table, order, offsets, output, len(messages),
-            **launch.constants, num_warps=launch.warps, num_stages=_NUM_STAGES,
+            **chosen.constants, num_warps=chosen.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
     return output
 
@@ -602,10 +605,10 @@ def attend_in_frames_backward(
     message_gradient = torch.empty_like(messages)
     query_gradient = torch.empty_like(query, memory_format=torch.contiguous_format)
     if len(query) > 0:
-        launch = _launch_in_frames(layout, messages, len(query))
-        _backward_in_frames_kernel[launch.grid](
+        chosen = _launch_in_frames(layout, messages, len(query))
+        launch(_backward_in_frames_kernel, chosen.grid,
             messages, query.contiguous(), gradient.contiguous(), angles, table, order, offsets, message_gradient, query_gradient,
-            len(messages), **launch.constants, num_warps=launch.warps, num_stages=_NUM_STAGES,
+            len(messages), **chosen.constants, num_warps=chosen.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
     return message_gradient, query_gradient
 
@@ -616,8 +619,8 @@ def transposed(values: Tensor) -> Tensor:
         return values.t()
     num_rows, num_columns = values.shape
     result = values.new_empty(num_columns, num_rows)
-    grid = (triton.cdiv(num_columns, _TRANSPOSE_TILE.columns), triton.cdiv(num_rows, _TRANSPOSE_TILE.rows))
-    _transpose_kernel[grid](
+    programs = triton.cdiv(num_columns, _TRANSPOSE_TILE.columns) * triton.cdiv(num_rows, _TRANSPOSE_TILE.rows)
+    launch(_transpose_kernel, (programs,),
         values.contiguous(), result, num_rows, num_columns,
         BLOCK_ROWS=_TRANSPOSE_TILE.rows, BLOCK_COLUMNS=_TRANSPOSE_TILE.columns, num_warps=_TRANSPOSE_TILE.warps,
     )  # fmt: skip

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .launching import launch
 from .resources import CompileCase
 
 NUM_ANGLE_VALUES = 4
@@ -116,7 +117,7 @@ def frame_angles(rel_pos: Tensor) -> Tensor:
     angles = torch.empty(NUM_ANGLE_VALUES, num_edges, dtype=rel_pos.dtype, device=rel_pos.device)
     if num_edges > 0:
         block = 256
-        _frame_angles_kernel[(triton.cdiv(num_edges, block),)](rel_pos.contiguous(), angles, num_edges, BLOCK=block)
+        launch(_frame_angles_kernel, (triton.cdiv(num_edges, block),), rel_pos.contiguous(), angles, num_edges, BLOCK=block)
     return angles
 
 

@@ -33,6 +33,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .launching import launch
 from .precision import DTYPES, ROUNDINGS, sum_dtype, sum_type
 from .resources import ArgumentType, CompileCase, signature
 
@@ -179,7 +180,7 @@ def forward(features: Sequence[Tensor], scale: Tensor, shift: Tensor, epsilon: f
     if num_nodes > 0 and channels > 0:
         tile = _choose_tile(channels, _components(features), _FORWARD_VALUES)
         grid = (triton.cdiv(num_nodes, tile.nodes), len(features))
-        _forward_kernel[grid](
+        launch(_forward_kernel, grid,
             tuple(features), tuple(outputs), scale, shift, num_nodes,
             **_constants(channels, _components(features), tile, epsilon, features[0].dtype), num_warps=tile.warps,
         )  # fmt: skip
@@ -215,7 +216,7 @@ def backward(
     if programs is None:
         programs = max(1, min(triton.cdiv(num_nodes, tile.nodes), _MAX_PARTIAL_SUMS))
     partial_sums = torch.empty(programs, 2, len(scale), dtype=sum_dtype(features[0].dtype), device=scale.device)
-    _backward_kernel[programs, len(features)](
+    launch(_backward_kernel, (programs, len(features)),
         tuple(features), tuple(map(tuple, gradients)), tuple(results), scale, shift, partial_sums, num_nodes, len(scale),
         **_constants(channels, _components(features), tile, epsilon, features[0].dtype), num_warps=tile.warps,
     )  # fmt: skip

@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .launching import launch
 from .precision import DTYPES, ROUNDINGS, TYPES, add_rounded_product, is_half, padded, product_constants, sum_dtype
 from .resources import ArgumentType, CompileCase, signature
 
@@ -286,7 +287,7 @@ def forward(parts: Sequence[Sequence[Tensor]], weights: Sequence[Tensor], shape:
     if num_nodes > 0:
         tile = _choose_tile(shape)
         grid = (*_node_blocks(num_nodes, shape, tile), _blocks(max(shape.channels_out), tile.channels_out))
-        _forward_kernel[grid](
+        launch(_forward_kernel, grid,
             _of_parts(parts, shape), tuple(weights), _of_outputs(outputs, shape), num_nodes,
             **_constants(shape, tile), num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
@@ -329,7 +330,7 @@ def backward(
     if programs is None:
         programs = min(node_blocks, max(1, _WEIGHT_PROGRAMS // (num_degrees * tiles)))
     partial_sums = gradients[0].new_empty(programs, num_weights, dtype=sum_dtype(shape.dtype))
-    _backward_kernel[max(node_blocks, programs) if with_inputs else programs, num_degrees, input_blocks + tiles](
+    launch(_backward_kernel, (max(node_blocks, programs) if with_inputs else programs, num_degrees, input_blocks + tiles),
         _of_outputs(gradients, shape), _of_parts(parts, shape), tuple(weights), _of_parts(results or parts, shape),
         partial_sums, num_weights, num_nodes, input_blocks, programs,
         **_constants(shape, tile), IN_BLOCKS=in_blocks, num_warps=tile.warps, num_stages=_NUM_STAGES,

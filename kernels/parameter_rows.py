@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .launching import launch
 from .precision import sum_type
 from .resources import CompileCase, signature
 from .tuples import one_of
@@ -69,7 +70,7 @@ def sum_parts(parts: Sequence[Tensor], blocks: Tensor, result: Tensor) -> None:
         result: the sums of all layers in a row; written.
     """
     if len(blocks) > 0:
-        _sum_kernel[(len(blocks),)](tuple(parts), result, blocks, **_constants(parts[0].dtype), num_warps=_WARPS)
+        launch(_sum_kernel, (len(blocks),), tuple(parts), result, blocks, **_constants(parts[0].dtype), num_warps=_WARPS)
 
 
 def _constants(dtype: torch.dtype) -> dict[str, object]:

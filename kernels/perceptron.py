@@ -27,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .launching import launch
 from .precision import DTYPES, TYPES, add_rounded_product, is_half, padded, product_constants
 from .resources import CompileCase
 
@@ -254,7 +255,7 @@ def forward(x: Tensor, parameters: Parameters, dtype: torch.dtype) -> tuple[Tens
     hidden = x.new_empty(num_rows, shape.num_hidden, dtype=dtype)
     if num_rows > 0:
         tile = _choose_tile(shape)
-        _forward_kernel[triton.cdiv(num_rows, _ROWS), triton.cdiv(shape.num_out, tile.block_out)](
+        launch(_forward_kernel, (triton.cdiv(num_rows, _ROWS), triton.cdiv(shape.num_out, tile.block_out)),
             x, *parameters, hidden, output, num_rows, ROWS=_ROWS, **_constants(shape, tile), num_warps=_WARPS,
             num_stages=_NUM_STAGES,
         )  # fmt: skip
@@ -283,7 +284,7 @@ def backward(
     channel_blocks, unit_blocks = triton.cdiv(shape.num_in, tile.block_in), triton.cdiv(shape.num_hidden, tile.block_hidden)
     tiles = unit_blocks * (channel_blocks + triton.cdiv(shape.num_out, tile.block_out))
     input_programs = triton.cdiv(num_rows, _ROWS) * channel_blocks if with_input else 0
-    _backward_kernel[(tiles + input_programs,)](
+    launch(_backward_kernel, (tiles + input_programs,),
         gradient, x, parameters.weight1, parameters.weight2, hidden, x if of_x is None else of_x, *of_parameters, num_rows,
         ROWS=_ROWS, WALK_ROWS=tile.walk_rows, **_constants(shape, tile), num_warps=_WARPS, num_stages=_NUM_STAGES,
     )  # fmt: skip

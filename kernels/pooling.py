@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .launching import launch
 from .precision import DTYPES, sum_type
 from .resources import CompileCase, signature
 
@@ -110,9 +111,10 @@ def forward(feature: Tensor, sizes: Tensor, ends: Tensor, is_max: bool) -> tuple
     output = feature.new_empty(num_graphs, num_features)
     winners = torch.empty(num_graphs if is_max else 0, num_features, dtype=torch.int64, device=feature.device)
     if output.numel() > 0:
-        _forward_kernel[num_graphs, triton.cdiv(num_features, _FEATURES)](
-            feature, sizes, ends, output, winners, num_features, **_constants(feature.dtype, is_max), num_warps=_WARPS
-        )
+        launch(
+            _forward_kernel, (num_graphs, triton.cdiv(num_features, _FEATURES)),
+            feature, sizes, ends, output, winners, num_features, **_constants(feature.dtype, is_max), num_warps=_WARPS,
+        )  # fmt: skip
     return output, winners
 
 
@@ -132,9 +134,10 @@ def backward(gradient: Tensor, sizes: Tensor, ends: Tensor, winners: Tensor, num
     if result.numel() > 0:
         blocks = triton.cdiv(num_features, _FEATURES)
         shares = max(1, min(triton.cdiv(num_nodes, num_graphs * _NODES), _BACKWARD_PROGRAMS // (num_graphs * blocks)))
-        _backward_kernel[num_graphs, blocks, shares](
-            gradient, sizes, ends, winners, result, num_features, **_constants(gradient.dtype, is_max), num_warps=_WARPS
-        )
+        launch(
+            _backward_kernel, (num_graphs, blocks, shares),
+            gradient, sizes, ends, winners, result, num_features, **_constants(gradient.dtype, is_max), num_warps=_WARPS,
+        )  # fmt: skip
     return result
 
 

@@ -33,6 +33,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
+from .launching import launch
 from .precision import DTYPES, ROUNDINGS, TYPES, add_rounded_product, is_half, padded, product_constants, sum_dtype
 from .resources import CompileCase, signature
 
@@ -311,7 +312,7 @@ def forward(invariants: Tensor, parameters: Tensor, shape: Shape, dtype: torch.d
     if num_edges > 0:
         tile = _forward_tile(dtype)
         programs, num_blocks = _share_edges(num_edges, tile.edges, num_groups, _FORWARD_PROGRAMS)
-        _forward_kernel[programs, num_groups](
+        launch(_forward_kernel, (programs, num_groups),
             invariants, parameters, hidden, num_edges, parameters.shape[1], num_blocks, INPUTS=invariants.shape[1],
             CHUNK=_CHUNK, EDGES=tile.edges, **_layer_constants(shape), **_type_constants(dtype), num_warps=tile.warps,
             num_stages=_NUM_STAGES,
@@ -349,7 +350,7 @@ def backward(
     sums_gradient = gradient.new_empty(gradient.shape[1:])
     partial_sums = torch.empty(programs, num_groups, row_size, dtype=sum_dtype(gradient.dtype), device=invariants.device)
     types = _type_constants(gradient.dtype)
-    _backward_kernel[programs, num_groups](
+    launch(_backward_kernel, (programs, num_groups),
         invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks,
         SPLITS=len(gradient), INPUTS=num_invariants, INPUT_TILE=padded(num_invariants), CHUNK=_CHUNK, EDGES=tile.edges,
         WEIGHT_EDGES=tile.weight_edges,
@@ -358,7 +359,7 @@ def backward(
     invariant_gradient = None
     if with_invariants:
         invariant_gradient = torch.empty_like(invariants)
-        _invariant_gradient_kernel[triton.cdiv(num_edges, tile.edges), triton.cdiv(num_invariants, _GRADIENT_CHUNK)](
+        launch(_invariant_gradient_kernel, (triton.cdiv(num_edges, tile.edges), triton.cdiv(num_invariants, _GRADIENT_CHUNK)),
             sums_gradient, parameters, invariant_gradient, num_edges, num_groups, row_size, INPUTS=num_invariants,
             CHUNK=_GRADIENT_CHUNK, WIDTH=shape.width, EDGES=tile.edges, **types, num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip

@@ -26,7 +26,7 @@ Cost per edge at 4 degrees, 32 channels, K = 32, forward: 2.9 MFLOP of matrix pr
 read and written in half precision (x~, y~) and 64 bytes of h; every block of edges streams W (2.9 MB) from the second-level
 cache, which bounds the kernel where blocks are small. Backward: three times the arithmetic. Rotations: 2 x 16 x 32 x 7 FLOP
 per edge and side, bound by memory. Gradient with respect to positions: 36 entries of generators of 32 channels, 5 kFLOP per edge
-and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.backends.triton.tfn_conv.cost`` counts for any plan.
+and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.contraction.cost`` counts for any plan.
 """
 
 from __future__ import annotations
@@ -40,20 +40,55 @@ import triton.language as tl
 from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
+from .launching import launch
 from .precision import ROUNDINGS, Rounding, add_product, is_half, is_tf32, padded, product_constants, sum_type
 from .resources import ArgumentType, CompileCase, signature
+from .table_fields import (
+    ENTRY_CHANNELS,
+    ENTRY_FIELDS,
+    ENTRY_LEFT,
+    ENTRY_RIGHT,
+    ITEM_CHANNELS,
+    ITEM_FIELDS,
+    ITEM_FIRST,
+    ITEM_HAS_ODD,
+    ITEM_MINUS,
+    ITEM_PLUS,
+    ITEM_STOP,
+    PAIR_CHANNELS_IN,
+    PAIR_CHANNELS_OUT,
+    PAIR_EVEN,
+    PAIR_FIELDS,
+    PAIR_GROUP,
+    PAIR_HAS_ODD,
+    PAIR_IN_MINUS,
+    PAIR_IN_PLUS,
+    PAIR_ODD,
+    PAIR_OUT_MINUS,
+    PAIR_OUT_PLUS,
+    SPAN_FIELDS,
+    SPAN_FIRST_EVEN,
+    SPAN_FIRST_ODD,
+    SPAN_STOP_EVEN,
+    SPAN_STOP_ODD,
+    TERM_CHANNELS,
+    TERM_EVEN,
+    TERM_FIELDS,
+    TERM_GROUP,
+    TERM_MINUS,
+    TERM_ODD,
+    TERM_PLUS,
+)
 
 _GENERATOR_CHANNELS = 8  # channels side by side in a tile of the position gradient
 
 
 class ContractionTable(NamedTuple):
-    """Which products :func:`contract` sums, as int64 tables.
+    """Which products :func:`contract` sums, as int64 tables (``table_rows.py``).
 
     Attributes:
-        items: [n, 6], one per output degree and order, heaviest first: first term, one past the last, output rows of +m and -m,
-            output channels, and whether m > 0.
-        terms: [t, 6], the inputs of the items, one after the other: radial group, input rows of +m and -m, input channels, offsets
-            of the even and the odd weights.
+        items: :class:`Item` rows, one per output degree and order, heaviest first.
+        terms: :class:`Term` rows, the inputs of the items, one after the other.
         channels: largest number of output channels.
     """
 
@@ -66,11 +101,8 @@ class PairTable(NamedTuple):
     """The pairs of degrees at all orders, for the gradients of h and W.
 
     Attributes:
-        pairs: [p, 10] int64, those with m > 0 (of twice the work) and then those with m = 0, each by radial group: the group, input
-            rows of +m and -m, output rows of +m and -m, input and output channels, offsets of the even and the odd weights, and
-            whether m > 0.
-        spans: [groups * splits, 4] int64, the pairs that each program of :func:`hidden_gradient` takes: the first with m = 0, one
-            past the last of them, and the same with m > 0.
+        pairs: :class:`PairRow` rows, those with m > 0 (of twice the work) and then those with m = 0, each by radial group.
+        spans: :class:`Span` rows [groups * splits], the pairs that each program of :func:`hidden_gradient` takes.
         splits: how many programs share a radial group.
         channels_in: largest number of input channels.
         channels_out: largest number of output channels.
@@ -87,8 +119,8 @@ class GeneratorTable(NamedTuple):
     """The entries of the generators of rotations about x and z for all rows of y~ and x~.
 
     Attributes:
-        entries: [n, 3] int64: row on the left, row on the right, channels; those of y~ about x, of y~ about z, of x~ about x and
-            of x~ about z, one after the other.
+        entries: :class:`GeneratorEntry` rows: those of y~ about x, of y~ about z, of x~ about x and of x~ about z, one after the
+            other.
         coefficients: [n] float64.
         bounds: where the second, third and fourth of these begin.
     """
@@ -228,8 +260,8 @@ def _contract_item(
 ):  # fmt: skip
     edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
     is_edge = edge < num_edges
-    first, stop = tl.load(item), tl.load(item + 1)
-    row_plus, row_minus, channels_out = tl.load(item + 2), tl.load(item + 3), tl.load(item + 4)
+    first, stop = tl.load(item + ITEM_FIRST), tl.load(item + ITEM_STOP)
+    row_plus, row_minus, channels_out = tl.load(item + ITEM_PLUS), tl.load(item + ITEM_MINUS), tl.load(item + ITEM_CHANNELS)
     channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = channel < channels_out
     unit = tl.arange(0, WIDTH)
@@ -237,9 +269,9 @@ def _contract_item(
     minus = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     nothing = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     for index in range(first, stop):
-        term = terms + index * 6
-        group, in_plus, in_minus = tl.load(term), tl.load(term + 1), tl.load(term + 2)
-        channels_in, even, odd = tl.load(term + 3), tl.load(term + 4), tl.load(term + 5)
+        term = terms + index * TERM_FIELDS
+        group, in_plus, in_minus = tl.load(term + TERM_GROUP), tl.load(term + TERM_PLUS), tl.load(term + TERM_MINUS)
+        channels_in, even, odd = tl.load(term + TERM_CHANNELS), tl.load(term + TERM_EVEN), tl.load(term + TERM_ODD)
         h = tl.load(hidden + (group * num_edges + edge)[:, None] * WIDTH + unit[None], mask=is_edge[:, None], other=0.0)
         tile = unit[:, None] * channels_out + channel[None]  # [WIDTH, BLOCK_CHANNELS]
         for _ in range(channels_in):
@@ -270,8 +302,8 @@ def _contract_kernel(
     ODD_SIGN: tl.constexpr, EDGE_MAJOR: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    item = items + tl.program_id(1) * 6
-    if tl.load(item + 5) == 0:
+    item = items + tl.program_id(1) * ITEM_FIELDS
+    if tl.load(item + ITEM_HAS_ODD) == 0:
         _contract_item(
             inputs, hidden, weights, outputs, item, terms, num_edges, num_rows, False, ODD_SIGN,
             EDGE_MAJOR, WIDTH, BLOCK_EDGES, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
@@ -292,11 +324,11 @@ def _add_hidden_gradient(
     """The total and dh of the pairs from ``first`` up to ``stop``, [BLOCK_EDGES, WIDTH]."""
     unit = tl.arange(0, WIDTH)
     for index in range(first, stop):
-        pair = pairs + index * 10
-        in_plus, in_minus = tl.load(pair + 1), tl.load(pair + 2)
-        out_plus, out_minus = tl.load(pair + 3), tl.load(pair + 4)
-        channels_in, channels_out = tl.load(pair + 5), tl.load(pair + 6)
-        even, odd = tl.load(pair + 7), tl.load(pair + 8)
+        pair = pairs + index * PAIR_FIELDS
+        in_plus, in_minus = tl.load(pair + PAIR_IN_PLUS), tl.load(pair + PAIR_IN_MINUS)
+        out_plus, out_minus = tl.load(pair + PAIR_OUT_PLUS), tl.load(pair + PAIR_OUT_MINUS)
+        channels_in, channels_out = tl.load(pair + PAIR_CHANNELS_IN), tl.load(pair + PAIR_CHANNELS_OUT)
+        even, odd = tl.load(pair + PAIR_EVEN), tl.load(pair + PAIR_ODD)
         for start in range(0, channels_out, BLOCK_CHANNELS):
             channel = start + tl.arange(0, BLOCK_CHANNELS)
             is_channel = channel < channels_out
@@ -330,15 +362,17 @@ def _hidden_gradient_kernel(
     edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
     is_edge = edge < num_edges
     group, split = tl.program_id(1) // splits, tl.program_id(1) % splits
-    span = spans + tl.program_id(1) * 4
+    span = spans + tl.program_id(1) * SPAN_FIELDS
     total = tl.zeros((BLOCK_EDGES, WIDTH), SUM)
     # A loop for each kind, not one loop with a branch that the sums would have to cross; m = 0 first: else it spills on sm_100.
     total = _add_hidden_gradient(
-        total, inputs, gradient, weights, pairs, tl.load(span), tl.load(span + 1), edge, is_edge, num_edges,
+        total, inputs, gradient, weights, pairs,
+        tl.load(span + SPAN_FIRST_EVEN), tl.load(span + SPAN_STOP_EVEN), edge, is_edge, num_edges,
         False, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
     )  # fmt: skip
     total = _add_hidden_gradient(
-        total, inputs, gradient, weights, pairs, tl.load(span + 2), tl.load(span + 3), edge, is_edge, num_edges,
+        total, inputs, gradient, weights, pairs,
+        tl.load(span + SPAN_FIRST_ODD), tl.load(span + SPAN_STOP_ODD), edge, is_edge, num_edges,
         True, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
     )  # fmt: skip
     place = (split * num_groups + group).to(tl.int64) * num_edges + edge
@@ -352,10 +386,10 @@ def _weight_gradient_slice(
     HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    group, in_plus, in_minus = tl.load(pair), tl.load(pair + 1), tl.load(pair + 2)
-    out_plus, out_minus = tl.load(pair + 3), tl.load(pair + 4)
-    channels_in, channels_out = tl.load(pair + 5), tl.load(pair + 6)
-    even, odd = tl.load(pair + 7), tl.load(pair + 8)
+    group, in_plus, in_minus = tl.load(pair + PAIR_GROUP), tl.load(pair + PAIR_IN_PLUS), tl.load(pair + PAIR_IN_MINUS)
+    out_plus, out_minus = tl.load(pair + PAIR_OUT_PLUS), tl.load(pair + PAIR_OUT_MINUS)
+    channels_in, channels_out = tl.load(pair + PAIR_CHANNELS_IN), tl.load(pair + PAIR_CHANNELS_OUT)
+    even, odd = tl.load(pair + PAIR_EVEN), tl.load(pair + PAIR_ODD)
     channel_in = tl.program_id(0) * BLOCK_IN + tl.arange(0, BLOCK_IN)
     channel_out = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     is_in, is_out = channel_in < channels_in, channel_out < channels_out
@@ -398,8 +432,8 @@ def _weight_gradient_kernel(
     WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    pair = pairs + tl.program_id(2) * 10
-    if tl.load(pair + 9) == 0:
+    pair = pairs + tl.program_id(2) * PAIR_FIELDS
+    if tl.load(pair + PAIR_HAS_ODD) == 0:
         _weight_gradient_slice(
             inputs, gradient, hidden, weight_gradient, pair, num_edges,
             False, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
@@ -419,8 +453,8 @@ def _generator_overlap(
     """The sum over some entries of the generators and all channels of left * entry * right, [BLOCK_EDGES]."""
     total = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     for index in range(first, stop):
-        entry = entries + index * 3
-        left_row, right_row, channels = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+        entry = entries + index * ENTRY_FIELDS
+        left_row, right_row, channels = tl.load(entry + ENTRY_LEFT), tl.load(entry + ENTRY_RIGHT), tl.load(entry + ENTRY_CHANNELS)
         coefficient = tl.load(coefficients + index).to(SUM)
         for start in range(0, channels, BLOCK_CHANNELS):
             channel = start + tl.arange(0, BLOCK_CHANNELS)
@@ -485,7 +519,7 @@ def align(blocks: Sequence[DegreeBlock], index: Tensor | None, angles: Tensor, a
     if num_edges > 0 and blocks:
         features, tables, channels, rows, row_strides, degrees = _by_argument(blocks)
         smallest = min(map(rotation_block, degrees))
-        _align_kernel[triton.cdiv(num_edges, smallest), len(blocks)](
+        launch(_align_kernel, (triton.cdiv(num_edges, smallest), len(blocks)),
             features, tables, index, angles, aligned, num_edges, channels, rows, row_strides,
             HAS_INDEX=index is not None, DEGREES=degrees,
         )  # fmt: skip
@@ -508,7 +542,7 @@ def rotate(aligned: Tensor, index: Tensor | None, angles: Tensor, table: Tensor,
         return
     degree = output.shape[2] // 2
     block = rotation_block(degree)
-    _rotate_kernel[(triton.cdiv(num_edges, block),)](
+    launch(_rotate_kernel, (triton.cdiv(num_edges, block),),
         aligned, index, angles, table, output, num_edges, channels, row, row_stride,
         HAS_INDEX=index is not None, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
     )  # fmt: skip
@@ -529,7 +563,7 @@ def rotate_sum(blocks: Sequence[DegreeBlock], aligned: Tensor, angles: Tensor, o
     if num_nodes > 0 and blocks:
         outputs, tables, channels, rows, row_strides, degrees = _by_argument(blocks)
         block_channels = _rotation_channels(max(channels), angles.dtype)
-        _rotate_sum_kernel[num_nodes, triton.cdiv(max(channels), block_channels), len(blocks)](
+        launch(_rotate_sum_kernel, (num_nodes, triton.cdiv(max(channels), block_channels), len(blocks)),
             outputs, tables, aligned, angles, order, offsets, aligned.shape[1], channels, rows, row_strides,
             DEGREES=degrees, BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles.dtype),
             num_warps=_rotate_sum_warps(angles.dtype, max(degrees)),
@@ -554,7 +588,7 @@ def contract(
         is_edge_major = not outputs.is_contiguous()
         tile = _contraction_tile(inputs.dtype, table.channels, is_edge_major or is_tf32(inputs.dtype))
         grid = (triton.cdiv(num_edges, tile.edges), len(table.items), triton.cdiv(table.channels, tile.channels))
-        _contract_kernel[grid](
+        launch(_contract_kernel, grid,
             inputs, hidden, weights, outputs, table.items, table.terms, num_edges, len(outputs),
             ODD_SIGN=-1.0 if is_transposed else 1.0, EDGE_MAJOR=is_edge_major, WIDTH=hidden.shape[2],
             BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, **product_constants(inputs.dtype), num_warps=tile.warps,
@@ -582,7 +616,7 @@ def hidden_gradient(
     partial = torch.empty(table.splits, num_groups, num_edges, width, dtype=dtype, device=inputs.device)
     if num_edges > 0:
         tile = _hidden_gradient_tile(inputs.dtype, table.channels_out, is_tf32(inputs.dtype))
-        _hidden_gradient_kernel[(triton.cdiv(num_edges, tile.edges), num_groups * table.splits)](
+        launch(_hidden_gradient_kernel, (triton.cdiv(num_edges, tile.edges), num_groups * table.splits),
             inputs, gradient, weights, partial, table.pairs, table.spans, num_edges, table.splits, num_groups,
             WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, **product_constants(inputs.dtype),
             num_warps=tile.warps,
@@ -607,7 +641,7 @@ def weight_gradient(inputs: Tensor, gradient: Tensor, hidden: Tensor, table: Pai
     tile, block_in = _weight_gradient_tile(inputs.dtype, table.channels_out)
     # The pairs last: programs start by the first number fastest, those of the heaviest pairs are to start first.
     grid = (triton.cdiv(table.channels_in, block_in), triton.cdiv(table.channels_out, tile.channels), len(table.pairs))
-    _weight_gradient_kernel[grid](
+    launch(_weight_gradient_kernel, grid,
         inputs, gradient, hidden, result, table.pairs, inputs.shape[1],
         WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
         **product_constants(inputs.dtype), num_warps=tile.warps,
@@ -644,7 +678,7 @@ def position_gradient(
     num_edges = len(rel_pos)
     if num_edges > 0:
         block = 64
-        _position_gradient_kernel[(triton.cdiv(num_edges, block),)](
+        launch(_position_gradient_kernel, (triton.cdiv(num_edges, block),),
             gradient, outputs, input_gradient, inputs, generators.entries, generators.coefficients, rel_pos.contiguous(), angles,
             table, result, num_edges, *generators.bounds, len(generators.entries),
             BLOCK_EDGES=block, BLOCK_CHANNELS=_GENERATOR_CHANNELS, SUM=sum_type(angles.dtype),

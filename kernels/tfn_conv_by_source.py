@@ -35,8 +35,30 @@ import triton.language as tl
 from torch import Tensor
 
 from .edge_frames import tile_size, wigner_tile
+from .launching import launch
 from .precision import ROUNDINGS, Rounding, add_product, is_half, padded, product_constants
 from .resources import ArgumentType, CompileCase, signature
+from .table_fields import (
+    ITEM_CHANNELS,
+    ITEM_FIELDS,
+    ITEM_FIRST,
+    ITEM_MINUS,
+    ITEM_PLUS,
+    ITEM_STOP,
+    SOURCE_PAIR_CHANNELS,
+    SOURCE_PAIR_COMPONENTS,
+    SOURCE_PAIR_EVEN,
+    SOURCE_PAIR_FIELDS,
+    SOURCE_PAIR_FRAME_MINUS,
+    SOURCE_PAIR_FRAME_PLUS,
+    SOURCE_PAIR_GROUP,
+    SOURCE_PAIR_LENGTH,
+    SOURCE_PAIR_ODD,
+    SOURCE_PAIR_OUT_MINUS,
+    SOURCE_PAIR_OUT_PLUS,
+    SOURCE_PAIR_START,
+    SOURCE_PAIR_STEP,
+)
 from .tfn_conv import Tile, argument_types, rotation_block
 
 _NUM_STAGES = 2  # of software pipelining: a third takes the registers of the sums in full precision
@@ -67,14 +89,12 @@ class NodeEdges(NamedTuple):
 
 
 class PairTable(NamedTuple):
-    """Pairs of degrees at one kind of order, and what a program takes of them, as int64 tables.
+    """Pairs of degrees at one kind of order, and what a program takes of them, as int64 tables (``table_rows.py``).
 
     Attributes:
-        pairs: [p, 12]: radial group; rows of D at +m and -m; components 2d+1 of the input degree; where the degree's part of a
-            node's T begins, its length per component, the step from k to k + 1; output rows of +m and -m; output channels; offsets
-            of the even and the odd columns.
-        items: [n, 5], the programs of :func:`contract` (an output degree at an order) or of :func:`frame_gradient` (an input degree
-            at an order): first pair, one past the last, rows of +m and -m written, and how many there are of each.
+        pairs: :class:`SourcePairRow` rows.
+        items: :class:`Item` rows, the programs of :func:`contract` (an output degree at an order) or of :func:`frame_gradient` (an
+            input degree at an order).
         slices: for each of :data:`COMPONENT_BLOCKS` the programs of :func:`product_gradient`, [s, 2]: a pair, and the first of the
             components that the program takes.
         channels: largest number of output channels.
@@ -119,10 +139,10 @@ def _contract_kernel(
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     node, has_edges, place, is_edge = _edges_of_tile(tiles, offsets, BLOCK_EDGES)
-    item = items + tl.program_id(1) * 5
-    first = tl.load(item)
-    stop = tl.where(has_edges, tl.load(item + 1), first)
-    row_plus, row_minus, channels = tl.load(item + 2), tl.load(item + 3), tl.load(item + 4)
+    item = items + tl.program_id(1) * ITEM_FIELDS
+    first = tl.load(item + ITEM_FIRST)
+    stop = tl.where(has_edges, tl.load(item + ITEM_STOP), first)
+    row_plus, row_minus, channels = tl.load(item + ITEM_PLUS), tl.load(item + ITEM_MINUS), tl.load(item + ITEM_CHANNELS)
     channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = channel < channels
     edge = tl.load(order + place, mask=is_edge, other=0)
@@ -131,10 +151,19 @@ def _contract_kernel(
     minus = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     nothing = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     for index in range(first, stop):
-        pair = pairs + index * 12
-        group, frame_plus, frame_minus, components = tl.load(pair), tl.load(pair + 1), tl.load(pair + 2), tl.load(pair + 3)
-        start, length, step = tl.load(pair + 4), tl.load(pair + 5), tl.load(pair + 6)
-        even, odd = tl.load(pair + 10), tl.load(pair + 11)
+        pair = pairs + index * SOURCE_PAIR_FIELDS
+        group, frame_plus, frame_minus, components = (
+            tl.load(pair + SOURCE_PAIR_GROUP),
+            tl.load(pair + SOURCE_PAIR_FRAME_PLUS),
+            tl.load(pair + SOURCE_PAIR_FRAME_MINUS),
+            tl.load(pair + SOURCE_PAIR_COMPONENTS),
+        )
+        start, length, step = (
+            tl.load(pair + SOURCE_PAIR_START),
+            tl.load(pair + SOURCE_PAIR_LENGTH),
+            tl.load(pair + SOURCE_PAIR_STEP),
+        )
+        even, odd = tl.load(pair + SOURCE_PAIR_EVEN), tl.load(pair + SOURCE_PAIR_ODD)
         h = tl.load(hidden + (group * num_edges + edge)[:, None] * WIDTH + unit[None], mask=is_edge[:, None], other=0.0)
         slices = products + start * num_nodes + (node - first_node) * components * length
         tile = unit[:, None] * step.to(tl.int32) + channel[None]  # [WIDTH, BLOCK_CHANNELS] of T
@@ -170,11 +199,23 @@ def _add_hidden_gradient(
     """total + the sum over some pairs of dU T."""
     unit = tl.arange(0, WIDTH)
     for index in range(first, stop):
-        pair = pairs + index * 12
-        frame_plus, frame_minus, components = tl.load(pair + 1), tl.load(pair + 2), tl.load(pair + 3)
-        start, length, step = tl.load(pair + 4), tl.load(pair + 5), tl.load(pair + 6)
-        out_plus, out_minus, channels = tl.load(pair + 7), tl.load(pair + 8), tl.load(pair + 9)
-        even, odd = tl.load(pair + 10), tl.load(pair + 11)
+        pair = pairs + index * SOURCE_PAIR_FIELDS
+        frame_plus, frame_minus, components = (
+            tl.load(pair + SOURCE_PAIR_FRAME_PLUS),
+            tl.load(pair + SOURCE_PAIR_FRAME_MINUS),
+            tl.load(pair + SOURCE_PAIR_COMPONENTS),
+        )
+        start, length, step = (
+            tl.load(pair + SOURCE_PAIR_START),
+            tl.load(pair + SOURCE_PAIR_LENGTH),
+            tl.load(pair + SOURCE_PAIR_STEP),
+        )
+        out_plus, out_minus, channels = (
+            tl.load(pair + SOURCE_PAIR_OUT_PLUS),
+            tl.load(pair + SOURCE_PAIR_OUT_MINUS),
+            tl.load(pair + SOURCE_PAIR_CHANNELS),
+        )
+        even, odd = tl.load(pair + SOURCE_PAIR_EVEN), tl.load(pair + SOURCE_PAIR_ODD)
         for first_channel in range(0, channels, BLOCK_CHANNELS):
             channel = first_channel + tl.arange(0, BLOCK_CHANNELS)
             is_channel = channel < channels
@@ -234,11 +275,20 @@ def _product_gradient_kernel(
     BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
-    pair = pairs + tl.load(slices + 2 * tl.program_id(1)) * 12
-    group, frame_plus, frame_minus, components = tl.load(pair), tl.load(pair + 1), tl.load(pair + 2), tl.load(pair + 3)
-    start, length, step = tl.load(pair + 4), tl.load(pair + 5), tl.load(pair + 6)
-    out_plus, out_minus, channels = tl.load(pair + 7), tl.load(pair + 8), tl.load(pair + 9)
-    even, odd = tl.load(pair + 10), tl.load(pair + 11)
+    pair = pairs + tl.load(slices + 2 * tl.program_id(1)) * SOURCE_PAIR_FIELDS
+    group, frame_plus, frame_minus, components = (
+        tl.load(pair + SOURCE_PAIR_GROUP),
+        tl.load(pair + SOURCE_PAIR_FRAME_PLUS),
+        tl.load(pair + SOURCE_PAIR_FRAME_MINUS),
+        tl.load(pair + SOURCE_PAIR_COMPONENTS),
+    )
+    start, length, step = tl.load(pair + SOURCE_PAIR_START), tl.load(pair + SOURCE_PAIR_LENGTH), tl.load(pair + SOURCE_PAIR_STEP)
+    out_plus, out_minus, channels = (
+        tl.load(pair + SOURCE_PAIR_OUT_PLUS),
+        tl.load(pair + SOURCE_PAIR_OUT_MINUS),
+        tl.load(pair + SOURCE_PAIR_CHANNELS),
+    )
+    even, odd = tl.load(pair + SOURCE_PAIR_EVEN), tl.load(pair + SOURCE_PAIR_ODD)
     first_component = tl.load(slices + 2 * tl.program_id(1) + 1)
     component = first_component + tl.arange(0, BLOCK_COMPONENTS)
     channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -286,10 +336,10 @@ def _frame_gradient_kernel(
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     node, has_edges, place, is_edge = _edges_of_tile(tiles, offsets, BLOCK_EDGES)
-    item = items + tl.program_id(1) * 5
-    first = tl.load(item)
-    stop = tl.where(has_edges, tl.load(item + 1), first)
-    row_plus, row_minus, components = tl.load(item + 2), tl.load(item + 3), tl.load(item + 4)
+    item = items + tl.program_id(1) * ITEM_FIELDS
+    first = tl.load(item + ITEM_FIRST)
+    stop = tl.where(has_edges, tl.load(item + ITEM_STOP), first)
+    row_plus, row_minus, components = tl.load(item + ITEM_PLUS), tl.load(item + ITEM_MINUS), tl.load(item + ITEM_CHANNELS)
     edge = tl.load(order + place, mask=is_edge, other=0)
     unit = tl.arange(0, WIDTH)
     nothing = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
@@ -297,10 +347,19 @@ def _frame_gradient_kernel(
         plus = tl.zeros((BLOCK_EDGES,), SUM)
         minus = tl.zeros((BLOCK_EDGES,), SUM)
         for index in range(first, stop):
-            pair = pairs + index * 12
-            group, start, length, step = tl.load(pair), tl.load(pair + 4), tl.load(pair + 5), tl.load(pair + 6)
-            out_plus, out_minus, channels = tl.load(pair + 7), tl.load(pair + 8), tl.load(pair + 9)
-            even, odd = tl.load(pair + 10), tl.load(pair + 11)
+            pair = pairs + index * SOURCE_PAIR_FIELDS
+            group, start, length, step = (
+                tl.load(pair + SOURCE_PAIR_GROUP),
+                tl.load(pair + SOURCE_PAIR_START),
+                tl.load(pair + SOURCE_PAIR_LENGTH),
+                tl.load(pair + SOURCE_PAIR_STEP),
+            )
+            out_plus, out_minus, channels = (
+                tl.load(pair + SOURCE_PAIR_OUT_PLUS),
+                tl.load(pair + SOURCE_PAIR_OUT_MINUS),
+                tl.load(pair + SOURCE_PAIR_CHANNELS),
+            )
+            even, odd = tl.load(pair + SOURCE_PAIR_EVEN), tl.load(pair + SOURCE_PAIR_ODD)
             h = tl.load(hidden + (group * num_edges + edge)[:, None] * WIDTH + unit[None], mask=is_edge[:, None], other=0.0)
             slice_of_node = products + start * num_nodes + ((node - first_node) * components + component) * length
             for first_channel in range(0, channels, BLOCK_CHANNELS):
@@ -342,9 +401,10 @@ def frames(angles: Tensor, table: Tensor, degree: int, result: Tensor, row: int)
     if num_edges == 0:
         return
     block = rotation_block(degree)
-    _frames_kernel[(triton.cdiv(num_edges, block),)](
-        angles, table, result, num_edges, row, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block
-    )
+    launch(
+        _frames_kernel, (triton.cdiv(num_edges, block),),
+        angles, table, result, num_edges, row, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
+    )  # fmt: skip
 
 
 def contract(
@@ -365,7 +425,7 @@ def contract(
             continue
         tile = _edge_tile(hidden.dtype, table.channels, edges.tile_edges)
         grid = (len(edges.tiles), len(table.items), triton.cdiv(table.channels, tile.channels))
-        _contract_kernel[grid](
+        launch(_contract_kernel, grid,
             frame_rows, hidden, products, outputs, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
@@ -399,7 +459,7 @@ def hidden_gradient(
     num_groups, num_edges, width = result.shape
     channels = max(table.channels for table in tables)
     tile = _edge_tile(result.dtype, channels, edges.tile_edges)
-    _hidden_gradient_kernel[(len(edges.tiles), num_groups)](
+    launch(_hidden_gradient_kernel, (len(edges.tiles), num_groups),
         frame_rows, gradient, products, result, edges.tiles, edges.order, edges.offsets,
         tables[0].pairs, spans[0], tables[1].pairs, spans[1], num_edges, edges.first_node, edges.num_nodes,
         WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
@@ -427,7 +487,7 @@ def product_gradient(
         tile, block_components = _product_gradient_tile(hidden.dtype, table.channels)
         slices = table.slices[block_components]
         grid = (edges.num_nodes, len(slices), triton.cdiv(table.channels, tile.channels))
-        _product_gradient_kernel[grid](
+        launch(_product_gradient_kernel, grid,
             frame_rows, gradient, hidden, result, edges.order, edges.offsets, table.pairs, slices,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_COMPONENTS=block_components,
@@ -453,7 +513,7 @@ def frame_gradient(
         if len(edges.tiles) == 0 or len(table.items) == 0:
             continue
         tile = _frame_gradient_tile(hidden.dtype, edges.tile_edges)
-        _frame_gradient_kernel[(len(edges.tiles), len(table.items))](
+        launch(_frame_gradient_kernel, (len(edges.tiles), len(table.items)),
             gradient, hidden, products, result, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,

@@ -19,10 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import se3_fast
-from se3_fast import EdgeGeometry, Fiber, Graph, SE3TransformerPooled
-from se3_fast.backends.cpp import tfn_conv_by_source as native_by_source
-from se3_fast.backends.torch import tfn_conv as aligned
-from se3_fast.backends.triton import tfn_conv_by_source as fused_by_source
+from se3_fast import ConvSE3, EdgeGeometry, Fiber, Graph, SE3TransformerPooled
 
 TOLERANCE = 1e-10
 BACKENDS = ("dense", "torch", "cpp", "triton")
@@ -201,8 +198,7 @@ def run(backend: str, mode: Mode, truth: dict[str, Tensor]) -> str:
 
 
 def choose_order(order: str) -> None:
-    for module in (aligned, fused_by_source, native_by_source):
-        module.is_by_source_faster = lambda plan, *sizes: order == "by source"  # type: ignore[attr-defined]
+    ConvSE3.contraction_order = "source" if order == "by source" else "edge"
 
 
 def in_fork(function: Callable[[], str]) -> str:

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast import ConvSE3FuseLevel, Fiber, Graph, SE3Transformer
-from se3_fast.backends.cpp import tfn_conv_by_source as native_by_source
-from se3_fast.backends.torch import tfn_conv as aligned
-from se3_fast.backends.triton import tfn_conv_by_source as fused_by_source
+from se3_fast import ConvSE3, ConvSE3FuseLevel, Fiber, Graph, SE3Transformer
 from tests.support import TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
 
 BACKENDS = ["dense", "torch", "cpp", "triton"]
@@ -52,8 +49,7 @@ def evaluate(model: SE3Transformer, graph: Graph, inputs: Inputs) -> Tensor | di
 @pytest.fixture(params=["by edge", "by source"])
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of contraction, where there are no edge features of degree > 0."""
-    for module in (aligned, native_by_source, fused_by_source):
-        monkeypatch.setattr(module, "is_by_source_faster", lambda plan, *_: request.param == "by source" and not plan.edge_channels)
+    monkeypatch.setattr(ConvSE3, "contraction_order", request.param.removeprefix("by "))
 
 
 def change(tensor: Tensor) -> None:

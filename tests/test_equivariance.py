@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import se3_fast
-from se3_fast import ConvSE3FuseLevel, Fiber, Graph, SE3Transformer, complete_graph
-from se3_fast.backends.torch import tfn_conv as aligned
+from se3_fast import ConvSE3, ConvSE3FuseLevel, Fiber, Graph, SE3Transformer, complete_graph
 from tests.support import TRITON_DEVICE, random_features, random_rotation, relative_error, rotate_features
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -57,7 +56,7 @@ def test_model_is_equivariant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name, _, order = backend.partition(" ")
-    monkeypatch.setattr(aligned, "is_by_source_faster", lambda *sizes: order == "by source")
+    monkeypatch.setattr(ConvSE3, "contraction_order", order.removeprefix("by ") or "edge")
     check_model(name, fuse_level, max_degree, dtype, torch.device("cpu"))
 
 

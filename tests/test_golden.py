@@ -7,12 +7,10 @@ known fault (the layer-norm branch of NormSE3) and the intended one is the truth
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import se3_fast
-from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
+from se3_fast import ConvSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
 from se3_fast.backends.cpp import library
 from se3_fast.backends.dense.basis import spherical_harmonics
-from se3_fast.backends.torch import tfn_conv as aligned
 from se3_fast.so3 import wigner_3j
 from tests.support import TRITON_DEVICE
 
@@ -317,14 +314,11 @@ def test_golden(path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> No
     name, _, order = backend.partition(" ")
     golden = Golden(path, TRITON_DEVICE if name == "triton" else torch.device("cpu"))
     kind = golden.config["kind"]
-    module: ModuleType = aligned
     if name == "triton":
-        module = pytest.importorskip("se3_fast.backends.triton.tfn_conv_by_source")
-    if name == "cpp":
-        if not library.is_available():
-            pytest.skip(f"the compiled operations, {library.reason()}")
-        module = importlib.import_module("se3_fast.backends.cpp.tfn_conv_by_source")
-    monkeypatch.setattr(module, "is_by_source_faster", lambda plan, *sizes: order == "by source" and not plan.edge_channels)
+        pytest.importorskip("triton")
+    if name == "cpp" and not library.is_available():
+        pytest.skip(f"the compiled operations, {library.reason()}")
+    monkeypatch.setattr(ConvSE3, "contraction_order", order.removeprefix("by ") or "edge")
     with se3_fast.backend(name):
         if kind in EDGE_RUNNERS:
             for basis_form in ("constant geometry", "differentiable geometry", "published dict"):

@@ -23,10 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import se3_fast
-from se3_fast import AttentionSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber
-from se3_fast.backends.cpp import tfn_conv_by_source as native_by_source
-from se3_fast.backends.torch import tfn_conv as aligned
-from se3_fast.backends.triton import tfn_conv_by_source as fused_by_source
+from se3_fast import AttentionSE3, ConvSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber
 from se3_fast.contraction import RadialGroup
 from se3_fast.ops.basis import get_basis
 from se3_fast.ops.edge_attention import edge_attention, message_attention, takes_messages
@@ -77,7 +74,7 @@ def convolution(fuse_level: ConvSE3FuseLevel, pool: bool, fiber_edge: Fiber | No
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 1)
         hidden, weights = (list(operands(inputs, kind).values()) for kind in ("hidden", "Weight"))
         arguments = (plan, graph, geometry, operands(inputs, "node"), operands(inputs, "edge"), hidden, weights, pool)
-        return list(tfn_conv(*arguments).values())
+        return list(tfn_conv(*arguments, order=ConvSE3.contraction_order).values())
 
     def by_pairs(inputs: Tensors) -> list[Tensor]:
         geometry = EdgeGeometry.from_relative_positions(GRAPH.edata["rel_pos"], 1)
@@ -91,7 +88,7 @@ def convolution(fuse_level: ConvSE3FuseLevel, pool: bool, fiber_edge: Fiber | No
                 weights.append(paths[:, pair.start : pair.stop].flatten(0, 1))
         pairwise = replace(plan, groups=tuple(groups))
         arguments = (pairwise, GRAPH, geometry, operands(inputs, "node"), operands(inputs, "edge"), hidden, weights, pool)
-        return list(tfn_conv(*arguments).values())
+        return list(tfn_conv(*arguments, order=ConvSE3.contraction_order).values())
 
     return Operation(shapes, run, by_pairs)
 
@@ -246,8 +243,7 @@ def may_be_not_finite(name: str, pattern: Tensor) -> Tensor:
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of contraction; edge features of degree > 0 go by edge all the same."""
     is_by_source = "by source" in request.node.callspec.params["case"]
-    for module in (aligned, native_by_source, fused_by_source):
-        monkeypatch.setattr(module, "is_by_source_faster", lambda plan, *sizes: is_by_source and not plan.edge_channels)
+    monkeypatch.setattr(ConvSE3, "contraction_order", "source" if is_by_source else "edge")
 
 
 @pytest.mark.parametrize(

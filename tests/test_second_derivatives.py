@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import se3_fast
-from se3_fast import AttentionBlockSE3, EdgeGeometry, Fiber, Graph, SE3TransformerPooled
+from se3_fast import AttentionBlockSE3, ConvSE3, EdgeGeometry, Fiber, Graph, SE3TransformerPooled
 from se3_fast.backends.cpp import library
-from se3_fast.backends.cpp import tfn_conv_by_source as native_by_source
 from se3_fast.backends.dense.layer_norm import layer_norm
-from se3_fast.backends.torch import tfn_conv as aligned_convolution
 from se3_fast.ops import second_derivatives
 from se3_fast.ops.basis import get_basis, update_basis_with_fused
 from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
@@ -118,10 +116,7 @@ def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def choose_order(monkeypatch: pytest.MonkeyPatch, by_source: bool) -> None:
-    monkeypatch.setattr(aligned_convolution, "is_by_source_faster", lambda *_: by_source)
-    monkeypatch.setattr(native_by_source, "is_by_source_faster", lambda *_: by_source)
-    triton_by_source = importlib.import_module("se3_fast.backends.triton.tfn_conv_by_source")
-    monkeypatch.setattr(triton_by_source, "is_by_source_faster", lambda *_: by_source)
+    monkeypatch.setattr(ConvSE3, "contraction_order", "source" if by_source else "edge")
 
 
 @pytest.fixture

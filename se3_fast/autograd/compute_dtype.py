@@ -26,3 +26,8 @@ def go_together(dtype: torch.dtype, other: torch.dtype, device_type: str) -> boo
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which half precision is accumulated: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """A tensor of half precision as float32, others as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

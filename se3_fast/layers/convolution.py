@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import reduce
 from itertools import compress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from se3_fast.backends.choice import KERNEL_RADIAL_WIDTH
 from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON
 from se3_fast.backends.dense.tfn_conv import contract
-from se3_fast.contraction import ConvolutionPlan, RadialGroup
+from se3_fast.contraction import ContractionOrder, ConvolutionPlan, RadialGroup
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.inputs import check_kinds, named
@@ -216,7 +216,12 @@ class ConvSE3(nn.Module):
         sum_over_edge: pooling sums (the default); otherwise it takes the mean over a node's incoming edges, 0 where there are none.
         used_degrees: the degrees of the output that are read, default all. Others are left out where they share no radial profile
             with these: parameters that serve them alone have no gradient then.
+
+    Attributes:
+        contraction_order: how the messages are contracted (DESIGN 1.3), by edge or by source; by default what is cheaper.
     """
+
+    contraction_order: ClassVar[ContractionOrder] = "auto"
 
     def __init__(
         self,
@@ -357,7 +362,9 @@ class ConvSE3(nn.Module):
         assert networks is not None
         hidden, _ = _hidden(networks, edge_feats, prepared)
         weights = [linear.weight for linear in networks.last]
-        return aligned_messages(self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, prepared)
+        return aligned_messages(
+            self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, prepared, self.contraction_order
+        )
 
     @property
     def radial_convolutions(self) -> list[nn.Module]:
@@ -424,7 +431,7 @@ class ConvSE3(nn.Module):
         hidden, make_hidden = _hidden(networks, edge_feats, prepared)
         weights = [linear.weight for linear in networks.last]
         arguments = (self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, self.pool)
-        return tfn_conv(*arguments, make_hidden=make_hidden, prepared=prepared)
+        return tfn_conv(*arguments, make_hidden=make_hidden, prepared=prepared, order=self.contraction_order)
 
     def _messages_by_modules(self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry) -> Features:
         invariants = edge_feats["0"].squeeze(-1)

@@ -111,7 +111,7 @@ def _joint_convolutions(model: nn.Module, edge_features: Features, graph: Graph)
         for module in layers
         if isinstance(module, ConvSE3)
         and not (module.low_memory or module in recomputed)
-        and is_contracted_by_edge(module.plan, graph, RADIAL_WIDTH, dtype)
+        and is_contracted_by_edge(module.plan, graph, RADIAL_WIDTH, dtype, module.contraction_order)
     ]
     profiles = {module: module.profiles() for module in by_edge}
     chosen = {module: layers for module, layers in profiles.items() if layers is not None}

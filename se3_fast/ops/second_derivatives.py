@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.compute_dtype import at_least_float32
 from se3_fast.autograd.operation import Evaluate, Tensors, Vjp, Wanted
 from se3_fast.backends.choice import backend
 from se3_fast.backends.dense import tfn_conv as reference
@@ -163,11 +164,6 @@ def edges_per_chunk(plan: ConvolutionPlan, dtype: torch.dtype) -> int:
     """How many edges a formula takes together; ``dtype`` is that of the operands."""
     per_edge = max(group.num_paths * group.channels_in * group.channels_out for group in plan.groups)
     return max(CHUNK_BYTES // (per_edge * max(dtype.itemsize, 4)), 16)
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """A tensor of half precision as float32, others as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def in_at_least_float32(function: Callable[..., list[Tensor]], *arguments: object) -> Evaluate:

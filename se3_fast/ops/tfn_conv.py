@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype
-from se3_fast.autograd.modes import constant
 from se3_fast.autograd.opaque import OpaqueOperation
 from se3_fast.autograd.operation import Operation, Tensors, Wanted
 from se3_fast.autograd.transforms import is_followed
@@ -27,7 +26,18 @@ from se3_fast.backends.choice import backend, convolution_backend, frames_read, 
 from se3_fast.backends.dense import tfn_conv as reference
 from se3_fast.backends.dense.edge_frames import wigner_of_angles
 from se3_fast.backends.torch import tfn_conv as aligned
-from se3_fast.contraction import ConvolutionPlan, RadialGroup
+from se3_fast.contraction import (
+    ContractionOrder,
+    ConvolutionPlan,
+    aligned_weight,
+    aligned_weights_of_blocks,
+    blocks_by_degree,
+    hidden_splits,
+    is_by_source,
+    is_less_arithmetic_by_source,
+    is_less_time_by_source,
+    published_weight,
+)
 from se3_fast.fiber import Features
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.ops.aligned_weights import AlignedWeights, aligned_weights
@@ -39,7 +49,6 @@ from se3_fast.ops.second_derivatives import (
     EdgeFormula,
     Edges,
     Role,
-    at_least_float32,
     edges_per_chunk,
     messages_by_formula,
 )
@@ -62,6 +71,7 @@ def tfn_conv(
     pool: bool,
     make_hidden: Recipe | None = None,
     prepared: PreparedRadial | None = None,
+    order: ContractionOrder = "auto",
 ) -> Features:
     """Messages of a TFN convolution.
 
@@ -76,6 +86,7 @@ def tfn_conv(
         pool: sum over the incoming edges of each node; nodes without any get 0.
         make_hidden: how to make ``hidden`` again; a backend that keeps its operands then keeps none of it.
         prepared: h and the weights as the kernels read them, where :func:`keeps_frames`; ``hidden`` is then a constant.
+        order: of contraction: ``edge``, ``source``, or what is cheaper on the backend at hand.
 
     Returns:
         ``{d: [N or E, C_d, 2d+1]}`` in the compute dtype.
@@ -86,7 +97,7 @@ def tfn_conv(
     _check_degrees(plan, geometry)
     _check_sizes(plan, graph, geometry, node_features, edge_features, hidden, weights)
     device_type = hidden[0].device.type
-    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, pool, make_hidden, prepared)
+    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, pool, make_hidden, prepared, order)
     call = call.in_compute_dtype()
     if torch.compiler.is_compiling() and not _runs_dense(geometry):
         return _compiled(_with_scaled_hidden(call))
@@ -146,16 +157,13 @@ class PreparedRadial(NamedTuple):
 
 def hidden_gradient_parts(plans: Sequence[ConvolutionPlan], num_edges: int) -> int:
     """In how many parts the gradients of h of some convolutions come, the same for all; 1 where there will be none."""
-    from se3_fast.backends.triton.tfn_conv import hidden_splits
-
     return min(hidden_splits(num_edges, len(plan.groups)) for plan in plans) if torch.is_grad_enabled() else 1
 
 
-def is_contracted_by_edge(plan: ConvolutionPlan, graph: Graph, width: int, dtype: torch.dtype) -> bool:
+def is_contracted_by_edge(plan: ConvolutionPlan, graph: Graph, width: int, dtype: torch.dtype, order: ContractionOrder) -> bool:
     """Whether backend ``triton`` contracts by edge; ``width`` is that of h, ``dtype`` that of the features."""
-    from se3_fast.backends.triton import tfn_conv_by_source as by_source
-
-    return not by_source.is_by_source_faster(plan, graph.num_nodes(), graph.num_edges(), width, dtype)
+    sizes = (graph.num_nodes(), graph.num_edges(), width, dtype)
+    return not is_by_source(order, plan, lambda: is_less_time_by_source(plan, *sizes))
 
 
 def keeps_frames(geometry: EdgeGeometry) -> bool:
@@ -176,6 +184,7 @@ def aligned_messages(
     hidden: Sequence[Tensor] | Tensor,
     weights: Sequence[Tensor],
     prepared: PreparedRadial | None = None,
+    order: ContractionOrder = "auto",
 ) -> AlignedMessages:
     """The messages of :func:`tfn_conv` left in the frames of their edges, for a geometry that :func:`keeps_frames`.
 
@@ -186,7 +195,7 @@ def aligned_messages(
     _check_degrees(plan, geometry)
     _check_sizes(plan, graph, geometry, node_features, edge_features, hidden, weights)
     device_type = hidden[0].device.type
-    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, False, prepared=prepared)
+    call = _Call(plan, graph, geometry, node_features, edge_features, hidden, weights, False, prepared=prepared, order=order)
     call = _with_scaled_hidden(call.in_compute_dtype())
     with torch.autocast(device_type, enabled=False):
         (values,), edges = _fused(call, keeps_frames=True)
@@ -277,6 +286,7 @@ class _Call(NamedTuple):
     pool: bool
     make_hidden: Recipe | None = None
     prepared: PreparedRadial | None = None
+    order: ContractionOrder = "auto"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -344,12 +354,18 @@ def _dense(call: _Call) -> Features:
 
 
 def _aligned(call: _Call) -> tuple[Tensor, ...]:
-    num_sources = len(call.graph.sources_by_out_degree()[1])
-    is_by_source = aligned.is_by_source_faster(call.plan, call.graph.num_edges(), num_sources)
-    make = partial(aligned.Problem, call.plan, call.graph, is_by_source=is_by_source, is_pooled=call.pool)
+    make = partial(aligned.Problem, call.plan, call.graph, is_by_source=_is_by_source(call, False), is_pooled=call.pool)
     tensors = (*call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights)
     operation = OperandConvolution(_Setting.of(call, call.dtype), make, None)
     return operation.apply(call.geometry.wigner_as(call.dtype), call.geometry.rel_pos, *tensors)
+
+
+def _is_by_source(call: _Call, forms_weights: bool) -> bool:
+    def is_cheaper() -> bool:
+        num_sources = len(call.graph.sources_by_out_degree()[1])
+        return is_less_arithmetic_by_source(call.plan, num_sources, call.graph.num_edges(), forms_weights)
+
+    return is_by_source(call.order, call.plan, is_cheaper)
 
 
 def _triton(call: _Call) -> tuple[Tensor, ...]:
@@ -371,11 +387,11 @@ def _fused(call: _Call, keeps_frames: bool) -> tuple[tuple[Tensor, ...], Aligned
     angles_dtype = accumulation_dtype(call.dtype)
     arguments: dict[str, Any] = {"pool": call.pool, "dtype": call.dtype, "keeps_frames": keeps_frames}
     setting, rel_pos = _Setting.of(call, call.dtype, keeps_frames), call.geometry.rel_pos
-    if call.prepared is None and not is_contracted_by_edge(call.plan, call.graph, call.hidden[0].shape[-1], call.dtype):
+    if call.prepared is None and not is_contracted_by_edge(call.plan, call.graph, call.hidden[0].shape[-1], call.dtype, call.order):
         order = by_source.source_order(call.graph)
         angles = call.geometry.angles_by(order.edges, angles_dtype)
         make_by_source = partial(by_source.SourceLaunches, call.plan, order, **arguments)
-        blocks = [block.to(call.dtype) for block in by_source.weight_blocks(call.plan, call.weights)]
+        blocks = [block.to(call.dtype) for block in blocks_by_degree(call.plan, call.weights)]
         convolution = FusedConvolutionBySource(setting, make_by_source, Edges.of(order.graph, order.edges))
         tensors = (_in_one_tensor(call.hidden), *blocks, *call.nodes.values())
         return convolution.apply(angles, rel_pos, *tensors), AlignedEdges(angles, order.graph)
@@ -406,8 +422,7 @@ def _cpp(call: _Call) -> tuple[Tensor, ...]:
     from se3_fast.backends.cpp import tfn_conv_by_source as by_source
     from se3_fast.backends.cpp.tfn_conv import NativeConvolution
 
-    is_by_source = by_source.is_by_source_faster(call.plan, call.graph, call.hidden[0].shape[1])
-    kind = by_source.NativeConvolutionBySource if is_by_source else NativeConvolution
+    kind = by_source.NativeConvolutionBySource if _is_by_source(call, True) else NativeConvolution
     dtype = accumulation_dtype(call.dtype)
     make = partial(kind, call.plan, call.graph, pool=call.pool)
     tensors = (*call.nodes.values(), *call.edges.values(), *call.hidden, *call.weights)
@@ -425,7 +440,7 @@ def _cuda(call: _Call) -> tuple[Tensor, ...]:
     dtype = torch.float16 if call.dtype == torch.float16 else torch.float32
     make = partial(CudaLaunches, call.plan, call.graph, pool=call.pool, dtype=dtype)
     groups = zip(call.plan.groups, call.weights, strict=True)
-    weights = torch.cat([aligned.aligned_weight(group, weight).flatten() for group, weight in groups])
+    weights = torch.cat([aligned_weight(group, weight).flatten() for group, weight in groups])
     hidden, weights = _in_one_tensor(call.hidden).to(dtype)[None], weights.to(dtype)
     features = (tensor.to(dtype) for tensor in (*call.nodes.values(), *call.edges.values()))
     convolution = FusedConvolution(_Setting.of(call, dtype), make, Edges.of(call.graph))
@@ -457,7 +472,7 @@ def _with_messages_of(result: Features, call: _Call, chosen: Tensor, geometry: E
 def _compiled(call: _Call) -> Features:
     """The convolution as one node of a compiled graph, on the backend chosen while it is traced."""
     backend_name = selected_backend(call.hidden[0].device)
-    description = _description(call.plan, call.pool, backend_name, call.geometry.max_degree)
+    description = _description(call.plan, call.pool, backend_name, call.geometry.max_degree, call.order)
     operands = [
         call.graph.src,
         call.graph.dst,
@@ -475,13 +490,13 @@ def _compiled(call: _Call) -> Features:
 
 
 @torch.compiler.assume_constant_result
-def _description(plan: ConvolutionPlan, pool: bool, backend_name: str, max_degree: int) -> str:
-    return json.dumps([plan.to_json(), pool, backend_name, max_degree])
+def _description(plan: ConvolutionPlan, pool: bool, backend_name: str, max_degree: int, order: ContractionOrder) -> str:
+    return json.dumps([plan.to_json(), pool, backend_name, max_degree, order])
 
 
 def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
     """The messages by ascending degree, from what :func:`_compiled` packed."""
-    plan_json, pool, backend_name, max_degree = json.loads(description)
+    plan_json, pool, backend_name, max_degree, *order = json.loads(description)
     plan = ConvolutionPlan.from_json(plan_json)
     src, dst, in_order, in_offsets, out_order, out_offsets, rel_pos, frames, *rest = operands
     graph = Graph.from_orders(src, dst, EdgeOrder(in_order, in_offsets), EdgeOrder(out_order, out_offsets))
@@ -498,13 +513,14 @@ def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
         [next(remaining) for _ in plan.groups],
         [next(remaining) for _ in plan.groups],
         pool,
+        order=order[0] if order else "auto",  # programs that were exported before have none
     )
     with backend(backend_name), torch.autocast(src.device.type, enabled=False):
         return list(_messages(call).values())
 
 
 def _opaque_shapes(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
-    plan_json, pool, _, _ = json.loads(description)
+    plan_json, pool, *_ = json.loads(description)
     plan = ConvolutionPlan.from_json(plan_json)
     src, in_offsets, hidden = operands[0], operands[3], operands[-2 * len(plan.groups)]
     count = in_offsets.shape[0] - 1 if pool else src.shape[0]
@@ -743,7 +759,7 @@ class FusedConvolution(Operation):
         for group in self.setting.plan.groups:
             shape = (group.num_paths, group.channels_in, hidden.shape[-1], group.channels_out)
             stop = start + math.prod(shape)
-            weights.append(_published_weight(group, row[start:stop].view(shape)))
+            weights.append(published_weight(group, row[start:stop].view(shape)))
             start = stop
         return ConvolutionOperands(rel_pos, features, hidden[0].unbind(), weights)
 
@@ -794,22 +810,8 @@ class FusedConvolutionBySource(Operation):
         return self.setting.formula(self._operands, roles, self.edges)
 
     def _operands(self, operands: Any) -> ConvolutionOperands:
-        from se3_fast.backends.triton.tfn_conv_by_source import aligned_of_blocks
-
         _, rel_pos, hidden, *tensors = operands
         half, groups = len(tensors) // 2, self.setting.plan.groups
-        aligned_weights_of_groups = aligned_of_blocks(self.setting.plan, tensors[:half], hidden.shape[-1])
-        weights = [_published_weight(*of_group) for of_group in zip(groups, aligned_weights_of_groups, strict=True)]
+        aligned_weights_of_groups = aligned_weights_of_blocks(self.setting.plan, tensors[:half], hidden.shape[-1])
+        weights = [published_weight(*of_group) for of_group in zip(groups, aligned_weights_of_groups, strict=True)]
         return ConvolutionOperands(rel_pos, tensors[half:], hidden.unbind(), weights)
-
-
-def _published_weight(group: RadialGroup, aligned_weight: Tensor) -> Tensor:
-    """The inverse of :func:`se3_fast.backends.torch.tfn_conv.aligned_weight`, in at least float32."""
-    wide = at_least_float32(aligned_weight)
-    paths = torch.einsum("fg,giko->oifk", _from_aligned(group, wide.device, wide.dtype), wide)
-    return paths.flatten(0, 2)
-
-
-@constant
-def _from_aligned(group: RadialGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.linalg.inv(aligned.group_alignment(group)).to(device, dtype)

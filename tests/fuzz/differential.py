@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast.backends.cpp import tfn_conv_by_source as native_by_source
+from se3_fast import ConvSE3
 from se3_fast.backends.torch import tfn_conv as aligned
 from se3_fast.backends.triton import tfn_conv_by_source as fused_by_source
 from se3_fast.ops import second_derivatives
@@ -102,7 +102,7 @@ def forget_constants() -> None:
     """Empty the caches of constant tables, so that a case does not depend on the cases before."""
     for name, module in list(sys.modules.items()):
         if name.startswith(
-            ("se3_fast.so3", "se3_fast.ops", "se3_fast.backends.triton", "se3_fast.backends.cpp.tfn", "se3_fast.backends.torch")
+            ("se3_fast.so3", "se3_fast.contraction", "se3_fast.geometry", "se3_fast.backends.triton", "se3_fast.backends.cpp.tfn")
         ):
             for member in vars(module).values():
                 if callable(getattr(member, "cache_clear", None)) and not isinstance(member, torch.Tensor):
@@ -137,9 +137,7 @@ def _in_float64(run: Run) -> Run:
 def _forced(run: Run) -> Iterator[None]:
     with ExitStack() as stack:
         if run.order != "auto":
-            for module in (aligned, fused_by_source, native_by_source):
-                forced = lambda plan, *sizes: run.order == "source" and not plan.edge_channels  # noqa: E731
-                stack.enter_context(patch.object(module, "is_by_source_faster", forced))
+            stack.enter_context(patch.object(ConvSE3, "contraction_order", run.order))
         if run.is_chunked:
             stack.enter_context(patch.dict(aligned.CHUNK_BYTES, cpu=1))
             stack.enter_context(patch.object(aligned, "SMALLEST_CHUNK", 7))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast import EdgeGeometry, Fiber, Graph
+from se3_fast import ConvSE3, EdgeGeometry, Fiber, Graph
 from se3_fast.layers import attention as attention_layer
 from se3_fast.layers.attention import AttentionBlockSE3
 from se3_fast.ops.edge_attention import aligned_edge_attention, edge_attention
@@ -20,7 +20,6 @@ from tests.support import TOLERANCE, TRITON_DEVICE, leaves, random_features, ran
 
 pytest.importorskip("triton")
 
-from se3_fast.backends.triton import tfn_conv_by_source as by_source
 from se3_fast.backends.triton.edge_attention import AlignedMessages, wigner_tables
 from se3_fast.kernels.edge_attention import (
     attend_in_frames,
@@ -263,7 +262,7 @@ def test_block_stays_in_the_frames_where_it_can(name: str, monkeypatch: pytest.M
         return aligned_edge_attention(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(attention_layer, "aligned_edge_attention", count)
-    monkeypatch.setattr(by_source, "is_by_source_faster", lambda *sizes: block.by_source)
+    monkeypatch.setattr(ConvSE3, "contraction_order", "source" if block.by_source else "edge")
     results = run_block(block, "triton")
     assert bool(calls) == is_in_frames
     for key, truth in run_block(block, "dense").items():

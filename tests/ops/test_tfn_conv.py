@@ -12,7 +12,7 @@ from torch import Tensor
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
 from se3_fast.backends.torch import tfn_conv as aligned
-from se3_fast.contraction import ConvolutionPlan
+from se3_fast.contraction import ConvolutionPlan, is_less_arithmetic_by_source
 from se3_fast.layers.convolution import ConvSE3
 from se3_fast.ops.tfn_conv import tfn_conv
 from tests.support import TOLERANCE, TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
@@ -106,11 +106,7 @@ def assert_equal(result: Result, truth: Result, tolerance: float) -> None:
 
 @pytest.fixture(params=["by edge", "by source"])
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(
-        aligned,
-        "is_by_source_faster",
-        lambda plan, *sizes: request.param == "by source" and not plan.edge_channels,
-    )
+    monkeypatch.setattr(ConvSE3, "contraction_order", request.param.removeprefix("by "))
     return request.param
 
 
@@ -137,7 +133,7 @@ def run_operation(case: Case, backend: str, dtype: torch.dtype) -> Result:
     weights = [leaf(group.channels_out * group.channels_in * group.num_paths, 32) for group in plan.groups]
     with se3_fast.backend(backend):
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], plan.max_degree)
-        outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=True)
+        outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=True, order=ConvSE3.contraction_order)
     cotangents = random_features(Fiber(case.fiber_out), case.num_nodes, seed=3)
     torch.autograd.backward(list(outputs.values()), [cotangents[key].bfloat16().to(device, dtype) for key in outputs])
     named = {f"hidden.{index}": tensor for index, tensor in enumerate(hidden)}
@@ -150,7 +146,7 @@ def run_width(plan: ConvolutionPlan, width: int, backend: str) -> Result:
     graph, nodes, hidden, weights = operands(plan, 9, 50, width)
     with se3_fast.backend(backend):
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], plan.max_degree)
-        outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=True)
+        outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=True, order=ConvSE3.contraction_order)
     sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values()).backward()
     leaves = {**nodes, "hidden": hidden[0], "weight": weights[0]}
     return Result(outputs, {name: leaf.grad for name, leaf in leaves.items()})
@@ -317,5 +313,5 @@ def test_errors(call: Callable[[ConvSE3], None], message: str) -> None:
 
 def test_choice_of_order_follows_the_out_degree() -> None:
     plan = make_convolution(Fiber.create(4, 32), Fiber.create(4, 32)).plan
-    assert not aligned.is_by_source_faster(plan, num_edges=2000, num_sources=1000)
-    assert aligned.is_by_source_faster(plan, num_edges=17000, num_sources=1000)
+    assert not is_less_arithmetic_by_source(plan, num_sources=1000, num_edges=2000, forms_weights=False)
+    assert is_less_arithmetic_by_source(plan, num_sources=1000, num_edges=17000, forms_weights=False)

@@ -183,7 +183,7 @@ def test_nothing_waits_in_a_recorded_step(
     make: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, is_by_source: bool
 ) -> None:
     """Batch assembly, forward pass, backward pass and optimizer, with the operations that a GPU runs."""
-    monkeypatch.setattr("se3_fast.backends.triton.tfn_conv_by_source.is_by_source_faster", lambda *_: is_by_source)
+    monkeypatch.setattr(se3_fast.ConvSE3, "contraction_order", "source" if is_by_source else "edge")
     trainer = make(batch_size=2, cuda_graphs=True, optimizer="adam", gradient_clip=1.0, amp=True, amp_dtype="bf16")
     loader = trainer.data_module.train_dataloader()
     steps = trainer._steps_of(loader)

@@ -1,4 +1,4 @@
-"""From plans and graphs to the C++ convolution by edge (``csrc/tfn_conv.cpp``): a plan written down as integers; the two calls."""
+"""From plans and graphs to the C++ convolution by edge (``csrc/tfn_conv.cpp``)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.modes import constant
+from se3_fast.backends.launch_tables import described_by_edge
 from se3_fast.contraction import ConvolutionPlan
 from se3_fast.graph import Graph
-from se3_fast.so3 import alignment_map, generators
-
-ROUNDING_ERROR = 1e-9
-"""Entries of the generators below this are zero."""
-
-TURNED_AXES = (0, 2)
-"""The axes x and z: in an edge's frame nothing turns about y, which is the edge."""
 
 
 @dataclass(frozen=True)
@@ -91,34 +85,9 @@ class NativeConvolution:
         return [[next(remaining) for _ in range(count)] for count in counts]
 
     def _description(self, tensors: Sequence[Tensor]) -> tuple[list[int], Tensor]:
-        return describe(self.plan, tensors[-1].shape[1])
+        return _description(self.plan, tensors[-1].shape[1])
 
 
 @constant
-def describe(plan: ConvolutionPlan, width: int) -> tuple[list[int], Tensor]:
-    """A plan as ``csrc/tfn_conv.cpp`` reads it.
-
-    Returns:
-        The integers: K; numbers of node, edge and output degrees, each followed by (degree, channels); number of groups; number of
-        pairs, followed by (group, d_in, d_out, C_in, C_out, first path, the group's paths); number of generator entries, followed
-        by (degree, row, column, 0 for x or 1 for z). And float64 coefficients: the maps from paths to aligned weights by pair, then
-        one for each generator entry.
-    """
-    integers, coefficients = [width], []
-    for channels in (plan.node_channels, plan.edge_channels, plan.channels_out):
-        integers += [len(channels), *(number for entry in channels for number in entry)]
-    integers += [len(plan.groups), sum(len(group.pairs) for group in plan.groups)]
-    for index, group in enumerate(plan.groups):
-        for pair in group.pairs:
-            degrees = (pair.degree_in, pair.degree_out)
-            integers += [index, *degrees, group.channels_in, group.channels_out, pair.start, group.num_paths]
-            mapped = alignment_map(*degrees)
-            coefficients.append(torch.ones_like(mapped) if group.is_basis_free else mapped)
-    entries = []
-    for degree in range(1, plan.max_degree + 1):
-        matrices = generators(degree)[list(TURNED_AXES)]
-        for axis, row, column in (matrices.abs() > ROUNDING_ERROR).nonzero().tolist():
-            entries.append((degree, row, column, axis))
-            coefficients.append(matrices[axis, row, column])
-    integers += [len(entries), *(number for entry in entries for number in entry)]
-    return integers, torch.cat([values.flatten() for values in coefficients])
+def _description(plan: ConvolutionPlan, width: int) -> tuple[list[int], Tensor]:
+    return described_by_edge(plan, width)

@@ -7,7 +7,6 @@ differs is who launches, and the order of the aligned weights' axes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,9 +14,11 @@ from torch import Tensor
 
 from se3_fast.autograd.modes import constant
 from se3_fast.backends.cuda import library
-from se3_fast.backends.triton.tfn_conv import SPLITS, FeatureRows, Launches, contraction_items, group_spans, int64_table, pair_rows
-from se3_fast.contraction import ConvolutionPlan
+from se3_fast.backends.launch_tables import contraction_items, group_spans, int64_table, pair_rows, with_places
+from se3_fast.backends.triton.tfn_conv import Launches
+from se3_fast.contraction import SPLITS, ConvolutionPlan, FeatureRows
 from se3_fast.graph import EdgeOrder
+from se3_fast.kernels.table_rows import Item, PairRow, Term
 from se3_fast.so3 import generators
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ _ROTATION_EDGES = 32
 _ROTATION_BYTES = 48 << 10
 
 
-_KINDS = ("m0", "odd")  # orders m = 0 and m > 0: the kernels have a launch for each
+_KINDS = ("m0", "odd")  # orders m = 0 and m > 0: the kernels have a launch for each, and read no field that says which
+_ITEM_FIELDS, _PAIR_FIELDS = Item._fields.index("has_odd"), PairRow._fields.index("has_odd")
 
 
 class _ContractionTable(NamedTuple):
-    """Items [n, 5]: first term, one past the last, and what :func:`contraction_items` says of them; terms [t, 6]; most channels."""
+    """Items [n, 5] and terms [t, 6] as :func:`contraction_items` has them; most channels."""
 
     items: Tensor
     terms: Tensor
@@ -60,19 +62,21 @@ class _PairTable(NamedTuple):
 
 @constant
 def _contraction_table(plan: ConvolutionPlan, is_transposed: bool, has_odd: bool, device: torch.device) -> _ContractionTable:
-    items, terms = contraction_items(plan, WIDTH, is_transposed, has_odd)
-    stops = list(accumulate(map(len, terms)))
-    rows = [[stop - len(of_item), stop, *item] for stop, item, of_item in zip(stops, items, terms, strict=True)]
-    largest = max((item[-1] for item in items), default=0)
-    return _ContractionTable(int64_table(rows, 5, device), int64_table(list(chain(*terms)), 6, device), largest)
+    items, terms = with_places(contraction_items(plan, WIDTH, is_transposed, has_odd))
+    rows = [item[:_ITEM_FIELDS] for item in items]
+    largest = max((item.channels for item in items), default=0)
+    return _ContractionTable(int64_table(rows, _ITEM_FIELDS, device), int64_table(terms, Term, device), largest)
 
 
 @constant
 def _pair_table(plan: ConvolutionPlan, has_odd: bool, device: torch.device) -> _PairTable:
     rows = pair_rows(plan, WIDTH, has_odd)
     spans = group_spans(rows, len(plan.groups), SPLITS)
-    largest = (max((row[side] for row in rows), default=0) for side in (5, 6))
-    return _PairTable(int64_table(rows, 9, device), int64_table(spans, 2, device), *largest)
+    pairs = int64_table([row[:_PAIR_FIELDS] for row in rows], _PAIR_FIELDS, device)
+    most_in, most_out = (
+        max(channels, default=0) for channels in ([row.channels_in for row in rows], [row.channels_out for row in rows])
+    )
+    return _PairTable(pairs, int64_table(spans, 2, device), most_in, most_out)
 
 
 class CudaLaunches(Launches):

@@ -21,17 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.modes import constant
-from se3_fast.contraction import ConvolutionPlan, RadialGroup
+from se3_fast.autograd.compute_dtype import accumulation_dtype
+from se3_fast.contraction import ConvolutionPlan, Order, RadialGroup, columns_of_input, orders, torque_to_gradient, weight_blocks
 from se3_fast.graph import Graph
-from se3_fast.so3 import alignment_map, generators
+from se3_fast.so3 import generators
 
 Components = dict[int, Tensor]
 
@@ -40,28 +38,6 @@ CHUNK_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}
 
 SMALLEST_CHUNK = 32
 """Edges of a chunk at least, so that its matrix products are worth a call."""
-
-
-class Order(NamedTuple):
-    """The degrees of a radial group that couple at order m, and their place among the group's aligned weights.
-
-    Aligned weights are ordered (m, parity, d_in, d_out): even before odd, and no odd ones at m = 0.
-    """
-
-    m: int
-    start: int
-    num_parities: int
-    degrees_in: tuple[int, ...]
-    degrees_out: tuple[int, ...]
-
-    @property
-    def stop(self) -> int:
-        """One past the order's last aligned weight."""
-        return self.start + self.num_parities * len(self.degrees_in) * len(self.degrees_out)
-
-    def components(self, degree: int) -> slice:
-        """Where the components -m, +m of a degree stand (m = 0: the one component)."""
-        return slice(degree - self.m, degree + self.m + 1, max(2 * self.m, 1))
 
 
 class Operands(NamedTuple):
@@ -144,81 +120,6 @@ class Problem:
         return self.wigner[edges, start : start + size * size].unflatten(1, (size, size))
 
 
-@cache
-def orders(group: RadialGroup) -> tuple[Order, ...]:
-    """The orders m of a group."""
-    result: list[Order] = []
-    for m in range(group.max_order + 1):
-        degrees_in = tuple(degree for degree in group.degrees_in if degree >= m)
-        degrees_out = tuple(degree for degree in group.degrees_out if degree >= m)
-        start = result[-1].stop if result else 0
-        result.append(Order(m, start, 1 if m == 0 else 2, degrees_in, degrees_out))
-    return tuple(result)
-
-
-@constant
-def group_alignment(group: RadialGroup) -> Tensor:
-    """The map from a group's paths to its aligned weights, [aligned, paths] float64."""
-    matrix = torch.zeros(group.num_paths, group.num_paths, dtype=torch.float64)
-    pairs = {(pair.degree_in, pair.degree_out): pair for pair in group.pairs}
-    for order in orders(group):
-        combinations = product(range(order.num_parities), order.degrees_in, order.degrees_out)
-        for row, (parity, degree_in, degree_out) in enumerate(combinations, start=order.start):
-            pair = pairs[degree_in, degree_out]
-            mapped = alignment_map(degree_in, degree_out)
-            matrix[row, pair.start : pair.stop] = mapped[order.m + parity * min(degree_in, degree_out)]
-    return torch.ones_like(matrix) if group.is_basis_free else matrix
-
-
-@constant
-def group_alignment_on(group: RadialGroup, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The map from a group's paths to its aligned weights, [aligned, paths], kept on a device: copied once, for recorded work."""
-    return group_alignment(group).to(device, dtype)
-
-
-@constant
-def rows_of_input(group: RadialGroup, degree_in: int, device: torch.device) -> Tensor:
-    """Where the aligned weights of one input degree stand, in the order (m, parity, d_out): int64, on a device."""
-    rows = [
-        order.start + (parity * len(order.degrees_in) + order.degrees_in.index(degree_in)) * len(order.degrees_out) + column
-        for order in orders(group)
-        if degree_in in order.degrees_in
-        for parity in range(order.num_parities)
-        for column in range(len(order.degrees_out))
-    ]
-    return torch.tensor(rows, device=device)
-
-
-def aligned_weight(group: RadialGroup, weight: Tensor) -> Tensor:
-    """The last radial weight of a group, [C_out * C_in * F, K], mapped to the aligned ones, [aligned, C_in, K, C_out]."""
-    paths = weight.unflatten(0, (group.channels_out, group.channels_in, group.num_paths))
-    return torch.einsum("gf,oifk->giko", group_alignment_on(group, weight.device, weight.dtype), paths)
-
-
-def weight_blocks(group: RadialGroup, weight: Tensor, is_by_source: bool) -> list[Tensor]:
-    """The last radial weight of a group, aligned and laid out for a contraction order. Differentiable.
-
-    Args:
-        group: the group.
-        weight: [C_out * C_in * F, K] in the published layout.
-        is_by_source: the contraction order.
-
-    Returns:
-        By edge: per order m, [(parity, d_in, C_in, K), (d_out, C_out)].
-        By source: per input degree, [C_in, (K, (m, parity, d_out), C_out)].
-    """
-    aligned = aligned_weight(group, weight)
-    if is_by_source:
-        rows = [aligned[rows_of_input(group, degree, weight.device)] for degree in group.degrees_in]
-        return [row.permute(1, 2, 0, 3).flatten(1) for row in rows]
-    blocks = []
-    for order in orders(group):
-        block = aligned[order.start : order.stop]
-        block = block.unflatten(0, (order.num_parities, len(order.degrees_in), len(order.degrees_out)))
-        blocks.append(block.permute(0, 1, 3, 4, 2, 5).flatten(4).flatten(0, 3))
-    return blocks
-
-
 def _weight_blocks_backward(group: RadialGroup, weight: Tensor, is_by_source: bool, block_gradients: list[Tensor]) -> Tensor:
     """Gradient of a group's last radial weight from those of its blocks."""
     with torch.enable_grad():
@@ -228,28 +129,10 @@ def _weight_blocks_backward(group: RadialGroup, weight: Tensor, is_by_source: bo
         return torch.autograd.grad(blocks, leaf, gradients)[0]
 
 
-def is_by_source_faster(plan: ConvolutionPlan, num_edges: int, num_sources: int) -> bool:
-    """Choose the contraction order from arithmetic: per edge through A, or per node and edge through T (DESIGN 1.3).
-
-    Edge features of degree > 0 belong to edges, so they are contracted by edge.
-    """
-    if plan.edge_channels:
-        return False
-    by_edge = per_source = per_edge = 0
-    for group in plan.groups:
-        for order in orders(group):
-            columns = order.num_parities * len(order.degrees_out) * group.channels_out
-            by_edge += order.num_parities * len(order.degrees_in) * group.channels_in * columns
-            for degree_in in order.degrees_in:
-                per_source += group.channels_in * (2 * degree_in + 1) * columns
-                per_edge += (2 * degree_in + 1) * columns
-    return num_sources * per_source + num_edges * per_edge < num_edges * by_edge
-
-
 def _forward(problem: Problem, operands: Operands) -> list[Tensor]:
     example = operands.hidden[0]
     rows = problem.graph.num_nodes() if problem.is_pooled else problem.graph.num_edges()
-    sums = _accumulation_dtype(example) if problem.is_pooled else example.dtype
+    sums = accumulation_dtype(example.dtype) if problem.is_pooled else example.dtype
     results = {
         degree: torch.zeros(rows, 2 * degree + 1, channels, dtype=sums, device=example.device)
         for degree, channels in problem.plan.channels_out
@@ -488,7 +371,7 @@ def _add_messages_by_source(problem: Problem, operands: Operands, chunk: Chunk, 
     for term in _source_terms(problem, operands, chunk):
         edge_products = term.edge_products(chunk)
         frames = problem.blocks(term.degree, chunk.edges)
-        for order, columns in _columns_of_input(term.group, term.degree):
+        for order, columns in columns_of_input(term.group, term.degree):
             into_frame = frames[:, :, order.components(term.degree)].transpose(1, 2)  # [n, sign, 2d+1]
             turned = torch.bmm(into_frame, edge_products[:, :, columns])
             _scatter_order(messages, order, order.degrees_out, _combine_parities(turned, order))
@@ -519,23 +402,11 @@ def _edge_products_backward(problem: Problem, term: _SourceTerm, chunk: Chunk, i
     """Gradient of U of one input degree, [n, 2d+1, columns]."""
     frames = problem.blocks(term.degree, chunk.edges)
     parts = []
-    for order, _ in _columns_of_input(term.group, term.degree):
+    for order, _ in columns_of_input(term.group, term.degree):
         output_gradient = _gather_order(incoming, order, order.degrees_out)  # [n, sign, d_out * C]
         turned_gradient = _split_parities(output_gradient, order)
         parts.append(torch.bmm(frames[:, :, order.components(term.degree)], turned_gradient))
     return torch.cat(parts, -1)
-
-
-@cache
-def _columns_of_input(group: RadialGroup, degree_in: int) -> list[tuple[Order, slice]]:
-    """The orders that an input degree takes part in, with their columns in its weight block."""
-    result, start = [], 0
-    for order in orders(group):
-        if degree_in in order.degrees_in:
-            stop = start + order.num_parities * len(order.degrees_out) * group.channels_out
-            result.append((order, slice(start, stop)))
-            start = stop
-    return result
 
 
 def _combine_parities(turned: Tensor, order: Order) -> Tensor:
@@ -609,17 +480,5 @@ def _generator_product(left: Components, right: Components) -> Tensor:
     return total
 
 
-def torque_to_gradient(torque: Tensor, rel_pos: Tensor) -> Tensor:
-    """(tau x r) / |r|^2, [n, 3], from the torque on edges; 0 for an edge without direction (DESIGN 1.2)."""
-    largest = rel_pos.abs().amax(-1, keepdim=True)
-    scaled = rel_pos / torch.where(largest > 0, largest, 1.0)  # whose square neither overflows nor vanishes
-    squared = scaled.square().sum(-1, keepdim=True) * largest
-    return torch.linalg.cross(torque.to(rel_pos), scaled) / torch.where(largest > 0, squared, 1.0)
-
-
 def _zeros_to_sum(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor, dtype=_accumulation_dtype(tensor))
-
-
-def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+    return torch.zeros_like(tensor, dtype=accumulation_dtype(tensor.dtype))

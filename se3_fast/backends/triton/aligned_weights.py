@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 
 from se3_fast.autograd.modes import constant
-from se3_fast.backends.torch.tfn_conv import group_alignment
-from se3_fast.contraction import ConvolutionPlan, RadialGroup
+from se3_fast.backends.launch_tables import int64_table
+from se3_fast.contraction import ConvolutionPlan, RadialGroup, group_alignment
 from se3_fast.kernels.aligned_weights import SLOTS, BlockTable
+from se3_fast.kernels.table_rows import WeightBlock
 
 
 class Launch(NamedTuple):
@@ -46,7 +47,7 @@ class _Weight(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """A row of :class:`BlockTable` with its entries of the map."""
+    """A :class:`WeightBlock` with its entries of the map."""
 
     tensor: int
     group: RadialGroup
@@ -106,17 +107,26 @@ def _launches(blocks: Sequence[_Block], device: torch.device) -> tuple[Launch, .
 
 
 def _table(blocks: Sequence[_Block], first_tensor: int, device: torch.device) -> BlockTable:
-    rows: list[list[int]] = []
+    rows: list[WeightBlock] = []
     places: list[int] = []
     coefficients: list[float] = []
     for block in blocks:
         group, first = block.group, len(places)
         places += [place for place, _ in block.entries]
         coefficients += [value for _, value in block.entries]
-        channels = [group.channels_in, group.channels_out, group.num_paths]
-        rows.append([block.tensor - first_tensor, *channels, first, len(places), block.result])
+        rows.append(
+            WeightBlock(
+                block.tensor - first_tensor,
+                group.channels_in,
+                group.channels_out,
+                group.num_paths,
+                first,
+                len(places),
+                block.result,
+            )
+        )
     return BlockTable(
-        torch.tensor(rows, dtype=torch.int64, device=device),
+        int64_table(rows, WeightBlock, device),
         torch.tensor(places, dtype=torch.int64, device=device),
         torch.tensor(coefficients, dtype=torch.float64, device=device),
         max(block.group.channels_in for block in blocks),

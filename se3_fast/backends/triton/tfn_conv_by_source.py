@@ -1,4 +1,4 @@
-"""The launches of the Triton convolution contracted by source node (``kernels/tfn_conv_by_source.py``), and when to take them.
+"""The launches of the Triton convolution contracted by source node (``kernels/tfn_conv_by_source.py``).
 
 T of all nodes would not fit: nodes are taken in chunks, in their order, whose T fits a buffer. The weights are one block per input
 degree, [C_in, columns of T], with the columns of all radial groups side by side: T of a chunk is one matrix product per degree.
@@ -7,8 +7,7 @@ degree, [C_in, columns of T], with the columns of all radial groups side by side
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,40 +15,25 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.modes import constant, made_beside
-from se3_fast.backends.torch import tfn_conv as aligned
-from se3_fast.backends.torch.tfn_conv import orders
-from se3_fast.backends.triton.tfn_conv import FeatureRows, Launches, cost, output_rows
-from se3_fast.contraction import ConvolutionPlan
+from se3_fast.backends.launch_tables import (
+    SourcePair,
+    by_degree,
+    by_group,
+    component_slices,
+    frame_rows,
+    int64_table,
+    source_pair_row,
+    source_pairs,
+    values_per_node,
+)
+from se3_fast.backends.triton.tfn_conv import Launches
+from se3_fast.contraction import ConvolutionPlan, output_rows
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv_by_source as kernels
+from se3_fast.kernels.table_rows import Item, SourcePairRow
 
 BUFFER_BYTES = 64 << 20
 """Largest T of a chunk of nodes: about a second-level cache, so that most of it is read back from there."""
-
-FLOP_PER_BYTE = {torch.float16: 150, torch.bfloat16: 150, torch.float32: 20, torch.float64: 10}
-"""Operations of matrix products that take as long as one byte, from an H100's data sheet (989, 67 and 34 TFLOP/s; 3.35 TB/s) and
-not measured: half the matrix unit's peak in half precision and that of the ordinary cores otherwise, over the bandwidth."""
-
-TF32_FLOP_PER_BYTE = 75
-"""The same where PyTorch is told that TF32 will do for float32."""
-
-VECTOR_FLOP_PER_BYTE = 20
-"""The same for all other arithmetic."""
-
-
-class SourcePair(NamedTuple):
-    """A pair of degrees at one order, and where its columns stand in a node's T."""
-
-    group: int
-    m: int
-    degree_in: int
-    degree_out: int
-    channels: int
-    start: int
-    length: int
-    step: int
-    even: int
-    odd: int
 
 
 class PairTables(NamedTuple):
@@ -68,159 +52,26 @@ class PairTables(NamedTuple):
     spans: list[Tensor]
 
 
-def is_by_source_faster(plan: ConvolutionPlan, num_nodes: int, num_edges: int, width: int, dtype: torch.dtype) -> bool:
-    """Choose the contraction order by the time of a training step, as if arithmetic and memory took turns.
-
-    Counting multiply-adds alone, as backend ``torch`` does, would take the order by source from 6 edges per node on at 4 degrees
-    and 32 channels. But T goes through memory, and a matrix unit does 150 FLOP in the time of a byte: R, which never leaves the
-    chip, is cheaper there up to about 35 edges per node in half precision and 17 in float32. At the shapes of ``protein_*`` the
-    order changes between 7 and 52 edges per node. Edge features of degree > 0 belong to edges, so they are contracted by edge.
-    """
-    if plan.edge_channels:
-        return False
-    is_tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-    return _is_faster(plan, num_nodes, num_edges, width, dtype, is_tf32)
-
-
-@lru_cache(maxsize=1024)
-def _is_faster(plan: ConvolutionPlan, num_nodes: int, num_edges: int, width: int, dtype: torch.dtype, is_tf32: bool) -> bool:
-    flop_per_byte = TF32_FLOP_PER_BYTE if is_tf32 else FLOP_PER_BYTE[dtype]
-    by_edge, by_source = (
-        sum(
-            part.matrix_flop / flop_per_byte + part.vector_flop / VECTOR_FLOP_PER_BYTE + part.bytes
-            for part in cost(plan, num_nodes, num_edges, width, dtype, is_by_source)
-        )
-        for is_by_source in (False, True)
-    )
-    return by_source < by_edge
-
-
-def weight_blocks(plan: ConvolutionPlan, weights: Sequence[Tensor]) -> list[Tensor]:
-    """The aligned weights of each input degree, [C_in, columns of T], from the published weight of each group. Differentiable."""
-    by_degree: dict[int, list[Tensor]] = {degree: [] for degree, _ in plan.node_channels}
-    for group, weight in zip(plan.groups, weights, strict=True):
-        for degree, block in zip(group.degrees_in, aligned.weight_blocks(group, weight, is_by_source=True), strict=True):
-            by_degree[degree].append(block)
-    return [torch.cat(blocks, 1) for blocks in by_degree.values()]
-
-
-def aligned_of_blocks(plan: ConvolutionPlan, blocks: Sequence[Tensor], width: int) -> list[Tensor]:
-    """The aligned weights of each group, [aligned, C_in, K, C_out], from what :func:`weight_blocks` made; ``width`` is K."""
-    by_group: list[list[Tensor]] = [[] for _ in plan.groups]
-    for (degree, _), block in zip(plan.node_channels, blocks, strict=True):
-        present = [number for number, group in enumerate(plan.groups) if degree in group.degrees_in]
-        counts = [len(aligned.rows_of_input(plan.groups[number], degree, block.device)) for number in present]
-        widths = [count * width * plan.groups[number].channels_out for number, count in zip(present, counts, strict=True)]
-        for number, count, part in zip(present, counts, block.split(widths, 1), strict=True):
-            by_group[number].append(part.unflatten(1, (width, count, -1)).permute(2, 0, 1, 3))
-    results = []
-    for group, parts in zip(plan.groups, by_group, strict=True):
-        rows = torch.cat([aligned.rows_of_input(group, degree, parts[0].device) for degree in group.degrees_in])
-        results.append(torch.cat(parts).index_select(0, rows.argsort()))
-    return results
-
-
-@cache
-def frame_rows(plan: ConvolutionPlan) -> FeatureRows:
-    """Rows of the columns of the Wigner blocks: by input degree, component m, component l."""
-    return FeatureRows(tuple((degree, 2 * degree + 1) for degree, _ in plan.node_channels))
-
-
-@cache
-def source_pairs(plan: ConvolutionPlan, width: int) -> tuple[SourcePair, ...]:
-    """All pairs at all orders, by input degree; ``width`` is that of h."""
-    pairs: list[SourcePair] = []
-    start = 0
-    for degree_in, _ in plan.node_channels:
-        found: list[tuple[int, int, int, int, int, tuple[int, int, int]]] = []
-        length = 0
-        for index, group in enumerate(plan.groups):
-            if degree_in not in group.degrees_in:
-                continue
-            chosen = [order for order in orders(group) if degree_in in order.degrees_in]
-            step = sum(order.num_parities * len(order.degrees_out) for order in chosen) * group.channels_out
-            place = length
-            for order in chosen:
-                parity_step = len(order.degrees_out) * group.channels_out
-                for degree_out in order.degrees_out:
-                    columns = (step, place, place + parity_step)
-                    found.append((index, order.m, degree_in, degree_out, group.channels_out, columns))
-                    place += group.channels_out
-                place += (order.num_parities - 1) * parity_step
-            length += width * step
-        for group_index, m, degree, degree_out, channels, (step, even, odd) in found:
-            pairs.append(SourcePair(group_index, m, degree, degree_out, channels, start, length, step, even, odd))
-        start += (2 * degree_in + 1) * length
-    return tuple(pairs)
-
-
-@cache
-def values_per_node(plan: ConvolutionPlan, width: int) -> int:
-    """Values of T of one node."""
-    return sum((2 * pair.degree_in + 1) * width * pair.channels * (1 if pair.m == 0 else 2) for pair in source_pairs(plan, width))
-
-
 @constant
 def pair_tables(plan: ConvolutionPlan, width: int, device: torch.device) -> PairTables:
     """The pairs for all launches."""
-    rows_frame, rows_out = frame_rows(plan), output_rows(plan)
-    channels_out = dict(plan.channels_out)
     tables = PairTables([], [], [], [])
     for has_odd in (False, True):
         pairs = [pair for pair in source_pairs(plan, width) if (pair.m > 0) == has_odd]
-        channels = max((pair.channels for pair in pairs), default=max(channels_out.values()))
+        channels = max((pair.channels for pair in pairs), default=max(dict(plan.channels_out).values()))
+
+        def table(items: Sequence[Item], ordered: Sequence[SourcePair], channels: int, has_odd: bool) -> kernels.PairTable:
+            rows = int64_table([source_pair_row(plan, pair) for pair in ordered], SourcePairRow, device)
+            slices = {block: int64_table(component_slices(ordered, block), 2, device) for block in kernels.COMPONENT_BLOCKS}
+            return kernels.PairTable(rows, int64_table(items, Item, device), slices, channels, has_odd)
+
         sizes = (channels, has_odd)
-
-        def table(items: list[list[int]], ordered: list[SourcePair], sizes: tuple[int, bool]) -> kernels.PairTable:
-            rows = [_pair_row(pair, rows_frame, rows_out) for pair in ordered]
-            slices = {block: _table(_slices(ordered, block), 2, device) for block in kernels.COMPONENT_BLOCKS}
-            return kernels.PairTable(_table(rows, 12, device), _table(items, 5, device), slices, *sizes)
-
-        by_group = sorted(pairs, key=lambda pair: pair.group)
-        counts = [sum(pair.group == index for pair in pairs) for index in range(len(plan.groups))]
-        tables.groups.append(table([], by_group, sizes))
-        tables.spans.append(_table(_bounds(counts), 2, device))
-        # Every component has an item, also one that nothing reaches: the kernels write its zeros.
-        targets = _targets([degree for degree, _ in plan.channels_out], has_odd)
-        by_output = [[pair for pair in pairs if (pair.degree_out, pair.m) == target] for target in targets]
-        items = _items(targets, by_output, rows_out)
-        tables.outputs.append(table(items, list(chain(*by_output)), sizes))
-        targets = _targets([degree for degree, _ in plan.node_channels], has_odd)
-        by_input = [[pair for pair in pairs if (pair.degree_in, pair.m) == target] for target in targets]
-        tables.frames.append(table(_items(targets, by_input, rows_frame), list(chain(*by_input)), sizes))
+        spans, in_groups = by_group(pairs, len(plan.groups))
+        tables.spans.append(int64_table(spans, 2, device))
+        tables.groups.append(table([], in_groups, *sizes))
+        tables.outputs.append(table(*by_degree(pairs, output_rows(plan), has_odd, of_outputs=True), *sizes))
+        tables.frames.append(table(*by_degree(pairs, frame_rows(plan), has_odd, of_outputs=False), *sizes))
     return tables
-
-
-def _pair_row(pair: SourcePair, rows_frame: FeatureRows, rows_out: FeatureRows) -> list[int]:
-    of_frames = [rows_frame.row(pair.degree_in, pair.m), rows_frame.row(pair.degree_in, -pair.m), 2 * pair.degree_in + 1]
-    of_outputs = [rows_out.row(pair.degree_out, pair.m), rows_out.row(pair.degree_out, -pair.m), pair.channels]
-    return [pair.group, *of_frames, pair.start, pair.length, pair.step, *of_outputs, pair.even, pair.odd]
-
-
-def _slices(pairs: list[SourcePair], block: int) -> list[list[int]]:
-    return [[number, first] for number, pair in enumerate(pairs) for first in range(0, 2 * pair.degree_in + 1, block)]
-
-
-def _targets(degrees: list[int], has_odd: bool) -> list[tuple[int, int]]:
-    return [(degree, m) for degree in degrees for m in range(degree + 1) if (m > 0) == has_odd]
-
-
-def _items(targets: list[tuple[int, int]], pairs: list[list[SourcePair]], rows: FeatureRows) -> list[list[int]]:
-    bounds = _bounds([len(chosen) for chosen in pairs])
-    return [
-        [*bound, rows.row(degree, m), rows.row(degree, -m), dict(rows.channels)[degree]]
-        for bound, (degree, m) in zip(bounds, targets, strict=True)
-    ]
-
-
-def _bounds(counts: list[int]) -> list[list[int]]:
-    """First and one past the last of things that stand one after the other."""
-    starts = [sum(counts[:number]) for number in range(len(counts) + 1)]
-    return [[start, stop] for start, stop in pairwise(starts)]
-
-
-def _table(rows: list[list[int]], fields: int, device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, fields)
 
 
 class SourceOrder:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
+from se3_fast import ConvSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
 from se3_fast.backends.cpp import library
+from se3_fast.contraction import is_by_source, is_less_arithmetic_by_source
 from se3_fast.ops.tfn_conv import tfn_conv
 from tests.ops.test_tfn_conv import CASES, FULL, NONE, PARTIAL, Case, assert_equal, operands, run, run_operation, run_width
 from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
@@ -36,8 +37,7 @@ CPP_CASES = CASES | {
 @pytest.fixture(autouse=True, params=["by edge", "by source"])
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The contraction order; edge features of degree > 0 go by edge all the same."""
-    is_by_source = request.param == "by source"
-    monkeypatch.setattr(by_source, "is_by_source_faster", lambda plan, *sizes: is_by_source and not plan.edge_channels)
+    monkeypatch.setattr(ConvSE3, "contraction_order", request.param.removeprefix("by "))
     return request.param
 
 
@@ -124,7 +124,7 @@ def test_position_gradient_of_edges_of_any_length(pole: float, scale: float) -> 
         rel_pos = (unit * torch.tensor([[0.0, pole, 0.0], near_pole], dtype=torch.float64)).requires_grad_()
         with se3_fast.backend(backend):
             geometry = EdgeGeometry.from_relative_positions(rel_pos, 2)
-            outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=False)
+            outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=False, order=ConvSE3.contraction_order)
         total = sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values())
         gradients.append(torch.autograd.grad(total, rel_pos)[0] * unit)
     assert relative_error(gradients[1], gradients[0]) < TOLERANCE[torch.float64]
@@ -157,7 +157,7 @@ def test_frozen_weights_have_no_gradient() -> None:
     gradients = []
     for chosen in (weights, frozen):
         with se3_fast.backend("cpp"):
-            outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, chosen, pool=True)
+            outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, chosen, pool=True, order=ConvSE3.contraction_order)
         gradients.append(torch.autograd.grad(outputs["1"].square().sum(), [*nodes.values(), *hidden]))
     for with_weights, without in zip(*gradients, strict=True):
         assert torch.equal(with_weights, without)
@@ -195,7 +195,7 @@ def test_node_order_does_not_matter() -> None:
     ):
         with se3_fast.backend("cpp"), torch.no_grad():
             geometry = EdgeGeometry.from_relative_positions(rel_pos, 2)
-            results.append(tfn_conv(plan, one, geometry, nodes, {}, [values], weights, pool=True))
+            results.append(tfn_conv(plan, one, geometry, nodes, {}, [values], weights, pool=True, order=ConvSE3.contraction_order))
     for key, value in results[0].items():
         assert torch.equal(value, results[1][key])
 
@@ -243,10 +243,11 @@ def test_order_of_contraction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     fiber = Fiber.create(4, 32)
     plan, with_edges = (make_convolution(fiber, fiber, edges).plan for edges in (None, Fiber({1: 2})))
-    sparse, full = random_graph(100, 200), random_graph(20, 380)
-    assert not by_source.is_by_source_faster(plan, sparse, 32)
-    assert by_source.is_by_source_faster(plan, full, 32)
-    assert not by_source.is_by_source_faster(with_edges, full, 32)
+    assert not is_less_arithmetic_by_source(plan, num_sources=100, num_edges=200, forms_weights=True)
+    assert is_less_arithmetic_by_source(plan, num_sources=20, num_edges=380, forms_weights=True)
+    assert is_by_source("source", plan, lambda: False)
+    assert not is_by_source("source", with_edges, lambda: True)
+    assert not is_by_source("auto", with_edges, lambda: True)
 
 
 @in_order(["by edge"])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, Fiber
-from se3_fast.backends.torch.tfn_conv import aligned_weight
+from se3_fast.contraction import aligned_weight
 from se3_fast.layers.convolution import ConvSE3
 from se3_fast.ops.aligned_weights import aligned_weights
 from tests.support import TOLERANCE, TRITON_DEVICE, leaves, make_convolution, relative_error

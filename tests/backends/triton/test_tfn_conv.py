@@ -10,19 +10,18 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast import EdgeGeometry, Fiber
+from se3_fast import ConvSE3, EdgeGeometry, Fiber
 from tests.ops.test_tfn_conv import CASES, FULL, NONE, PARTIAL, Case, assert_equal, run, run_operation
 from tests.support import TOLERANCE, TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
 
 pytest.importorskip("triton")
 
-from se3_fast.backends.triton import tfn_conv as fused
-from se3_fast.backends.triton import tfn_conv_by_source as by_source
+from se3_fast.contraction import cost
 
 
 @pytest.fixture(autouse=True)
 def contracted_by_edge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_source, "is_by_source_faster", lambda *problem: False)
+    monkeypatch.setattr(ConvSE3, "contraction_order", "edge")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -55,7 +54,7 @@ def test_two_runs_are_identical() -> None:
 @pytest.mark.parametrize("pole", [1.0, -1.0])
 def test_position_gradient_at_the_poles(pole: float, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the axis, beside it, and at no distance at all."""
-    monkeypatch.setattr(by_source, "is_by_source_faster", lambda *problem: order == "by source")
+    monkeypatch.setattr(ConvSE3, "contraction_order", order.removeprefix("by "))
     fiber = Fiber({0: 2, 1: 2, 2: 2})
     module = make_convolution(fiber, fiber, pool=False)
     graph = random_graph(3, 3)
@@ -85,7 +84,7 @@ def frames_of(geometry: EdgeGeometry) -> list[Tensor]:
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_bytes_kept_per_edge(low_memory: bool, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By edge x~ and h are kept, by source h alone; with low_memory nothing per edge but the inputs."""
-    monkeypatch.setattr(by_source, "is_by_source_faster", lambda *problem: order == "by source")
+    monkeypatch.setattr(ConvSE3, "contraction_order", order.removeprefix("by "))
     fiber = Fiber.create(3, 3)
     module = make_convolution(fiber, fiber, pool=True, low_memory=low_memory).float().to(TRITON_DEVICE)
     graph = random_graph(3, 100).to(TRITON_DEVICE)
@@ -129,7 +128,9 @@ def test_hidden_of_all_groups_is_not_copied() -> None:
 
     with se3_fast.backend("triton"), torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"].float(), 1)
-        se3_fast.ops.tfn_conv.tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=True)
+        se3_fast.ops.tfn_conv.tfn_conv(
+            plan, graph, geometry, nodes, {}, hidden, weights, pool=True, order=ConvSE3.contraction_order
+        )
     assert hidden.data_ptr() in kept
 
 
@@ -143,7 +144,7 @@ def test_hidden_of_all_groups_is_not_copied() -> None:
 )
 def test_cost_counts_radial_weights(case: Case, values: int) -> None:
     plan = make_convolution(Fiber(case.fiber_in), Fiber(case.fiber_out), fuse_level=case.fuse_level).plan
-    forward, backward = fused.cost(plan, num_nodes=10, num_edges=100, width=32, dtype=torch.float16, is_by_source=False)
+    forward, backward = cost(plan, num_nodes=10, num_edges=100, width=32, dtype=torch.float16, is_by_source=False)
     assert forward.matrix_flop == 100 * 2 * 32 * values
     assert backward.matrix_flop == 3 * forward.matrix_flop
 
@@ -151,10 +152,10 @@ def test_cost_counts_radial_weights(case: Case, values: int) -> None:
 def test_cost_grows_with_edges_and_the_size_of_values() -> None:
     plan = make_convolution(Fiber.create(4, 32), Fiber.create(4, 32)).plan
     for is_by_source in (False, True):
-        small = fused.cost(plan, 10, 100, 32, torch.float16, is_by_source)
-        large = fused.cost(plan, 10, 1000, 32, torch.float16, is_by_source)
-        double = fused.cost(plan, 10, 100, 32, torch.float32, is_by_source)
-        per_edge = fused.cost(plan, 10, 100, 32, torch.float16, is_by_source, pool=False)
+        small = cost(plan, 10, 100, 32, torch.float16, is_by_source)
+        large = cost(plan, 10, 1000, 32, torch.float16, is_by_source)
+        double = cost(plan, 10, 100, 32, torch.float32, is_by_source)
+        per_edge = cost(plan, 10, 100, 32, torch.float16, is_by_source, pool=False)
         for one, more, wide, apart in zip(small, large, double, per_edge, strict=True):
             assert all(few < many for few, many in zip(one, more, strict=True))
             assert (one.matrix_flop, one.vector_flop) == (wide.matrix_flop, wide.vector_flop) and one.bytes < wide.bytes

@@ -8,14 +8,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from se3_fast import Fiber
+from se3_fast import ConvSE3, Fiber
 from tests.ops.test_tfn_conv import CASES, FULL, NONE, PARTIAL, Case, assert_equal, run, run_operation
 from tests.support import TOLERANCE, make_convolution, random_graph
 
 pytest.importorskip("triton")
 
+from se3_fast import contraction
+from se3_fast.backends.launch_tables import values_per_node
 from se3_fast.backends.triton import tfn_conv_by_source as by_source
-from se3_fast.backends.triton.tfn_conv import cost
+from se3_fast.contraction import cost, is_less_time_by_source
 
 SIZES = {"num_nodes": 4, "num_edges": 9}
 SMALL = {
@@ -37,7 +39,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def contracted_by_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_source, "is_by_source_faster", lambda *problem: True)
+    monkeypatch.setattr(ConvSE3, "contraction_order", "source")
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -113,19 +115,19 @@ def test_choice_of_order(
 ) -> None:
     monkeypatch.undo()
     plan = make_convolution(*fibers).plan
-    assert by_source.is_by_source_faster(plan, 1000, 1000 * edges_per_node, 32, dtype) == is_by_source
+    assert is_less_time_by_source(plan, 1000, 1000 * edges_per_node, 32, dtype) == is_by_source
 
 
 def test_edge_features_are_contracted_by_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     plan = make_convolution(Fiber({0: 8, 1: 8}), Fiber({0: 8, 1: 8}), Fiber({1: 1}), NONE).plan
-    assert not by_source.is_by_source_faster(plan, 10, 10_000, 32, torch.float32)
+    assert not contraction.is_by_source("auto", plan, lambda: is_less_time_by_source(plan, 10, 10_000, 32, torch.float32))
 
 
 def test_cost_counts_products_of_nodes_and_edges() -> None:
     """14 MFLOP per node and 0.44 per edge at 4 degrees and 32 channels."""
     plan = make_convolution(Fiber.create(4, 32), Fiber.create(4, 32)).plan
-    values = by_source.values_per_node(plan, 32)
+    values = values_per_node(plan, 32)
     forward, backward = cost(plan, num_nodes=10, num_edges=100, width=32, dtype=torch.float16, is_by_source=True)
     assert forward.matrix_flop == 10 * 2 * 32 * values + 100 * 2 * values
     assert backward.matrix_flop == 3 * 10 * 2 * 32 * values + 2 * 100 * 2 * values
