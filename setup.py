@@ -263,6 +263,7 @@ setup(
         "se3_fast": ["py.typed"],
         "se3_fast.data": ["sample.npz", "force_sample.npz"],
         "se3_fast.pretrained": ["*.safetensors", "*.md", "SHA256SUMS"],
+        "se3_fast.report": ["assets/*"],
         "se3_fast.csrc": ["*.cu", "*.cuh"],  # compiled at first use
     },
     ext_modules=extensions(),

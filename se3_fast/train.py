@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
+from pathlib import Path
 from typing import cast
 
 from se3_fast.command_line import HelpFormatter
 from se3_fast.data import QM9DataModule
+from se3_fast.data.molecule_data import SPLITS, MoleculeDataModule
 from se3_fast.model import SE3TransformerPooled
 from se3_fast.training.arguments import (
     add_model_arguments,
@@ -21,10 +22,12 @@ from se3_fast.training.checkpoint import check_same, read_checkpoint
 from se3_fast.training.command import common_seed, train_command
 from se3_fast.training.distributed import World
 from se3_fast.training.errors import run_command
+from se3_fast.training.evaluation import TargetScale
 from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
 from se3_fast.training.random_state import seed_everything
 from se3_fast.training.report import report_training
+from se3_fast.training.starting_model import StartingModel, add_starting_model
 from se3_fast.training.trainer import Trainer, TrainingResult
 from se3_fast.training.uncertainty import last_layer_uncertainty
 
@@ -42,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_arguments(parser, batch_size=_BATCH_SIZE)
     add_model_arguments(parser)
     add_training_arguments(parser)
+    add_starting_model(parser)
+    add_own_molecules(parser)
     return parser
 
 
@@ -53,32 +58,39 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
         OSError: A file cannot be read or written.
         ImportError: An option needs a package that is not installed.
     """
+    _check_data_options(arguments)
     checkpoint = read_checkpoint(arguments.load_ckpt_path) if arguments.load_ckpt_path else {}
     check_written_by("se3_fast.train", checkpoint, arguments.load_ckpt_path)
     seed = common_seed(arguments.seed, checkpoint, world)
     seed_everything(seed)
-    config = model_config_from_arguments(arguments, QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
+    start = StartingModel.read(arguments.starting_model) if arguments.starting_model is not None else None
+    if start is not None:
+        config = start.config
+    else:
+        config = model_config_from_arguments(arguments, QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
     if checkpoint and "model_config" not in checkpoint:
         config = match_parameterisation(config, checkpoint["state_dict"])
     if checkpoint:
         # Before the data are read: a wrong checkpoint should not cost that wait.
-        data = {"dataset": arguments.dataset, "task": arguments.task}
+        data = {"dataset": _dataset(arguments), "task": _task(arguments)}
         check_same(arguments.load_ckpt_path, "data set", checkpoint.get("data"), data)
         check_same(arguments.load_ckpt_path, "model", checkpoint.get("model_config"), config)
     data_module = _data_module(arguments, seed, world)
     metadata = {
         "model_config": config,
         "data": {
-            "dataset": arguments.dataset,
-            "task": arguments.task,
+            "dataset": _dataset(arguments),
+            "task": _task(arguments),
+            **({} if arguments.data is None else {"unit": arguments.unit}),
             "mean": float(data_module.targets_mean),
             "std": float(data_module.targets_std),
         },
         "seed": seed,
         **data_module.description(),
     }
+    model = build_model(config) if start is None else start.model(_task(arguments), TargetScale.of(data_module))
     return Trainer(
-        build_model(config),
+        model,
         data_module,
         training_options(arguments),
         world=world,
@@ -95,12 +107,12 @@ def train(arguments: argparse.Namespace) -> None:
         TrainingError: The run cannot go on, or its last checkpoint could not be written.
         Stopped: SIGINT or SIGTERM has ended it.
     """
-    train_command(arguments, prepare, partial(_finish, task=arguments.task))
+    train_command(arguments, prepare, _finish)
 
 
-def _finish(trainer: Trainer, result: TrainingResult, task: str) -> None:
+def _finish(trainer: Trainer, result: TrainingResult) -> None:
     """Report, and put the uncertainty of the trained model into its checkpoint."""
-    report_training(trainer, result, task)
+    report_training(trainer, result, trainer.data_module.task)
     if trainer.options.save_ckpt_path is None:
         return
     model = cast(SE3TransformerPooled, trainer.model)
@@ -109,7 +121,46 @@ def _finish(trainer: Trainer, result: TrainingResult, task: str) -> None:
     trainer.add_metadata({} if uncertainty is None else {"uncertainty": uncertainty.description()})
 
 
-def _data_module(arguments: argparse.Namespace, seed: int, world: World) -> QM9DataModule:
+def add_own_molecules(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is read of a file of one's own."""
+    group = parser.add_argument_group("molecules of your own")
+    group.add_argument("--data", type=Path, default=None, metavar="FILE", help="CSV with SMILES, or SDF, in place of --dataset")
+    group.add_argument("--smiles", default="smiles", metavar="COLUMN", help="column of the SMILES")
+    group.add_argument("--target", default=None, metavar="NAME", help="column, or property of the SDF, to learn")
+    group.add_argument("--unit", default="", help="unit of the target, for messages")
+    group.add_argument("--split", choices=SPLITS, default="random", help="how molecules to validate and to test on are chosen")
+
+
+def _check_data_options(arguments: argparse.Namespace) -> None:
+    if arguments.data is not None and arguments.target is None:
+        raise ValueError(f"--data {arguments.data}: expected --target, the column or property to learn")
+
+
+def _task(arguments: argparse.Namespace) -> str:
+    return str(arguments.task if arguments.data is None else arguments.target)
+
+
+def _dataset(arguments: argparse.Namespace) -> str:
+    return str(arguments.dataset if arguments.data is None else arguments.data)
+
+
+def _data_module(arguments: argparse.Namespace, seed: int, world: World) -> MoleculeDataModule:
+    if arguments.data is not None:
+        # Not at the top: it needs RDKit.
+        from se3_fast.data.own_molecules import OwnMoleculesDataModule
+
+        return OwnMoleculesDataModule(
+            arguments.data,
+            arguments.target,
+            unit=arguments.unit,
+            smiles_column=arguments.smiles,
+            split=arguments.split,
+            batch_size=arguments.batch_size,
+            seed=seed,
+            num_degrees=arguments.num_degrees,
+            precompute_bases=arguments.precompute_bases,
+            device=world.device,
+        )
     return QM9DataModule(
         data_dir=arguments.data_dir,
         task=arguments.task,

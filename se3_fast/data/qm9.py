@@ -6,30 +6,25 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from se3_fast.command_line import boolean
-from se3_fast.data.data_module import DataModule
-from se3_fast.data.domain import Domain
 from se3_fast.data.download import QM9_EDGE_URL, download_file
-from se3_fast.data.featuriser import FEATURISERS, featuriser_of
+from se3_fast.data.featuriser import featuriser_of
+from se3_fast.data.molecule_data import MoleculeDataModule
 from se3_fast.data.molecules import (
     NUM_EDGE_FEATURES,
     NUM_NODE_FEATURES,
-    DataError,
     MoleculeDataset,
     Molecules,
     check_archive,
     read_molecules,
 )
-from se3_fast.data.resident import AssembledMolecules, ResidentLoader, ResidentMolecules, device_with_room
 from se3_fast.data.tasks import TASK_UNITS, TASKS
-from se3_fast.geometry import EdgeGeometry
 
 SAMPLE_PATH = Path(__file__).with_name("sample.npz")
 """The data set that is shipped with the package (made by ``se3_fast.data.make_sample``)."""
@@ -68,14 +63,10 @@ def split_indices(num_molecules: int) -> tuple[Tensor, Tensor, Tensor]:
     return train, validation, test
 
 
-class QM9DataModule(DataModule):
+class QM9DataModule(MoleculeDataModule):
     """QM9 as bond graphs, for one of 19 regression tasks.
 
-    A batch is ``(graph, node_feats, edge_feats, target)``: a ``Graph`` with ``ndata['pos']`` [N, 3] and
-    ``edata['rel_pos']`` [E, 3] (Angstrom), ``{'0': [N, 6, 1]}``, ``{'0': [E, 4, 1]}`` and standardised targets [B], all
-    float32. With ``precompute_bases`` an ``EdgeGeometry`` stands before the target.
-
-    The whole data set lies on the device, and batches are put together there: see :mod:`se3_fast.data.resident`.
+    Batches are those of :class:`MoleculeDataModule`.
 
     The split is the same for every task. Molecules whose target is unknown (NaN) are then left out.
 
@@ -132,35 +123,14 @@ class QM9DataModule(DataModule):
 
         molecules = read_molecules(self.path, task)
         self._molecules = MoleculeDataset(molecules)
+        self.featuriser = featuriser_of(dataset, molecules)
         self.ds_train, self.ds_val, self.ds_test = self._known_subsets()
-        targets = self._molecules.molecules.targets[self.ds_train.indices].double()
-        if len(targets) < 2 or not targets.std() > 0:
-            raise DataError(
-                f"{self.path}: task {task} needs training molecules with different known targets, "
-                f"got {len(targets)} with a known one"
-            )
-        self.targets_mean = targets.mean().item()
-        self.targets_std = targets.std().item()
-        self._max_degree = num_degrees - 1
-        frame_values = sum((2 * degree + 1) ** 2 for degree in range(num_degrees)) if precompute_bases else 0
-        self._resident = ResidentMolecules(molecules, device_with_room(molecules, device, frame_values))
-        self._geometry = None
-        if precompute_bases:
-            self._geometry = _edge_geometry(self._resident.relative_positions(), self._max_degree).with_frames()
+        self._serve(num_degrees, precompute_bases, device)
 
     def prepare_data(self) -> None:
         """Download ``qm9_edge.npz`` if it is missing."""
         if self.dataset == "qm9" and not self.path.exists():
             download_file(QM9_EDGE_URL, self.path, check_archive)
-
-    def description(self) -> dict[str, Any]:
-        """Plain values that checkpoints carry: `featuriser`, and for its features `domain`, what the training set spans."""
-        molecules = self._molecules.molecules
-        featuriser = featuriser_of(self.dataset, molecules)
-        described = {"featuriser": featuriser.description()}
-        if featuriser in FEATURISERS:
-            described["domain"] = Domain.of(molecules, np.array(cast(Subset[Molecules], self.ds_train).indices)).description()
-        return described
 
     def _known_subsets(self) -> list[Subset[Molecules]]:
         known = ~self._molecules.molecules.targets.isnan()  # [M]
@@ -173,25 +143,6 @@ class QM9DataModule(DataModule):
                 *counts,
             )
         return [Subset(self._molecules, part[known[part]].tolist()) for part in parts]
-
-    def _dataloader(self, dataset: Dataset[Any], sampler: Any) -> Any:
-        numbers = torch.tensor(cast(Subset[Molecules], dataset).indices, dtype=torch.int64)
-        return ResidentLoader(self._resident, numbers, sampler, self._dataloader_options["batch_size"], self._finish)
-
-    def _finish(self, molecules: AssembledMolecules, is_padded: bool) -> tuple[Any, ...]:
-        """The batch; a padded one always with the geometry, which knows that no edge has length zero, if so."""
-        graph, node_attr, edge_attr, edges, targets = molecules
-        node_feats = {"0": node_attr.float().unsqueeze(-1)}  # [N, 6, 1]
-        edge_feats = {"0": edge_attr.float().unsqueeze(-1)}  # [E, 4, 1]
-        target = (targets - self.targets_mean) / self.targets_std  # [B]
-        if self._geometry is None and not is_padded:
-            return graph, node_feats, edge_feats, target
-        zero_length_edges = None if self._resident.has_zero_length_edges else edges.new_empty(0)
-        if self._geometry is None:
-            geometry = _edge_geometry(graph.edata["rel_pos"], self._max_degree, zero_length_edges)
-        else:
-            geometry = self._geometry.index_select(edges, zero_length_edges)
-        return graph, node_feats, edge_feats, geometry, target
 
     @staticmethod
     def add_argparse_args(parent_parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -212,7 +163,3 @@ class QM9DataModule(DataModule):
     def __repr__(self) -> str:
         """Return data set and task."""
         return f"{'QM9' if self.dataset == 'qm9' else 'Sample'}({self.task})"
-
-
-def _edge_geometry(rel_pos: Tensor, max_degree: int, zero_length_edges: Tensor | None = None) -> Any:
-    return EdgeGeometry(rel_pos, max_degree, zero_length_edges=zero_length_edges)  # positions were checked when they were read

@@ -153,7 +153,7 @@ _WITH_NORM = 2 * [nn.Linear, nn.LayerNorm, nn.ReLU]
 def _published_layers(modules: list[nn.Module]) -> tuple[RadialLayer, RadialLayer] | None:
     """The parameters of linear map, layer norm if there is one, and ReLU, twice, if they are exactly as they were made."""
     kinds = [type(module) for module in modules]
-    if (kinds != _WITH_NORM and kinds != _WITHOUT_NORM) or not all(map(_is_called_plainly, modules)):
+    if kinds not in (_WITH_NORM, _WITHOUT_NORM) or not all(map(_is_called_plainly, modules)):
         return None
     found = []
     for number in (0, len(modules) // 2):

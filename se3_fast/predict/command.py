@@ -16,6 +16,7 @@ from tqdm import tqdm
 from se3_fast.command_line import HelpFormatter
 from se3_fast.files import check_writable
 from se3_fast.pretrained import find_model, model_names
+from se3_fast.report.predictions import PredictionReport, Subject
 from se3_fast.training.arguments import natural_int, positive_int
 from se3_fast.training.distributed import open_world
 from se3_fast.training.errors import run_command, user_errors
@@ -51,6 +52,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--smiles_column", default="smiles", metavar="NAME", help="column of the SMILES in CSV files")
     parser.add_argument(
+        "--target", default=None, metavar="NAME", help="column of CSV files, or property of SDF, with known values, for the report"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="page to write: figures, plots, drawings, table, view in space",
+    )
+    parser.add_argument(
         "--conformers",
         type=positive_int,
         default=1,
@@ -82,12 +93,17 @@ def predict(arguments: argparse.Namespace) -> int:
         if predictor.uncertainty is None:
             _log.warning("warning: the checkpoint has no uncertainty of its predictions; that column is empty")
         predictions = predictor.predict_records(_records(arguments), arguments.conformers, arguments.seed, arguments.batch_size)
+        report = _report(arguments, predictor) if arguments.report is not None else None
         served = unserved = 0
         with _writer(arguments, predictor) as write:
             for prediction in tqdm(predictions, unit="molecule", disable=None, leave=False):
                 write(prediction)
+                if report is not None:
+                    report.add(prediction)
                 served += not prediction.error
                 unserved += bool(prediction.error)
+        if report is not None:
+            report.write(arguments.report)
     if unserved:
         print(f"{unserved} of {served + unserved} molecules have no number: see column error", file=sys.stderr)
     return unserved
@@ -106,11 +122,18 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         if any(arguments.output.exists() and path.samefile(arguments.output) for path in arguments.input):
             raise ValueError(f"{arguments.output}: expected an output that is none of the inputs")
         check_writable(arguments.output)
+    if arguments.report is not None:
+        check_writable(arguments.report)
 
 
 def _records(arguments: argparse.Namespace) -> Iterator[Record]:
-    files = (read_file(path, arguments.smiles_column) for path in arguments.input)
+    files = (read_file(path, arguments.smiles_column, arguments.target) for path in arguments.input)
     return chain(read_smiles(arguments.smiles or ()), chain.from_iterable(files))
+
+
+def _report(arguments: argparse.Namespace, predictor: Predictor) -> PredictionReport:
+    model = arguments.model or str(arguments.load_ckpt_path)
+    return PredictionReport(Subject(model, predictor.task, predictor.unit))
 
 
 def _writer(arguments: argparse.Namespace, predictor: Predictor) -> AbstractContextManager[Write]:

@@ -13,10 +13,9 @@ import torch
 from rdkit import Chem
 
 from se3_fast import Graph, SE3TransformerPooled
-from se3_fast.data.conformers import conformers
 from se3_fast.data.domain import Domain
 from se3_fast.data.featuriser import Featuriser, featuriser_of_checkpoint
-from se3_fast.data.molecule_arrays import ELEMENTS, MOST_ATOMS, MoleculeArrays, featurise
+from se3_fast.data.molecule_arrays import ELEMENTS, MoleculeArrays
 from se3_fast.data.molecules import NUM_NODE_FEATURES
 from se3_fast.data.tasks import TASK_UNITS
 from se3_fast.pretrained import find_model
@@ -26,6 +25,7 @@ from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import model_of_checkpoint
 from se3_fast.training.uncertainty import NAME, VERSION, LastLayerUncertainty
 
+from .describe import described, not_in_training, unserved
 from .readers import read_smiles
 from .records import Record, RecordError, first_line, molecule_of_ase
 
@@ -50,6 +50,7 @@ class Prediction:
         conformers: How many sets of positions were predicted for.
         outside: How the molecule differs from those that the model was trained on; empty if nothing is seen.
         error: Why there is no value, or empty.
+        target: The known value, where the record has one.
         molecule: With the first of the positions; None for molecules that were no RDKit molecules or could not be read.
     """
 
@@ -62,6 +63,7 @@ class Prediction:
     conformers: int
     outside: str
     error: str
+    target: float | None
     molecule: Chem.Mol | None
 
 
@@ -81,7 +83,8 @@ class Predictor:
 
     Args:
         model: The model; it is put on the device and in evaluation mode.
-        task: The property, one of `TASKS`.
+        task: The property.
+        unit: Its unit.
         mean: What the standardised predictions are shifted by, in the property's unit.
         std: What they are multiplied by.
         featuriser: The function that makes the features that the model was trained on.
@@ -100,6 +103,7 @@ class Predictor:
         self,
         model: SE3TransformerPooled,
         task: str,
+        unit: str,
         mean: float,
         std: float,
         featuriser: Featuriser,
@@ -108,7 +112,7 @@ class Predictor:
         device: torch.device | str = "cpu",
     ) -> None:
         self.task = task
-        self.unit = TASK_UNITS[task]
+        self.unit = unit
         self.domain = domain
         self.uncertainty = uncertainty
         self._device = torch.device(device)
@@ -143,7 +147,7 @@ class Predictor:
                 "-m se3_fast.train --load_ckpt_path trains it on, and writes them)"
             )
         data = checkpoint["data"]
-        if data["task"] not in TASK_UNITS:
+        if "unit" not in data and data["task"] not in TASK_UNITS:
             raise CheckpointError(f"{path}: data: task: expected one of {', '.join(TASK_UNITS)}, got {data['task']!r:.50}")
         try:
             featuriser = featuriser_of_checkpoint(checkpoint)
@@ -152,7 +156,8 @@ class Predictor:
         model = model_of_checkpoint(path, checkpoint["model_config"], checkpoint["state_dict"])
         domain = Domain.of_description(checkpoint["domain"]) if "domain" in checkpoint else None
         uncertainty = _uncertainty_of(path, checkpoint)
-        return cls(model, data["task"], data["mean"], data["std"], featuriser, domain, uncertainty, device)
+        unit = data["unit"] if "unit" in data else TASK_UNITS[data["task"]]
+        return cls(model, data["task"], unit, data["mean"], data["std"], featuriser, domain, uncertainty, device)
 
     def predict(
         self, molecules: Iterable[Any], num_conformers: int = 1, seed: int = 0, batch_size: int = BATCH_SIZE
@@ -178,10 +183,9 @@ class Predictor:
         waiting: list[_Described] = []
         count = atoms = 0
         for record in records:
-            described = self._describe(record, num_conformers, seed)
-            waiting.append(described)
-            count += max(len(described.arrays), 1)
-            atoms += sum(len(arrays.node_attr) for arrays in described.arrays)
+            waiting.append(self._describe(record, num_conformers, seed))
+            count += max(len(waiting[-1].arrays), 1)
+            atoms += sum(len(arrays.node_attr) for arrays in waiting[-1].arrays)
             if count >= batch_size or atoms >= _MOST_ATOMS_OF_BATCH:
                 yield from self._predict_batch(waiting)
                 waiting, count, atoms = [], 0, 0
@@ -196,11 +200,7 @@ class Predictor:
         if reason:
             return _Described(record, [], outside=reason, error=reason, molecule=record.molecule)
         try:
-            molecule = _with_hydrogens(record.molecule)
-            if molecule.GetNumAtoms() > MOST_ATOMS:
-                raise RecordError(f"{molecule.GetNumAtoms()} atoms, at most {MOST_ATOMS} are possible")
-            positions = _positions(molecule, num_conformers, seed)
-            arrays = [featurise(molecule, one, self._featuriser) for one in positions]
+            molecule, arrays = described(record.molecule, self._featuriser, num_conformers, seed)
         except (ValueError, RuntimeError) as error:
             return _Described(record, [], error=first_line(error), molecule=record.molecule)
         return _Described(record, arrays, "; ".join(self._reasons_outside(molecule, arrays[0])), molecule=molecule)
@@ -208,7 +208,7 @@ class Predictor:
     def _describe_arrays(self, record: Record, arrays: MoleculeArrays) -> _Described:
         unknown = set(arrays.node_attr[:, NUM_NODE_FEATURES - 1].tolist()) - set(self._elements())
         if unknown:
-            reason = _not_in_training(unknown)
+            reason = not_in_training(unknown)
             return _Described(record, [], outside=reason, error=reason)
         reasons = self.domain.reasons_outside(arrays.node_attr, arrays.edge_attr, arrays.src) if self.domain else []
         return _Described(record, [arrays], "; ".join(reasons))
@@ -218,17 +218,7 @@ class Predictor:
 
     def _unserved(self, molecule: Chem.Mol) -> str:
         """What the features cannot express about a molecule, or empty: such a molecule would be taken for another."""
-        reasons = []
-        unknown = {atom.GetAtomicNum() for atom in molecule.GetAtoms()} - set(self._elements())
-        if unknown:
-            reasons.append(_not_in_training(unknown))
-        charge = Chem.GetFormalCharge(molecule)
-        if charge != (self.domain.charge if self.domain else 0):
-            reasons.append(f"charge {charge:+d}")
-        radical_electrons = sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms())
-        if radical_electrons:
-            reasons.append(f"a radical with {radical_electrons} unpaired electron{'s' * (radical_electrons > 1)}")
-        return "; ".join(reasons)
+        return unserved(molecule, self._elements(), self.domain.charge if self.domain else 0)
 
     def _reasons_outside(self, molecule: Chem.Mol, arrays: MoleculeArrays) -> list[str]:
         pieces = len(Chem.GetMolFrags(molecule))
@@ -238,12 +228,12 @@ class Predictor:
         return reasons
 
     def _predict_batch(self, batch: list[_Described]) -> Iterator[Prediction]:
-        molecules = [arrays for described in batch for arrays in described.arrays]
+        molecules = [arrays for one in batch for arrays in one.arrays]
         values, features = self._values(molecules) if molecules else (np.empty(0), np.empty((0, 1)))
         first = 0
-        for described in batch:
-            part = slice(first, first + len(described.arrays))
-            yield self._prediction(described, values[part], features[part])
+        for one in batch:
+            part = slice(first, first + len(one.arrays))
+            yield self._prediction(one, values[part], features[part])
             first = part.stop
 
     @torch.inference_mode()
@@ -266,8 +256,8 @@ class Predictor:
         # In float64: total energies would lose digits.
         return prediction.double().cpu().numpy() * self._std + self._mean, features.double().cpu().numpy()
 
-    def _prediction(self, described: _Described, values: np.ndarray, features: np.ndarray) -> Prediction:
-        record, error = described.record, described.error
+    def _prediction(self, one: _Described, values: np.ndarray, features: np.ndarray) -> Prediction:
+        record, error = one.record, one.error
         if len(values) and not np.isfinite(values).all():
             error = "the model's number is not finite"
         is_served = len(values) > 0 and not error
@@ -280,9 +270,10 @@ class Predictor:
             uncertainty=uncertainty,
             spread=float(values.std(ddof=1)) if is_served and len(values) > 1 else None,
             conformers=len(values),
-            outside="; ".join(filter(None, [described.outside, too_far])),
+            outside="; ".join(filter(None, [one.outside, too_far])),
             error=error,
-            molecule=described.molecule,
+            target=record.target,
+            molecule=one.molecule,
         )
 
     def _trust(self, features: np.ndarray) -> tuple[float | None, str]:
@@ -305,40 +296,6 @@ def _uncertainty_of(path: Path, checkpoint: dict[str, Any]) -> LastLayerUncertai
     if len(description["mean"]) != width:
         raise CheckpointError(f"{path}: uncertainty: expected the model's {width} features, got {len(description['mean'])}")
     return LastLayerUncertainty.of_description(description)
-
-
-def _not_in_training(atomic_numbers: Iterable[int]) -> str:
-    table = Chem.GetPeriodicTable()
-    names = [table.GetElementName(number).lower() if number else "an atom of no element" for number in sorted(atomic_numbers)]
-    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not in the training data"
-
-
-def _with_hydrogens(molecule: Chem.Mol) -> Chem.Mol:
-    """The molecule with explicit hydrogens.
-
-    Raises:
-        RecordError: Only some of them stand there beside positions in space, which tells of a radical or of a fault.
-    """
-    if molecule.GetNumAtoms() == 0:
-        raise RecordError("no atoms")
-    missing = sum(atom.GetTotalNumHs() for atom in molecule.GetAtoms())
-    if not missing:
-        return Chem.Mol(molecule)
-    if _has_positions(molecule) and any(atom.GetAtomicNum() == 1 for atom in molecule.GetAtoms()):
-        raise RecordError(f"{missing} of its hydrogens missing: a radical, or incomplete")
-    if molecule.GetNumAtoms() > MOST_ATOMS:
-        raise RecordError(f"{molecule.GetNumAtoms()} atoms, at most {MOST_ATOMS} are possible")
-    return Chem.AddHs(molecule, addCoords=_has_positions(molecule))
-
-
-def _has_positions(molecule: Chem.Mol) -> bool:
-    return molecule.GetNumConformers() > 0 and molecule.GetConformer().Is3D()
-
-
-def _positions(molecule: Chem.Mol, num_conformers: int, seed: int) -> list[np.ndarray]:
-    if _has_positions(molecule):
-        return [molecule.GetConformer().GetPositions()]
-    return conformers(molecule, num_conformers, seed)
 
 
 def _record_of(number: int, molecule: Any) -> Record:

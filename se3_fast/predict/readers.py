@@ -6,9 +6,11 @@ A record that cannot be read comes as one with a fault; the next one is read.
 from __future__ import annotations
 
 import csv
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
@@ -38,12 +40,13 @@ _NAME_COLUMNS = ("name", "id", "title")
 _PLAIN_COLUMNS = {"species": (0, 1), "pos": (1, 3)}
 
 
-def read_file(path: Path, smiles_column: str = "smiles") -> Iterator[Record]:
+def read_file(path: Path, smiles_column: str = "smiles", target_column: str | None = None) -> Iterator[Record]:
     """The molecules of a file, by the ending of its name: one of ``SUFFIXES``.
 
     Args:
         path: The file.
         smiles_column: Of a CSV file, the column of its SMILES; case does not matter.
+        target_column: Of a CSV file the column, of an SDF the property, of known values; None: none.
 
     Raises:
         ValueError: Another ending, or the whole file is none of its kind.
@@ -53,10 +56,27 @@ def read_file(path: Path, smiles_column: str = "smiles") -> Iterator[Record]:
     if suffix == ".npz":
         return _read_npz(path)
     if suffix == ".csv":
-        return _read_text(path, partial(_read_csv, path=path, column=smiles_column))
+        return _read_text(path, partial(_read_csv, path=path, column=smiles_column, target_column=target_column))
     if suffix not in _TEXT_READERS:
         raise ValueError(f"{path}: expected a file whose name ends in {', '.join(SUFFIXES)}")
-    return _read_text(path, _TEXT_READERS[suffix])
+    records = _read_text(path, _TEXT_READERS[suffix])
+    return records if target_column is None else (_with_target(record, target_column) for record in records)
+
+
+def _with_target(record: Record, name: str) -> Record:
+    """The record with the value of a property of its molecule, where it has one."""
+    molecule = record.molecule
+    text = molecule.GetProp(name) if isinstance(molecule, Chem.Mol) and molecule.HasProp(name) else ""
+    return replace(record, target=_number(text))
+
+
+def _number(text: str) -> float | None:
+    """A finite number, or None where there is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def read_smiles(texts: Iterable[str]) -> Iterator[Record]:
@@ -131,12 +151,15 @@ def _read_smiles_file(file: TextIO, name: str) -> Iterator[Record]:
         yield _record(partial(molecule_of_smiles, words[0]), name, number, title)
 
 
-def _read_csv(file: TextIO, name: str, path: Path, column: str) -> Iterator[Record]:
+def _read_csv(file: TextIO, name: str, path: Path, column: str, target_column: str | None) -> Iterator[Record]:
     table = csv.reader(file)
     header = [text.strip().lower() for text in next(table, [])]
     if column.lower() not in header:
         raise ValueError(f"{path}: expected a column {column!r} of SMILES, got {', '.join(header)[:200] or 'nothing'}")
+    if target_column is not None and target_column.lower() not in header:
+        raise ValueError(f"{path}: expected a column {target_column!r} of known values, got {', '.join(header)[:200]}")
     of_smiles = header.index(column.lower())
+    of_target = None if target_column is None else header.index(target_column.lower())
     of_name = next((header.index(title) for title in _NAME_COLUMNS if title in header), None)
     while True:
         try:
@@ -150,7 +173,8 @@ def _read_csv(file: TextIO, name: str, path: Path, column: str) -> Iterator[Reco
             continue
         title = row[of_name] if of_name is not None and of_name < len(row) else ""
         smiles = row[of_smiles] if of_smiles < len(row) else ""
-        yield _record(partial(molecule_of_smiles, smiles), name, table.line_num, title)
+        target = _number(row[of_target]) if of_target is not None and of_target < len(row) else None
+        yield replace(_record(partial(molecule_of_smiles, smiles), name, table.line_num, title), target=target)
 
 
 def _read_xyz(file: TextIO, name: str) -> Iterator[Record]:

@@ -34,6 +34,7 @@ class Record:
         name: Its title, or empty.
         molecule: An RDKit molecule, or arrays that are featurised already; None if it could not be read.
         fault: Why it could not be read, or empty.
+        target: The known value of the property, where the file has one.
     """
 
     file: str = ""
@@ -41,6 +42,7 @@ class Record:
     name: str = ""
     molecule: Chem.Mol | MoleculeArrays | None = None
     fault: str = ""
+    target: float | None = None
 
 
 def molecule_of_smiles(smiles: str) -> Chem.Mol:

@@ -166,7 +166,7 @@ def _text(file: BinaryIO) -> Iterator[io.TextIOWrapper]:
 
 
 def _columns(column: str, has_spread: bool) -> list[str]:
-    nothing = Prediction("", 0, "", None, None, None, 0, "", "", None)
+    nothing = Prediction("", 0, "", None, None, None, 0, "", "", None, None)
     return list(row_of(nothing, column, has_spread))
 
 

@@ -192,7 +192,7 @@ def _check_schedule(name: str, state: Any) -> None:
 
 def _check_data(name: str, description: Any) -> None:
     _check_description(name, description)
-    for key in ("dataset", "task", "file"):
+    for key in ("dataset", "task", "file", "unit"):
         expect(isinstance(description.get(key, ""), str), f"{name}: {key}", "a name", description.get(key))
     expect(is_number(description.get("mean", 0)), f"{name}: mean", "a finite number", description.get("mean"))
     scale = description.get("std", 1)

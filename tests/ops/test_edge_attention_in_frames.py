@@ -119,7 +119,6 @@ def assert_equals_dense(case: Case, tensors: list[Tensor], graph: Graph) -> None
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_equals_dense(name: str) -> None:
     case = CASES[name]
     assert_equals_dense(case, tensors_of(case, torch.float64), random_graph(case.nodes, case.edges).to(TRITON_DEVICE))
@@ -127,13 +126,11 @@ def test_equals_dense(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["mixed fibers", "protein_full"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_each_dtype(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]
     assert_equals_dense(case, tensors_of(case, dtype), random_graph(case.nodes, case.edges).to(TRITON_DEVICE))
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 def test_nodes_with_one_edge_and_with_ten_thousand() -> None:
     case = Case(nodes=3, edges=10001, heads=1, value={1: 1}, key={0: 1})
     dst = torch.zeros(case.edges, dtype=torch.int64)
@@ -253,7 +250,6 @@ def run_block(block: Block, backend: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_block_stays_in_the_frames_where_it_can(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     block, is_in_frames = BLOCKS[name]
     calls = []

@@ -113,7 +113,7 @@ def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@pytest.mark.usefixtures("order", "poisoned_memory")
+@pytest.mark.usefixtures("order")
 def test_equals_dense(case: Case, pool: bool) -> None:
     assert_equal(run(case, "torch", pool=pool), run(case, "dense", pool=pool), TOLERANCE[torch.float64])
 
@@ -170,7 +170,7 @@ def operands(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["full, 4 degrees", "by output, mixed", "by input, mixed", "pairs, protein fibers"])
-@pytest.mark.usefixtures("order", "poisoned_memory")
+@pytest.mark.usefixtures("order")
 def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     result = run_operation(CASES[name], "torch", dtype)
     assert {value.dtype for value in (result.outputs | result.gradients).values()} == {dtype}

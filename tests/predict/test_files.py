@@ -18,11 +18,10 @@ from se3_fast import Predictor
 from se3_fast.__main__ import main as se3_fast_main
 from se3_fast.data.conformers import conformers
 from se3_fast.data.featuriser import SAMPLE_FEATURISER
-from se3_fast.data.molecule_arrays import stack_molecules
+from se3_fast.data.molecule_arrays import featurise, stack_molecules
 from se3_fast.data.npz_file import write_npz
 from se3_fast.predict import read_file
 from se3_fast.predict.command import main
-from se3_fast.predict.predictor import featurise
 
 SMILES = ["CCCO", "c1ccccc1O", "CC(=O)NC", "CC(F)(F)C#N"]
 
@@ -255,3 +254,19 @@ def test_readers_read_no_more_than_is_asked_for(tmp_path: Path) -> None:
     assert [record.number for record in islice(records, 3)] == [1, 2, 3]
     assert records.gi_yieldfrom is not None  # type: ignore[attr-defined]  # open still, in the middle of the file
     records.close()  # type: ignore[attr-defined]
+
+
+def test_properties_of_an_sdf_go_on_to_the_output(model_path: Path, tmp_path: Path) -> None:
+    source, output, again = (tmp_path / f"{name}.sdf" for name in ("in", "out", "again"))
+    molecule = embedded("CCCO")
+    block = Chem.MolToMolBlock(molecule)
+    source.write_text(f"{block}>  <CAS>  (1)\n71-23-8\n\n> <note>\ntwo\nlines\n\n> <homo_eV>\n0\n\n> <error>\nof old\n\n$$$$\n")
+    common = ["--load_ckpt_path", str(model_path)]
+    assert main([*common, str(source), "--output", str(output)]) == 0
+    assert main([*common, str(output), "--output", str(again)]) == 0
+    wanted = Predictor.from_checkpoint(model_path).predict([molecule])[0].value
+    for path in (output, again):
+        (found,) = Chem.SDMolSupplier(str(path), removeHs=False)
+        properties = found.GetPropsAsDict()
+        assert (properties["CAS"], properties["note"]) == ("71-23-8", "two\nlines")
+        assert properties["homo_eV"] == pytest.approx(wanted, abs=2e-3) and "error" not in properties

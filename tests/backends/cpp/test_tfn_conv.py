@@ -47,14 +47,12 @@ in_order = partial(pytest.mark.parametrize, "order", indirect=True)
 
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
 @pytest.mark.parametrize("case", CPP_CASES.values(), ids=CPP_CASES.keys())
-@pytest.mark.usefixtures("poisoned_memory")
 def test_equals_dense(case: Case, pool: bool) -> None:
     assert_equal(run(case, "cpp", pool=pool), run(case, "dense", pool=pool), TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["full, 4 degrees", "by output, mixed", "by input, mixed", "pairs, protein fibers"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     result = run_operation(CASES[name], "cpp", dtype)
     assert {value.dtype for value in (result.outputs | result.gradients).values()} == {dtype}

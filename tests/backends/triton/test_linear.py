@@ -116,7 +116,7 @@ def both_per_head(case: Case, weights: Mapping[str, Tensor], parts: list[Feature
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory", "few_programs")
+@pytest.mark.usefixtures("few_programs")
 def test_equals_dense(name: str) -> None:
     result, truth = (run(CASES[name], backend, torch.float64) for backend in ("triton", "dense"))
     assert result.keys() == truth.keys()
@@ -126,7 +126,6 @@ def test_equals_dense(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("name", ["four degrees, two parts", "first part per head"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     result, truth = run(CASES[name], "triton", dtype), run(CASES[name], "dense", torch.float64)
     assert {value.dtype for value in result.values()} == {dtype}

@@ -26,7 +26,6 @@ def contracted_by_edge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_equals_dense(name: str) -> None:
     """Half the cases pooled, half per edge, with fewer edges (17 are more than a tile has): the interpreter is slow."""
     pool = list(CASES).index(name) % 2 == 0
@@ -36,7 +35,6 @@ def test_equals_dense(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["by output, mixed", "pairs, protein fibers"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]._replace(num_nodes=5, num_edges=12)
     result = run_operation(case, "triton", dtype)

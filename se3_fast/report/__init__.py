@@ -1,0 +1,1 @@
+"""Reports: one page that needs no network (molecules need the extra ``chem``)."""

@@ -1,0 +1,82 @@
+"""A trained model that training begins with, instead of a random one."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from se3_fast.model import SE3TransformerPooled
+from se3_fast.pretrained import find_model
+
+from .checkpoint import read_checkpoint
+from .errors import CheckpointError
+from .evaluation import TargetScale
+from .kinds import check_written_by
+from .model_config import model_of_checkpoint
+
+
+@dataclass(frozen=True)
+class StartingModel:
+    """A checkpoint as the beginning of another training.
+
+    Attributes:
+        path: Where it was read.
+        config: Its description of the model.
+        state_dict: Its parameters.
+        data: Task, mean and standard deviation of its targets.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    state_dict: dict[str, Tensor]
+    data: dict[str, Any]
+
+    @classmethod
+    def read(cls, name: str) -> StartingModel:
+        """Read a checkpoint, or a trained model by its name.
+
+        Raises:
+            CheckpointError: There is none, or it does not describe its model.
+        """
+        path = Path(name) if Path(name).exists() else find_model(name)
+        checkpoint = read_checkpoint(path)
+        check_written_by("se3_fast.train", checkpoint, path)
+        if "model_config" not in checkpoint:
+            raise CheckpointError(f"{path}: expected a checkpoint that describes its model (model_config)")
+        return cls(path, checkpoint["model_config"], checkpoint["state_dict"], checkpoint.get("data", {}))
+
+    def model(self, task: str, scale: TargetScale) -> SE3TransformerPooled:
+        """The model; for its own task its last layer is changed so that it predicts the same for other mean and deviation.
+
+        Args:
+            task: What is to be learned.
+            scale: How its targets are standardised.
+
+        Raises:
+            CheckpointError: Description and parameters do not fit.
+        """
+        model = model_of_checkpoint(self.path, self.config, self.state_dict)
+        if self.data.get("task") == task and {"mean", "std"} <= self.data.keys():
+            last = model.mlp[2]
+            assert isinstance(last, nn.Linear)
+            with torch.no_grad():
+                last.weight.mul_(self.data["std"] / scale.std)
+                last.bias.mul_(self.data["std"] / scale.std).add_((self.data["mean"] - scale.mean) / scale.std)
+        return model
+
+
+def add_starting_model(parser: argparse.ArgumentParser) -> None:
+    """Add `--from`."""
+    parser.add_argument(
+        "--from",
+        dest="starting_model",
+        default=None,
+        metavar="NAME",
+        help="begin with the parameters of a trained model, by name (se3-fast models lists them) or file; its options of the "
+        "model hold",
+    )
