@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from se3_fast.backends.choice import KERNEL_RADIAL_WIDTH
-from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON
+from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON, RadialLayer
 from se3_fast.backends.dense.tfn_conv import contract
 from se3_fast.contraction import ContractionOrder, ConvolutionPlan, RadialGroup
 from se3_fast.fiber import Features, Fiber
@@ -23,7 +23,7 @@ from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.ops.edge_frames import EdgeGeometry
 from se3_fast.ops.linear import MAX_PARTS, linear
 from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts
-from se3_fast.ops.radial import Profiles, RadialLayer, Recipe, radial, recipe
+from se3_fast.ops.radial import Profiles, Recipe, radial, recipe
 from se3_fast.ops.shared_features import shared_features
 from se3_fast.ops.tfn_conv import (
     PreparedRadial,
