@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
+from se3_fast.geometry import EdgeGeometry, edge_lengths
 from se3_fast.graph import as_graph
 from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, LinearSE3, NormSE3
 from se3_fast.layers.attention import ChannelsDivisor
@@ -17,7 +18,6 @@ from se3_fast.layers.convolution import relative_positions
 from se3_fast.layers.head import Head
 from se3_fast.layers.inputs import check_kinds, named
 from se3_fast.layers.joint import join_parameters
-from se3_fast.ops.edge_frames import EdgeGeometry, edge_lengths
 from se3_fast.parameter_layout import convert_on_loading, fuse_levels, level_of_blocks, without_wrappers, wrapper_prefix
 
 ModelType = TypeVar("ModelType", bound=nn.Module)

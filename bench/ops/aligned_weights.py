@@ -8,8 +8,8 @@ from torch import Tensor
 from bench.problem import Problem
 from bench.workloads import build
 from se3_fast import ConvSE3
+from se3_fast.backends.triton.aligned_weights import aligned_weights
 from se3_fast.kernels.aligned_weights import cost
-from se3_fast.ops.aligned_weights import aligned_weights
 
 ENTRIES = 2.0
 """Mean entries of the map for each aligned weight, at 4 degrees."""

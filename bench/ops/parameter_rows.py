@@ -8,18 +8,21 @@ from torch import Tensor
 from bench.problem import Problem
 from bench.workloads import build
 from se3_fast import LinearSE3, NormSE3
+from se3_fast.backends.operands import LayerParameters
+from se3_fast.backends.triton.joint import gradient_parts, parameter_rows
 from se3_fast.kernels.cost import Cost
 from se3_fast.kernels.parameter_rows import cost
-from se3_fast.ops.parameter_rows import parameter_rows
 
 
 def problem(name: str, dtype: torch.dtype = torch.float32) -> Problem:
     """Linear maps and norms of a workload's model."""
     workload = build(name)
     layers = [
-        layer
+        LayerParameters(
+            tensors, gradient_parts("equivariant_norm" if isinstance(module, NormSE3) else "linear", workload.graph.device)
+        )
         for module in workload.model.to(dtype).modules()
-        if isinstance(module, (LinearSE3, NormSE3)) and (layer := module.row_parameters(workload.graph.device)) is not None
+        if isinstance(module, (LinearSE3, NormSE3)) and (tensors := module.row_parameters())
     ]
     operands = [tensor for layer in layers for tensor in layer.tensors]
     sizes = [(layer.parts, sum(tensor.numel() for tensor in layer.tensors)) for layer in layers]

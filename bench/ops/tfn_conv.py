@@ -7,6 +7,7 @@ import torch
 from bench.problem import Problem, leaf
 from bench.workloads import build
 from se3_fast import EdgeGeometry
+from se3_fast.backends.operands import Convolution
 from se3_fast.contraction import ContractionOrder, cost, is_less_time_by_source
 from se3_fast.ops.tfn_conv import tfn_conv
 
@@ -24,7 +25,7 @@ def problem(name: str, dtype: torch.dtype = torch.float32, order: ContractionOrd
     hidden = [leaf(graph.num_edges(), weight.shape[1], dtype=dtype) for weight in weights]
 
     def forward() -> list[torch.Tensor]:
-        return list(tfn_conv(convolution.plan, graph, geometry, nodes, {}, hidden, weights, pool=False, order=order).values())
+        return list(tfn_conv(Convolution(convolution.plan, graph, geometry, nodes, {}, hidden, weights, False, order)).values())
 
     sizes = (graph.num_nodes(), graph.num_edges(), weights[0].shape[1])
     is_by_source = is_less_time_by_source(convolution.plan, *sizes, dtype)

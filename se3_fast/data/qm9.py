@@ -29,6 +29,7 @@ from se3_fast.data.molecules import (
 )
 from se3_fast.data.resident import AssembledMolecules, ResidentLoader, ResidentMolecules, device_with_room
 from se3_fast.data.tasks import TASK_UNITS, TASKS
+from se3_fast.geometry import EdgeGeometry
 
 SAMPLE_PATH = Path(__file__).with_name("sample.npz")
 """The data set that is shipped with the package (made by ``se3_fast.data.make_sample``)."""
@@ -214,7 +215,4 @@ class QM9DataModule(DataModule):
 
 
 def _edge_geometry(rel_pos: Tensor, max_degree: int, zero_length_edges: Tensor | None = None) -> Any:
-    # Not at the top of the module: the operations are not needed to read data.
-    from se3_fast import EdgeGeometry
-
     return EdgeGeometry(rel_pos, max_degree, zero_length_edges=zero_length_edges)  # positions were checked when they were read

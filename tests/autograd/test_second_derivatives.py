@@ -16,7 +16,7 @@ import se3_fast
 from se3_fast import AttentionBlockSE3, ConvSE3, EdgeGeometry, Fiber, Graph, SE3TransformerPooled
 from se3_fast.backends.cpp import library
 from se3_fast.backends.dense.layer_norm import layer_norm
-from se3_fast.ops import second_derivatives
+from se3_fast.backends.torch import second_derivatives
 from se3_fast.ops.basis import get_basis, update_basis_with_fused
 from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
 
@@ -369,7 +369,8 @@ def autograd_functions(base: type = torch.autograd.Function) -> Iterator[type]:
 
 def test_there_is_no_other_way_to_a_gradient() -> None:
     """Every autograd function of the package is one of those that are differentiated by formula, or a linear one."""
-    for module in pkgutil.walk_packages(se3_fast.ops.__path__, "se3_fast.ops."):
-        importlib.import_module(module.name)
+    for package in (se3_fast.ops, se3_fast.backends):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
     found = {function.__module__ for function in autograd_functions()}
     assert found == {"se3_fast.autograd.operation"}

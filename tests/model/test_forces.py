@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import se3_fast
 from se3_fast import EdgeGeometry, Fiber, Graph, SE3Transformer
 from se3_fast.backends.cpp import library
-from se3_fast.ops import second_derivatives
+from se3_fast.backends.torch import second_derivatives
 from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
 
 EXACT = TOLERANCE[torch.float64]

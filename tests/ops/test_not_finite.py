@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import se3_fast
 from se3_fast import AttentionSE3, ConvSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber
+from se3_fast.backends.operands import Convolution
 from se3_fast.contraction import RadialGroup
 from se3_fast.ops.basis import get_basis
 from se3_fast.ops.edge_attention import edge_attention, message_attention, takes_messages
@@ -74,7 +75,7 @@ def convolution(fuse_level: ConvSE3FuseLevel, pool: bool, fiber_edge: Fiber | No
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 1)
         hidden, weights = (list(operands(inputs, kind).values()) for kind in ("hidden", "Weight"))
         arguments = (plan, graph, geometry, operands(inputs, "node"), operands(inputs, "edge"), hidden, weights, pool)
-        return list(tfn_conv(*arguments, order=ConvSE3.contraction_order).values())
+        return list(tfn_conv(Convolution(*arguments, order=ConvSE3.contraction_order)).values())
 
     def by_pairs(inputs: Tensors) -> list[Tensor]:
         geometry = EdgeGeometry.from_relative_positions(GRAPH.edata["rel_pos"], 1)
@@ -88,7 +89,7 @@ def convolution(fuse_level: ConvSE3FuseLevel, pool: bool, fiber_edge: Fiber | No
                 weights.append(paths[:, pair.start : pair.stop].flatten(0, 1))
         pairwise = replace(plan, groups=tuple(groups))
         arguments = (pairwise, GRAPH, geometry, operands(inputs, "node"), operands(inputs, "edge"), hidden, weights, pool)
-        return list(tfn_conv(*arguments, order=ConvSE3.contraction_order).values())
+        return list(tfn_conv(Convolution(*arguments, order=ConvSE3.contraction_order)).values())
 
     return Operation(shapes, run, by_pairs)
 

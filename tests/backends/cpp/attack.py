@@ -17,7 +17,7 @@ from torch import Tensor
 
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber
 from se3_fast.backends.cpp import library, tfn_conv_by_source
-from se3_fast.backends.cpp.tfn_conv import NativeConvolution
+from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
 from se3_fast.so3 import axis_swap
 from tests.support import make_convolution, random_features, random_graph
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast.backends.cpp import library
-from se3_fast.ops.radial import CppRadial, RadialLayer, radial
+from se3_fast.backends.cpp.radial import CppRadial
+from se3_fast.ops.radial import RadialLayer, radial
 from tests.support import TOLERANCE, relative_error
 
 if not library.is_available():

@@ -17,7 +17,10 @@ import torch
 
 import se3_fast
 from se3_fast import EdgeGeometry, Fiber
+from se3_fast.backends import choice
+from se3_fast.backends.choice import selected_backend
 from se3_fast.backends.cuda import library
+from se3_fast.backends.operands import Convolution
 from se3_fast.ops import tfn_conv as operation
 from tests.cuda_emulation import emulator
 from tests.ops.test_tfn_conv import CASES, NONE, Case, Result, assert_equal, run, run_operation
@@ -53,7 +56,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
             return "cuda"
         launch = emulator.launcher(int(engine.removeprefix("emulated ").replace(".", "")) * 10, is_reversed)
         monkeypatch.setattr(library, "launch", launch)
-        monkeypatch.setattr(operation, "selected_backend", lambda device: "cuda")
+        monkeypatch.setattr(choice, "selected_backend", lambda device: "cuda")
         return "torch"
 
     yield choose
@@ -79,7 +82,7 @@ def forget_loaded_kernels() -> None:
 def truth(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Result], *arguments: object, **options: object) -> Result:
     """What ``dense`` returns in float64, whatever engine is chosen."""
     with monkeypatch.context() as patch:
-        patch.setattr(operation, "selected_backend", se3_fast.backends.choice.selected_backend)
+        patch.setattr(choice, "selected_backend", selected_backend)
         return function(*arguments, **options)
 
 
@@ -196,6 +199,6 @@ def run_operation_of_width(case: Case, backend: str, dtype: torch.dtype, width: 
     nodes, hidden, weight = (tensor.to(device, dtype) for tensor in (nodes, hidden, weight))
     with se3_fast.backend(backend):
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 0)
-        message = operation.tfn_conv(plan, graph, geometry, {"0": nodes}, {}, [hidden], [weight], pool=False)["0"]
+        message = operation.tfn_conv(Convolution(plan, graph, geometry, {"0": nodes}, {}, [hidden], [weight], pool=False))["0"]
     radial = (hidden.double() @ weight.double().T).view(33, 3, 5)
     return relative_error(message, radial @ nodes.double()[graph.src])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import get_basis, update_basis_with_fused
-from se3_fast.kernels.basis import pairwise_layout
+from se3_fast.kernels.basis_tables import pairwise_layout
 from tests.support import TOLERANCE, relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

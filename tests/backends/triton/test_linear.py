@@ -11,9 +11,10 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import Fiber, LinearSE3
+from se3_fast.backends.triton.linear import FusedLinear
 from se3_fast.fiber import Features
 from se3_fast.kernels import linear as kernels
-from se3_fast.ops.linear import FusedLinear, HeadFeatures, linear, linear_per_head
+from se3_fast.ops.linear import HeadFeatures, linear, linear_per_head
 from tests.support import TOLERANCE, TRITON_DEVICE, leaves, random_features, relative_error
 
 pytest.importorskip("triton")

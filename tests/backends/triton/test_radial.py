@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast.ops.radial import FusedRadial, RadialLayer, profile_parameters, radial, radial_of_layers
+from se3_fast.backends.operands import profile_parameters
+from se3_fast.backends.triton.radial import FusedRadial, radial_of_layers
+from se3_fast.ops.radial import RadialLayer, radial
 from tests.support import TOLERANCE, TRITON_DEVICE, relative_error
 
 pytest.importorskip("triton")

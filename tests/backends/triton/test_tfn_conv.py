@@ -11,6 +11,7 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import ConvSE3, EdgeGeometry, Fiber
+from se3_fast.backends.operands import Convolution
 from tests.ops.test_tfn_conv import CASES, FULL, NONE, PARTIAL, Case, assert_equal, run, run_operation
 from tests.support import TOLERANCE, TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
 
@@ -126,9 +127,8 @@ def test_hidden_of_all_groups_is_not_copied() -> None:
 
     with se3_fast.backend("triton"), torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"].float(), 1)
-        se3_fast.ops.tfn_conv.tfn_conv(
-            plan, graph, geometry, nodes, {}, hidden, weights, pool=True, order=ConvSE3.contraction_order
-        )
+        call = Convolution(plan, graph, geometry, nodes, {}, hidden, weights, True, ConvSE3.contraction_order)
+        se3_fast.ops.tfn_conv.tfn_conv(call)
     assert hidden.data_ptr() in kept
 
 

@@ -1,7 +1,7 @@
 """The parameters of many layers put in a row each, and their gradients taken as sums of parts, for all layers at once.
 
-Formula: :mod:`se3_fast.backends.dense.parameter_rows`. Backend ``triton`` (``kernels/parameter_rows.py``); on others the layers
-take their parameters as they are.
+Formula: :mod:`se3_fast.backends.dense.parameter_rows`; kernels: ``kernels/parameter_rows.py``. On other backends the layers take
+their parameters as they are.
 
 A kernel whose programs share nodes or edges leaves the gradient of a layer's parameters in parts, one for each program. A layer
 that has its parameters as a row [P, n], n values P times over, returns the parts as that row's gradient; the sums over P follow
@@ -12,32 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from se3_fast.autograd.modes import constant
 from se3_fast.autograd.operation import LinearOperation, Tensors
-from se3_fast.backends.dense import parameter_rows as reference
-
-
-def gradient_parts(most: int, device: torch.device) -> int:
-    """How many programs share nodes or edges: as many as fill a large GPU, whatever there is to share, so that tables depend on the
-    model alone and are there before anything is recorded; on the CPU few, as Triton's interpreter runs one after the other."""
-    return most if device.type == "cuda" else min(most, 2)
-
-
-class LayerParameters(NamedTuple):
-    """The parameters of a layer.
-
-    Attributes:
-        tensors: in the order of the row.
-        parts: P, how many parts their gradient comes in.
-    """
-
-    tensors: Sequence[Tensor]
-    parts: int
+from se3_fast.backends.dense import parameter_rows as formula
+from se3_fast.backends.operands import LayerParameters
+from se3_fast.kernels import parameter_rows as kernels
 
 
 def parameter_rows(layers: Sequence[LayerParameters]) -> list[Tensor]:
@@ -73,7 +57,7 @@ class _Rows(LinearOperation):
 
     def evaluate(self, operands: Any) -> Tensors:
         """The rows."""
-        return reference.rows(self.without_missing(operands, self.all_shapes), [columns for _, columns in self.sizes], self.parts)
+        return formula.rows(self.without_missing(operands, self.all_shapes), [columns for _, columns in self.sizes], self.parts)
 
     @property
     def transpose(self) -> _Sums:
@@ -120,8 +104,6 @@ class _Sums(LinearOperation):
 
 def _summed(parts: Sequence[Tensor], sizes: tuple[tuple[int, int], ...]) -> Tensor:
     """The sums of all layers in a row, by the kernel."""
-    from se3_fast.kernels import parameter_rows as kernels
-
     result = parts[0].new_empty(sum(num_columns for _, num_columns in sizes))
     first = 0
     for chosen in _batches(len(parts), kernels.SLOTS):
@@ -139,6 +121,4 @@ def _batches(count: int, size: int) -> list[slice]:
 
 @constant
 def _blocks(sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-    from se3_fast.kernels.parameter_rows import block_rows
-
-    return torch.tensor(block_rows(sizes), dtype=torch.int64, device=device).view(-1, 5)
+    return torch.tensor(kernels.block_rows(sizes), dtype=torch.int64, device=device).view(-1, 5)

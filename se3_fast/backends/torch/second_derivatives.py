@@ -16,12 +16,12 @@ from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import at_least_float32
 from se3_fast.autograd.operation import Evaluate, Tensors, Vjp, Wanted
-from se3_fast.backends.choice import backend
-from se3_fast.backends.dense import tfn_conv as reference
+from se3_fast.backends.dense import tfn_conv as formula
+from se3_fast.backends.dense.basis import basis_of_positions
+from se3_fast.backends.dense.edge_frames import wigner_of_angles
 from se3_fast.contraction import ConvolutionPlan
 from se3_fast.fiber import Features
 from se3_fast.graph import Graph
-from se3_fast.ops.edge_frames import EdgeGeometry
 
 CHUNK_BYTES = 64 << 20
 """Radial weights of a chunk; about ten times as much is alive while a chunk is differentiated twice."""
@@ -153,9 +153,8 @@ def messages_by_formula(plan: ConvolutionPlan, max_degree: int, operands: Convol
         features[str(degree)] = torch.cat([features[str(degree)], at_least_float32(next(remaining))], 1)
     hidden = [at_least_float32(values) for values in operands.hidden]
     weights = [weight.to(hidden[0].dtype) for weight in operands.weights]
-    geometry = EdgeGeometry(operands.rel_pos, max_degree)
-    with backend("dense"):  # bases that autograd can follow any number of times
-        messages = reference.tfn_conv(plan, geometry.basis, features, hidden, weights)
+    basis = basis_of_positions(operands.rel_pos, max_degree)
+    messages = formula.convolution(plan, basis, features, hidden, weights)
     has_direction = (operands.rel_pos != 0).any(-1)[:, None, None]
     return [torch.where(has_direction, messages[str(degree)], 0.0) for degree, _ in plan.channels_out]
 
@@ -166,19 +165,73 @@ def edges_per_chunk(plan: ConvolutionPlan, dtype: torch.dtype) -> int:
     return max(CHUNK_BYTES // (per_edge * max(dtype.itemsize, 4)), 16)
 
 
-def in_at_least_float32(function: Callable[..., list[Tensor]], *arguments: object) -> Evaluate:
-    """A formula that computes half precision in float32: operands are widened, results are as the formula returns them.
+class Setting(NamedTuple):
+    """What a convolution is, apart from its operands.
 
-    Args:
-        function: called with ``arguments``, then the operands in a row.
-        *arguments: of the function.
+    Attributes:
+        plan: what is coupled.
+        graph: the edges.
+        max_degree: largest degree of the geometry.
+        pool: whether messages are summed over incoming edges.
+        dtype: that of the operands.
+        keeps_frames: whether messages stay in the edges' frames, as one tensor [rows, E].
     """
 
-    def evaluate(operands: Tensors) -> list[Tensor]:
-        return function(*arguments, [_widened(operand) for operand in operands])
+    plan: ConvolutionPlan
+    graph: Graph
+    max_degree: int
+    pool: bool
+    dtype: torch.dtype
+    keeps_frames: bool = False
 
-    return evaluate
+    @property
+    def feature_roles(self) -> tuple[Role, ...]:
+        """Of node features and edge features."""
+        return (Role("src"),) * len(self.plan.node_channels) + (Role("edge"),) * len(self.plan.edge_channels)
+
+    @property
+    def message_roles(self) -> tuple[Role, ...]:
+        """Of the messages by degree, or of y~."""
+        if self.keeps_frames:
+            return (Role("place", 1),)
+        return (Role("dst" if self.pool else "edge"),) * len(self.plan.channels_out)
+
+    def with_zeros(self, gradients: Tensors, like: Tensor) -> list[Tensor]:
+        """The gradients of the messages by degree, zeros for those that are missing; in the dtype and on the device of ``like``."""
+        count = self.graph.num_nodes() if self.pool else self.graph.num_edges()
+        return [
+            like.new_zeros(count, channels, 2 * degree + 1) if gradient is None else gradient
+            for (degree, channels), gradient in zip(self.plan.channels_out, gradients, strict=True)
+        ]
+
+    def reached_groups(self, gradients: Tensors) -> list[bool]:
+        """Of each radial group whether messages of one of its degrees have a gradient."""
+        reached = {degree for (degree, _), one in zip(self.plan.channels_out, gradients, strict=True) if one is not None}
+        return [not reached.isdisjoint(group.degrees_out) for group in self.plan.groups]
+
+    def formula(self, evaluate: Callable[[Tensors], ConvolutionOperands], roles: Sequence[Role], edges: Edges) -> EdgeFormula:
+        """The formula of the messages.
+
+        Args:
+            evaluate: from the operands of some edges, of which the first are the frames, to what the formula takes.
+            roles: of the operands.
+            edges: all edges.
+        """
+
+        def messages(operands: Tensors) -> list[Tensor]:
+            found = messages_by_formula(self.plan, self.max_degree, evaluate(operands))
+            return [_in_frames(self.plan, found, operands[0])] if self.keeps_frames else found
+
+        chunk = edges_per_chunk(self.plan, self.dtype)
+        return EdgeFormula(messages, edges, chunk, tuple(roles), self.message_roles)
 
 
-def _widened(operand: Tensor | None) -> Tensor | None:
-    return operand if operand is None or not operand.is_floating_point() else at_least_float32(operand)
+def _in_frames(plan: ConvolutionPlan, messages: Sequence[Tensor], angles: Tensor | None) -> Tensor:
+    """Rows of y~, [rows, n], from messages and the angles of their edges, [4, n]."""
+    assert angles is not None
+    blocks = wigner_of_angles(angles, plan.max_degree)
+    rows = [
+        torch.bmm(message, blocks[degree].to(message.dtype)).permute(2, 1, 0).flatten(0, 1)
+        for (degree, _), message in zip(plan.channels_out, messages, strict=True)
+    ]
+    return torch.cat(rows)
