@@ -1,9 +1,10 @@
 """Benchmarks side by side: ``python -m bench`` prints tables and writes ``bench/results/<device>.json`` and plots.
 
-Whole models by all backends (:mod:`bench.bench_models`), the convolution by others (:mod:`bench.rivals`), its cost over sizes
-(:mod:`bench.scaling`), training and inference throughput (:mod:`bench.throughput`). ``--only`` chooses; what the file holds of the
-others stays. Further options are pytest's, for the models (``-k qm9``); single operations are measured with
-``pytest bench/bench_tfn_conv.py -o python_files='bench_*.py'`` and so on. Everything on a GPU, in one command: :mod:`bench.gpu`.
+Whole models by all backends (:mod:`bench.test_models`), the convolution by others (:mod:`bench.rivals`), its cost over sizes
+(:mod:`bench.scaling`), training and inference throughput (:mod:`bench.throughput`); and where ``--only`` asks for them, the single
+operations of :mod:`bench.registry` (:mod:`bench.test_operations`). ``--only`` chooses; what the file holds of the others stays.
+Further options are pytest's, for the models and the operations (``--only operations -k "tfn_conv and qm9"``). Everything on a GPU,
+in one command: :mod:`bench.gpu`.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from bench.workloads import BACKENDS, DEVICE
 RESULTS = Path(__file__).parent / "results"
 
 
-class ModelsFailed(RuntimeError):
-    """pytest ended the benchmark of the models with an exit code other than 0."""
+class ComparisonsFailed(RuntimeError):
+    """pytest ended a comparison with an exit code other than 0."""
 
 
 def main() -> int:
     """Run, print, write; the exit code is pytest's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what is measured")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=BY_DEFAULT, help="what is measured")
     parser.add_argument("--data_dir", type=Path, help="folder of qm9_edge.npz; without it the sample is used")
     arguments, for_pytest = parser.parse_known_args()
     arguments.pytest_arguments = for_pytest
@@ -45,7 +46,7 @@ def main() -> int:
     for name in arguments.only:
         try:
             found = SECTIONS[name](arguments)
-        except ModelsFailed as error:
+        except ComparisonsFailed as error:
             return int(str(error))
         results = json.loads(file.read_text()) if file.exists() else {}
         results |= {"environment": environment(), **found} if name == "models" else {name: {**_environment_of_section(), **found}}
@@ -59,26 +60,41 @@ def _environment_of_section() -> dict[str, Any]:
     return {"environment": environment() | allocator}
 
 
-def _models(arguments: argparse.Namespace) -> dict[str, Any]:
+def _compared(file: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The comparisons of a file by pytest-benchmark, as that writes them."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
-        options = [str(Path(__file__).parent / "bench_models.py"), "-q", f"--benchmark-json={raw}", "--benchmark-quiet"]
-        code = pytest.main([*options, "-o", "python_files=bench_*.py", *arguments.pytest_arguments])
+        options = [str(Path(__file__).parent / file), "-q", f"--benchmark-json={raw}", "--benchmark-quiet"]
+        code = pytest.main([*options, *arguments.pytest_arguments])
         if code != 0:
-            raise ModelsFailed(int(code))
-        rows = _rows(json.loads(raw.read_text())["benchmarks"])
+            raise ComparisonsFailed(int(code))
+        return json.loads(raw.read_text())["benchmarks"]
+
+
+def _models(arguments: argparse.Namespace) -> dict[str, Any]:
+    rows = _rows(_compared("test_models.py", arguments))
     print(_table(rows))
     return {"rows": rows}
 
 
-def _rivals(arguments: argparse.Namespace) -> dict[str, Any]:
+def _operations(arguments: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for entry in _compared("test_operations.py", arguments):
+        operation, workload = entry["group"].split()
+        row = {"operation": operation, "workload": workload, "backend": entry["extra_info"]["backend"]}
+        rows.append(row | {"median_ms": 1e3 * entry["stats"]["median"]})
+        print("{operation:17} {workload:15} {backend:15} {median_ms:10.2f} ms".format(**rows[-1]))
+    return {"rows": rows}
+
+
+def _rivals(_: argparse.Namespace) -> dict[str, Any]:
     rows = list(rivals.rows())
     print(rivals.table(rows))
     plots.plot_rivals(rows, rivals_title(), RESULTS / f"rivals_{device_name()}.png")
     return {"rows": rows}
 
 
-def _scaling(arguments: argparse.Namespace) -> dict[str, Any]:
+def _scaling(_: argparse.Namespace) -> dict[str, Any]:
     limits = scaling.Limits()
     rows = scaling.sweep_edges(limits) + scaling.sweep_degrees(limits)
     fits = scaling.fits(rows)
@@ -99,7 +115,11 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "rivals": _rivals,
     "scaling": _scaling,
     "throughput": _throughput,
+    "operations": _operations,
 }
+
+BY_DEFAULT = ("models", "rivals", "scaling", "throughput")
+"""What is measured without ``--only``."""
 
 
 def rivals_title() -> str:

@@ -3,9 +3,9 @@
 Tests first (numerics, gradients, equivariance, reproducibility, 64-bit addressing), then the rates of the device; batch assembly,
 training and inference throughput in the published layout (:mod:`bench.throughput`); launches of a step (:mod:`bench.launches`);
 whole models with their peak memory; the convolution by others (:mod:`bench.rivals`); its cost over sizes and the largest graph that
-fits (:mod:`bench.scaling`); and every operation at every workload (graph replay, cold caches). Written to
-``bench/results/<device>.json`` after every step, so that a run that is cut short keeps what it has; what the time did not allow is
-listed as not measured.
+fits (:mod:`bench.scaling`); and every operation of :mod:`bench.registry` at every workload (graph replay, cold caches).
+Written to ``bench/results/<device>.json`` after every step, so that a run that is cut short keeps what it has; what the time did
+not allow is listed as not measured.
 """
 
 from __future__ import annotations
@@ -20,51 +20,19 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 import se3_fast
-from bench import (
-    bench_aligned_weights,
-    bench_basis,
-    bench_edge_attention,
-    bench_edge_frames,
-    bench_equivariant_norm,
-    bench_linear,
-    bench_parameter_rows,
-    bench_perceptron,
-    bench_pooling,
-    bench_radial,
-    bench_tfn_conv,
-    data_assembly,
-    launches,
-    plots,
-    rivals,
-    scaling,
-    throughput,
-)
+from bench import data_assembly, launches, plots, rivals, scaling, throughput
 from bench.__main__ import RESULTS, device_name, environment, plot_scaling, rivals_title
 from bench.peak_memory import measure_in_new_process
+from bench.registry import BENCHMARKS, DTYPES
 from bench.timing import Rates, cold_time, measured_rates
 from bench.workloads import BACKENDS, SIZES, Workload, build
 
-OPERATIONS: dict[str, ModuleType] = {
-    "tfn_conv": bench_tfn_conv,
-    "edge_attention": bench_edge_attention,
-    "radial": bench_radial,
-    "equivariant_norm": bench_equivariant_norm,
-    "aligned_weights": bench_aligned_weights,
-    "parameter_rows": bench_parameter_rows,
-    "linear": bench_linear,
-    "pooling": bench_pooling,
-    "perceptron": bench_perceptron,
-    "edge_frames": bench_edge_frames,
-    "basis": bench_basis,
-}
-TESTS = ["tests/gpu", *(f"tests/backends/triton/test_{name}.py" for name in OPERATIONS), "tests/test_equivariance.py"]
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+TESTS = ["tests/gpu", *(f"tests/backends/triton/test_{name}.py" for name in BENCHMARKS), "tests/model/test_equivariance.py"]
 PASSES: dict[str, Callable[[Workload], None]] = {
     "forward": Workload.forward_only,
     "forward+backward": Workload.forward_backward,
@@ -223,13 +191,9 @@ def _models() -> Iterator[dict[str, Any]]:
 
 
 def _operations() -> Iterator[dict[str, Any]]:
-    for operation, name, precision, passes, backend in product(OPERATIONS, SIZES, DTYPES, PASSES, BACKENDS):
-        is_float32_only = operation in ("edge_frames", "basis", "parameter_rows")
-        has_backward = operation != "edge_frames"
-        if operation in ("aligned_weights", "parameter_rows") and backend != BACKENDS[-1]:
-            continue  # triton alone has them
-        if (precision == "float32" or not is_float32_only) and (passes == "forward" or has_backward):
-            yield {"operation": operation, "workload": name, "precision": precision, "pass": passes, "backend": backend}
+    for operation, benchmark in BENCHMARKS.items():
+        for row in benchmark.rows():
+            yield {"operation": operation, **row}
 
 
 def _model_time(**row: str) -> dict[str, Any]:
@@ -248,7 +212,7 @@ def _model_time(**row: str) -> dict[str, Any]:
 
 
 def _operation_time(rates: Rates, **row: str) -> dict[str, Any]:
-    problem = OPERATIONS[row["operation"]].problem(row["workload"], DTYPES[row["precision"]])
+    problem = BENCHMARKS[row["operation"]].problem(row["workload"], DTYPES[row["precision"]])
     with se3_fast.backend(row["backend"]):
         timing = cold_time(problem.passes()[row["pass"]])
     result: dict[str, Any] = {"ms": timing.milliseconds, "is_captured": timing.is_captured}

@@ -84,8 +84,8 @@ def rows(processes: Sequence[int], options: Sequence[str], threads: int, repeats
     """
     found: dict[int, list[float]] = {number: [] for number in processes}
     for _ in range(repeats):
-        for number in found:
-            found[number].append(measure(number, options, threads))
+        for number, throughputs in found.items():
+            throughputs.append(measure(number, options, threads))
     of_first = max(found[processes[0]]) / processes[0]
     return [
         {

@@ -23,20 +23,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import table_fields as fields
 from .cost import Cost
 from .launching import launch
 from .precision import DTYPES, ROUNDINGS, sum_type
 from .resources import ArgumentType, CompileCase, signature
-from .table_fields import (
-    BLOCK_CHANNELS_IN,
-    BLOCK_CHANNELS_OUT,
-    BLOCK_FIELDS,
-    BLOCK_FIRST,
-    BLOCK_NUM_PATHS,
-    BLOCK_RESULT,
-    BLOCK_STOP,
-    BLOCK_TENSOR,
-)
 from .tuples import one_of
 
 SLOTS = 16
@@ -70,8 +61,8 @@ def _tile_of(
     blocks, out_tiles, WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_OUT: tl.constexpr
 ):  # fmt: skip
     """The program's block, and its input channels, units and output channels with which of them exist, [in, unit, out]."""
-    block = blocks + tl.program_id(0).to(tl.int64) * BLOCK_FIELDS
-    channels_in, channels_out = tl.load(block + BLOCK_CHANNELS_IN), tl.load(block + BLOCK_CHANNELS_OUT)
+    block = blocks + tl.program_id(0).to(tl.int64) * fields.BLOCK_FIELDS
+    channels_in, channels_out = tl.load(block + fields.BLOCK_CHANNELS_IN), tl.load(block + fields.BLOCK_CHANNELS_OUT)
     tile = tl.program_id(1)
     channel_in = (tile // out_tiles * BLOCK_IN + tl.arange(0, BLOCK_IN))[:, None, None]
     channel_out = (tile % out_tiles * BLOCK_OUT + tl.arange(0, BLOCK_OUT))[None, None]
@@ -89,13 +80,13 @@ def _forward_kernel(
     block, channels_in, channels_out, channel_in, unit, channel_out, is_value = _tile_of(
         blocks, out_tiles, WIDTH, BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT
     )
-    weight = one_of(weights, tl.load(block + BLOCK_TENSOR))
-    weight += (channel_out * channels_in + channel_in) * tl.load(block + BLOCK_NUM_PATHS) * WIDTH + unit
+    weight = one_of(weights, tl.load(block + fields.BLOCK_TENSOR))
+    weight += (channel_out * channels_in + channel_in) * tl.load(block + fields.BLOCK_NUM_PATHS) * WIDTH + unit
     total = tl.zeros((BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT), SUM)
-    for entry in range(tl.load(block + BLOCK_FIRST), tl.load(block + BLOCK_STOP)):
+    for entry in range(tl.load(block + fields.BLOCK_FIRST), tl.load(block + fields.BLOCK_STOP)):
         path, coefficient = tl.load(places + entry), tl.load(coefficients + entry).to(SUM)
         total += coefficient * tl.load(weight + path * WIDTH, mask=is_value, other=0.0).to(SUM)
-    start = tl.load(block + BLOCK_RESULT)
+    start = tl.load(block + fields.BLOCK_RESULT)
     values = total.to(aligned.dtype.element_ty)
     tl.store(aligned + start + (channel_in * WIDTH + unit) * channels_out + channel_out, values, mask=is_value)
     if HAS_TRANSPOSED:
@@ -110,14 +101,14 @@ def _backward_kernel(
     block, channels_in, channels_out, channel_in, unit, channel_out, is_value = _tile_of(
         blocks, out_tiles, WIDTH, BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT
     )
-    gradient = one_of(gradients, tl.load(block + BLOCK_TENSOR))
+    gradient = one_of(gradients, tl.load(block + fields.BLOCK_TENSOR))
     gradient += (channel_in * WIDTH + unit) * channels_out + channel_out
     total = tl.zeros((BLOCK_IN, BLOCK_WIDTH, BLOCK_OUT), SUM)
-    for entry in range(tl.load(block + BLOCK_FIRST), tl.load(block + BLOCK_STOP)):
+    for entry in range(tl.load(block + fields.BLOCK_FIRST), tl.load(block + fields.BLOCK_STOP)):
         place, coefficient = tl.load(places + entry), tl.load(coefficients + entry).to(SUM)
         total += coefficient * tl.load(gradient + place, mask=is_value, other=0.0).to(SUM)
-    place = (channel_out * channels_in + channel_in) * tl.load(block + BLOCK_NUM_PATHS) * WIDTH + unit
-    tl.store(result + tl.load(block + BLOCK_RESULT) + place, total.to(result.dtype.element_ty), mask=is_value)
+    place = (channel_out * channels_in + channel_in) * tl.load(block + fields.BLOCK_NUM_PATHS) * WIDTH + unit
+    tl.store(result + tl.load(block + fields.BLOCK_RESULT) + place, total.to(result.dtype.element_ty), mask=is_value)
 
 
 def forward(weights: Sequence[Tensor], table: BlockTable, aligned: Tensor, transposed: Tensor | None) -> None:

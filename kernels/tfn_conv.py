@@ -39,46 +39,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import table_fields as fields
 from .edge_frames import tile_size, wigner_tile
 from .launching import launch
 from .precision import ROUNDINGS, Rounding, add_product, is_half, is_tf32, padded, product_constants, sum_type
 from .resources import ArgumentType, CompileCase, signature
-from .table_fields import (
-    ENTRY_CHANNELS,
-    ENTRY_FIELDS,
-    ENTRY_LEFT,
-    ENTRY_RIGHT,
-    ITEM_CHANNELS,
-    ITEM_FIELDS,
-    ITEM_FIRST,
-    ITEM_HAS_ODD,
-    ITEM_MINUS,
-    ITEM_PLUS,
-    ITEM_STOP,
-    PAIR_CHANNELS_IN,
-    PAIR_CHANNELS_OUT,
-    PAIR_EVEN,
-    PAIR_FIELDS,
-    PAIR_GROUP,
-    PAIR_HAS_ODD,
-    PAIR_IN_MINUS,
-    PAIR_IN_PLUS,
-    PAIR_ODD,
-    PAIR_OUT_MINUS,
-    PAIR_OUT_PLUS,
-    SPAN_FIELDS,
-    SPAN_FIRST_EVEN,
-    SPAN_FIRST_ODD,
-    SPAN_STOP_EVEN,
-    SPAN_STOP_ODD,
-    TERM_CHANNELS,
-    TERM_EVEN,
-    TERM_FIELDS,
-    TERM_GROUP,
-    TERM_MINUS,
-    TERM_ODD,
-    TERM_PLUS,
-)
 
 _GENERATOR_CHANNELS = 8  # channels side by side in a tile of the position gradient
 
@@ -260,8 +225,12 @@ def _contract_item(
 ):  # fmt: skip
     edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
     is_edge = edge < num_edges
-    first, stop = tl.load(item + ITEM_FIRST), tl.load(item + ITEM_STOP)
-    row_plus, row_minus, channels_out = tl.load(item + ITEM_PLUS), tl.load(item + ITEM_MINUS), tl.load(item + ITEM_CHANNELS)
+    first, stop = tl.load(item + fields.ITEM_FIRST), tl.load(item + fields.ITEM_STOP)
+    row_plus, row_minus, channels_out = (
+        tl.load(item + fields.ITEM_PLUS),
+        tl.load(item + fields.ITEM_MINUS),
+        tl.load(item + fields.ITEM_CHANNELS),
+    )
     channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = channel < channels_out
     unit = tl.arange(0, WIDTH)
@@ -269,9 +238,17 @@ def _contract_item(
     minus = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     nothing = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     for index in range(first, stop):
-        term = terms + index * TERM_FIELDS
-        group, in_plus, in_minus = tl.load(term + TERM_GROUP), tl.load(term + TERM_PLUS), tl.load(term + TERM_MINUS)
-        channels_in, even, odd = tl.load(term + TERM_CHANNELS), tl.load(term + TERM_EVEN), tl.load(term + TERM_ODD)
+        term = terms + index * fields.TERM_FIELDS
+        group, in_plus, in_minus = (
+            tl.load(term + fields.TERM_GROUP),
+            tl.load(term + fields.TERM_PLUS),
+            tl.load(term + fields.TERM_MINUS),
+        )
+        channels_in, even, odd = (
+            tl.load(term + fields.TERM_CHANNELS),
+            tl.load(term + fields.TERM_EVEN),
+            tl.load(term + fields.TERM_ODD),
+        )
         h = tl.load(hidden + (group * num_edges + edge)[:, None] * WIDTH + unit[None], mask=is_edge[:, None], other=0.0)
         tile = unit[:, None] * channels_out + channel[None]  # [WIDTH, BLOCK_CHANNELS]
         for _ in range(channels_in):
@@ -302,8 +279,8 @@ def _contract_kernel(
     ODD_SIGN: tl.constexpr, EDGE_MAJOR: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    item = items + tl.program_id(1) * ITEM_FIELDS
-    if tl.load(item + ITEM_HAS_ODD) == 0:
+    item = items + tl.program_id(1) * fields.ITEM_FIELDS
+    if tl.load(item + fields.ITEM_HAS_ODD) == 0:
         _contract_item(
             inputs, hidden, weights, outputs, item, terms, num_edges, num_rows, False, ODD_SIGN,
             EDGE_MAJOR, WIDTH, BLOCK_EDGES, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
@@ -324,11 +301,11 @@ def _add_hidden_gradient(
     """The total and dh of the pairs from ``first`` up to ``stop``, [BLOCK_EDGES, WIDTH]."""
     unit = tl.arange(0, WIDTH)
     for index in range(first, stop):
-        pair = pairs + index * PAIR_FIELDS
-        in_plus, in_minus = tl.load(pair + PAIR_IN_PLUS), tl.load(pair + PAIR_IN_MINUS)
-        out_plus, out_minus = tl.load(pair + PAIR_OUT_PLUS), tl.load(pair + PAIR_OUT_MINUS)
-        channels_in, channels_out = tl.load(pair + PAIR_CHANNELS_IN), tl.load(pair + PAIR_CHANNELS_OUT)
-        even, odd = tl.load(pair + PAIR_EVEN), tl.load(pair + PAIR_ODD)
+        pair = pairs + index * fields.PAIR_FIELDS
+        in_plus, in_minus = tl.load(pair + fields.PAIR_IN_PLUS), tl.load(pair + fields.PAIR_IN_MINUS)
+        out_plus, out_minus = tl.load(pair + fields.PAIR_OUT_PLUS), tl.load(pair + fields.PAIR_OUT_MINUS)
+        channels_in, channels_out = tl.load(pair + fields.PAIR_CHANNELS_IN), tl.load(pair + fields.PAIR_CHANNELS_OUT)
+        even, odd = tl.load(pair + fields.PAIR_EVEN), tl.load(pair + fields.PAIR_ODD)
         for start in range(0, channels_out, BLOCK_CHANNELS):
             channel = start + tl.arange(0, BLOCK_CHANNELS)
             is_channel = channel < channels_out
@@ -362,17 +339,17 @@ def _hidden_gradient_kernel(
     edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
     is_edge = edge < num_edges
     group, split = tl.program_id(1) // splits, tl.program_id(1) % splits
-    span = spans + tl.program_id(1) * SPAN_FIELDS
+    span = spans + tl.program_id(1) * fields.SPAN_FIELDS
     total = tl.zeros((BLOCK_EDGES, WIDTH), SUM)
     # A loop for each kind, not one loop with a branch that the sums would have to cross; m = 0 first: else it spills on sm_100.
     total = _add_hidden_gradient(
         total, inputs, gradient, weights, pairs,
-        tl.load(span + SPAN_FIRST_EVEN), tl.load(span + SPAN_STOP_EVEN), edge, is_edge, num_edges,
+        tl.load(span + fields.SPAN_FIRST_EVEN), tl.load(span + fields.SPAN_STOP_EVEN), edge, is_edge, num_edges,
         False, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
     )  # fmt: skip
     total = _add_hidden_gradient(
         total, inputs, gradient, weights, pairs,
-        tl.load(span + SPAN_FIRST_ODD), tl.load(span + SPAN_STOP_ODD), edge, is_edge, num_edges,
+        tl.load(span + fields.SPAN_FIRST_ODD), tl.load(span + fields.SPAN_STOP_ODD), edge, is_edge, num_edges,
         True, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
     )  # fmt: skip
     place = (split * num_groups + group).to(tl.int64) * num_edges + edge
@@ -386,10 +363,14 @@ def _weight_gradient_slice(
     HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    group, in_plus, in_minus = tl.load(pair + PAIR_GROUP), tl.load(pair + PAIR_IN_PLUS), tl.load(pair + PAIR_IN_MINUS)
-    out_plus, out_minus = tl.load(pair + PAIR_OUT_PLUS), tl.load(pair + PAIR_OUT_MINUS)
-    channels_in, channels_out = tl.load(pair + PAIR_CHANNELS_IN), tl.load(pair + PAIR_CHANNELS_OUT)
-    even, odd = tl.load(pair + PAIR_EVEN), tl.load(pair + PAIR_ODD)
+    group, in_plus, in_minus = (
+        tl.load(pair + fields.PAIR_GROUP),
+        tl.load(pair + fields.PAIR_IN_PLUS),
+        tl.load(pair + fields.PAIR_IN_MINUS),
+    )
+    out_plus, out_minus = tl.load(pair + fields.PAIR_OUT_PLUS), tl.load(pair + fields.PAIR_OUT_MINUS)
+    channels_in, channels_out = tl.load(pair + fields.PAIR_CHANNELS_IN), tl.load(pair + fields.PAIR_CHANNELS_OUT)
+    even, odd = tl.load(pair + fields.PAIR_EVEN), tl.load(pair + fields.PAIR_ODD)
     channel_in = tl.program_id(0) * BLOCK_IN + tl.arange(0, BLOCK_IN)
     channel_out = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     is_in, is_out = channel_in < channels_in, channel_out < channels_out
@@ -432,8 +413,8 @@ def _weight_gradient_kernel(
     WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
-    pair = pairs + tl.program_id(2) * PAIR_FIELDS
-    if tl.load(pair + PAIR_HAS_ODD) == 0:
+    pair = pairs + tl.program_id(2) * fields.PAIR_FIELDS
+    if tl.load(pair + fields.PAIR_HAS_ODD) == 0:
         _weight_gradient_slice(
             inputs, gradient, hidden, weight_gradient, pair, num_edges,
             False, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
@@ -453,8 +434,12 @@ def _generator_overlap(
     """The sum over some entries of the generators and all channels of left * entry * right, [BLOCK_EDGES]."""
     total = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     for index in range(first, stop):
-        entry = entries + index * ENTRY_FIELDS
-        left_row, right_row, channels = tl.load(entry + ENTRY_LEFT), tl.load(entry + ENTRY_RIGHT), tl.load(entry + ENTRY_CHANNELS)
+        entry = entries + index * fields.ENTRY_FIELDS
+        left_row, right_row, channels = (
+            tl.load(entry + fields.ENTRY_LEFT),
+            tl.load(entry + fields.ENTRY_RIGHT),
+            tl.load(entry + fields.ENTRY_CHANNELS),
+        )
         coefficient = tl.load(coefficients + index).to(SUM)
         for start in range(0, channels, BLOCK_CHANNELS):
             channel = start + tl.arange(0, BLOCK_CHANNELS)

@@ -34,35 +34,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import table_fields as fields
 from .edge_frames import tile_size, wigner_tile
 from .launching import launch
 from .precision import ROUNDINGS, Rounding, add_product, is_half, padded, product_constants
 from .resources import ArgumentType, CompileCase, signature
-from .table_fields import (
-    ITEM_CHANNELS,
-    ITEM_FIELDS,
-    ITEM_FIRST,
-    ITEM_MINUS,
-    ITEM_PLUS,
-    ITEM_STOP,
-    SOURCE_PAIR_CHANNELS,
-    SOURCE_PAIR_COMPONENTS,
-    SOURCE_PAIR_EVEN,
-    SOURCE_PAIR_FIELDS,
-    SOURCE_PAIR_FRAME_MINUS,
-    SOURCE_PAIR_FRAME_PLUS,
-    SOURCE_PAIR_GROUP,
-    SOURCE_PAIR_LENGTH,
-    SOURCE_PAIR_ODD,
-    SOURCE_PAIR_OUT_MINUS,
-    SOURCE_PAIR_OUT_PLUS,
-    SOURCE_PAIR_START,
-    SOURCE_PAIR_STEP,
-)
 from .tfn_conv import Tile, argument_types, rotation_block
 
 _NUM_STAGES = 2  # of software pipelining: a third takes the registers of the sums in full precision
-
 
 COMPONENT_BLOCKS = (1, 4)
 """How many components of an input degree a program of :func:`product_gradient` may take."""
@@ -93,12 +72,10 @@ class PairTable(NamedTuple):
 
     Attributes:
         pairs: :class:`SourcePairRow` rows.
-        items: :class:`Item` rows, the programs of :func:`contract` (an output degree at an order) or of :func:`frame_gradient` (an
-            input degree at an order).
-        slices: for each of :data:`COMPONENT_BLOCKS` the programs of :func:`product_gradient`, [s, 2]: a pair, and the first of the
-            components that the program takes.
+        items: :class:`Item` rows, programs of :func:`contract` (output degrees) or of :func:`frame_gradient` (input degrees).
+        slices: for each of :data:`COMPONENT_BLOCKS` the programs of :func:`product_gradient`, [s, 2]: pair and first component.
         channels: largest number of output channels.
-        has_odd: whether these are orders m > 0; those with m = 0 have a table of their own.
+        has_odd: whether these are orders m > 0; m = 0 has a table of its own.
     """
 
     pairs: Tensor
@@ -139,10 +116,14 @@ def _contract_kernel(
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     node, has_edges, place, is_edge = _edges_of_tile(tiles, offsets, BLOCK_EDGES)
-    item = items + tl.program_id(1) * ITEM_FIELDS
-    first = tl.load(item + ITEM_FIRST)
-    stop = tl.where(has_edges, tl.load(item + ITEM_STOP), first)
-    row_plus, row_minus, channels = tl.load(item + ITEM_PLUS), tl.load(item + ITEM_MINUS), tl.load(item + ITEM_CHANNELS)
+    item = items + tl.program_id(1) * fields.ITEM_FIELDS
+    first = tl.load(item + fields.ITEM_FIRST)
+    stop = tl.where(has_edges, tl.load(item + fields.ITEM_STOP), first)
+    row_plus, row_minus, channels = (
+        tl.load(item + fields.ITEM_PLUS),
+        tl.load(item + fields.ITEM_MINUS),
+        tl.load(item + fields.ITEM_CHANNELS),
+    )
     channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     is_channel = channel < channels
     edge = tl.load(order + place, mask=is_edge, other=0)
@@ -151,19 +132,19 @@ def _contract_kernel(
     minus = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     nothing = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     for index in range(first, stop):
-        pair = pairs + index * SOURCE_PAIR_FIELDS
+        pair = pairs + index * fields.SOURCE_PAIR_FIELDS
         group, frame_plus, frame_minus, components = (
-            tl.load(pair + SOURCE_PAIR_GROUP),
-            tl.load(pair + SOURCE_PAIR_FRAME_PLUS),
-            tl.load(pair + SOURCE_PAIR_FRAME_MINUS),
-            tl.load(pair + SOURCE_PAIR_COMPONENTS),
+            tl.load(pair + fields.SOURCE_PAIR_GROUP),
+            tl.load(pair + fields.SOURCE_PAIR_FRAME_PLUS),
+            tl.load(pair + fields.SOURCE_PAIR_FRAME_MINUS),
+            tl.load(pair + fields.SOURCE_PAIR_COMPONENTS),
         )
         start, length, step = (
-            tl.load(pair + SOURCE_PAIR_START),
-            tl.load(pair + SOURCE_PAIR_LENGTH),
-            tl.load(pair + SOURCE_PAIR_STEP),
+            tl.load(pair + fields.SOURCE_PAIR_START),
+            tl.load(pair + fields.SOURCE_PAIR_LENGTH),
+            tl.load(pair + fields.SOURCE_PAIR_STEP),
         )
-        even, odd = tl.load(pair + SOURCE_PAIR_EVEN), tl.load(pair + SOURCE_PAIR_ODD)
+        even, odd = tl.load(pair + fields.SOURCE_PAIR_EVEN), tl.load(pair + fields.SOURCE_PAIR_ODD)
         h = tl.load(hidden + (group * num_edges + edge)[:, None] * WIDTH + unit[None], mask=is_edge[:, None], other=0.0)
         slices = products + start * num_nodes + (node - first_node) * components * length
         tile = unit[:, None] * step.to(tl.int32) + channel[None]  # [WIDTH, BLOCK_CHANNELS] of T
@@ -199,23 +180,23 @@ def _add_hidden_gradient(
     """total + the sum over some pairs of dU T."""
     unit = tl.arange(0, WIDTH)
     for index in range(first, stop):
-        pair = pairs + index * SOURCE_PAIR_FIELDS
+        pair = pairs + index * fields.SOURCE_PAIR_FIELDS
         frame_plus, frame_minus, components = (
-            tl.load(pair + SOURCE_PAIR_FRAME_PLUS),
-            tl.load(pair + SOURCE_PAIR_FRAME_MINUS),
-            tl.load(pair + SOURCE_PAIR_COMPONENTS),
+            tl.load(pair + fields.SOURCE_PAIR_FRAME_PLUS),
+            tl.load(pair + fields.SOURCE_PAIR_FRAME_MINUS),
+            tl.load(pair + fields.SOURCE_PAIR_COMPONENTS),
         )
         start, length, step = (
-            tl.load(pair + SOURCE_PAIR_START),
-            tl.load(pair + SOURCE_PAIR_LENGTH),
-            tl.load(pair + SOURCE_PAIR_STEP),
+            tl.load(pair + fields.SOURCE_PAIR_START),
+            tl.load(pair + fields.SOURCE_PAIR_LENGTH),
+            tl.load(pair + fields.SOURCE_PAIR_STEP),
         )
         out_plus, out_minus, channels = (
-            tl.load(pair + SOURCE_PAIR_OUT_PLUS),
-            tl.load(pair + SOURCE_PAIR_OUT_MINUS),
-            tl.load(pair + SOURCE_PAIR_CHANNELS),
+            tl.load(pair + fields.SOURCE_PAIR_OUT_PLUS),
+            tl.load(pair + fields.SOURCE_PAIR_OUT_MINUS),
+            tl.load(pair + fields.SOURCE_PAIR_CHANNELS),
         )
-        even, odd = tl.load(pair + SOURCE_PAIR_EVEN), tl.load(pair + SOURCE_PAIR_ODD)
+        even, odd = tl.load(pair + fields.SOURCE_PAIR_EVEN), tl.load(pair + fields.SOURCE_PAIR_ODD)
         for first_channel in range(0, channels, BLOCK_CHANNELS):
             channel = first_channel + tl.arange(0, BLOCK_CHANNELS)
             is_channel = channel < channels
@@ -275,20 +256,24 @@ def _product_gradient_kernel(
     BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
-    pair = pairs + tl.load(slices + 2 * tl.program_id(1)) * SOURCE_PAIR_FIELDS
+    pair = pairs + tl.load(slices + 2 * tl.program_id(1)) * fields.SOURCE_PAIR_FIELDS
     group, frame_plus, frame_minus, components = (
-        tl.load(pair + SOURCE_PAIR_GROUP),
-        tl.load(pair + SOURCE_PAIR_FRAME_PLUS),
-        tl.load(pair + SOURCE_PAIR_FRAME_MINUS),
-        tl.load(pair + SOURCE_PAIR_COMPONENTS),
+        tl.load(pair + fields.SOURCE_PAIR_GROUP),
+        tl.load(pair + fields.SOURCE_PAIR_FRAME_PLUS),
+        tl.load(pair + fields.SOURCE_PAIR_FRAME_MINUS),
+        tl.load(pair + fields.SOURCE_PAIR_COMPONENTS),
     )
-    start, length, step = tl.load(pair + SOURCE_PAIR_START), tl.load(pair + SOURCE_PAIR_LENGTH), tl.load(pair + SOURCE_PAIR_STEP)
+    start, length, step = (
+        tl.load(pair + fields.SOURCE_PAIR_START),
+        tl.load(pair + fields.SOURCE_PAIR_LENGTH),
+        tl.load(pair + fields.SOURCE_PAIR_STEP),
+    )
     out_plus, out_minus, channels = (
-        tl.load(pair + SOURCE_PAIR_OUT_PLUS),
-        tl.load(pair + SOURCE_PAIR_OUT_MINUS),
-        tl.load(pair + SOURCE_PAIR_CHANNELS),
+        tl.load(pair + fields.SOURCE_PAIR_OUT_PLUS),
+        tl.load(pair + fields.SOURCE_PAIR_OUT_MINUS),
+        tl.load(pair + fields.SOURCE_PAIR_CHANNELS),
     )
-    even, odd = tl.load(pair + SOURCE_PAIR_EVEN), tl.load(pair + SOURCE_PAIR_ODD)
+    even, odd = tl.load(pair + fields.SOURCE_PAIR_EVEN), tl.load(pair + fields.SOURCE_PAIR_ODD)
     first_component = tl.load(slices + 2 * tl.program_id(1) + 1)
     component = first_component + tl.arange(0, BLOCK_COMPONENTS)
     channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -336,10 +321,14 @@ def _frame_gradient_kernel(
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     node, has_edges, place, is_edge = _edges_of_tile(tiles, offsets, BLOCK_EDGES)
-    item = items + tl.program_id(1) * ITEM_FIELDS
-    first = tl.load(item + ITEM_FIRST)
-    stop = tl.where(has_edges, tl.load(item + ITEM_STOP), first)
-    row_plus, row_minus, components = tl.load(item + ITEM_PLUS), tl.load(item + ITEM_MINUS), tl.load(item + ITEM_CHANNELS)
+    item = items + tl.program_id(1) * fields.ITEM_FIELDS
+    first = tl.load(item + fields.ITEM_FIRST)
+    stop = tl.where(has_edges, tl.load(item + fields.ITEM_STOP), first)
+    row_plus, row_minus, components = (
+        tl.load(item + fields.ITEM_PLUS),
+        tl.load(item + fields.ITEM_MINUS),
+        tl.load(item + fields.ITEM_CHANNELS),
+    )
     edge = tl.load(order + place, mask=is_edge, other=0)
     unit = tl.arange(0, WIDTH)
     nothing = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
@@ -347,19 +336,19 @@ def _frame_gradient_kernel(
         plus = tl.zeros((BLOCK_EDGES,), SUM)
         minus = tl.zeros((BLOCK_EDGES,), SUM)
         for index in range(first, stop):
-            pair = pairs + index * SOURCE_PAIR_FIELDS
+            pair = pairs + index * fields.SOURCE_PAIR_FIELDS
             group, start, length, step = (
-                tl.load(pair + SOURCE_PAIR_GROUP),
-                tl.load(pair + SOURCE_PAIR_START),
-                tl.load(pair + SOURCE_PAIR_LENGTH),
-                tl.load(pair + SOURCE_PAIR_STEP),
+                tl.load(pair + fields.SOURCE_PAIR_GROUP),
+                tl.load(pair + fields.SOURCE_PAIR_START),
+                tl.load(pair + fields.SOURCE_PAIR_LENGTH),
+                tl.load(pair + fields.SOURCE_PAIR_STEP),
             )
             out_plus, out_minus, channels = (
-                tl.load(pair + SOURCE_PAIR_OUT_PLUS),
-                tl.load(pair + SOURCE_PAIR_OUT_MINUS),
-                tl.load(pair + SOURCE_PAIR_CHANNELS),
+                tl.load(pair + fields.SOURCE_PAIR_OUT_PLUS),
+                tl.load(pair + fields.SOURCE_PAIR_OUT_MINUS),
+                tl.load(pair + fields.SOURCE_PAIR_CHANNELS),
             )
-            even, odd = tl.load(pair + SOURCE_PAIR_EVEN), tl.load(pair + SOURCE_PAIR_ODD)
+            even, odd = tl.load(pair + fields.SOURCE_PAIR_EVEN), tl.load(pair + fields.SOURCE_PAIR_ODD)
             h = tl.load(hidden + (group * num_edges + edge)[:, None] * WIDTH + unit[None], mask=is_edge[:, None], other=0.0)
             slice_of_node = products + start * num_nodes + ((node - first_node) * components + component) * length
             for first_channel in range(0, channels, BLOCK_CHANNELS):

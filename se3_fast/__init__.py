@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from se3_fast.backends.choice import backend
 from se3_fast.fiber import Fiber
 from se3_fast.fuse_level import convert_fuse_level
+from se3_fast.geometry import EdgeGeometry
 from se3_fast.graph import Graph, complete_graph, nearest_neighbour_graph, radius_graph
 from se3_fast.layers import (
     AttentionBlockSE3,
@@ -24,7 +25,6 @@ from se3_fast.model import (
     fuse_levels_of_state_dict,
 )
 from se3_fast.ops.basis import get_basis, update_basis_with_fused
-from se3_fast.ops.edge_frames import EdgeGeometry
 
 if TYPE_CHECKING:
     from se3_fast.predict import Predictor

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from se3_fast.error_text import one_line
+
 LARGEST_EXPANSION = 100
 """Bytes that an archive may unpack to for each of its own; QM9 unpacks to 3."""
 
@@ -73,12 +75,6 @@ class Archive:
             if len(content) != size or stream.read(1):
                 raise ArchiveError(f"expected {size} bytes, got {len(content)}")
         return content
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, on one line of moderate length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _check_member(member: zipfile.ZipInfo) -> None:

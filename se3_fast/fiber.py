@@ -186,3 +186,30 @@ def _check_kind(features: Features, name: str) -> None:
 
 def _by_channels(pairs: Iterable[tuple[int | str, int]]) -> list[FiberEl]:
     return sorted((FiberEl(int(degree), int(channels)) for degree, channels in pairs), key=lambda entry: entry.channels)
+
+
+class HeadFeatures(NamedTuple):
+    """Features of all degrees in one tensor, head by head.
+
+    Attributes:
+        values: [N, H, width]; of each head its share of the channels of the first degree, then of the second, and so on.
+        channels: (degree, channels), degrees ascending; H divides all channels.
+    """
+
+    values: Tensor
+    channels: tuple[tuple[int, int], ...]
+
+    def by_degree(self) -> Features:
+        """The same as ``{d: [N, C, 2d+1]}``."""
+        num_nodes, num_heads, _ = self.values.shape
+        widths = [channels // num_heads * (2 * degree + 1) for degree, channels in self.channels]
+        split = self.values.split(widths, -1)
+        return {
+            str(degree): part.reshape(num_nodes, channels, 2 * degree + 1)
+            for (degree, channels), part in zip(self.channels, split, strict=True)
+        }
+
+
+def per_head(features: Features, num_heads: int) -> Tensor:
+    """Features ``{d: [N, C, 2d+1]}`` as the values of :class:`HeadFeatures`."""
+    return torch.cat([feature.reshape(feature.shape[0], num_heads, -1) for feature in features.values()], -1)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from se3_fast.fiber import Fiber
+from se3_fast.geometry import edge_lengths
 from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
 from se3_fast.layers import ConvSE3FuseLevel
 from se3_fast.model import SE3Transformer
-from se3_fast.ops.edge_frames import edge_lengths
 from se3_fast.training.checkpoint import build_from, read_checkpoint
 from se3_fast.training.checkpoint_entries import check_sizes, expect, is_number
 from se3_fast.training.errors import CheckpointError

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
+from se3_fast.geometry import EdgeGeometry, edge_lengths
 from se3_fast.graph import as_graph
 from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, LinearSE3, NormSE3
 from se3_fast.layers.attention import ChannelsDivisor
@@ -17,7 +18,6 @@ from se3_fast.layers.convolution import relative_positions
 from se3_fast.layers.head import Head
 from se3_fast.layers.inputs import check_kinds, named
 from se3_fast.layers.joint import join_parameters
-from se3_fast.ops.edge_frames import EdgeGeometry, edge_lengths
 from se3_fast.parameter_layout import convert_on_loading, fuse_levels, level_of_blocks, without_wrappers, wrapper_prefix
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
@@ -99,9 +99,7 @@ class SE3Transformer(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        for name, option, known in (("final_layer", final_layer, FinalLayer), ("populate_edge", populate_edge, EdgeLength)):
-            if option not in get_args(known):
-                raise ValueError(f"{name}: expected one of {', '.join(get_args(known))}, got {option!r}")
+        _check_options({"final_layer": (final_layer, FinalLayer), "populate_edge": (populate_edge, EdgeLength)})
         if kwargs:
             warnings.warn(f"SE3Transformer ignores the arguments {', '.join(sorted(kwargs))}", stacklevel=2)
         if pooling is not None and return_type is None:
@@ -372,6 +370,13 @@ def _as_floats(edge_feats: Features, dtype: torch.dtype) -> Features:
         key: tensor.to(dtype) if isinstance(tensor, Tensor) and not tensor.is_floating_point() else tensor
         for key, tensor in edge_feats.items()
     }
+
+
+def _check_options(options: dict[str, tuple[str, Any]]) -> None:
+    """Refuse what is none of the names of a Literal type."""
+    for name, (option, known) in options.items():
+        if option not in get_args(known):
+            raise ValueError(f"{name}: expected one of {', '.join(get_args(known))}, got {option!r}")
 
 
 def _published_fuse_level(tensor_cores: bool, low_memory: bool) -> ConvSE3FuseLevel:

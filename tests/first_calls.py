@@ -1,4 +1,4 @@
-"""Run by tests/test_first_calls.py in a process of its own: the first calls of a process in some mode, then training.
+"""Run by tests/autograd/test_first_calls.py in a process of its own: the first calls of a process in some mode, then training.
 
 Each case runs in a fork of a process that has imported everything and computed nothing, so that its constants are made by its own
 first calls. Prints one JSON object: what went wrong in each case, or an empty text. With the argument ``all`` every mode is tried

@@ -7,8 +7,12 @@ all operands of an operation have one dtype; with it they may differ, but for fl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from se3_fast.autograd.operation import Evaluate, Tensors
 
 
 def compute_dtype(example: Tensor) -> torch.dtype:
@@ -31,3 +35,27 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """A tensor of half precision as float32, others as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def in_at_least_float32(function: Callable[..., list[Tensor]], *arguments: object) -> Evaluate:
+    """A formula that computes half precision in float32: operands are widened, results are as the formula returns them.
+
+    Args:
+        function: called with ``arguments``, then the operands in a row.
+        *arguments: of the function.
+    """
+
+    def evaluate(operands: Tensors) -> list[Tensor]:
+        return function(*arguments, [_widened(operand) for operand in operands])
+
+    return evaluate
+
+
+def _widened(operand: Tensor | None) -> Tensor | None:
+    return operand if operand is None or not operand.is_floating_point() else at_least_float32(operand)
+
+
+@torch.compiler.assume_constant_result
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` of ``torch.float32``: what the description of a node in a compiled graph says."""
+    return str(dtype).removeprefix("torch.")

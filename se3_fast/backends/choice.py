@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs.
+"""Which implementation of an operation runs, and why not another.
 
 Backends:
     dense: the published formula in plain PyTorch, everything materialised. The ground truth; any dtype.
@@ -13,28 +13,35 @@ Backends:
 or use the context manager :func:`backend` for a block of code (the context manager wins). It holds for the thread, or task, that
 enters it: a thread that is started inside the block begins with the choice of the process, unless it is run in a copy of the
 block's context (``contextvars.copy_context().run``, which ``asyncio.to_thread`` does).
+
+An operation that the selected backend lacks, or does not support as it is asked for, runs as ``torch``, or else as ``dense``; why
+is logged once, at level INFO, by the logger ``se3_fast.backends.choice``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from importlib.util import find_spec
-from typing import Literal
+from typing import Any
 
 import torch
 
+from se3_fast.backends import registry
+
 BACKENDS = ("dense", "torch", "cpp", "triton", "cuda")
-KERNEL_RADIAL_WIDTH = 32
-"""The radial width that ``kernels/`` and ``csrc/tfn_conv.cu`` are made for; others run as ``torch``."""
+_NAMES = ("auto", *BACKENDS)
+FALLBACKS = ("torch", "dense")
+"""Where an operation runs that the selected backend lacks."""
 
 ENVIRONMENT_VARIABLE = "SE3_FAST_BACKEND"
 
 _chosen: ContextVar[str | None] = ContextVar("se3_fast_backend", default=None)
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -56,6 +63,64 @@ def backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+def by_formula() -> Any:
+    """A context in which operations run as their formula, which autograd can follow any number of times."""
+    return backend("dense")
+
+
+def implementation(operation: str, device: torch.device, *details: Hashable) -> Any:
+    """The implementation of an operation that is called now: what :mod:`se3_fast.backends.protocol` says under its name.
+
+    Args:
+        operation: its name.
+        device: that of the tensors.
+        *details: of the call, as the ``support`` of the operation's implementations takes them.
+
+    Raises:
+        ValueError: as :func:`selected_backend`.
+    """
+    return _running(operation, device, torch.compiler.is_compiling(), details)
+
+
+def formula(operation: str) -> Any:
+    """The implementation of an operation by its formula."""
+    return registry.implementation(operation, FALLBACKS[-1])
+
+
+def own_implementation(operation: str, device: torch.device, *details: Hashable) -> Any | None:
+    """As :func:`implementation`, of the selected backend itself; None where it has none that serves, and in compiled graphs."""
+    return None if torch.compiler.is_compiling() else _own(operation, selected_backend(device), details)
+
+
+@cache
+def _own(operation: str, name: str, details: tuple[Hashable, ...]) -> Any | None:
+    module = registry.implementation(operation, name)
+    return module if module is not None and registry.support(module, False, details).is_supported else None
+
+
+@torch.compiler.assume_constant_result
+def _running(operation: str, device: torch.device, is_compiled: bool, details: tuple[Hashable, ...]) -> Any:
+    return _of_backend(operation, selected_backend(device), is_compiled, details)
+
+
+@cache
+def _of_backend(operation: str, name: str, is_compiled: bool, details: tuple[Hashable, ...]) -> Any:
+    for candidate in dict.fromkeys((name, *FALLBACKS)):
+        module = registry.implementation(operation, candidate)
+        if module is None:
+            continue
+        support = registry.support(module, is_compiled, details)
+        if support.is_supported:
+            return module
+        _say_why_not(operation, candidate, support.reason)
+    raise LookupError(f"{operation}: expected an implementation of backend {FALLBACKS[-1]}, got none")
+
+
+@cache
+def _say_why_not(operation: str, name: str, reason: str) -> None:
+    _log.info("%s does not run on backend %s: %s", operation, name, reason)
+
+
 @torch.compiler.assume_constant_result
 def selected_backend(device: torch.device) -> str:
     """The backend that an operation called now with tensors on ``device`` runs on. In compiled code: called while it is traced.
@@ -72,8 +137,8 @@ def selected_backend(device: torch.device) -> str:
         )
     if name == "cpp" and device.type != "cpu":
         raise ValueError(f"backend cpp: expected tensors on the CPU, got {device}")
-    if name == "cpp" and not _has_cpp():
-        raise ValueError(f"backend cpp: expected the compiled operations, {_why_no_cpp()}")
+    if name == "cpp" and not _is_there("cpp"):
+        raise ValueError(f"backend cpp: expected the compiled operations, {registry.availability('cpp').reason}")
     if name == "cuda" and device.type != "cuda":
         raise ValueError(f"backend cuda: expected tensors on a CUDA device, got {device}")
     return name
@@ -86,14 +151,14 @@ def automatic_backend(device: torch.device) -> str:
     they need is installed. Otherwise ``torch``.
     """
     if device.type == "cpu":
-        if _has_cpp():
+        if _is_there("cpp"):
             return "cpp"
         _say_once_how_to_get_cpp()
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
-        if major >= 8 and _has_triton():
+        if major >= 8 and _is_there("triton"):
             return "triton"
-        if major == 7 and _has_cuda():
+        if major == 7 and _is_there("cuda"):
             return "cuda"
     return "torch"
 
@@ -107,58 +172,21 @@ def chosen_backend() -> str:
     return _chosen.get() or _checked(os.environ.get(ENVIRONMENT_VARIABLE, "auto"), ENVIRONMENT_VARIABLE)
 
 
-def convolution_backend(name: str, dtype: torch.dtype, width: int = KERNEL_RADIAL_WIDTH) -> str:
-    """The backend that a convolution runs on where ``name`` is selected: there are kernels for some convolutions only.
-
-    Args:
-        name: what :func:`selected_backend` says.
-        dtype: the compute dtype.
-        width: the radial width K.
-    """
-    if name in ("triton", "cuda") and width != KERNEL_RADIAL_WIDTH:
-        return "torch"
-    return "torch" if name == "cuda" and dtype == torch.float64 else name
-
-
-def frames_read(name: str) -> Literal["angles", "wigner"]:
-    """Which form of the edges' frames the convolutions of a backend read, see :class:`~se3_fast.ops.edge_frames.EdgeGeometry`.
-
-    ``name`` is what :func:`convolution_backend` says; of backend ``dense``, that of the edges which the others leave to it.
-    """
-    return "angles" if name in ("triton", "cuda") else "wigner"
-
-
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
-@cache
-def _has_cpp() -> bool:
-    from se3_fast.backends.cpp import library
-
-    return library.is_available()
-
-
-def _why_no_cpp() -> str:
-    from se3_fast.backends.cpp import library
-
-    return library.reason()
+def _is_there(name: str) -> bool:
+    support = registry.availability(name)
+    if not support.is_supported:
+        _log.info("backend %s is not there: %s", name, support.reason)
+    return support.is_supported
 
 
 @cache
 def _say_once_how_to_get_cpp() -> None:
-    warnings.warn(f"se3_fast runs on backend torch, slower than its compiled operations: {_why_no_cpp()}", stacklevel=2)
-
-
-@cache
-def _has_cuda() -> bool:
-    from se3_fast.backends.cuda import library
-
-    return library.is_available()
+    reason = registry.availability("cpp").reason
+    warnings.warn(f"se3_fast runs on backend torch, slower than its compiled operations: {reason}", stacklevel=2)
 
 
 def _checked(name: str, argument: str) -> str:
-    if name not in ("auto", *BACKENDS):
-        raise ValueError(f"{argument}: expected one of {', '.join(('auto', *BACKENDS))}, got {name!r}")
+    if name not in _NAMES:
+        raise ValueError(f"{argument}: expected one of {', '.join(_NAMES)}, got {name!r}")
     return name

@@ -29,9 +29,10 @@ from se3_fast.contraction.order import (
     is_less_arithmetic_by_source,
     is_less_time_by_source,
 )
-from se3_fast.contraction.plan import ConvolutionPlan, DegreePair, RadialGroup
+from se3_fast.contraction.plan import RADIAL_WIDTH, ConvolutionPlan, DegreePair, RadialGroup
 
 __all__ = [
+    "RADIAL_WIDTH",
     "SPLITS",
     "ContractionOrder",
     "ConvolutionPlan",

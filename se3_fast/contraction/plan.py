@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from se3_fast.so3 import num_paths
 
+RADIAL_WIDTH = 32
+"""Width K of the hidden radial layers, as published."""
+
 
 class DegreePair(NamedTuple):
     """A pair of degrees within a radial group, with its place on the group's path axis.

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from se3_fast.archives import one_line
 from se3_fast.data.download import GDB9_URL
 from se3_fast.data.featuriser import QM9_FEATURISER
 from se3_fast.data.molecule_arrays import featurise, stack_molecules
 from se3_fast.data.molecules import LARGEST_NUMBER, DataError
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.tasks import HARTREE_IN_EV, TASKS
+from se3_fast.error_text import one_line
 
 try:
     from rdkit import Chem, rdBase

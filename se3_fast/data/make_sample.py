@@ -28,12 +28,12 @@ try:
 except ImportError as error:
     raise ImportError("making the sample data set needs RDKit and tblite: pip install 'se3_fast[chem]'") from error
 
-from se3_fast.archives import one_line
 from se3_fast.data.conformers import ConformerError, conformers
 from se3_fast.data.featuriser import SAMPLE_FEATURISER
 from se3_fast.data.molecule_arrays import MoleculeArrays, featurise, stack_molecules
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.tasks import HARTREE_IN_EV, TASKS
+from se3_fast.error_text import one_line
 from se3_fast.files import check_writable
 
 BOHR_IN_ANGSTROM = 0.529177210903

@@ -15,6 +15,7 @@ from se3_fast.data.domain import Domain
 from se3_fast.data.featuriser import FEATURISERS, Featuriser
 from se3_fast.data.molecules import DataError, MoleculeDataset, Molecules
 from se3_fast.data.resident import AssembledMolecules, ResidentLoader, ResidentMolecules, device_with_room
+from se3_fast.geometry import EdgeGeometry
 
 SPLITS = ("random", "scaffold")
 """How molecules of one's own are divided."""
@@ -99,7 +100,4 @@ class MoleculeDataModule(DataModule):
 
 
 def _edge_geometry(rel_pos: Tensor, max_degree: int, zero_length_edges: Tensor | None = None) -> Any:
-    # Not at the top of the module: the operations are not needed to read data.
-    from se3_fast import EdgeGeometry
-
     return EdgeGeometry(rel_pos, max_degree, zero_length_edges=zero_length_edges)  # positions were checked when they were read

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from se3_fast.archives import ArchiveError, one_line
+from se3_fast.archives import ArchiveError
 from se3_fast.data.npz_file import ArrayHeader, NpzArchive
 from se3_fast.data.tasks import TASKS
+from se3_fast.error_text import one_line
 
 NUM_NODE_FEATURES = 6
 """Node attributes that the model reads: one-hot H, C, N, O, F and the atomic number."""

@@ -11,7 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from se3_fast.archives import Archive, ArchiveError, one_line
+from se3_fast.archives import Archive, ArchiveError
+from se3_fast.error_text import one_line
 from se3_fast.files import atomic_file
 
 _ENDING = ".npy"

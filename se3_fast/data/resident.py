@@ -289,7 +289,7 @@ class ResidentLoader:
 
     def __len__(self) -> int:
         """Number of batches."""
-        return -(-len(self.sampler) // self.batch_size)
+        return math.ceil(len(self.sampler) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Yield the batches."""

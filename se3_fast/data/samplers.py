@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -44,7 +45,7 @@ class EpochShuffleSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """Return the number of samples of this process."""
-        return -(-self.num_samples // self.world_size)
+        return math.ceil(self.num_samples / self.world_size)
 
     def order(self) -> np.ndarray:
         """The sample numbers of this process for the current epoch, [n] int64."""

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from se3_fast.fiber import Features, Fiber
+from se3_fast.contraction import RADIAL_WIDTH
+from se3_fast.fiber import Features, Fiber, HeadFeatures
+from se3_fast.geometry import EdgeGeometry
 from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel, is_plain
 from se3_fast.layers.inputs import check_kinds, named
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.low_memory import recompute_in_backward
-from se3_fast.ops.edge_attention import aligned_edge_attention, edge_attention, message_attention, takes_messages
-from se3_fast.ops.edge_frames import EdgeGeometry
-from se3_fast.ops.linear import HeadFeatures
+from se3_fast.layers.prepared import JointParameters
+from se3_fast.ops.convolution_attention import attend_to_messages, convolve_and_attend, values_and_keys
+from se3_fast.ops.edge_attention import edge_attention
 from se3_fast.ops.shared_features import shared_features
 from se3_fast.ops.tfn_conv import keeps_frames
-
-if TYPE_CHECKING:
-    from se3_fast.backends.triton.edge_attention import AlignedMessages
-    from se3_fast.layers.joint import JointParameters
 
 ChannelsDivisor = int | Mapping[int, int] | Mapping[str, int] | None
 
@@ -76,19 +74,6 @@ class AttentionSE3(nn.Module):
             graph,
         )  # [N, H, value features / H]
         return HeadFeatures(attended, self._value_channels()).by_degree()
-
-    def in_frames(self, messages: AlignedMessages, query: HeadFeatures) -> HeadFeatures:
-        """Attend to the messages of a convolution, left in the frames of their edges: of each degree the value, then the key.
-
-        Args:
-            messages: of :meth:`ConvSE3.aligned_messages`, with the channels of ``value_fiber + key_fiber``.
-            query: of the N nodes, with ``key_fiber``.
-
-        Returns:
-            Of the N nodes, with ``value_fiber``; 0 for nodes without incoming edges.
-        """
-        attended = aligned_edge_attention(messages, query.values, query.channels)
-        return HeadFeatures(attended, self._value_channels())
 
     def _value_channels(self) -> tuple[tuple[int, int], ...]:
         return tuple((degree, self.value_fiber[degree]) for degree in self.value_fiber.degrees)
@@ -177,7 +162,7 @@ class AttentionBlockSE3(nn.Module):
             edge_features: ``{d: [E, C, 2d+1]}``, the edge length appended as last degree-0 channel.
             graph: Graph, DGLGraph or PyTorch Geometric data.
             basis: the geometry of the edges, or a published basis dict; default: made from ``graph.edata['rel_pos']``.
-            joint: the parameters of the whole model made ready, see :mod:`se3_fast.layers.joint`.
+            joint: what the model has made ready.
 
         Raises:
             ValueError: if features do not fit the fibers or the graph.
@@ -188,7 +173,7 @@ class AttentionBlockSE3(nn.Module):
         geometry = (self.to_key_value.prepare_geometry if self.low_memory else self.to_key_value.geometry)(graph, basis)
         of_query, of_messages, beside = shared_features(node_features, 3)
         query: Features | HeadFeatures
-        if keeps_frames(geometry) and self._leaves_frames():
+        if keeps_frames(geometry, RADIAL_WIDTH) and self._leaves_frames():
             query = self.to_query.per_head(of_query, self.attention.num_heads, joint)
         else:
             query = self.to_query(of_query)
@@ -214,15 +199,18 @@ class AttentionBlockSE3(nn.Module):
         geometry: EdgeGeometry,
         joint: JointParameters | None = None,
     ) -> Features | HeadFeatures:
-        if isinstance(query, HeadFeatures):
-            messages = self.to_key_value.aligned_messages(node_features, edge_features, graph, geometry, joint)
-            return self.attention.in_frames(messages, query)
-        key_value = self.to_key_value(node_features, edge_features, graph, geometry)
-        if takes_messages(graph.device) and is_plain(self.attention, AttentionSE3):
-            return message_attention(key_value, query, graph, self.value_fiber, self.attention.num_heads)
-        value = {str(degree): key_value[str(degree)][:, :channels] for degree, channels in self.value_fiber}
-        key = {str(degree): key_value[str(degree)][:, self.value_fiber[degree] :] for degree, _ in self.key_fiber}
-        return self.attention(value, key, query, graph)
+        """Convolve and attend in one operation; or by calling the layers, where they are not what they were made for."""
+        is_plain_attention = is_plain(self.attention, AttentionSE3)
+        if is_plain_attention and is_plain(self.to_key_value, ConvSE3):
+            self.to_key_value.check_inputs(node_features, edge_features, graph)
+            call = self.to_key_value.convolution(node_features, edge_features, graph, geometry, joint)
+            if call is not None:
+                return convolve_and_attend(call, query, self.value_fiber, self.attention.num_heads)
+        assert not isinstance(query, HeadFeatures)
+        messages = self.to_key_value(node_features, edge_features, graph, geometry)
+        if is_plain_attention:
+            return attend_to_messages(messages, query, graph, self.value_fiber, self.attention.num_heads)
+        return self.attention(*values_and_keys(messages, self.value_fiber), query, graph)
 
 
 def _divided(fiber: Fiber, channels_div: ChannelsDivisor) -> Fiber:

@@ -6,39 +6,26 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import reduce
 from itertools import compress
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from se3_fast.backends.choice import KERNEL_RADIAL_WIDTH
 from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON
 from se3_fast.backends.dense.tfn_conv import contract
-from se3_fast.contraction import ContractionOrder, ConvolutionPlan, RadialGroup
+from se3_fast.backends.operands import Convolution, PreparedRadial, Profiles, RadialLayer, Recipe
+from se3_fast.contraction import RADIAL_WIDTH, ContractionOrder, ConvolutionPlan, RadialGroup
 from se3_fast.fiber import Features, Fiber
+from se3_fast.geometry import EdgeGeometry
 from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.inputs import check_kinds, named
 from se3_fast.layers.low_memory import recompute_in_backward
-from se3_fast.ops.edge_frames import EdgeGeometry
-from se3_fast.ops.linear import MAX_PARTS, linear
-from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts
-from se3_fast.ops.radial import Profiles, RadialLayer, Recipe, radial, recipe
+from se3_fast.layers.prepared import JointParameters
+from se3_fast.ops.linear import linear
+from se3_fast.ops.radial import radial, recipe
 from se3_fast.ops.shared_features import shared_features
-from se3_fast.ops.tfn_conv import (
-    PreparedRadial,
-    aligned_messages,
-    prepare_geometry,
-    tfn_conv,
-    tfn_conv_by_formula,
-)
-
-if TYPE_CHECKING:
-    from se3_fast.backends.triton.edge_attention import AlignedMessages
-    from se3_fast.layers.joint import JointParameters
-
-RADIAL_WIDTH = 32
-"""Width of the hidden radial layers."""
+from se3_fast.ops.tfn_conv import prepare_geometry, tfn_conv, tfn_conv_by_formula
 
 
 class ConvSE3FuseLevel(Enum):
@@ -166,7 +153,7 @@ _WITH_NORM = 2 * [nn.Linear, nn.LayerNorm, nn.ReLU]
 def _published_layers(modules: list[nn.Module]) -> tuple[RadialLayer, RadialLayer] | None:
     """The parameters of linear map, layer norm if there is one, and ReLU, twice, if they are exactly as they were made."""
     kinds = [type(module) for module in modules]
-    if (kinds != _WITH_NORM and kinds != _WITHOUT_NORM) or not all(map(_is_called_plainly, modules)):
+    if kinds not in (_WITH_NORM, _WITHOUT_NORM) or not all(map(_is_called_plainly, modules)):
         return None
     found = []
     for number in (0, len(modules) // 2):
@@ -298,7 +285,7 @@ class ConvSE3(nn.Module):
             edge_feats: ``{d: [E, C, 2d+1]}`` with ``fiber_edge``, the edge length appended as last degree-0 channel.
             graph: Graph, DGLGraph or PyTorch Geometric data.
             basis: the geometry of the edges, or a published basis dict; default: made from ``graph.edata['rel_pos']``.
-            joint: the parameters of the whole model made ready, see :mod:`se3_fast.layers.joint`.
+            joint: what the model has made ready.
 
         Returns:
             ``{d: [N, C, 2d+1]}`` with pooling, ``{d: [E, C, 2d+1]}`` without (or one tensor, see ``allow_fused_output``).
@@ -307,7 +294,7 @@ class ConvSE3(nn.Module):
             ValueError: if features do not fit the fibers or the graph.
         """
         graph = as_graph(graph)
-        self._check_inputs(node_feats, edge_feats, graph)
+        self.check_inputs(node_feats, edge_feats, graph)
         of_messages, own = shared_features(node_feats, 2) if self.self_interaction else (node_feats, node_feats)
         if self.low_memory:
             geometry = self.prepare_geometry(graph, basis)
@@ -345,26 +332,25 @@ class ConvSE3(nn.Module):
         prepare_geometry(self.plan, graph, geometry, by_formula=self.networks() is None)
         return geometry
 
-    def aligned_messages(
+    def convolution(
         self,
         node_feats: Features,
         edge_feats: Features,
         graph: Graph,
         geometry: EdgeGeometry,
         joint: JointParameters | None = None,
-    ) -> AlignedMessages:
-        """The messages per edge left in the frames of their edges, for the attention, where the geometry keeps them.
+    ) -> Convolution | None:
+        """The operation that this layer is, apart from self-interaction; None where its radial networks are of another kind.
 
-        Arguments as for :meth:`forward`; without pooling and self-interaction only. See :func:`se3_fast.ops.tfn_conv.keeps_frames`.
+        Arguments as for :meth:`forward`, which :meth:`check_inputs` looks at.
         """
-        self._check_inputs(node_feats, edge_feats, graph)
         networks, prepared = self.networks(), joint.radial(self) if joint else None
-        assert networks is not None
-        hidden, _ = _hidden(networks, edge_feats, prepared)
+        if networks is None:
+            return None
+        hidden, make_hidden = _hidden(networks, edge_feats, prepared)
         weights = [linear.weight for linear in networks.last]
-        return aligned_messages(
-            self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, prepared, self.contraction_order
-        )
+        call = Convolution(self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, self.pool, self.contraction_order)
+        return call._replace(make_hidden=make_hidden, prepared=prepared)
 
     @property
     def radial_convolutions(self) -> list[nn.Module]:
@@ -398,9 +384,9 @@ class ConvSE3(nn.Module):
         return networks if len({linear.in_features for linear in networks.last}) == 1 else None
 
     def leaves_frames(self) -> bool:
-        """Whether :meth:`aligned_messages` is the same as to call it, for a geometry that keeps the edges' frames."""
+        """Whether the messages of :meth:`convolution` can be left in the edges' frames, for a geometry that keeps them."""
         networks = self.networks() if is_plain(self, ConvSE3) else None
-        return networks is not None and networks.last[0].in_features == KERNEL_RADIAL_WIDTH
+        return networks is not None and networks.last[0].in_features == RADIAL_WIDTH
 
     def profiles(self) -> Profiles | None:
         """The hidden layers of all radial networks, if all are exactly as published."""
@@ -415,23 +401,15 @@ class ConvSE3(nn.Module):
         """Whether radial networks do something else than they were made for, which may be dropout."""
         return self.profiles() is None
 
-    def row_parameters(self, device: torch.device) -> LayerParameters | None:
+    def row_parameters(self) -> list[Tensor]:
         """The parameters of the self-interaction, if it has any, in the order of a row."""
-        if not self.self_interaction or not self._self_weights():
-            return None
-        return LayerParameters(list(self._self_weights().values()), gradient_parts(MAX_PARTS, device))
+        return list(self._self_weights().values()) if self.self_interaction else []
 
     def _messages(
         self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry, joint: JointParameters | None = None
     ) -> Features:
-        networks = self.networks()
-        if networks is None:
-            return self._messages_by_modules(node_feats, edge_feats, graph, geometry)
-        prepared = joint.radial(self) if joint else None
-        hidden, make_hidden = _hidden(networks, edge_feats, prepared)
-        weights = [linear.weight for linear in networks.last]
-        arguments = (self.plan, graph, geometry, node_feats, edge_feats, hidden, weights, self.pool)
-        return tfn_conv(*arguments, make_hidden=make_hidden, prepared=prepared, order=self.contraction_order)
+        call = self.convolution(node_feats, edge_feats, graph, geometry, joint)
+        return self._messages_by_modules(node_feats, edge_feats, graph, geometry) if call is None else tfn_conv(call)
 
     def _messages_by_modules(self, node_feats: Features, edge_feats: Features, graph: Graph, geometry: EdgeGeometry) -> Features:
         invariants = edge_feats["0"].squeeze(-1)
@@ -459,7 +437,8 @@ class ConvSE3(nn.Module):
                 result[degree] = messages[degree] + own.index_select(0, graph.dst)
         return result
 
-    def _check_inputs(self, node_feats: Features, edge_feats: Features, graph: Graph) -> None:
+    def check_inputs(self, node_feats: Features, edge_feats: Features, graph: Graph) -> None:
+        """Raise a ValueError if features do not fit the fibers or the graph."""
         num_nodes = self.fiber_in.check_features(node_feats, "node_feats")
         if num_nodes != graph.num_nodes():
             raise ValueError(f"node_feats: expected features of the graph's {graph.num_nodes()} nodes, got {num_nodes}")
@@ -474,7 +453,7 @@ def _hidden(
 ) -> tuple[Sequence[Tensor] | Tensor, Recipe | None]:
     """h of all radial networks, and how to make it again if it need not be kept."""
     if prepared is not None:
-        return prepared.values, None
+        return prepared.hidden.detach()[0], None  # a constant: the kernels read h in its parts
     invariants, profiles = edge_feats["0"].squeeze(-1), networks.published()
     if profiles is not None:
         return radial(invariants, profiles), recipe(invariants, profiles)

@@ -1,4 +1,4 @@
-"""What the layers of a model read of their parameters, made for all layers at once (backend ``triton``).
+"""What the layers of a model read of their parameters, made for all layers at once where the backend gains by it.
 
 A launch takes about as long as all that a layer does with its parameters alone. So before the first layer begins, the model has
 the parameters of its layers put in rows, the hidden layers of all radial profiles evaluated, and all last radial weights aligned;
@@ -9,32 +9,33 @@ one that is wrapped, has hooks, or whose parameters are sharded over processes: 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from se3_fast.autograd.compute_dtype import compute_dtype
+from se3_fast.backends.choice import own_implementation
+from se3_fast.backends.operands import LayerParameters, PreparedRadial, Profiles, profile_parameters
+from se3_fast.contraction import RADIAL_WIDTH
 from se3_fast.fiber import Features
+from se3_fast.geometry import EdgeGeometry
 from se3_fast.graph import Graph
 from se3_fast.layers.attention import AttentionBlockSE3
-from se3_fast.layers.convolution import RADIAL_WIDTH, ConvSE3, is_plain
+from se3_fast.layers.convolution import ConvSE3, is_plain
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.norm import NormSE3
-from se3_fast.ops import radial
-from se3_fast.ops.aligned_weights import aligned_weights
-from se3_fast.ops.edge_frames import EdgeGeometry
-from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts, parameter_rows
-from se3_fast.ops.tfn_conv import PreparedRadial, hidden_gradient_parts, is_contracted_by_edge, keeps_frames
+from se3_fast.ops.tfn_conv import keeps_frames
 
 MAX_HIDDEN_BYTES = 256 << 20
 """Without gradients, h of all layers is made at once where it takes no more: otherwise only one at a time would be there."""
 
 
-class JointParameters:
+class JointLayers:
     """Rows of parameters, and what convolutions read of their radial profiles, by layer.
 
     Args:
-        rows: [P, n] of each layer, see :mod:`se3_fast.ops.parameter_rows`.
+        rows: [P, n] of each layer.
         radials: of each convolution.
     """
 
@@ -51,7 +52,7 @@ class JointParameters:
         return self._radials.get(convolution)
 
 
-def join_parameters(model: nn.Module, edge_features: Features, graph: Graph, geometry: EdgeGeometry) -> JointParameters | None:
+def join_parameters(model: nn.Module, edge_features: Features, graph: Graph, geometry: EdgeGeometry) -> JointLayers | None:
     """Make ready what the layers of a model read of their parameters.
 
     Args:
@@ -64,28 +65,30 @@ def join_parameters(model: nn.Module, edge_features: Features, graph: Graph, geo
         None where the layers better read their parameters themselves: on other backends, in compiled graphs, where second
         derivatives may be asked for, and where parameters differ in dtype.
     """
-    if not keeps_frames(geometry):
+    backend = own_implementation("joint", graph.device)
+    if backend is None or not keeps_frames(geometry, RADIAL_WIDTH):
         return None
-    layers = _layers_with_rows(model, graph.device) if torch.is_grad_enabled() else {}
-    convolutions = _joint_convolutions(model, edge_features, graph) if geometry.factor is None else {}
+    layers = _layers_with_rows(model) if torch.is_grad_enabled() else {}
+    convolutions = _joint_convolutions(backend, model, edge_features, graph) if geometry.factor is None else {}
     requests = list(layers.values())
     if convolutions:
-        tensors = [tensor for profiles in convolutions.values() for tensor in radial.profile_parameters(profiles)]
-        requests.append(LayerParameters(tensors, gradient_parts(radial.MAX_PARTS, graph.device)))
-    if len({tensor.dtype for request in requests for tensor in request.tensors}) != 1:  # none, or several
+        tensors = [tensor for profiles in convolutions.values() for tensor in profile_parameters(profiles)]
+        requests.append(("radial", tensors))
+    if len({tensor.dtype for _, tensors in requests for tensor in tensors}) != 1:  # none, or several
         return None
-    rows = parameter_rows(requests)
-    radials = _radials(convolutions, edge_features, rows.pop()) if convolutions else {}
-    return JointParameters(dict(zip(layers, rows, strict=True)), radials)
+    parts = [backend.gradient_parts(operation, graph.device) for operation, _ in requests]
+    rows = backend.parameter_rows([LayerParameters(tensors, count) for (_, tensors), count in zip(requests, parts, strict=True)])
+    radials = _radials(backend, convolutions, edge_features, rows.pop()) if convolutions else {}
+    return JointLayers(dict(zip(layers, rows, strict=True)), radials)
 
 
-def _layers_with_rows(model: nn.Module, device: torch.device) -> dict[nn.Module, LayerParameters]:
-    """The layers that can take their parameters as a row."""
-    found: dict[nn.Module, LayerParameters] = {}
+def _layers_with_rows(model: nn.Module) -> dict[nn.Module, tuple[str, list[Tensor]]]:
+    """The layers that can take their parameters as a row: the operation that reads it, and the parameters."""
+    found: dict[nn.Module, tuple[str, list[Tensor]]] = {}
     for module in _plain_layers(model):
-        parameters = module.row_parameters(device) if isinstance(module, (LinearSE3, NormSE3, ConvSE3)) else None
-        if parameters is not None:
-            found[module] = parameters
+        parameters = module.row_parameters() if isinstance(module, (LinearSE3, NormSE3, ConvSE3)) else []
+        if parameters:
+            found[module] = ("equivariant_norm" if isinstance(module, NormSE3) else "linear", parameters)
     return found
 
 
@@ -98,7 +101,7 @@ def _plain_layers(model: nn.Module) -> Iterator[nn.Module]:
             yield from _plain_layers(child)
 
 
-def _joint_convolutions(model: nn.Module, edge_features: Features, graph: Graph) -> dict[ConvSE3, radial.Profiles]:
+def _joint_convolutions(backend: Any, model: nn.Module, edge_features: Features, graph: Graph) -> dict[ConvSE3, Profiles]:
     """The convolutions by edge whose h is kept for the backward pass anyway, and their hidden radial layers.
 
     Those with radial profiles that were changed are left out; none, where the others' are of several kinds.
@@ -111,7 +114,7 @@ def _joint_convolutions(model: nn.Module, edge_features: Features, graph: Graph)
         for module in layers
         if isinstance(module, ConvSE3)
         and not (module.low_memory or module in recomputed)
-        and is_contracted_by_edge(module.plan, graph, RADIAL_WIDTH, dtype, module.contraction_order)
+        and backend.is_contracted_by_edge(module.plan, graph, RADIAL_WIDTH, dtype, module.contraction_order)
     ]
     profiles = {module: module.profiles() for module in by_edge}
     chosen = {module: layers for module, layers in profiles.items() if layers is not None}
@@ -121,11 +124,13 @@ def _joint_convolutions(model: nn.Module, edge_features: Features, graph: Graph)
     return chosen if torch.is_grad_enabled() or num_values * dtype.itemsize <= MAX_HIDDEN_BYTES else {}
 
 
-def _radials(convolutions: dict[ConvSE3, radial.Profiles], edge_features: Features, row: Tensor) -> dict[nn.Module, PreparedRadial]:
+def _radials(
+    backend: Any, convolutions: dict[ConvSE3, Profiles], edge_features: Features, row: Tensor
+) -> dict[nn.Module, PreparedRadial]:
     plans = [convolution.plan for convolution in convolutions]
     invariants = edge_features["0"].squeeze(-1)
-    parts = hidden_gradient_parts(plans, len(invariants))
-    hidden = radial.radial_of_layers(invariants, list(convolutions.values()), row, parts)
-    weights = aligned_weights(plans, [convolution.last_weights() for convolution in convolutions], hidden[0].dtype)
+    parts = backend.hidden_gradient_parts(plans, len(invariants))
+    hidden = backend.radial_of_layers(invariants, list(convolutions.values()), row, parts)
+    weights = backend.aligned_weights(plans, [convolution.last_weights() for convolution in convolutions], hidden[0].dtype)
     prepared = (PreparedRadial(*of_one) for of_one in zip(hidden, weights, strict=True))
     return dict(zip(convolutions, prepared, strict=True))

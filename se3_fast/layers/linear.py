@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from se3_fast.fiber import Features, Fiber
-from se3_fast.ops.linear import MAX_PARTS, HeadFeatures, linear, linear_per_head
-from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts
-
-if TYPE_CHECKING:
-    from se3_fast.layers.joint import JointParameters
+from se3_fast.fiber import Features, Fiber, HeadFeatures
+from se3_fast.layers.prepared import JointParameters
+from se3_fast.ops.linear import linear, linear_per_head
 
 
 class LinearSE3(nn.Module):
@@ -57,7 +54,7 @@ class LinearSE3(nn.Module):
             features: the input, or the first channels of every degree.
             *args: ignored.
             beside: the remaining channels of every degree, ``{d: [N, C, 2d+1]}``.
-            joint: the parameters of the whole model made ready, see :mod:`se3_fast.layers.joint`.
+            joint: what the model has made ready.
             **kwargs: ignored.
 
         Raises:
@@ -88,13 +85,13 @@ class LinearSE3(nn.Module):
                 raise ValueError(f"features['{degree}']: expected shape [{num_rows}, {weight.shape[1]}, {size}], got {shapes}")
 
     def per_head(self, features: Features, num_heads: int, joint: JointParameters | None = None) -> HeadFeatures:
-        """The map with its result laid out as the heads of an attention have it; backend ``triton``."""
+        """The map with its result laid out as the heads of an attention have it."""
         row = joint.row(self) if joint else None
         return linear_per_head(self._used_weights(), features, num_heads, row)
 
     def _used_weights(self) -> dict[str, Tensor]:
         return {degree: weight for degree, weight in self.weights.items() if int(degree) in self.used_degrees}
 
-    def row_parameters(self, device: torch.device) -> LayerParameters:
+    def row_parameters(self) -> list[Tensor]:
         """The parameters in the order of a row."""
-        return LayerParameters(list(self._used_weights().values()), gradient_parts(MAX_PARTS, device))
+        return list(self._used_weights().values())

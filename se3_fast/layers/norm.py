@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
-from se3_fast.ops.equivariant_norm import MAX_PARTS, group_norm, layer_norm
-from se3_fast.ops.parameter_rows import LayerParameters, gradient_parts
-
-if TYPE_CHECKING:
-    from se3_fast.layers.joint import JointParameters
+from se3_fast.layers.prepared import JointParameters
+from se3_fast.ops.equivariant_norm import group_norm, layer_norm
 
 
 class NormSE3(nn.Module):
@@ -44,7 +40,7 @@ class NormSE3(nn.Module):
         Args:
             features: with the fiber given.
             *args: ignored.
-            joint: the parameters of the whole model made ready, see :mod:`se3_fast.layers.joint`.
+            joint: what the model has made ready.
             **kwargs: ignored.
 
         Raises:
@@ -58,12 +54,9 @@ class NormSE3(nn.Module):
             return group_norm(features, norm.weight, norm.bias, norm.eps, self.nonlinearity, row)
         return {degree: self._layer_norm(degree, feature) for degree, feature in features.items()}
 
-    def row_parameters(self, device: torch.device) -> LayerParameters | None:
-        """The parameters in the order of a row; None where each degree is normalised by itself."""
-        if self.group_norm is None:
-            return None
-        parts = gradient_parts(MAX_PARTS, device)
-        return LayerParameters([self.group_norm.weight, self.group_norm.bias], parts)
+    def row_parameters(self) -> list[Tensor]:
+        """The parameters in the order of a row; none where each degree is normalised by itself."""
+        return [] if self.group_norm is None else [self.group_norm.weight, self.group_norm.bias]
 
     def _layer_norm(self, degree: str, feature: Tensor) -> Tensor:
         assert self.layer_norms is not None

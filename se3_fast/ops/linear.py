@@ -1,54 +1,18 @@
 """Linear maps of the channels of each degree.
 
-Formula: :mod:`se3_fast.backends.dense.linear`. Backends: that module, and ``triton`` (``kernels/linear.py``), which takes all
-degrees in one launch and the parts of the input as they lie in memory. There the input and the output may also be laid out per
-attention head. Under autocast the result has the dtype that a matrix product of PyTorch has.
+Formula: :mod:`se3_fast.backends.dense.linear`. Under autocast the result has the dtype that a matrix product of PyTorch has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import compute_dtype, go_together
-from se3_fast.autograd.opaque import OpaqueOperation
-from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
-from se3_fast.backends.choice import selected_backend
-from se3_fast.backends.dense import linear as reference
-from se3_fast.fiber import Features
-from se3_fast.ops.second_derivatives import in_at_least_float32
+from se3_fast.backends.choice import implementation
+from se3_fast.fiber import Features, HeadFeatures
 
-if TYPE_CHECKING:
-    from se3_fast.kernels.linear import Shape
-
-MAX_PARTS = 32
-"""Parts that the gradient of weights in a row comes in (:mod:`se3_fast.ops.parameter_rows`): 4 degrees then fill a GPU."""
-
-
-class HeadFeatures(NamedTuple):
-    """Features of all degrees in one tensor, head by head.
-
-    Attributes:
-        values: [N, H, width]; of each head its share of the channels of the first degree, then of the second, and so on.
-        channels: (degree, channels), degrees ascending; H divides all channels.
-    """
-
-    values: Tensor
-    channels: tuple[tuple[int, int], ...]
-
-    def by_degree(self) -> Features:
-        """The same as ``{d: [N, C, 2d+1]}``."""
-        num_nodes, num_heads, _ = self.values.shape
-        widths = [channels // num_heads * (2 * degree + 1) for degree, channels in self.channels]
-        split = self.values.split(widths, -1)
-        return {
-            str(degree): part.reshape(num_nodes, channels, 2 * degree + 1)
-            for (degree, channels), part in zip(self.channels, split, strict=True)
-        }
+__all__ = ["HeadFeatures", "linear", "linear_per_head"]
 
 
 def linear(weights: Mapping[str, Tensor], *parts: Features | HeadFeatures, row: Tensor | None = None) -> Features:
@@ -68,14 +32,12 @@ def linear(weights: Mapping[str, Tensor], *parts: Features | HeadFeatures, row: 
     """
     if not weights:
         return {}
-    first = next(iter(weights.values()))
-    if selected_backend(first.device) != "triton":
-        return reference.linear(weights, [part.by_degree() if isinstance(part, HeadFeatures) else part for part in parts])
-    return dict(zip(weights, _fused(weights, parts, 0, row), strict=True))
+    device = next(iter(weights.values())).device
+    return implementation("linear", device).linear(weights, parts, row)
 
 
 def linear_per_head(weights: Mapping[str, Tensor], features: Features, num_heads: int, row: Tensor | None = None) -> HeadFeatures:
-    """As :func:`linear`, with the result laid out per head; backend ``triton``.
+    """As :func:`linear`, with the result laid out per head.
 
     Args:
         weights: ``{d: [C_out, C_in]}``, degrees ascending.
@@ -86,188 +48,5 @@ def linear_per_head(weights: Mapping[str, Tensor], features: Features, num_heads
     Raises:
         ValueError: if shapes or dtypes do not fit each other.
     """
-    channels = tuple((int(degree), len(weight)) for degree, weight in weights.items())
-    if torch.compiler.is_compiling():
-        return HeadFeatures(_per_head(linear(weights, features), num_heads), channels)
-    (values,) = _fused(weights, [features], num_heads, row)
-    return HeadFeatures(values, channels)
-
-
-def _fused(
-    weights: Mapping[str, Tensor], parts: Sequence[Features | HeadFeatures], heads_out: int, row: Tensor | None
-) -> Sequence[Tensor]:
-    dtype = compute_dtype(next(iter(weights.values())))
-    if torch.compiler.is_compiling():
-        parts = [part.by_degree() if isinstance(part, HeadFeatures) else part for part in parts]
-    parts = [part for part in parts if _named(weights, part)]
-    channels = tuple(_channels(part, weights) for part in parts)
-    _check(weights, parts, channels, dtype)
-    heads = tuple(part.values.shape[1] if isinstance(part, HeadFeatures) else 0 for part in parts)
-    factors = list(weights.values()) if row is None else [row]
-    operands = [*factors, *(tensor for part in parts for _, tensor in _named(weights, part))]
-    components = tuple(2 * int(degree) + 1 for degree in weights)
-    channels_out = tuple(weight.shape[0] for weight in weights.values())
-    if torch.compiler.is_compiling():
-        degrees = [weights, *([degree for degree in weights if degree in part] for part in parts)]
-        return _opaque_linear(";".join([_dtype_name(dtype), *(",".join(of_part) for of_part in degrees)]), operands)
-    from se3_fast.kernels.linear import Shape
-
-    shape = Shape(components, channels, channels_out, heads, heads_out, dtype)
-    return FusedLinear(shape, row is not None).apply(*operands)
-
-
-def _channels(part: Features | HeadFeatures, degrees: Iterable[str]) -> tuple[int, ...]:
-    """Channels of every degree, 0 where the part lacks it."""
-    if isinstance(part, HeadFeatures):
-        of_part = {str(degree): channels for degree, channels in part.channels}
-        return tuple(of_part.get(degree, 0) for degree in degrees)
-    return tuple(part[degree].shape[1] if degree in part else 0 for degree in degrees)
-
-
-def _check(
-    weights: Mapping[str, Tensor],
-    parts: Sequence[Features | HeadFeatures],
-    channels: Sequence[tuple[int, ...]],
-    dtype: torch.dtype,
-) -> None:
-    for part in parts:
-        if isinstance(part, HeadFeatures) and [str(degree) for degree, _ in part.channels] != list(weights):
-            raise ValueError(f"features: expected degrees {list(weights)} per head, got {[degree for degree, _ in part.channels]}")
-    for number, (degree, weight) in enumerate(weights.items()):
-        given = sum(of_part[number] for of_part in channels)
-        if given != weight.shape[1]:
-            raise ValueError(f"features['{degree}']: expected {weight.shape[1]} channels, got {given}")
-    num_nodes = None
-    for part in parts:
-        for name, tensor in _named(weights, part):
-            num_nodes = tensor.shape[0] if num_nodes is None else num_nodes
-            if tensor.shape[0] != num_nodes:
-                raise ValueError(f"{name}: expected features of {num_nodes} nodes, got {tensor.shape[0]}")
-            if not go_together(tensor.dtype, dtype, tensor.device.type):
-                raise ValueError(f"{name}: expected {dtype} as the weights have, got {tensor.dtype}")
-
-
-def _named(weights: Mapping[str, Tensor], part: Features | HeadFeatures) -> list[tuple[str, Tensor]]:
-    """The tensors of a part that are read, with their names in messages."""
-    if isinstance(part, HeadFeatures):
-        return [("features", part.values)]
-    return [(f"features['{degree}']", part[degree]) for degree in weights if degree in part]
-
-
-@dataclass(frozen=True, eq=False)
-class FusedLinear(Operation):
-    """The maps of all degrees by one Triton kernel each way; keeps weights and input.
-
-    Operands: the weights by degree, or in a row; then the tensors of the parts. Results: the outputs by degree, or the one per
-    head.
-
-    Attributes:
-        shape: of all tensors.
-        has_row: whether the weights come in a row.
-    """
-
-    shape: Shape
-    has_row: bool
-
-    def evaluate(self, operands: Any) -> Sequence[Tensor]:
-        """The results."""
-        from se3_fast.kernels import linear as kernels
-
-        weights, parts = _contiguous_parts(self.shape, self.has_row, operands)
-        return kernels.forward(parts, weights, self.shape)
-
-    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
-        """Gradients of the weights and of the parts."""
-        from se3_fast.kernels import linear as kernels
-
-        weights, parts = _contiguous_parts(self.shape, self.has_row, operands)
-        contiguous = [gradient.contiguous() for gradient in gradients]
-        programs = len(operands[0]) if self.has_row else None
-        num_factors = 1 if self.has_row else len(weights)
-        sums, of_parts = kernels.backward(contiguous, parts, weights, self.shape, any(wanted[num_factors:]), programs)
-        of_weights: Tensors = [sums] if self.has_row else _by_degree(self.shape, sums.sum(0).to(operands[0].dtype))
-        tensors = [tensor for part in of_parts for tensor in part]
-        return *of_weights, *(tensors if tensors else [None] * (len(operands) - num_factors))
-
-    @property
-    def formula(self) -> PlainFormula:
-        """The published one."""
-        return PlainFormula(in_at_least_float32(_in_pytorch, self.shape, self.has_row))
-
-
-def _by_degree(shape: Shape, row: Tensor) -> list[Tensor]:
-    """The weights of every degree from all in a row."""
-    split = row.split([out * channels for out, channels in shape.weight_shapes])
-    return [part.view(sizes) for part, sizes in zip(split, shape.weight_shapes, strict=True)]
-
-
-def _contiguous_parts(shape: Shape, has_row: bool, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """As :func:`_parted`, for the kernels."""
-    weights, parts = _parted(shape, has_row, operands)
-    return [weight.contiguous() for weight in weights], [[tensor.contiguous() for tensor in part] for part in parts]
-
-
-def _parted(shape: Shape, has_row: bool, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """The weights, and the tensors of every part."""
-    remaining = iter(operands)
-    weights = _by_degree(shape, next(remaining)[0]) if has_row else [next(remaining) for _ in shape.components]
-    counts = (1 if heads else sum(map(bool, channels)) for channels, heads in zip(shape.channels_in, shape.heads_in, strict=True))
-    return weights, [[next(remaining) for _ in range(count)] for count in counts]
-
-
-def _in_pytorch(shape: Shape, has_row: bool, operands: Sequence[Tensor]) -> list[Tensor]:
-    """What :class:`FusedLinear` computes, from its tensors."""
-    dtype = torch.promote_types(shape.dtype, torch.float32)
-    weights, tensors = _parted(shape, has_row, [operand.to(dtype) for operand in operands])
-    degrees = [str(size // 2) for size in shape.components]
-    parts: list[Features] = []
-    for part, channels, heads in zip(tensors, shape.channels_in, shape.heads_in, strict=True):
-        present = [degree for degree, count in zip(degrees, channels, strict=True) if count]
-        of_heads = tuple(zip(map(int, degrees), channels, strict=True))
-        parts.append(HeadFeatures(part[0], of_heads).by_degree() if heads else dict(zip(present, part, strict=True)))
-    outputs = reference.linear(dict(zip(degrees, weights, strict=True)), parts)
-    if not shape.heads_out:
-        return list(outputs.values())
-    return [_per_head(outputs, shape.heads_out)]
-
-
-def _per_head(features: Features, num_heads: int) -> Tensor:
-    return torch.cat([feature.reshape(feature.shape[0], num_heads, -1) for feature in features.values()], -1)
-
-
-@torch.compiler.assume_constant_result
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _opaque_run(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs by degree; in ``description`` stand the dtype, the degrees of the weights, and those of each part."""
-    from se3_fast.kernels.linear import Shape
-
-    dtype_name, *of_all = description.split(";")
-    degrees, *of_parts = [part.split(",") for part in of_all]
-    remaining = iter(operands)
-    weights = [next(remaining) for _ in degrees]
-    parts = [{degree: next(remaining) for degree in of_part} for of_part in of_parts]
-    shape = Shape(
-        components=tuple(2 * int(degree) + 1 for degree in degrees),
-        channels_in=tuple(_channels(part, degrees) for part in parts),
-        channels_out=tuple(len(weight) for weight in weights),
-        heads_in=(0,) * len(parts),
-        heads_out=0,
-        dtype=getattr(torch, dtype_name),
-    )
-    return list(FusedLinear(shape, False).apply(*operands))
-
-
-def _opaque_shapes(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
-    dtype_name, degrees, *_ = description.split(";")
-    sizes = [2 * int(degree) + 1 for degree in degrees.split(",")]
-    weights, example = operands[: len(sizes)], operands[len(sizes)]
-    dtype = getattr(torch, dtype_name)
-    return [
-        example.new_empty(example.shape[0], weight.shape[0], size, dtype=dtype) for weight, size in zip(weights, sizes, strict=True)
-    ]
-
-
-_opaque_linear = OpaqueOperation("linear", _opaque_run, _opaque_shapes)
+    device = next(iter(weights.values())).device
+    return implementation("linear", device).linear_per_head(weights, features, num_heads, row)

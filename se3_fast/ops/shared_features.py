@@ -1,96 +1,12 @@
-"""Features that several operations of a layer read: their gradients are added up for all degrees at once.
-
-Autograd adds the gradients of a tensor that is read n times by n - 1 launches for each degree; here it is n - 1 for all of them,
-and none where the operation that made the features adds up gradients itself (:class:`SharedFeatures`). Only on backend ``triton``,
-where launches count; elsewhere the features are handed out as they are.
-"""
+"""Features that several operations of a layer read, and whose gradients a backend may add up in fewer launches than autograd."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from se3_fast.autograd.operation import LinearOperation, Tensors
-from se3_fast.backends.choice import selected_backend
+from se3_fast.backends.choice import implementation
 from se3_fast.fiber import Features
-
-
-class SharedFeatures(dict[str, Tensor]):
-    """Features of which the operation that made them has handed out copies, one for each reader, that share their memory.
-
-    As a dict this is the first copy.
-
-    Attributes:
-        copies: ``{d: [N, C, 2d+1]}``, all the same.
-    """
-
-    def __init__(self, copies: Sequence[Features]) -> None:
-        super().__init__(copies[0])
-        self.copies = list(copies)
-
-    def is_unchanged(self) -> bool:
-        """Whether nobody has put other features in since."""
-        first = self.copies[0]
-        return self.keys() == first.keys() and all(self[key] is first[key] for key in first)
 
 
 def shared_features(features: Features, readers: int) -> list[Features]:
     """The same features for each of ``readers`` operations, ``{d: [N, C, 2d+1]}``."""
-    if isinstance(features, SharedFeatures) and readers <= len(features.copies) and features.is_unchanged():
-        return features.copies[:readers]
-    tensors = list(features.values())
-    is_followed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if not is_followed or torch.compiler.is_compiling() or selected_backend(tensors[0].device) != "triton":
-        return [features] * readers
-    shared = [copy for copy in _Copies(readers).apply(*tensors) if copy is not None]
-    return [dict(zip(features, shared[number::readers], strict=True)) for number in range(readers)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Copies(LinearOperation):
-    """Every tensor ``readers`` times: those of the first tensor, then those of the second, and so on. They share their memory."""
-
-    readers: int
-
-    def evaluate(self, operands: Any) -> Tensors:
-        """The copies."""
-        return [None if tensor is None else tensor.view_as(tensor) for tensor in operands for _ in range(self.readers)]
-
-    @property
-    def transpose(self) -> _ReaderSums:
-        """The sums over the readers."""
-        return _ReaderSums(self.readers)
-
-
-@dataclass(frozen=True, eq=False)
-class _ReaderSums(LinearOperation):
-    """The sums over the readers of each tensor."""
-
-    readers: int
-
-    def evaluate(self, operands: Any) -> Tensors:
-        """The sums."""
-        starts = range(0, len(operands), self.readers)
-        return _sums([[term for term in operands[start : start + self.readers] if term is not None] for start in starts])
-
-    @property
-    def transpose(self) -> _Copies:
-        """The copies."""
-        return _Copies(self.readers)
-
-
-def _sums(terms: Sequence[list[Tensor]]) -> list[Tensor | None]:
-    """The sum of each list; None for an empty one. Lists of one length go together."""
-    results: list[Tensor | None] = [None] * len(terms)
-    for count in sorted({len(list_of) for list_of in terms} - {0}):
-        places = [place for place, list_of in enumerate(terms) if len(list_of) == count]
-        totals = [terms[place][0] for place in places]
-        for number in range(1, count):
-            totals = list(torch._foreach_add(totals, [terms[place][number] for place in places]))
-        for place, total in zip(places, totals, strict=True):
-            results[place] = total
-    return results
+    device = next(iter(features.values())).device
+    return implementation("shared_features", device).shared_features(features, readers)

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from se3_fast.archives import Archive, ArchiveError, one_line
+from se3_fast.archives import Archive, ArchiveError
+from se3_fast.error_text import one_line
 from se3_fast.files import atomic_file
 from se3_fast.model import check_state_dict
 

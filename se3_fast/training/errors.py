@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from se3_fast.error_text import one_line
+
 from .streams import lasting_streams
 
 
@@ -53,13 +55,6 @@ def user_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         raise CommandError(one_line(error)) from error
-
-
-def one_line(error: Exception) -> str:
-    """The text of an error in one line; `<file>: <reason>` of those of the system."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
 
 
 def run_command(action: Callable[[], None]) -> int:

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
+from se3_fast.error_text import one_line
+
 from .distributed import World
-from .errors import one_line
 from .options import TrainingOptions
 
 

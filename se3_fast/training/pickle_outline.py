@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, BinaryIO
 
-from se3_fast.archives import one_line
+from se3_fast.error_text import one_line
 
 _ITEM_SIZES = {
     **dict.fromkeys(("Bool", "Byte", "Char"), 1),

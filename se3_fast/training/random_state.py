@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from se3_fast.archives import one_line
+from se3_fast.error_text import one_line
 
 _NUMPY_STATE_WORDS = 624
 

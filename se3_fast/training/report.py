@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import one_line
+from se3_fast.error_text import one_line
+
 from .evaluation import Evaluation
 from .plots import plot_learning_curve, plot_parity
 from .trainer import Trainer, TrainingResult

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 from tqdm import tqdm
 
+from se3_fast.error_text import one_line
 from se3_fast.files import check_writable
 
 from .checkpoint import check_same, load_weights, read_checkpoint, write_checkpoint
 from .distributed import World
-from .errors import Stopped, TrainingError, one_line
+from .errors import Stopped, TrainingError
 from .evaluation import DirectPredictions, Evaluation, TargetScale, evaluate, matching_prediction
 from .health import check_finite, check_loss_scale
 from .loggers import open_loggers

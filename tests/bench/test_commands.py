@@ -12,6 +12,7 @@ import torch
 
 import bench.__main__ as command
 from bench import gpu, rivals, scaling, throughput
+from bench.registry import BENCHMARKS
 from bench.workloads import BACKENDS, SIZES
 
 
@@ -48,7 +49,7 @@ def test_name_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_of_the_gpu_command() -> None:
     models, operations = list(gpu._models()), list(gpu._operations())
     assert len(models) == len(SIZES) * 2 * 2 * len(BACKENDS)
-    assert {row["operation"] for row in operations} == set(gpu.OPERATIONS)
+    assert {row["operation"] for row in operations} == set(BENCHMARKS)
     assert not any(row["operation"] in ("edge_frames", "basis") and row["precision"] == "float16" for row in operations)
     assert set(gpu.SHARES) == set(gpu.SECTIONS) and gpu.SHARES[gpu.SECTIONS[-1]] == 1.0
     assert sorted(gpu.SHARES.values()) == [gpu.SHARES[section] for section in gpu.SECTIONS]

@@ -40,7 +40,7 @@ OPERATIONS = {
     "dot": lambda left, right: (left * right).sum(-1, keepdim=True),
 }
 REDUCTIONS = {
-    "sum": lambda rows: sum(rows),
+    "sum": sum,
     "mean": lambda rows: sum(rows) / len(rows),
     "max": lambda rows: torch.stack(rows).amax(0),
     "min": lambda rows: torch.stack(rows).amin(0),

@@ -21,9 +21,9 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import ConvSE3
+from se3_fast.backends.torch import second_derivatives
 from se3_fast.backends.torch import tfn_conv as aligned
 from se3_fast.backends.triton import tfn_conv_by_source as fused_by_source
-from se3_fast.ops import second_derivatives
 from tests.fuzz.cases import Case, Problem, Run, Tensors
 from tests.support import random_rotation, wigner_of_rotation
 

@@ -19,8 +19,8 @@ from se3_fast import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, EdgeGeometry,
 from se3_fast.backends.choice import backend
 from se3_fast.fiber import Features
 from se3_fast.layers.convolution import RadialConvolution, RadialProfile
+from tests.layers.test_given_bases import levels, model, on_all_backends
 from tests.support import make_convolution, random_features, random_graph, relative_error
-from tests.test_given_bases import levels, model, on_all_backends
 
 BACKENDS = ["torch", "cpp", "triton"]
 LEVELS = list(ConvSE3FuseLevel)

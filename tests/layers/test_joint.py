@@ -13,9 +13,10 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import Fiber, SE3Transformer, SE3TransformerPooled, radius_graph
+from se3_fast.backends.triton.shared_features import SharedFeatures
 from se3_fast.layers import joint
-from se3_fast.layers.joint import JointParameters
-from se3_fast.ops.shared_features import SharedFeatures, shared_features
+from se3_fast.layers.prepared import JointParameters
+from se3_fast.ops.shared_features import shared_features
 from tests.support import TRITON_DEVICE, relative_error
 
 pytest.importorskip("triton")

@@ -21,6 +21,7 @@ from se3_fast import (
     NormSE3,
     SE3Transformer,
 )
+from se3_fast.backends.operands import Convolution
 from se3_fast.ops.basis import get_basis
 from se3_fast.ops.tfn_conv import tfn_conv
 from tests.support import TRITON_DEVICE, make_convolution, random_features, random_graph
@@ -162,7 +163,7 @@ def test_operands_of_the_convolution(backend: str) -> None:
     with se3_fast.backend(backend):
         for name, (wrong, message) in changes.items():
             with pytest.raises(ValueError, match=message):
-                tfn_conv(plan, graph, edge_features={}, pool=True, **arguments | {name: wrong})  # type: ignore[arg-type]
+                tfn_conv(Convolution(plan, graph, edge_features={}, pool=True, **arguments | {name: wrong}))  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

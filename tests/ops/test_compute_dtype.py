@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from se3_fast import EdgeGeometry, Fiber, Graph, SE3TransformerPooled, backend
+from se3_fast import geometry as edge_frames
 from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, go_together
-from se3_fast.backends.choice import BACKENDS, convolution_backend, frames_read
-from se3_fast.ops import edge_frames
+from se3_fast.backends import choice
+from se3_fast.backends.choice import BACKENDS, implementation
 from tests.support import random_graph, relative_error
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -98,12 +99,12 @@ def test_policy(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_prepared_frames_are_those_that_the_convolution_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge_frames, "selected_backend", lambda device: name)
+    monkeypatch.setattr(choice, "selected_backend", lambda device: name)
     monkeypatch.setattr(edge_frames, "_frame_angles", lambda rel_pos: rel_pos.new_zeros(4, len(rel_pos)))
     monkeypatch.setattr(edge_frames, "_wigner_blocks", lambda direction, degree: direction.new_zeros(len(direction), 10))
     for dtype in (torch.float32, torch.float64):
         geometry = EdgeGeometry(torch.ones(3, 3, dtype=dtype), 1).with_frames()
-        read = frames_read(convolution_backend(name, dtype))
+        read = implementation("tfn_conv", torch.device("cpu"), dtype, 32).FRAMES
         assert sorted({"angles", "wigner"} & geometry._made.keys()) == ([] if name == "dense" else [read])
 
 

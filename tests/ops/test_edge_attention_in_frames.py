@@ -13,15 +13,16 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import ConvSE3, EdgeGeometry, Fiber, Graph
-from se3_fast.layers import attention as attention_layer
 from se3_fast.layers.attention import AttentionBlockSE3
+from se3_fast.ops import convolution_attention
 from se3_fast.ops.edge_attention import aligned_edge_attention, edge_attention
 from tests.support import TOLERANCE, TRITON_DEVICE, leaves, random_features, random_graph, relative_error
 
 pytest.importorskip("triton")
 
-from se3_fast.backends.triton.edge_attention import AlignedMessages, wigner_tables
-from se3_fast.kernels.edge_attention import (
+from se3_fast.backends.operands import AlignedMessages
+from se3_fast.backends.triton.edge_attention import _wigner_tables
+from se3_fast.kernels.edge_attention_in_frames import (
     attend_in_frames,
     attend_in_frames_backward,
     frame_layout,
@@ -118,7 +119,6 @@ def assert_equals_dense(case: Case, tensors: list[Tensor], graph: Graph) -> None
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_equals_dense(name: str) -> None:
     case = CASES[name]
     assert_equals_dense(case, tensors_of(case, torch.float64), random_graph(case.nodes, case.edges).to(TRITON_DEVICE))
@@ -126,13 +126,11 @@ def test_equals_dense(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["mixed fibers", "protein_full"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_each_dtype(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]
     assert_equals_dense(case, tensors_of(case, dtype), random_graph(case.nodes, case.edges).to(TRITON_DEVICE))
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 def test_nodes_with_one_edge_and_with_ten_thousand() -> None:
     case = Case(nodes=3, edges=10001, heads=1, value={1: 1}, key={0: 1})
     dst = torch.zeros(case.edges, dtype=torch.int64)
@@ -190,7 +188,7 @@ def test_rows_beyond_32_bit_offsets() -> None:
     far_messages = torch.empty(edges, rows, dtype=torch.float16, device=TRITON_DEVICE)
     far_messages[-used:] = messages
     query, cotangent = (torch.randn(1, 1, 256, generator=generator).half().to(TRITON_DEVICE) for _ in range(2))
-    table = wigner_tables([0], torch.empty(0, device=TRITON_DEVICE))
+    table = _wigner_tables((0,), torch.float32, TRITON_DEVICE)
     far_angles = torch.ones(4, edges, device=TRITON_DEVICE)
     order, offsets = torch.arange(used, device=TRITON_DEVICE), torch.tensor([0, used], device=TRITON_DEVICE)
     near = (layout, messages, query, far_angles[:, :used].contiguous(), table, order, offsets)
@@ -252,7 +250,6 @@ def run_block(block: Block, backend: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_block_stays_in_the_frames_where_it_can(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     block, is_in_frames = BLOCKS[name]
     calls = []
@@ -261,7 +258,7 @@ def test_block_stays_in_the_frames_where_it_can(name: str, monkeypatch: pytest.M
         calls.append(arguments)
         return aligned_edge_attention(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(attention_layer, "aligned_edge_attention", count)
+    monkeypatch.setattr(convolution_attention, "aligned_edge_attention", count)
     monkeypatch.setattr(ConvSE3, "contraction_order", "source" if block.by_source else "edge")
     results = run_block(block, "triton")
     assert bool(calls) == is_in_frames

@@ -8,7 +8,7 @@ from e3nn import o3
 
 from se3_fast import EdgeGeometry, get_basis
 from se3_fast.backends.dense.edge_frames import edge_directions, wigner_blocks
-from se3_fast.ops.edge_frames import edge_lengths
+from se3_fast.geometry import edge_lengths
 from se3_fast.so3 import axis_swap, generators
 from tests.support import random_rotation, wigner_of_rotation
 

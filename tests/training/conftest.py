@@ -89,6 +89,6 @@ def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subpro
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
     return run

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.modes import constant
-from se3_fast.backends.cpp.tfn_conv import NativeConvolution
+from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
 from se3_fast.backends.launch_tables import described_by_source
 from se3_fast.contraction import ConvolutionPlan, torque_to_gradient
 

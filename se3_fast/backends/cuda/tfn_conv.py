@@ -1,12 +1,13 @@
 """The convolution by the CUDA kernels of ``csrc/tfn_conv.cu``: the launches of one convolution.
 
-Rows of aligned features and int64 tables are those of the Triton convolution (:mod:`se3_fast.backends.triton.tfn_conv`); what
+Rows of aligned features and int64 tables are those of the Triton convolution (:mod:`se3_fast.backends.launch_tables`); what
 differs is who launches, and the order of the aligned weights' axes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,14 +16,21 @@ from torch import Tensor
 from se3_fast.autograd.modes import constant
 from se3_fast.backends.cuda import library
 from se3_fast.backends.launch_tables import contraction_items, group_spans, int64_table, pair_rows, with_places
-from se3_fast.backends.triton.tfn_conv import Launches
-from se3_fast.contraction import SPLITS, ConvolutionPlan, FeatureRows
+from se3_fast.backends.operands import Convolution, FrameForm
+from se3_fast.backends.protocol import Support
+from se3_fast.backends.torch.second_derivatives import Edges, Setting
+from se3_fast.backends.triton.tfn_conv import FusedConvolution, in_one_tensor
+from se3_fast.backends.triton.tfn_conv_by_edge import Launches
+from se3_fast.contraction import SPLITS, ConvolutionPlan, FeatureRows, aligned_weight
 from se3_fast.graph import EdgeOrder
 from se3_fast.kernels.table_rows import Item, PairRow, Term
 from se3_fast.so3 import generators
 
 if TYPE_CHECKING:
     from se3_fast.kernels.tfn_conv import DegreeBlock
+
+FRAMES: FrameForm = "angles"
+KEEPS_FRAMES = False
 
 WIDTH = 32  # of h
 
@@ -79,8 +87,31 @@ def _pair_table(plan: ConvolutionPlan, has_odd: bool, device: torch.device) -> _
     return _PairTable(pairs, int64_table(spans, 2, device), most_in, most_out)
 
 
+def support(is_compiled: bool, dtype: torch.dtype, width: int) -> Support:
+    """One radial width, and not float64."""
+    if width != WIDTH:
+        return Support.no(f"the kernels are made for a radial width of {WIDTH}, not {width}")
+    return Support.no("the kernels know no float64") if dtype == torch.float64 else Support()
+
+
+def tfn_conv(call: Convolution) -> Sequence[Tensor]:
+    """See :func:`se3_fast.ops.tfn_conv.tfn_conv`; in float16 or float32: these devices have no bfloat16."""
+    given = call.hidden[0].dtype
+    dtype = torch.float16 if given == torch.float16 else torch.float32
+    make = partial(CudaLaunches, call.plan, call.graph, pool=call.pool, dtype=dtype)
+    groups = zip(call.plan.groups, call.weights, strict=True)
+    weights = torch.cat([aligned_weight(group, weight).flatten() for group, weight in groups])
+    hidden, weights = in_one_tensor(call.hidden).to(dtype)[None], weights.to(dtype)
+    features = (tensor.to(dtype) for tensor in (*call.node_features.values(), *call.edge_features.values()))
+    setting = Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype)
+    convolution = FusedConvolution(setting, make, Edges.of(call.graph))
+    messages = convolution.apply(call.geometry.angles.float(), call.geometry.rel_pos, hidden, weights, None, *features)
+    return tuple(message.to(given) for message in messages)
+
+
 class CudaLaunches(Launches):
-    """What :class:`~se3_fast.backends.triton.tfn_conv.Launches` does, by the CUDA kernels; features in one of :data:`DTYPES`."""
+    """What the :class:`~se3_fast.backends.triton.tfn_conv_by_edge.Launches` do, by the CUDA kernels; features in one of
+    :data:`DTYPES`."""
 
     def empty_rows(self, rows: FeatureRows) -> Tensor:
         """Memory for aligned features, [rows, E rounded up so that rows begin on 16 bytes]."""
@@ -134,7 +165,7 @@ class CudaLaunches(Launches):
         torque = torque - self._torque(input_rows or self.rows_in, input_gradient, inputs)
         turned = torch.stack([-torque[1], torch.zeros_like(torque[0]), torque[0]])  # [3, E]: torque x polar axis
         output = rel_pos.new_empty(len(rel_pos), 1, 3, dtype=torch.float32)
-        self._launch_rotation("rotate_float", [turned, self.angles], 1, output, (0, 1), per_edge=True)
+        self._launch_rotation("rotate_float", [turned, self.angles], 1, output, (0, 1))
         largest = rel_pos.abs().amax(-1, keepdim=True)
         has_length = largest > 0
         scaled = rel_pos / torch.where(has_length, largest, 1.0)  # whose square neither overflows nor vanishes
@@ -175,17 +206,15 @@ class CudaLaunches(Launches):
     def _launch_align(self, blocks: list[DegreeBlock], index: Tensor | None, into: Tensor) -> None:
         for degree, features, _, row, row_stride in blocks:
             before, channels = [features, index, self.angles], features.shape[1]
-            self._launch_rotation(
-                f"align_{self._element}", before, degree, into, (row, row_stride), per_edge=True, channels=channels
-            )
+            self._launch_rotation(f"align_{self._element}", before, degree, into, (row, row_stride), channels=channels)
 
     def _launch_rotate(self, values: Tensor, output: Tensor, degree: int, place: tuple[int, int]) -> None:
-        self._launch_rotation(f"rotate_{self._element}", [values, self.angles], degree, output, place, per_edge=True)
+        self._launch_rotation(f"rotate_{self._element}", [values, self.angles], degree, output, place)
 
     def _launch_rotate_sum(self, blocks: list[DegreeBlock], values: Tensor, edges: EdgeOrder) -> None:
         for degree, output, _, row, row_stride in blocks:
             before, place = [values, self.angles], (row, row_stride)
-            self._launch_rotation(f"rotate_sum_{self._element}", before, degree, output, place, per_edge=False, order=edges)
+            self._launch_rotation(f"rotate_sum_{self._element}", before, degree, output, place, order=edges)
 
     def _launch_rotation(
         self,
@@ -194,13 +223,13 @@ class CudaLaunches(Launches):
         degree: int,
         output: Tensor,
         place: tuple[int, int],
-        per_edge: bool,
         channels: int | None = None,
         order: tuple[Tensor, ...] = (),
     ) -> None:
         """Launch a rotation kernel: its arguments are ``before``, the Wigner table, ``order``, ``output``, sizes and ``place``."""
         channels = output.shape[1] if channels is None else channels
         size = 2 * degree + 1
+        per_edge = not order
         edge_bytes = 4 * (size * size + 4 * (degree + 1))
         block_edges = min(_ROTATION_EDGES if per_edge else _ROTATION_EDGES // 2, _ROTATION_BYTES // edge_bytes)
         num_edges = self.graph.num_edges()

@@ -14,7 +14,9 @@ Padding appends one zero to the last axis of the pairwise and ``out`` bases (2d+
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
@@ -98,7 +100,7 @@ def fused_over_outputs(bases: dict[str, Tensor], max_degree: int, degree_in: int
     return fused
 
 
-def fully_fused(bases: dict[str, Tensor], max_degree: int) -> Tensor:
+def _fully_fused(bases: dict[str, Tensor], max_degree: int) -> Tensor:
     """``fully_fused`` from the pairwise bases, never padded."""
     degrees = range(max_degree + 1)
     size = (max_degree + 1) ** 2
@@ -113,3 +115,60 @@ def fully_fused(bases: dict[str, Tensor], max_degree: int) -> Tensor:
         fused[:, rows, path:stop, columns] = basis
         path = stop
     return fused
+
+
+def pairwise_keys(max_degree: int) -> list[str]:
+    """Of the pairwise bases, in their order."""
+    return [f"{degree_in},{degree_out}" for degree_in, degree_out in product(range(max_degree + 1), repeat=2)]
+
+
+def pairwise(rel_pos: Tensor, max_degree: int, is_padded: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+    """See :func:`se3_fast.ops.basis.get_basis`."""
+    return {key: basis.to(dtype) for key, basis in pairwise_bases(rel_pos, max_degree, is_padded).items()}
+
+
+def fused(bases: dict[str, Tensor], max_degree: int, use_pad_trick: bool, fully_fused: bool) -> dict[str, Tensor]:
+    """See :func:`se3_fast.ops.basis.update_basis_with_fused`."""
+    found = {}
+    for degree in range(max_degree + 1):
+        found[f"out{degree}_fused"] = fused_over_inputs(bases, max_degree, degree)
+        found[f"in{degree}_fused"] = fused_over_outputs(bases, max_degree, degree)
+    return found | ({"fully_fused": _fully_fused(bases, max_degree)} if fully_fused else {})
+
+
+def fused_basis(bases: dict[str, Tensor], max_degree: int, key: str) -> Tensor:
+    """The fused basis of a key, from the pairwise ones."""
+    if key == "fully_fused":
+        return _fully_fused(bases, max_degree)
+    fuse = fused_over_inputs if key.startswith("out") else fused_over_outputs
+    return fuse(bases, max_degree, int(key.removesuffix("_fused").lstrip("outin")))
+
+
+def basis_of_positions(rel_pos: Tensor, max_degree: int) -> Callable[[str], Tensor]:
+    """The basis of a key, pairwise or fused, as a function of relative positions that autograd follows any number of times."""
+    bases = pairwise(rel_pos, max_degree, False, rel_pos.dtype)
+
+    def basis(key: str) -> Tensor:
+        if key not in bases:
+            bases[key] = fused_basis(bases, max_degree, key)
+        return bases[key]
+
+    return basis
+
+
+def run_node(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
+    """The node of compiled graphs: the pairwise bases."""
+    max_degree, is_padded, name = json.loads(description)
+    (rel_pos,) = operands
+    with torch.autocast(rel_pos.device.type, enabled=False):
+        return list(connected(pairwise(rel_pos, max_degree, is_padded, getattr(torch, name)), rel_pos).values())
+
+
+def connected(bases: dict[str, Tensor], rel_pos: Tensor) -> dict[str, Tensor]:
+    """The basis '0,0', which is constant, with a graph of its own: what is read off it needs none of the others'."""
+    if bases["0,0"].requires_grad:
+        constant = bases["0,0"].detach()
+        bases["0,0"] = torch.where(
+            torch.ones_like(constant, dtype=torch.bool), constant, rel_pos[:, :1, None, None].to(constant.dtype)
+        )
+    return bases

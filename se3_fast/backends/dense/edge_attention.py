@@ -11,8 +11,17 @@ import math
 import torch
 from torch import Tensor
 
+from se3_fast.graph import Graph
 
-def edge_attention(value: Tensor, key: Tensor, query: Tensor, dst: Tensor) -> Tensor:
+READS = "heads"
+
+
+def edge_attention(value: Tensor, key: Tensor, query: Tensor, graph: Graph) -> Tensor:
+    """See :func:`se3_fast.ops.edge_attention.edge_attention`."""
+    return attention(value, key, query, graph.dst)
+
+
+def attention(value: Tensor, key: Tensor, query: Tensor, dst: Tensor) -> Tensor:
     """Attention with the heads' features side by side.
 
     Args:

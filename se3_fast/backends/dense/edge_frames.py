@@ -47,6 +47,18 @@ def wigner_blocks(direction: Tensor, max_degree: int) -> Tensor:
     return torch.cat(blocks, -1) * has_direction
 
 
+def frame_angles(rel_pos: Tensor) -> Tensor:
+    """cos(alpha), sin(alpha), cos(beta), sin(beta) of every edge, [4, E], from relative positions [E, 3]; zero at length zero."""
+    direction = edge_directions(rel_pos)
+    x, y, z = direction.unbind(-1)
+    sin_beta = torch.hypot(x, z)
+    is_pole = sin_beta == 0
+    safe = torch.where(is_pole, 1.0, sin_beta)
+    has_direction = (direction != 0).any(-1)
+    cos_alpha = torch.where(is_pole, has_direction.to(y.dtype), z / safe)
+    return torch.stack([cos_alpha, torch.where(is_pole, 0.0, x / safe), y, sin_beta])
+
+
 def wigner_of_angles(angles: Tensor, max_degree: int) -> list[Tensor]:
     """Wigner D of the frames that angles describe, [E, 2d+1, 2d+1] of each degree d = 0..max_degree.
 

@@ -22,7 +22,12 @@ NORM_CLAMP = 2.0**-24
 
 
 def group_norm(
-    features: Features, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]
+    features: Features,
+    scale: Tensor,
+    shift: Tensor,
+    epsilon: float,
+    nonlinearity: Callable[[Tensor], Tensor],
+    row: Tensor | None = None,
 ) -> Features:
     """Group normalisation over the fused norms.
 
@@ -32,6 +37,7 @@ def group_norm(
         shift: [D * C] bias.
         epsilon: added to the variance.
         nonlinearity: phi.
+        row: not read.
 
     Returns:
         ``{d: [N, C, 2d+1]}`` in the dtype of the features.

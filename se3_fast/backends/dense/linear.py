@@ -12,20 +12,28 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from se3_fast.fiber import Features
+from se3_fast.fiber import Features, HeadFeatures, per_head
 
 
-def linear(weights: Mapping[str, Tensor], parts: Sequence[Features]) -> Features:
+def linear(weights: Mapping[str, Tensor], parts: Sequence[Features | HeadFeatures], row: Tensor | None = None) -> Features:
     """Apply the maps.
 
     Args:
         weights: ``{d: [C_out, C_in]}``.
-        parts: ``{d: [N, C, 2d+1]}`` each; the C of all parts that have a degree add up to its C_in.
+        parts: ``{d: [N, C, 2d+1]}`` each, or per head; the C of all parts that have a degree add up to its C_in.
+        row: not read.
 
     Returns:
         ``{d: [N, C_out, 2d+1]}`` for the degrees of ``weights``.
     """
-    return {degree: weight @ _concatenated(degree, parts) for degree, weight in weights.items()}
+    by_degree = [part.by_degree() if isinstance(part, HeadFeatures) else part for part in parts]
+    return {degree: weight @ _concatenated(degree, by_degree) for degree, weight in weights.items()}
+
+
+def linear_per_head(weights: Mapping[str, Tensor], features: Features, num_heads: int, row: Tensor | None = None) -> HeadFeatures:
+    """As :func:`linear`, with the result laid out per head."""
+    channels = tuple((int(degree), len(weight)) for degree, weight in weights.items())
+    return HeadFeatures(per_head(linear(weights, [features]), num_heads), channels)
 
 
 def _concatenated(degree: str, parts: Sequence[Features]) -> Tensor:

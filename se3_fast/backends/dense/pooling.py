@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+
+def pooling(feature: Tensor, sizes: Tensor, pool: Literal["max", "avg"]) -> Tensor:
+    """[N, C, 2d+1] to [B, C, 2d+1], by :func:`maximum` or :func:`mean`."""
+    return maximum(feature, sizes) if pool == "max" else mean(feature, sizes)
 
 
 def mean(feature: Tensor, sizes: Tensor) -> Tensor:

@@ -5,28 +5,41 @@ h = relu(LN(W2 relu(LN(W1 a + b1)) + b2))      a: [E, e] invariant edge features
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from se3_fast.backends.dense.layer_norm import layer_norm
-
-
-class RadialLayer(NamedTuple):
-    """One hidden layer: ``weight`` [K, e], ``bias`` [K]; ``scale`` and ``shift`` [K] of its layer norm, or None without one."""
-
-    weight: Tensor
-    bias: Tensor
-    scale: Tensor | None
-    shift: Tensor | None
-
+from se3_fast.backends.operands import Profiles, RadialLayer, Recipe
 
 LAYER_NORM_EPSILON = 1e-5
 
 
-def radial(invariants: Tensor, layers: tuple[RadialLayer, RadialLayer]) -> Tensor:
+def radial(invariants: Tensor, profiles: Profiles) -> list[Tensor]:
+    """The hidden layers of every profile: [E, e] to [E, K]."""
+    return [_of_profile(invariants, layers) for layers in profiles]
+
+
+def recipe(invariants: Tensor, profiles: Profiles) -> Recipe | None:
+    """None: autograd keeps values of the size of h in any case."""
+    return None
+
+
+def of_groups(num_groups: int, has_norm: bool, operands: Sequence[Tensor]) -> list[Tensor]:
+    """h of each group, [E, K], from the invariants and the parameters of all in a row, in the order of :class:`RadialLayer`."""
+    invariants, *parameters = operands
+    remaining = iter(parameters)
+
+    def layer() -> RadialLayer:
+        weight, bias = next(remaining), next(remaining)
+        return RadialLayer(weight, bias, next(remaining), next(remaining)) if has_norm else RadialLayer(weight, bias, None, None)
+
+    return [_of_profile(invariants, (layer(), layer())) for _ in range(num_groups)]
+
+
+def _of_profile(invariants: Tensor, layers: tuple[RadialLayer, RadialLayer]) -> Tensor:
     """The hidden layers of one profile: [E, e] to [E, K]."""
     hidden = invariants
     for layer in layers:

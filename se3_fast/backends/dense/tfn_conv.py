@@ -14,14 +14,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from se3_fast.backends.operands import Convolution
 from se3_fast.contraction import ConvolutionPlan, RadialGroup
 from se3_fast.fiber import Features
+
+FRAMES = None
+KEEPS_FRAMES = False
 
 BasisOf = Callable[[str], Tensor]
 Contraction = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def tfn_conv(
+def tfn_conv(call: Convolution) -> Sequence[Tensor]:
+    """See :func:`se3_fast.ops.tfn_conv.tfn_conv`: messages by ascending degree."""
+    features = gather_features(call.node_features, call.edge_features, call.graph.src)
+    dtype = call.hidden[0].dtype
+    weights = [weight.to(dtype) for weight in call.weights]
+    messages = convolution(call.plan, partial(call.geometry.basis, dtype=dtype), features, list(call.hidden), weights)
+    found = sum_over_incoming(messages, call.graph.dst, call.graph.num_nodes()) if call.pool else messages
+    return list(found.values())
+
+
+def convolution(
     plan: ConvolutionPlan,
     basis: BasisOf,
     features: Features,

@@ -21,12 +21,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype
+from se3_fast.backends.operands import Convolution, FrameForm
+from se3_fast.backends.torch.operand_convolution import OperandConvolution, is_by_source_here
+from se3_fast.backends.torch.second_derivatives import Setting
 from se3_fast.contraction import ConvolutionPlan, Order, RadialGroup, columns_of_input, orders, torque_to_gradient, weight_blocks
 from se3_fast.graph import Graph
 from se3_fast.so3 import generators
@@ -36,8 +40,20 @@ Components = dict[int, Tensor]
 CHUNK_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20}
 """Largest intermediate of a chunk: on a CPU what stays in cache, on a GPU what fills it."""
 
+FRAMES: FrameForm = "wigner"
+KEEPS_FRAMES = False
+
 SMALLEST_CHUNK = 32
 """Edges of a chunk at least, so that its matrix products are worth a call."""
+
+
+def tfn_conv(call: Convolution) -> Sequence[Tensor]:
+    """See :func:`se3_fast.ops.tfn_conv.tfn_conv`: messages by ascending degree."""
+    make = partial(Problem, call.plan, call.graph, is_by_source=is_by_source_here(call, forms_weights=False), is_pooled=call.pool)
+    tensors = (*call.node_features.values(), *call.edge_features.values(), *call.hidden, *call.weights)
+    dtype = call.hidden[0].dtype
+    setting = Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype)
+    return OperandConvolution(setting, make, None).apply(call.geometry.wigner_as(dtype), call.geometry.rel_pos, *tensors)
 
 
 class Operands(NamedTuple):

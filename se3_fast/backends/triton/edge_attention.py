@@ -1,42 +1,154 @@
-"""Aligned messages: what a convolution hands to the attention without turning it out of the edges' frames."""
+"""Attention over incoming edges by the Triton kernels (``kernels/edge_attention.py``, ``kernels/edge_attention_in_frames.py``).
+
+There are two forms: of values and keys laid out per head, and of a convolution's messages as they are in the frames of their edges.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.compute_dtype import in_at_least_float32
 from se3_fast.autograd.modes import constant
+from se3_fast.autograd.operation import LinearOperation, Operation, PlainFormula, Tensors, Wanted
+from se3_fast.backends import compiled
+from se3_fast.backends.dense import edge_attention as formula
+from se3_fast.backends.dense.edge_frames import wigner_of_angles
+from se3_fast.backends.operands import AlignedMessages
 from se3_fast.graph import Graph
+from se3_fast.kernels.edge_attention import attend, attend_backward
+from se3_fast.kernels.edge_attention_in_frames import (
+    FrameLayout,
+    attend_in_frames,
+    attend_in_frames_backward,
+    frame_layout,
+    transposed,
+)
 from se3_fast.kernels.edge_frames import wigner_table
 from se3_fast.so3 import axis_swap
 
-
-@dataclass(frozen=True)
-class AlignedMessages:
-    """The messages y~ of a convolution in the frames of their edges; the messages themselves are D y~ (DESIGN 1.1).
-
-    Attributes:
-        values: [rows, E]; a row is a (degree, component, channel), degrees ascending. Any strides: the transpose of a contiguous
-            [E, rows] is what the attention reads as it is.
-        channels: (degree, channels), degrees ascending.
-        angles: [4, E], see ``kernels/edge_frames.py``; none of an edge of length zero.
-        graph: N nodes, and the E edges in the order that ``values`` and ``angles`` have them.
-    """
-
-    values: Tensor
-    channels: tuple[tuple[int, int], ...]
-    angles: Tensor
-    graph: Graph
+READS = "frames"
 
 
-def wigner_tables(degrees: Sequence[int], like: Tensor) -> Tensor:
-    """The Wigner tables of some degrees in a row, in the dtype and on the device of ``like``."""
-    return _wigner_tables(tuple(degrees), like.dtype, like.device)
+def edge_attention(value: Tensor, key: Tensor, query: Tensor, graph: Graph) -> Tensor:
+    """See :func:`se3_fast.ops.edge_attention.edge_attention`."""
+    operands = [value, key, query, *graph.incoming()]
+    if torch.compiler.is_compiling():
+        return compiled.edge_attention("", operands)[0]
+    return _EdgeAttention().apply(*operands)[0]
+
+
+def run_node(description: str, operands: Sequence[Tensor]) -> list[Tensor]:
+    """The node of compiled graphs."""
+    return list(_EdgeAttention().apply(*operands))
+
+
+def aligned_edge_attention(messages: AlignedMessages, query: Tensor, key_channels: tuple[tuple[int, int], ...]) -> Tensor:
+    """See :func:`se3_fast.ops.edge_attention.aligned_edge_attention`."""
+    of_key = dict(key_channels)
+    value_channels = tuple((degree, channels - of_key.get(degree, 0)) for degree, channels in messages.channels)
+    layout = frame_layout(query.shape[1], value_channels, key_channels)
+    table = _wigner_tables(tuple(degree for degree, _ in messages.channels), messages.angles.dtype, messages.angles.device)
+    (by_edge,) = _Transposition().apply(messages.values)
+    assert by_edge is not None
+    return _AlignedEdgeAttention(layout).apply(by_edge, query, messages.angles, table, *messages.graph.incoming())[0]
 
 
 @constant
 def _wigner_tables(degrees: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The Wigner tables of some degrees in a row."""
     return torch.cat([wigner_table(axis_swap(degree)).flatten() for degree in degrees]).to(device, dtype)
+
+
+class _EdgeAttention(Operation):
+    """Attention by the Triton kernels (``kernels/edge_attention.py``). Keeps its operands only; the softmax is made again.
+
+    Operands: value, key, query; order and offsets as in :class:`se3_fast.graph.EdgeOrder`. Result: [N, H, V].
+    """
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The result."""
+        return [attend(*operands)]
+
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
+        """Gradients of value, key and query."""
+        return *attend_backward(*operands, *gradients), None, None
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one."""
+        return PlainFormula(in_at_least_float32(_of_heads))
+
+
+def _of_heads(operands: Sequence[Tensor]) -> list[Tensor]:
+    """What :class:`_EdgeAttention` computes, from its tensors."""
+    value, key, query, order, offsets = operands
+    return [formula.attention(value, key, query, _destinations(order, offsets))]
+
+
+def _destinations(order: Tensor, offsets: Tensor) -> Tensor:
+    """[E] int64, from the edges grouped by destination."""
+    nodes = torch.arange(len(offsets) - 1, device=order.device)
+    return torch.empty_like(order).scatter_(0, order, nodes.repeat_interleave(offsets.diff(), output_size=len(order)))
+
+
+class _Transposition(LinearOperation):
+    """[m, n] to [n, m] contiguous, by a Triton kernel where it is not so already."""
+
+    def evaluate(self, operands: Any) -> Tensors:
+        """The result."""
+        return [transposed(*operands).contiguous()]
+
+    @property
+    def transpose(self) -> _Transposition:
+        """The same."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class _AlignedEdgeAttention(Operation):
+    """Attention in the frames of the edges by the Triton kernels.
+
+    Keeps the messages, those of an edge side by side, and the query. The angles are constants: a convolution's gradient with
+    respect to positions (the torque identity, DESIGN 1.2) takes all that its messages are used for into account.
+
+    Operands: messages [E, rows], query, angles, Wigner tables; order and offsets as in :class:`se3_fast.graph.EdgeOrder`. Result:
+    [N, H, V].
+    """
+
+    layout: FrameLayout
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The result."""
+        return [attend_in_frames(self.layout, *operands)]
+
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
+        """Gradients of messages and query."""
+        return *attend_in_frames_backward(self.layout, *operands, *gradients), None, None, None, None
+
+    @property
+    def formula(self) -> PlainFormula:
+        """The published one, of the messages turned out of the frames."""
+        return PlainFormula(in_at_least_float32(_in_frames, self.layout))
+
+
+def _in_frames(layout: FrameLayout, operands: Sequence[Tensor]) -> list[Tensor]:
+    """What :class:`_AlignedEdgeAttention` computes, from its tensors."""
+    by_edge, query, angles, _, order, offsets = operands
+    degrees, (values, keys) = layout.degrees[::4], ([], [])
+    blocks = wigner_of_angles(angles, max(degrees))
+    first = 0
+    for number, degree in enumerate(degrees):
+        num_channels, num_components = layout.degrees[4 * number + 3], 2 * degree + 1
+        rows = by_edge[:, first : first + num_channels * num_components]
+        aligned = rows.unflatten(1, (num_components, num_channels)).transpose(1, 2)  # [E, C, 2d+1]
+        turned = aligned @ blocks[degree].to(aligned.dtype).transpose(1, 2)
+        num_values = layout.values[4 * number] * layout.heads
+        values.append(turned[:, :num_values].reshape(len(turned), layout.heads, -1))
+        keys.append(turned[:, num_values:].reshape(len(turned), layout.heads, -1))
+        first += num_channels * num_components
+    return [formula.attention(torch.cat(values, -1), torch.cat(keys, -1), query, _destinations(order, offsets))]

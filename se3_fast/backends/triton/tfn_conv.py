@@ -1,229 +1,230 @@
-"""The launches of the Triton convolution (``kernels/tfn_conv.py``): the contraction by edge, and what both orders share.
-
-:mod:`se3_fast.backends.triton.tfn_conv_by_source` has the other order, :mod:`se3_fast.backends.launch_tables` the rows of integers
-that tell the kernels what to do; here they become tensors, once per plan and device.
-"""
+"""The convolution by the Triton kernels (``kernels/tfn_conv.py``, ``kernels/tfn_conv_by_source.py``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.modes import constant
-from se3_fast.backends.launch_tables import (
-    TURNED_AXES,
-    all_pairs,
-    contraction_items,
-    generator_entries,
-    heaviest_first,
-    int64_table,
-    with_places,
+from se3_fast.autograd.compute_dtype import accumulation_dtype
+from se3_fast.autograd.operation import Operation, Tensors, Wanted
+from se3_fast.backends.operands import AlignedMessages, Convolution, FrameForm, PreparedRadial
+from se3_fast.backends.protocol import Support
+from se3_fast.backends.torch.second_derivatives import SHARED, ConvolutionOperands, EdgeFormula, Edges, Role, Setting
+from se3_fast.backends.triton.aligned_weights import aligned_weights
+from se3_fast.backends.triton.tfn_conv_by_edge import Launches
+from se3_fast.backends.triton.tfn_conv_by_source import SourceLaunches, source_order
+from se3_fast.contraction import (
+    ContractionOrder,
+    ConvolutionPlan,
+    aligned_weights_of_blocks,
+    blocks_by_degree,
+    hidden_splits,
+    is_by_source,
+    is_less_time_by_source,
+    published_weight,
 )
-from se3_fast.contraction import SPLITS, ConvolutionPlan, FeatureRows, input_rows, output_rows
-from se3_fast.graph import EdgeOrder, Graph
-from se3_fast.kernels import tfn_conv as kernels
-from se3_fast.kernels.edge_frames import wigner_table
-from se3_fast.kernels.table_rows import GeneratorEntry, Item, PairRow, Span, Term
-from se3_fast.so3 import axis_swap
+from se3_fast.graph import Graph
+
+FRAMES: FrameForm = "angles"
+KEEPS_FRAMES = True
+
+WIDTH = 32
+"""The radial width that the kernels are made for."""
 
 
-@constant
-def contraction_table(plan: ConvolutionPlan, width: int, is_transposed: bool, device: torch.device) -> kernels.ContractionTable:
-    """What :func:`~se3_fast.kernels.tfn_conv.contract` sums."""
-    found = [item for has_odd in (False, True) for item in contraction_items(plan, width, is_transposed, has_odd)]
-    items, terms = with_places(heaviest_first(found))
-    largest = max(item.channels for item in items)
-    return kernels.ContractionTable(int64_table(items, Item, device), int64_table(terms, Term, device), largest)
+def support(is_compiled: bool, dtype: torch.dtype, width: int) -> Support:
+    """One radial width."""
+    return Support() if width == WIDTH else Support.no(f"the kernels are made for a radial width of {WIDTH}, not {width}")
 
 
-@constant
-def pair_table(plan: ConvolutionPlan, width: int, device: torch.device, splits: int = SPLITS) -> kernels.PairTable:
-    """The pairs for the gradients of h and W."""
-    rows, spans = all_pairs(plan, width, splits)
-    return kernels.PairTable(
-        int64_table(rows, PairRow, device),
-        int64_table(spans, Span, device),
-        splits,
-        max(row.channels_in for row in rows),
-        max(row.channels_out for row in rows),
-    )
+def tfn_conv(call: Convolution) -> Sequence[Tensor]:
+    """See :func:`se3_fast.ops.tfn_conv.tfn_conv`: messages by ascending degree."""
+    return _fused(call, keeps_frames=False)[0]
 
 
-@constant
-def generator_table(outputs: FeatureRows, inputs: FeatureRows, device: torch.device) -> kernels.GeneratorTable:
-    """The generators of rotations about x and z on all rows of y~ and x~."""
-    entries: list[GeneratorEntry] = []
-    coefficients: list[float] = []
-    starts = []
-    for rows in (outputs, inputs):
-        for axis in TURNED_AXES:
-            starts.append(len(entries))
-            of_axis, values = generator_entries(rows, axis)
-            entries += of_axis
-            coefficients += values
-    table = torch.tensor(coefficients, dtype=torch.float64, device=device)
-    return kernels.GeneratorTable(int64_table(entries, GeneratorEntry, device), table, (starts[1], starts[2], starts[3]))
+def aligned_messages(call: Convolution) -> AlignedMessages:
+    """The messages per edge, left in the frames of their edges."""
+    (values,), edges = _fused(call, keeps_frames=True)
+    return AlignedMessages(values, call.plan.channels_out, edges.angles, edges.graph)
 
 
-@constant
-def _wigner_table(degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return wigner_table(axis_swap(degree)).to(device, dtype)
+def is_contracted_by_edge(plan: ConvolutionPlan, graph: Graph, width: int, dtype: torch.dtype, order: ContractionOrder) -> bool:
+    """The order of contraction; ``width`` is that of h, ``dtype`` that of the features."""
+    sizes = (graph.num_nodes(), graph.num_edges(), width, dtype)
+    return not is_by_source(order, plan, lambda: is_less_time_by_source(plan, *sizes))
 
 
-class Launches:
-    """The kernel launches of one convolution, with the tables and sizes that they share.
+def hidden_gradient_parts(plans: Sequence[ConvolutionPlan], num_edges: int) -> int:
+    """In how many parts the gradients of h of some convolutions come, the same for all; 1 where there will be none."""
+    return min(hidden_splits(num_edges, len(plan.groups)) for plan in plans) if torch.is_grad_enabled() else 1
 
-    Args:
-        plan: what is coupled.
-        graph: the edges.
-        angles: [4, E] of the edges' frames.
-        pool: whether messages are summed over incoming edges.
-        dtype: that of the features.
-        edge_numbers: [E] int64, where ``graph`` and ``angles`` have the edges in another order than messages per edge: their
-            numbers there.
-        keeps_frames: messages stay in the edges' frames, as one tensor [rows, E], and so do their gradients.
+
+class AlignedEdges(NamedTuple):
+    """The frames of a graph's edges, [4, E], and that graph."""
+
+    angles: Tensor
+    graph: Graph
+
+
+def _fused(call: Convolution, keeps_frames: bool) -> tuple[tuple[Tensor, ...], AlignedEdges]:
+    """The messages by degree, or y~ alone; and the edges in the order that y~ has them."""
+    dtype, width, rel_pos = call.hidden[0].dtype, call.hidden[0].shape[-1], call.geometry.rel_pos
+    angles_dtype = accumulation_dtype(dtype)
+    arguments: dict[str, Any] = {"pool": call.pool, "dtype": dtype, "keeps_frames": keeps_frames}
+    setting = Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype, keeps_frames)
+    if call.prepared is None and not is_contracted_by_edge(call.plan, call.graph, width, dtype, call.order):
+        order = source_order(call.graph)
+        angles = call.geometry.angles_by(order.edges, angles_dtype)
+        make_by_source = partial(SourceLaunches, call.plan, order, **arguments)
+        blocks = [block.to(dtype) for block in blocks_by_degree(call.plan, call.weights)]
+        convolution = FusedConvolutionBySource(setting, make_by_source, Edges.of(order.graph, order.edges))
+        tensors = (in_one_tensor(call.hidden), *blocks, *call.node_features.values())
+        return convolution.apply(angles, rel_pos, *tensors), AlignedEdges(angles, order.graph)
+    angles = call.geometry.angles.to(angles_dtype)
+    make = partial(Launches, call.plan, call.graph, **arguments)
+    prepared = call.prepared or _prepared(call)
+    features = (*call.node_features.values(), *call.edge_features.values())
+    convolution_by_edge = FusedConvolution(setting, make, Edges.of(call.graph))
+    results = convolution_by_edge.apply(angles, rel_pos, prepared.hidden, *prepared.weights, *features)
+    return results, AlignedEdges(angles, call.graph)
+
+
+def _prepared(call: Convolution) -> PreparedRadial:
+    """What the kernels read of h and the weights of one convolution."""
+    hidden = in_one_tensor(call.hidden)
+    parts = hidden_gradient_parts([call.plan], hidden.shape[1])
+    (weights,) = aligned_weights([call.plan], [call.weights], hidden.dtype)
+    return PreparedRadial(hidden.expand(parts, *hidden.shape), weights)
+
+
+def in_one_tensor(hidden: Sequence[Tensor] | Tensor) -> Tensor:
+    """h of all groups, [groups, E, K] contiguous."""
+    return hidden.contiguous() if isinstance(hidden, Tensor) else torch.stack(list(hidden))
+
+
+@dataclass(frozen=True, eq=False)
+class FusedConvolution(Operation):
+    """The convolution by the Triton kernels (``kernels/tfn_conv.py``): radial weights generated on chip, forward and backward.
+
+    Keeps aligned features x~ and h; under ``low_memory`` the layer makes them again.
+
+    Operands: angles of the edges' frames; rel_pos [E, 3], of which only the gradient is made here; h [S, groups, E, K], the same S
+    times over, whose gradient comes in S parts; the aligned weights of all groups in a row; the same in the order that the
+    transposed contraction reads, where it does not make that order itself; node features by degree, then edge features by degree.
+    Results: messages by ascending degree, or y~.
+
+    Attributes:
+        setting: what it is.
+        make: the kernel launches, from the angles.
+        edges: as the results have them.
     """
 
-    def __init__(
-        self,
-        plan: ConvolutionPlan,
-        graph: Graph,
-        angles: Tensor,
-        pool: bool,
-        dtype: torch.dtype,
-        edge_numbers: Tensor | None = None,
-        keeps_frames: bool = False,
-    ) -> None:
-        self.plan, self.graph, self.angles, self.pool, self.dtype = plan, graph, angles, pool, dtype
-        self.edge_numbers, self.keeps_frames = edge_numbers, keeps_frames
-        self.rows_in, self.rows_out = input_rows(plan), output_rows(plan)
+    num_kept: ClassVar[int] = 1
 
-    def wigner_table(self, degree: int) -> Tensor:
-        """The constant table of one degree's Wigner blocks."""
-        return _wigner_table(degree, self.angles.dtype, self.angles.device)
+    setting: Setting
+    make: Callable[[Tensor], Launches]
+    edges: Edges
 
-    def align_inputs(self, features: Sequence[Tensor]) -> Tensor:
-        """x~, [rows, E], from node features and edge features."""
-        aligned_features = self.empty_rows(self.rows_in)
-        num_node_degrees = len(self.plan.node_channels)
-        of_nodes = [
-            self._block(self.rows_in, degree, 0, feature)
-            for (degree, _), feature in zip(self.plan.node_channels, features[:num_node_degrees], strict=True)
-        ]
-        self._launch_align(of_nodes, self.graph.src, aligned_features)
-        of_edges = [
-            self._block(self.rows_in, degree, dict(self.plan.node_channels)[degree], feature)
-            for (degree, _), feature in zip(self.plan.edge_channels, features[num_node_degrees:], strict=True)
-        ]
-        self._launch_align(of_edges, None, aligned_features)
-        return aligned_features
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """The edges."""
+        return self.edges.src, self.edges.dst
 
-    def align_gradients(self, grads: Sequence[Tensor]) -> Tensor:
-        """The gradient of y~, [rows, E], from those of the messages."""
-        if self.keeps_frames:
-            return grads[0].contiguous()
-        gradient = self.empty_rows(self.rows_out)
-        index = self.graph.dst if self.pool else self.edge_numbers
-        blocks = [
-            self._block(self.rows_out, degree, 0, grad) for (degree, _), grad in zip(self.plan.channels_out, grads, strict=True)
-        ]
-        self._launch_align(blocks, index, gradient)
-        return gradient
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The results, then x~."""
+        angles, _, hidden, weights, _, *features = operands
+        launches = self.make(angles)
+        aligned_features = launches.align_inputs(features)
+        messages = launches.contract(aligned_features, hidden[0], weights)
+        return *launches.rotate_outputs(messages), aligned_features
 
-    def contract(self, aligned_features: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
-        """y~, [rows, E]; where messages stay in the frames the rows of an edge lie side by side, as the attention reads them."""
-        if self.keeps_frames:
-            messages = self.empty(self.graph.num_edges(), self.rows_out.count).t()
-        else:
-            messages = self.empty_rows(self.rows_out)
-        table = contraction_table(self.plan, hidden.shape[2], False, hidden.device)
-        kernels.contract(aligned_features, hidden, weights, table, False, messages)
-        return messages
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
+        """Gradients of rel_pos (where it needs one), of h, of the aligned weights and of all features."""
+        angles, rel_pos, hidden_parts, weights, transposed, *features = operands
+        (aligned_features,) = kept
+        launches, hidden = self.make(angles), hidden_parts[0]
+        gradient = launches.align_gradients(gradients)
+        of_radial = launches.radial_gradients(aligned_features, gradient, hidden, weights, len(hidden_parts))
+        if not wanted[1] and not any(wanted[5:]):
+            return None, None, *of_radial, None, *[None] * len(features)
+        feature_gradient = launches.contract_transposed(gradient, hidden, weights, transposed)
+        of_positions = None
+        if wanted[1]:
+            messages = launches.contract(aligned_features, hidden, weights)
+            of_positions = launches.position_gradient(rel_pos, gradient, messages, feature_gradient, aligned_features)
+        return None, of_positions, *of_radial, None, *launches.rotate_input_gradients(feature_gradient)
 
-    def contract_transposed(self, gradient: Tensor, hidden: Tensor, weights: Tensor, transposed: Tensor | None) -> Tensor:
-        """The gradient of x~, [rows, E]; ``transposed`` are the weights in the order [.., C_out, K, C_in]."""
-        assert transposed is not None
-        result = self.empty_rows(self.rows_in)
-        table = contraction_table(self.plan, hidden.shape[2], True, hidden.device)
-        kernels.contract(gradient, hidden, transposed, table, True, result)
-        return result
+    @property
+    def formula(self) -> EdgeFormula:
+        """The published one."""
+        roles = (Role("place", 1), Role("edge"), Role("edge", 2), SHARED, SHARED, *self.setting.feature_roles)
+        return self.setting.formula(self._operands, roles, self.edges)
 
-    def radial_gradients(
-        self, aligned_features: Tensor, gradient: Tensor, hidden: Tensor, weights: Tensor, splits: int
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of h, in so many parts [splits, groups, E, K], and of the aligned weights."""
-        width = hidden.shape[2]
-        table = pair_table(self.plan, width, hidden.device, splits)
-        of_hidden = kernels.hidden_gradient(aligned_features, gradient, weights, table, len(hidden), width, self.dtype)
-        return of_hidden, kernels.weight_gradient(aligned_features, gradient, hidden, table, len(weights))
+    def _operands(self, operands: Any) -> ConvolutionOperands:
+        _, rel_pos, hidden, row, _, *features = operands
+        weights, start = [], 0
+        for group in self.setting.plan.groups:
+            shape = (group.num_paths, group.channels_in, hidden.shape[-1], group.channels_out)
+            stop = start + math.prod(shape)
+            weights.append(published_weight(group, row[start:stop].view(shape)))
+            start = stop
+        return ConvolutionOperands(rel_pos, features, hidden[0].unbind(), weights)
 
-    def rotate_outputs(self, messages: Tensor) -> list[Tensor]:
-        """Messages by degree, per edge or summed over incoming edges; or y~ itself."""
-        if self.keeps_frames:
-            return [messages]
-        if self.pool:
-            return self._rotate_sum(messages, self.rows_out, self.plan.channels_out, self.graph.incoming())
-        return [self._rotate(messages, self.rows_out, degree, 0, channels) for degree, channels in self.plan.channels_out]
 
-    def rotate_input_gradients(self, gradient: Tensor) -> list[Tensor]:
-        """Gradients of the node features (summed over outgoing edges) and of the edge features, by degree."""
-        of_nodes = self._rotate_sum(gradient, self.rows_in, self.plan.node_channels, self.graph.outgoing())
-        first = dict(self.plan.node_channels)
-        of_edges = [
-            self._rotate(gradient, self.rows_in, degree, first[degree], channels) for degree, channels in self.plan.edge_channels
-        ]
-        return [*of_nodes, *of_edges]
+@dataclass(frozen=True, eq=False)
+class FusedConvolutionBySource(Operation):
+    """The same contracted by source node (``kernels/tfn_conv_by_source.py``): no radial weights, but T of each node on the way.
 
-    def position_gradient(
-        self,
-        rel_pos: Tensor,
-        gradient: Tensor,
-        messages: Tensor,
-        input_gradient: Tensor,
-        inputs: Tensor,
-        input_rows: FeatureRows | None = None,
-    ) -> Tensor:
-        """The gradient of rel_pos through the directions, [E, 3], from y~, x~ and their gradients.
+    Keeps node features, h and the weights.
 
-        ``input_rows`` are the rows of ``inputs`` if those are not x~.
-        """
-        table = generator_table(self.rows_out, input_rows or self.rows_in, self.angles.device)
-        return kernels.position_gradient(
-            gradient, messages, input_gradient, inputs, table, rel_pos, self.angles, self.wigner_table(1)
-        )
+    Operands: angles of the edges' frames, the edges by source; rel_pos [E, 3], of which only the gradient is made here; h
+    [groups, E, K]; the weight blocks by input degree; the node features by degree. Results: messages by ascending degree, or y~.
 
-    def _block(self, rows: FeatureRows, degree: int, first_channel: int, features: Tensor) -> kernels.DegreeBlock:
-        table = self.wigner_table(degree)
-        return kernels.DegreeBlock(degree, features.contiguous(), table, *rows.place(degree, first_channel))
+    Attributes:
+        setting: what it is.
+        make: the kernel launches, from the angles.
+        edges: by source.
+    """
 
-    def _rotate(self, values: Tensor, rows: FeatureRows, degree: int, first_channel: int, channels: int) -> Tensor:
-        output = self.empty(self.graph.num_edges(), channels, 2 * degree + 1)
-        self._launch_rotate(values, output, degree, rows.place(degree, first_channel))
-        return output
+    setting: Setting
+    make: Callable[[Tensor], SourceLaunches]
+    edges: Edges
 
-    def _rotate_sum(
-        self, values: Tensor, rows: FeatureRows, channels_by_degree: tuple[tuple[int, int], ...], edges: EdgeOrder
-    ) -> list[Tensor]:
-        outputs = [self.empty(self.graph.num_nodes(), channels, 2 * degree + 1) for degree, channels in channels_by_degree]
-        blocks = [self._block(rows, degree, 0, output) for (degree, _), output in zip(channels_by_degree, outputs, strict=True)]
-        self._launch_rotate_sum(blocks, values, edges)
-        return outputs
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """The edges."""
+        return self.setting.graph.src, self.setting.graph.dst
 
-    def _launch_align(self, blocks: list[kernels.DegreeBlock], index: Tensor | None, into: Tensor) -> None:
-        kernels.align(blocks, index, self.angles, into)
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The results."""
+        angles, _, hidden, *tensors = operands
+        launches, half = self.make(angles), len(tensors) // 2
+        return launches.shared.rotate_outputs(launches.contract(tensors[half:], hidden, tensors[:half]))
 
-    def _launch_rotate(self, values: Tensor, output: Tensor, degree: int, place: tuple[int, int]) -> None:
-        kernels.rotate(values, self.edge_numbers, self.angles, self.wigner_table(degree), output, *place)
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
+        """Gradients of rel_pos (where it needs one), of h, of the weight blocks and of the node features."""
+        angles, rel_pos, hidden, *tensors = operands
+        launches, half = self.make(angles), len(tensors) // 2
+        gradient = launches.shared.align_gradients(gradients)
+        found = launches.backward(tensors[half:], hidden, tensors[:half], gradient, rel_pos if wanted[1] else None)
+        return None, found.rel_pos, found.hidden, *found.blocks, *found.features
 
-    def _launch_rotate_sum(self, blocks: list[kernels.DegreeBlock], values: Tensor, edges: EdgeOrder) -> None:
-        kernels.rotate_sum(blocks, values, self.angles, *edges)
+    @property
+    def formula(self) -> EdgeFormula:
+        """The published one."""
+        blocks = (SHARED,) * len(self.setting.plan.node_channels)
+        roles = (Role("place", 1), Role("edge"), Role("edge", 1), *blocks, *self.setting.feature_roles)
+        return self.setting.formula(self._operands, roles, self.edges)
 
-    def empty_rows(self, rows: FeatureRows) -> Tensor:
-        """Memory for aligned features, [rows, E]."""
-        return self.empty(rows.count, self.graph.num_edges())
-
-    def empty(self, *shape: int) -> Tensor:
-        """Memory to be written, in the dtype of the features."""
-        return torch.empty(*shape, dtype=self.dtype, device=self.angles.device)
+    def _operands(self, operands: Any) -> ConvolutionOperands:
+        _, rel_pos, hidden, *tensors = operands
+        half, groups = len(tensors) // 2, self.setting.plan.groups
+        aligned_weights_of_groups = aligned_weights_of_blocks(self.setting.plan, tensors[:half], hidden.shape[-1])
+        weights = [published_weight(*of_group) for of_group in zip(groups, aligned_weights_of_groups, strict=True)]
+        return ConvolutionOperands(rel_pos, tensors[half:], hidden.unbind(), weights)

@@ -26,7 +26,7 @@ from se3_fast.backends.launch_tables import (
     source_pairs,
     values_per_node,
 )
-from se3_fast.backends.triton.tfn_conv import Launches
+from se3_fast.backends.triton.tfn_conv_by_edge import Launches
 from se3_fast.contraction import ConvolutionPlan, output_rows
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv_by_source as kernels

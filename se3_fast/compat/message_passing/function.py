@@ -95,4 +95,5 @@ _REDUCERS = {operation: _reducer(operation) for operation in ("sum", "mean", "ma
 globals().update(_BINARY | _REDUCERS)
 
 __all__ = ["copy_e", "copy_edge", "copy_src", "copy_u", "src_mul_edge"]
-__all__ += [*_BINARY, *_REDUCERS]
+__all__ += list(_BINARY)
+__all__ += list(_REDUCERS)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber
 from se3_fast.backends.cpp import library, tfn_conv_by_source
-from se3_fast.backends.cpp.tfn_conv import NativeConvolution
+from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
 from se3_fast.so3 import axis_swap
 from tests.support import make_convolution, random_features, random_graph
 
@@ -183,16 +183,21 @@ def tensor_changes(tensor: Tensor) -> Iterator[tuple[str, Tensor, bool]]:
         if dtype != tensor.dtype:
             yield f"in {dtype}", tensor.to(dtype), True
     if tensor.numel() > 1:
-        yield "strided", torch.stack([tensor, tensor], -1)[..., 0], True
-        yield "expanded", tensor.flatten()[0].expand(shape), True
-        yield "without memory", _without_memory(tensor), True
-        if len(shape) > 1 and shape[-1] > 1 and shape[-2] > 1:
-            yield "transposed in memory", tensor.transpose(-1, -2).contiguous().transpose(-1, -2), True
+        yield from layout_changes(tensor)
     if tensor.dtype == torch.int64:
         yield from index_changes(tensor)
     elif tensor.numel():
         for number in (float("nan"), float("inf"), -float("inf"), 1e30):
             yield f"with {number}", _with(tensor, 0, number), False
+
+
+def layout_changes(tensor: Tensor) -> Iterator[tuple[str, Tensor, bool]]:
+    shape = tensor.shape
+    yield "strided", torch.stack([tensor, tensor], -1)[..., 0], True
+    yield "expanded", tensor.flatten()[0].expand(shape), True
+    yield "without memory", _without_memory(tensor), True
+    if len(shape) > 1 and shape[-1] > 1 and shape[-2] > 1:
+        yield "transposed in memory", tensor.transpose(-1, -2).contiguous().transpose(-1, -2), True
 
 
 def index_changes(tensor: Tensor) -> Iterator[tuple[str, Tensor, bool]]:

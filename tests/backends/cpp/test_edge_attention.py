@@ -63,7 +63,7 @@ def run(case: Case, dtype: torch.dtype, by_message: bool) -> tuple[list[Tensor],
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@pytest.mark.usefixtures("poisoned_memory", "threads")
+@pytest.mark.usefixtures("threads")
 def test_messages_equal_dense(case: Case, dtype: torch.dtype) -> None:
     (outputs, gradients), again = (run(case, dtype, by_message=True) for _ in range(2))
     truth = run(case, torch.float64, by_message=False)
@@ -76,7 +76,6 @@ def test_messages_equal_dense(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("num_nodes", "num_edges"), [(7, 33), (1, 1), (5, 0), (2, 300)])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_heads_equal_dense(num_nodes: int, num_edges: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(num_edges, 3, 5), (num_edges, 3, 1), (num_nodes, 3, 1)]

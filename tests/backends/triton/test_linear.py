@@ -11,9 +11,10 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import Fiber, LinearSE3
+from se3_fast.backends.triton.linear import FusedLinear
 from se3_fast.fiber import Features
 from se3_fast.kernels import linear as kernels
-from se3_fast.ops.linear import FusedLinear, HeadFeatures, linear, linear_per_head
+from se3_fast.ops.linear import HeadFeatures, linear, linear_per_head
 from tests.support import TOLERANCE, TRITON_DEVICE, leaves, random_features, relative_error
 
 pytest.importorskip("triton")
@@ -115,7 +116,7 @@ def both_per_head(case: Case, weights: Mapping[str, Tensor], parts: list[Feature
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory", "few_programs")
+@pytest.mark.usefixtures("few_programs")
 def test_equals_dense(name: str) -> None:
     result, truth = (run(CASES[name], backend, torch.float64) for backend in ("triton", "dense"))
     assert result.keys() == truth.keys()
@@ -125,7 +126,6 @@ def test_equals_dense(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("name", ["four degrees, two parts", "first part per head"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     result, truth = run(CASES[name], "triton", dtype), run(CASES[name], "dense", torch.float64)
     assert {value.dtype for value in result.values()} == {dtype}

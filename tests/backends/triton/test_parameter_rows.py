@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from se3_fast.ops.parameter_rows import LayerParameters, parameter_rows
+from se3_fast.backends.triton.parameter_rows import LayerParameters, parameter_rows
 from tests.support import TOLERANCE, TRITON_DEVICE, relative_error
 
 pytest.importorskip("triton")

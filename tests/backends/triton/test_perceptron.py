@@ -70,7 +70,6 @@ def run(case: Case, backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_equals_dense(name: str) -> None:
     result, truth = (run(CASES[name], backend, torch.float64) for backend in ("triton", "dense"))
     for key, value in truth.items():
@@ -79,7 +78,6 @@ def test_equals_dense(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("name", ["one output", "several blocks of everything"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     result, truth = run(CASES[name], "triton", dtype), run(CASES[name], "dense", torch.float64)
     assert {value.dtype for value in result.values()} == {dtype}
@@ -89,7 +87,6 @@ def test_in_each_dtype(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 @pytest.mark.parametrize("dtype_of_x", [torch.float32, None], ids=["float32", "half"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_autocast(dtype: torch.dtype, dtype_of_x: torch.dtype | None) -> None:
     """The result in the autocast dtype, gradients in those of the operands; float64 is left alone."""
     case = CASES["odd sizes"]

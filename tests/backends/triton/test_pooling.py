@@ -54,7 +54,7 @@ def run(
 
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory", "two_shares")
+@pytest.mark.usefixtures("two_shares")
 def test_equals_dense(name: str, pool: Literal["max", "avg"]) -> None:
     results = (run(*CASES[name], pool, backend, torch.float64) for backend in ("triton", "dense"))
     for result, truth in zip(*results, strict=True):
@@ -63,7 +63,6 @@ def test_equals_dense(name: str, pool: Literal["max", "avg"]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_in_each_dtype(pool: Literal["max", "avg"], dtype: torch.dtype) -> None:
     results = run(*CASES["several graphs"], pool, "triton", dtype), run(*CASES["several graphs"], pool, "dense", torch.float64)
     for result, truth in zip(*results, strict=True):

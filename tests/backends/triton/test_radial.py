@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast.ops.radial import FusedRadial, RadialLayer, profile_parameters, radial, radial_of_layers
+from se3_fast.backends.operands import profile_parameters
+from se3_fast.backends.triton.radial import FusedRadial, radial_of_layers
+from se3_fast.ops.radial import RadialLayer, radial
 from tests.support import TOLERANCE, TRITON_DEVICE, relative_error
 
 pytest.importorskip("triton")
@@ -73,13 +75,12 @@ def assert_equal(result: dict[str, Tensor], truth: dict[str, Tensor], tolerance:
 @pytest.mark.parametrize(
     ("num_edges", "num_invariants", "num_groups"), [(0, 3, 2), (1, 1, 1), (33, 5, 2), (33, 17, 3), (70, 33, 1), (5, 70, 2)]
 )
-@pytest.mark.usefixtures("poisoned_memory")
 def test_equals_dense(num_edges: int, num_invariants: int, num_groups: int, has_norm: bool) -> None:
     results = [run(num_edges, num_invariants, num_groups, has_norm, backend, torch.float64) for backend in ("triton", "dense")]
     assert_equal(*results, TOLERANCE[torch.float64])
 
 
-@pytest.mark.usefixtures("poisoned_memory", "two_programs")
+@pytest.mark.usefixtures("two_programs")
 def test_programs_with_several_blocks() -> None:
     results = [run(103, 5, 2, True, backend, torch.float64) for backend in ("triton", "dense")]
     assert_equal(*results, TOLERANCE[torch.float64])
@@ -87,7 +88,6 @@ def test_programs_with_several_blocks() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("has_norm", [True, False], ids=["norm", "no norm"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_in_each_dtype(dtype: torch.dtype, has_norm: bool) -> None:
     result = run(33, 17, 2, has_norm, "triton", dtype, is_clear=True)
     assert {value.dtype for value in result.values()} == {dtype}

