@@ -1,6 +1,7 @@
 # make train   train on the sample data set          make test    run the tests, but for those that take long
 # make test-fast   the tests of a minute or two      make coverage   which lines the tests run
 # make bench   backends side by side                 make lint    ruff, mypy, shellcheck, hadolint
+# make docs    the site of docs/ in build/site
 # make gpu     tests and measurements on a CUDA GPU, in the Python that has its PyTorch (PYTHON=...)
 # make bench-gpu   the measurements alone; DATA_DIR=... for both: folder of qm9_edge.npz, without which the sample is repeated
 # make reproduce   the published QM9 training run; PYTHON=..., DATA_DIR=... (else ./data), MINUTES=..., OPTIONS=... (docs/reproduce.md)
@@ -13,7 +14,7 @@ BIN := .venv/bin
 FUZZ_SECONDS ?= 1200
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: setup train test test-fast coverage fuzz bench bench-gpu gpu reproduce sanitize lint clean
+.PHONY: setup train test test-fast coverage fuzz bench bench-gpu gpu reproduce sanitize lint docs clean
 
 setup: .venv/installed
 
@@ -68,6 +69,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/shellcheck scripts/*.sh
 	$(BIN)/hadolint Dockerfile
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:
 	rm -rf .venv results build dist *.egg-info

@@ -279,6 +279,7 @@ setup(
         "requests>=2.28",
         "safetensors>=0.4",
         "pytorch_optimizer>=3.0",
+        "PyYAML>=6",
     ],
     extras_require={
         "dgl": ["dgl>=1.1"],

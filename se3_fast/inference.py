@@ -19,6 +19,7 @@ from torch.utils.data import Subset
 from se3_fast.command_line import HelpFormatter
 from se3_fast.data import QM9DataModule
 from se3_fast.data.molecules import read_gdb_index
+from se3_fast.data.qm9 import DATASETS
 from se3_fast.data.resident import ResidentLoader
 from se3_fast.files import atomic_file, check_writable
 from se3_fast.model import SE3TransformerPooled
@@ -117,6 +118,8 @@ def prepare(arguments: argparse.Namespace, world: World) -> Inference:
     data = checkpoint.get("data", {})
     task, dataset = (_from_checkpoint(arguments, name, checkpoint) for name in ("task", "dataset"))
     check_same(path, "task", checkpoint.get("data"), {"task": task})
+    if dataset not in DATASETS:
+        raise ValueError(f"{path}: trained on {dataset}; se3-fast predict with --target and --report compares with a file")
     precision = Precision.choose(arguments.amp, arguments.amp_dtype, world.device)
     config = checkpoint.get("model_config")
     if config is None:

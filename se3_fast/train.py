@@ -27,6 +27,7 @@ from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
 from se3_fast.training.random_state import seed_everything
 from se3_fast.training.report import report_training
+from se3_fast.training.run_config import CONFIG_NAME, add_config, parse_with_config, write_config
 from se3_fast.training.starting_model import StartingModel, add_starting_model
 from se3_fast.training.trainer import Trainer, TrainingResult
 from se3_fast.training.uncertainty import last_layer_uncertainty
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_training_arguments(parser)
     add_starting_model(parser)
     add_own_molecules(parser)
+    add_config(parser)
     return parser
 
 
@@ -89,7 +91,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
         **data_module.description(),
     }
     model = build_model(config) if start is None else start.model(_task(arguments), TargetScale.of(data_module))
-    return Trainer(
+    trainer = Trainer(
         model,
         data_module,
         training_options(arguments),
@@ -97,6 +99,9 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
         metadata=metadata,
         resume_from=arguments.load_ckpt_path,
     )
+    if world.is_main and not arguments.benchmark:
+        write_config(arguments.log_dir / CONFIG_NAME, build_parser(), argparse.Namespace(**{**vars(arguments), "seed": seed}))
+    return trainer
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -176,7 +181,7 @@ def _data_module(arguments: argparse.Namespace, seed: int, world: World) -> Mole
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, train, and return the exit status."""
-    parsed = build_parser().parse_args(arguments)
+    parsed = parse_with_config(build_parser(), sys.argv[1:] if arguments is None else arguments)
     return run_command(lambda: train(parsed))
 
 

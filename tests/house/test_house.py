@@ -109,13 +109,24 @@ def test_only_the_backends_know_each_other() -> None:
     assert {pair for pair in found if pair[0] != pair[1] and pair[1] not in shared} <= {("cuda", "triton")}
 
 
-OPTIONAL = {"cuda", "dgl", "dllogger", "matplotlib", "pyarrow", "pynvml", "pytorch_optimizer", "rdkit", "torch_geometric", "wandb"}
+OPTIONAL = {
+    "cuda",
+    "dgl",
+    "dllogger",
+    "matplotlib",
+    "pyarrow",
+    "pynvml",
+    "pytorch_optimizer",
+    "rdkit",
+    "torch_geometric",
+    "wandb",
+    "yaml",
+}
 """Packages that only some users have: imported where they are used."""
 
 LAZY = {
     "se3_fast": "Predictor, for which most users have no use",
     "se3_fast.compat.original.se3_transformer.model.transformer": "the model's command line, as in the published code",
-    "se3_fast.train": "the reader of users' own molecules, which most runs do without",
     "se3_fast.train": "molecules of one's own, which need RDKit",
     "se3_fast.kernels.resources": "Triton's compiler, which its interpreter does without",
 }
@@ -133,7 +144,6 @@ PUBLISHED = {
     "se3_fast.predict.predictor": {"Predictor.__init__"},
     "se3_fast.data.own_molecules": {"OwnMoleculesDataModule.__init__"},
     "se3_fast.data.qm9": {"QM9DataModule.__init__"},
-    "se3_fast.data.own_molecules": {"OwnMoleculesDataModule.__init__"},
     "se3_fast.forces": {"ForceField.__init__"},
     "se3_fast.training.force_trainer": {"ForceTrainer.__init__"},
     "se3_fast.compat.original.se3_transformer.data_loading.qm9": {"QM9DataModule.__init__"},
