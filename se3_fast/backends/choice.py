@@ -152,6 +152,8 @@ def selected_backend(device: torch.device) -> str:
         raise ValueError(
             f"backend triton: expected tensors on a CUDA device, got {device} (on the CPU it needs TRITON_INTERPRET=1)"
         )
+    if name == "triton" and not _is_there("triton"):
+        raise ValueError(f"backend triton: expected a Triton to compile its kernels, {registry.availability('triton').reason}")
     if name == "cpp" and device.type != "cpu":
         raise ValueError(f"backend cpp: expected tensors on the CPU, got {device}")
     if name == "cpp" and not _is_there("cpp"):
