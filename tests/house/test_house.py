@@ -116,7 +116,6 @@ LAZY = {
     "se3_fast": "Predictor, for which most users have no use",
     "se3_fast.compat.original.se3_transformer.model.transformer": "the model's command line, as in the published code",
     "se3_fast.train": "the reader of users' own molecules, which most runs do without",
-    "se3_fast.train": "molecules of one's own, which need RDKit",
     "se3_fast.kernels.resources": "Triton's compiler, which its interpreter does without",
 }
 """Modules that import inside functions, and what. ``backends/registry.py`` imports backends, by their names."""
@@ -133,7 +132,6 @@ PUBLISHED = {
     "se3_fast.predict.predictor": {"Predictor.__init__"},
     "se3_fast.data.own_molecules": {"OwnMoleculesDataModule.__init__"},
     "se3_fast.data.qm9": {"QM9DataModule.__init__"},
-    "se3_fast.data.own_molecules": {"OwnMoleculesDataModule.__init__"},
     "se3_fast.forces": {"ForceField.__init__"},
     "se3_fast.training.force_trainer": {"ForceTrainer.__init__"},
     "se3_fast.compat.original.se3_transformer.data_loading.qm9": {"QM9DataModule.__init__"},
