@@ -20,6 +20,7 @@ from se3_fast import EdgeGeometry, Fiber
 from se3_fast.backends import choice
 from se3_fast.backends.choice import selected_backend
 from se3_fast.backends.cuda import library
+from se3_fast.backends.cuda import tfn_conv as convolution
 from se3_fast.backends.operands import Convolution
 from se3_fast.ops import tfn_conv as operation
 from tests.cuda_emulation import emulator
@@ -180,7 +181,7 @@ def test_launches_through_the_driver(use: Use, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_other_radial_widths_and_float64_run_as_torch(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operation, "_cuda", lambda call: pytest.fail("the kernels do not take this"))
+    monkeypatch.setattr(convolution, "tfn_conv", lambda call: pytest.fail("the kernels do not take this"))
     for dtype, width in ((torch.float64, 32), (torch.float32, 16)):
         backend = use(ENGINES[0])
         case = CASES["full, degree 0 only"]
