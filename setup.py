@@ -295,7 +295,7 @@ setup(
             "pytest-xdist>=3",
             "hypothesis>=6.100",
             "psutil>=5.9",
-            "triton>=3.6; platform_system == 'Linux'",
+            "triton>=3.5; platform_system == 'Linux'",
         ],
     },
     entry_points={

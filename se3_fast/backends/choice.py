@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from se3_fast import backends
 from se3_fast.backends import registry
 
 BACKENDS = ("dense", "torch", "cpp", "triton", "cuda")
@@ -79,11 +80,15 @@ def implementation(operation: str, device: torch.device, *details: Hashable) -> 
     Raises:
         ValueError: as :func:`selected_backend`.
     """
-    return _running(operation, device, torch.compiler.is_compiling(), details)
+    if torch.compiler.is_compiling():
+        return _traced(operation, _name_running(operation, device, details))
+    return _of_backend(operation, selected_backend(device), False, details)
 
 
 def formula(operation: str) -> Any:
     """The implementation of an operation by its formula."""
+    if torch.compiler.is_compiling():
+        return _traced(operation, _name_of_formula(operation))
     return registry.implementation(operation, FALLBACKS[-1])
 
 
@@ -98,9 +103,21 @@ def _own(operation: str, name: str, details: tuple[Hashable, ...]) -> Any | None
     return module if module is not None and registry.support(module, False, details).is_supported else None
 
 
+def _traced(operation: str, name: str) -> Any:
+    """A module that is loaded, as ``torch.compile`` can follow it: an attribute of the package."""
+    return getattr(getattr(backends, name), operation)
+
+
 @torch.compiler.assume_constant_result
-def _running(operation: str, device: torch.device, is_compiled: bool, details: tuple[Hashable, ...]) -> Any:
-    return _of_backend(operation, selected_backend(device), is_compiled, details)
+def _name_running(operation: str, device: torch.device, details: tuple[Hashable, ...]) -> str:
+    """The backend that runs an operation in compiled code; loads its module."""
+    return str(_of_backend(operation, selected_backend(device), True, details).__name__.split(".")[-2])
+
+
+@torch.compiler.assume_constant_result
+def _name_of_formula(operation: str) -> str:
+    registry.implementation(operation, FALLBACKS[-1])
+    return FALLBACKS[-1]
 
 
 @cache
@@ -135,6 +152,8 @@ def selected_backend(device: torch.device) -> str:
         raise ValueError(
             f"backend triton: expected tensors on a CUDA device, got {device} (on the CPU it needs TRITON_INTERPRET=1)"
         )
+    if name == "triton" and not _is_there("triton"):
+        raise ValueError(f"backend triton: expected a Triton to compile its kernels, {registry.availability('triton').reason}")
     if name == "cpp" and device.type != "cpu":
         raise ValueError(f"backend cpp: expected tensors on the CPU, got {device}")
     if name == "cpp" and not _is_there("cpp"):

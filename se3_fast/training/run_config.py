@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from se3_fast.error_text import one_line
 from se3_fast.files import atomic_file
-
-from .errors import one_line
 
 CONFIG_NAME = "config.yaml"
 

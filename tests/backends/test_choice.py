@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -82,6 +84,38 @@ def test_triton_needs_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with se3_fast.backend("triton"):
         assert selected_backend(CPU) == "triton"
+
+
+@pytest.fixture
+def _ask_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whether backends are there is asked anew, before and after."""
+    for known in (registry.availability, choice._is_there):
+        known.cache_clear()
+    yield
+    monkeypatch.undo()
+    for known in (registry.availability, choice._is_there):
+        known.cache_clear()
+
+
+@pytest.mark.usefixtures("_ask_again")
+@pytest.mark.parametrize(("version", "is_there"), [("3.2.0", False), ("3.4.0", False), ("3.5.1", True), ("3.10.0+git1", True)])
+def test_triton_must_compile_the_kernels(monkeypatch: pytest.MonkeyPatch, version: str, is_there: bool) -> None:
+    """Older ones do not: ``auto`` goes without them, and who asks for them is told why."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.delenv("SE3_FAST_BACKEND", raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton, "__version__", version)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert selected_backend(torch.device("cuda")) == ("triton" if is_there else "torch")
+    with se3_fast.backend("triton"):
+        if is_there:
+            assert selected_backend(CPU) == "triton"
+        else:
+            expected = (
+                f"backend triton: expected a Triton to compile its kernels, the kernels need triton 3.5, installed is {version}"
+            )
+            with pytest.raises(ValueError, match=re.escape(expected)):
+                selected_backend(CPU)
 
 
 def test_threads_do_not_inherit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from se3_fast import (
 )
 from se3_fast.train import main as train
 from se3_fast.training.model_config import build_model, match_parameterisation
+from tests.models import SMALL_CONFIG
 from tests.support import random_features, random_graph, relative_error
 
 FULL, PARTIAL, NONE = ConvSE3FuseLevel.FULL, ConvSE3FuseLevel.PARTIAL, ConvSE3FuseLevel.NONE
@@ -142,22 +143,7 @@ def test_conversions_start_from_each_layers_level(blocks: ConvSE3FuseLevel) -> N
         convert_fuse_level(SE3Transformer, truth.state_dict(), FULL, **ARGUMENTS)
 
 
-CONFIG: dict[str, Any] = {
-    "fiber_in": {0: 3},
-    "fiber_edge": {0: 2},
-    "fiber_out": {0: 8},
-    "output_dim": 1,
-    "num_degrees": 1,
-    "num_channels": 4,
-    "num_layers": 2,
-    "num_heads": 2,
-    "channels_div": 2,
-    "pooling": "max",
-    "norm": True,
-    "use_layer_norm": True,
-    "tensor_cores": True,
-    "low_memory": False,
-}
+CONFIG = SMALL_CONFIG | {"fiber_in": {0: 3}, "fiber_edge": {0: 2}, "num_degrees": 1, "num_layers": 2}
 
 
 @pytest.mark.parametrize("low_memory", [False, True])

@@ -13,7 +13,8 @@ from se3_fast.training import Trainer, TrainingError, TrainingOptions, World
 from se3_fast.training.evaluation import DirectPredictions, RecordedPredictions, evaluate
 from se3_fast.training.model_config import build_model
 from se3_fast.training.recorded import CudaRecorder
-from tests.training.test_recorded import CONFIG, weights
+from tests.models import SMALL_CONFIG
+from tests.training.test_recorded import weights
 
 DEVICE = torch.device("cuda", 0)
 BATCH_SIZE = 240
@@ -23,7 +24,7 @@ def make(folder: Path, **options: Any) -> Trainer:
     torch.manual_seed(0)
     data = QM9DataModule("", dataset="sample", batch_size=BATCH_SIZE, num_degrees=2, seed=1, device=DEVICE)
     chosen = {"epochs": 3, "silent": True, "log_dir": folder / "log", "optimizer": "sgd", "learning_rate": 0.02, **options}
-    return Trainer(build_model(CONFIG), data, TrainingOptions(**chosen), World(DEVICE))
+    return Trainer(build_model(SMALL_CONFIG), data, TrainingOptions(**chosen), World(DEVICE))
 
 
 @pytest.mark.parametrize(

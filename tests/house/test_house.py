@@ -127,7 +127,7 @@ OPTIONAL = {
 LAZY = {
     "se3_fast": "Predictor, for which most users have no use",
     "se3_fast.compat.original.se3_transformer.model.transformer": "the model's command line, as in the published code",
-    "se3_fast.train": "molecules of one's own, which need RDKit",
+    "se3_fast.train": "the reader of users' own molecules, which most runs do without",
     "se3_fast.kernels.resources": "Triton's compiler, which its interpreter does without",
 }
 """Modules that import inside functions, and what. ``backends/registry.py`` imports backends, by their names."""
@@ -142,8 +142,8 @@ PUBLISHED = {
     "se3_fast.layers.attention": {"AttentionBlockSE3.__init__"},
     "se3_fast.parameter_layout": {"convert_on_loading"},  # a hook, called by PyTorch
     "se3_fast.predict.predictor": {"Predictor.__init__"},
-    "se3_fast.data.qm9": {"QM9DataModule.__init__"},
     "se3_fast.data.own_molecules": {"OwnMoleculesDataModule.__init__"},
+    "se3_fast.data.qm9": {"QM9DataModule.__init__"},
     "se3_fast.forces": {"ForceField.__init__"},
     "se3_fast.training.force_trainer": {"ForceTrainer.__init__"},
     "se3_fast.compat.original.se3_transformer.data_loading.qm9": {"QM9DataModule.__init__"},

@@ -8,23 +8,9 @@ import torch
 from se3_fast.data import QM9DataModule
 from se3_fast.training.checkpoint import write_checkpoint
 from se3_fast.training.model_config import build_model
+from tests.models import SMALL_CONFIG
 
-CONFIG = {
-    "fiber_in": {0: 6},
-    "fiber_edge": {0: 4},
-    "fiber_out": {0: 16},
-    "output_dim": 1,
-    "num_degrees": 2,
-    "num_channels": 8,
-    "num_layers": 1,
-    "num_heads": 2,
-    "channels_div": 2,
-    "pooling": "max",
-    "norm": True,
-    "use_layer_norm": True,
-    "tensor_cores": True,
-    "low_memory": False,
-}
+CONFIG = SMALL_CONFIG | {"fiber_out": {0: 16}, "num_channels": 8}
 
 
 @pytest.fixture(scope="session")

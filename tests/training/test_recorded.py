@@ -22,23 +22,8 @@ from se3_fast.training import Trainer, TrainingOptions
 from se3_fast.training.evaluation import DirectPredictions, RecordedPredictions, evaluate
 from se3_fast.training.model_config import build_model
 from se3_fast.training.recorded import CudaRecorder, RecordedByShape, choose_recorder
+from tests.models import SMALL_CONFIG
 from tests.training.run_again import RunAgain
-
-CONFIG = {
-    "fiber_in": {0: 6},
-    "fiber_edge": {0: 4},
-    "fiber_out": {0: 8},
-    "output_dim": 1,
-    "num_degrees": 2,
-    "num_channels": 4,
-    "num_layers": 1,
-    "num_heads": 2,
-    "channels_div": 2,
-    "pooling": "max",
-    "norm": True,
-    "use_layer_norm": True,
-    "tensor_cores": True,
-}
 
 
 @pytest.fixture
@@ -61,7 +46,7 @@ def make(few_molecules: Path, tmp_path: Path) -> Callable[..., Trainer]:
         torch.manual_seed(0)
         data = QM9DataModule(few_molecules, batch_size=batch_size, num_degrees=2, seed=1, precompute_bases=precompute_bases)
         chosen = {"epochs": 3, "silent": True, "log_dir": tmp_path / "log", "optimizer": "sgd", "learning_rate": 0.05, **options}
-        return Trainer(build_model(CONFIG), data, TrainingOptions(**chosen))
+        return Trainer(build_model(SMALL_CONFIG), data, TrainingOptions(**chosen))
 
     return make_trainer
 
