@@ -28,7 +28,7 @@ constexpr int64_t NODES_PER_TASK = 16;
 constexpr int64_t SLICES_PER_TASK = 8;
 constexpr int64_t CHANNELS_PER_TASK = 8;
 
-// The plan as integers (se3_fast/backends/cpp/tfn_conv.py writes them).
+// The plan as integers (se3_fast/backends/launch_tables.py writes them).
 struct Description {
     int64_t width_hidden;
     std::vector<std::pair<int64_t, int64_t>> nodes, edges, outputs;  // degree, channels

@@ -65,7 +65,7 @@ struct Shares {
     int64_t count() const { return int64_t(bounds.size()) - 1; }
 };
 
-// A plan as integers (se3_fast/backends/cpp/tfn_conv_by_source.py writes them). Of the tiles, what depends on no operand.
+// A plan as integers (se3_fast/backends/launch_tables.py writes them). Of the tiles, what depends on no operand.
 struct SourcePlan {
     std::vector<SourceDegree> inputs, outputs;
     std::vector<SourceGroup> groups;

@@ -42,7 +42,7 @@ LONG = (
     "test_recorded.py::test_nothing_waits_in_a_recorded_step[True]",
     "test_distributed.py::test_a_killed_process_ends_the_run_and_fewer_go_on",
     "test_distributed.py::test_several_processes_train_as_one[4-False-*]",
-    "test_train_command.py::test_killed_and_resumed_equals_uninterrupted[fsync-3]",
+    "test_train_command.py::test_killed_and_resumed_equals_uninterrupted[fsync-5]",
     "test_train_command.py::test_killed_and_resumed_equals_uninterrupted[save-2]",
     "test_train_forces.py::test_two_processes_equal_one_with_the_doubled_batch",
     "test_scripts.py::test_other_trainings[benchmark_train_multi_gpu.sh]",

@@ -43,11 +43,23 @@ PUBLISHED_DEFAULTS = {
     "num_degrees": 4,
     "num_channels": 32,
 }
-OWN_DEFAULTS = {"dataset": "qm9", "device": "auto", "amp_dtype": "auto", "max_steps": None, "cuda_graphs": None}
+OWN_DEFAULTS = {
+    "config": None,
+    "data": None,
+    "smiles": "smiles",
+    "target": None,
+    "unit": "",
+    "split": "random",
+    "dataset": "qm9",
+    "device": "auto",
+    "amp_dtype": "auto",
+    "max_steps": None,
+    "cuda_graphs": None,
+}
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert vars(train.build_parser().parse_args([])) == {**PUBLISHED_DEFAULTS, **OWN_DEFAULTS}
+    assert vars(train.build_parser().parse_args([])) == {**PUBLISHED_DEFAULTS, **OWN_DEFAULTS, "starting_model": None}  # --from
 
 
 @pytest.mark.parametrize(

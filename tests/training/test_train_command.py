@@ -78,9 +78,9 @@ def uninterrupted(run_python: Run, few_molecules: Path, tmp_path_factory: pytest
 
 
 # 48 training molecules make 6 steps an epoch, so step 9 is in the middle of the second. The second checkpoint is
-# written by the second save; a checkpoint is flushed, renamed, and its folder flushed, so it is flushed by the third
-# fsync and renamed by the second replace.
-@pytest.mark.parametrize(("call", "number"), [("step", 9), ("save", 2), ("fsync", 3), ("replace", 2)])
+# written by the second save; a file is flushed, renamed, and its folder flushed, first that of the run's options, so the
+# second checkpoint is flushed by the fifth fsync and renamed by the third replace.
+@pytest.mark.parametrize(("call", "number"), [("step", 9), ("save", 2), ("fsync", 5), ("replace", 3)])
 def test_killed_and_resumed_equals_uninterrupted(
     run_python: Run, few_molecules: Path, tmp_path: Path, uninterrupted: dict[str, Any], call: str, number: int
 ) -> None:
