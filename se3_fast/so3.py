@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-from e3nn import o3
 from torch import Tensor
 
 from se3_fast.autograd.modes import constant
@@ -26,7 +25,17 @@ def num_paths(degree_in: int, degree_out: int) -> int:
 @constant
 def wigner_3j(degree: int, degree_in: int, degree_out: int) -> Tensor:
     """The Wigner 3j symbols, [2J+1, 2d_in+1, 2d_out+1] float64, unit Frobenius norm (e3nn's)."""
+    # Not at the top: importing e3nn takes longer than all of this package.
+    from e3nn import o3
+
     return o3.wigner_3j(degree, degree_in, degree_out, dtype=torch.float64)
+
+
+def spherical_harmonics(direction: Tensor, max_degree: int) -> Tensor:
+    """The spherical harmonics of the degrees 0..max_degree, [.., sum of 2d+1], of directions [.., 3] of length 1 or 0 (e3nn's)."""
+    from e3nn import o3
+
+    return o3.spherical_harmonics(list(range(max_degree + 1)), direction, normalize=False, normalization="integral")
 
 
 @constant

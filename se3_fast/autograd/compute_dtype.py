@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.modes import known_when_compiled
 from se3_fast.autograd.operation import Evaluate, Tensors
 
 
@@ -55,7 +56,7 @@ def _widened(operand: Tensor | None) -> Tensor | None:
     return operand if operand is None or not operand.is_floating_point() else at_least_float32(operand)
 
 
-@torch.compiler.assume_constant_result
+@known_when_compiled
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` of ``torch.float32``: what the description of a node in a compiled graph says."""
     return str(dtype).removeprefix("torch.")

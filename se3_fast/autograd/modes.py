@@ -42,6 +42,15 @@ def constant(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
     return call
 
 
+def known_when_compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorator for functions that ``torch.compile`` calls while it traces, and whose results it takes as constants.
+
+    As ``torch.compiler.assume_constant_result``, which marks functions so, but imports the whole compiler for it.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def made_beside(source: Tensor, make: Callable[[], Result], with_gradients: bool = False) -> Result:
     """What ``make`` makes of ``source``, to be kept as long as that; a constant, or whatever the mode now, with a graph."""
     if torch.compiler.is_compiling():

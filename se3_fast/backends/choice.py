@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from se3_fast import backends
+from se3_fast.autograd.modes import known_when_compiled
 from se3_fast.backends import registry
 
 BACKENDS = ("dense", "torch", "cpp", "triton", "cuda")
@@ -108,13 +109,13 @@ def _traced(operation: str, name: str) -> Any:
     return getattr(getattr(backends, name), operation)
 
 
-@torch.compiler.assume_constant_result
+@known_when_compiled
 def _name_running(operation: str, device: torch.device, details: tuple[Hashable, ...]) -> str:
     """The backend that runs an operation in compiled code; loads its module."""
     return str(_of_backend(operation, selected_backend(device), True, details).__name__.split(".")[-2])
 
 
-@torch.compiler.assume_constant_result
+@known_when_compiled
 def _name_of_formula(operation: str) -> str:
     registry.implementation(operation, FALLBACKS[-1])
     return FALLBACKS[-1]
@@ -138,7 +139,7 @@ def _say_why_not(operation: str, name: str, reason: str) -> None:
     _log.info("%s does not run on backend %s: %s", operation, name, reason)
 
 
-@torch.compiler.assume_constant_result
+@known_when_compiled
 def selected_backend(device: torch.device) -> str:
     """The backend that an operation called now with tensors on ``device`` runs on. In compiled code: called while it is traced.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import dtype_name
+from se3_fast.autograd.modes import known_when_compiled
 from se3_fast.backends import compiled
 from se3_fast.backends.choice import implementation
 from se3_fast.backends.dense.basis import connected, pairwise_keys
@@ -67,7 +68,7 @@ def _pairwise(rel_pos: Tensor, max_degree: int, is_padded: bool, amp: bool) -> d
         return connected(implementation("basis", rel_pos.device).pairwise(rel_pos, max_degree, is_padded, dtype), rel_pos)
 
 
-@torch.compiler.assume_constant_result
+@known_when_compiled
 def _description(max_degree: int, is_padded: bool, dtype: torch.dtype) -> str:
     return json.dumps([max_degree, is_padded, dtype_name(dtype)])
 

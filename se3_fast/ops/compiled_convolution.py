@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.modes import known_when_compiled
 from se3_fast.autograd.opaque import OpaqueOperation
 from se3_fast.backends import choice
 from se3_fast.backends.operands import Convolution, FrameForm
@@ -37,7 +38,7 @@ def messages_of_node(call: Convolution, form: FrameForm) -> Features:
     return by_degree(call, _node(description, operands))
 
 
-@torch.compiler.assume_constant_result
+@known_when_compiled
 def _description(plan: ConvolutionPlan, pool: bool, backend_name: str, max_degree: int, order: ContractionOrder) -> str:
     return json.dumps([plan.to_json(), pool, backend_name, max_degree, order])
 

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError
 
 from se3_fast.data.resident import NumberedBatch, ResidentLoader
 
@@ -211,6 +210,9 @@ def evaluate(
         model_scale: What the model was trained with, where that is not `scale`.
         is_timed: Wait for the device after every batch, for its latency.
     """
+    # Not at the top: importing torchmetrics takes as long as importing PyTorch, and other commands do without.
+    from torchmetrics import MeanAbsoluteError
+
     model_scale = model_scale or scale
     shift = (model_scale.mean - scale.mean) / scale.std
     error = MeanAbsoluteError().to(world.device)

@@ -21,17 +21,16 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
-from e3nn import o3
 from torch import Tensor
 
 from se3_fast.backends.dense.edge_frames import edge_directions
 from se3_fast.so3 import Y0, num_paths, wigner_3j
+from se3_fast.so3 import spherical_harmonics as harmonics_of
 
 
 def spherical_harmonics(rel_pos: Tensor, max_degree: int) -> list[Tensor]:
     """Y_J of the edge directions, J = 0..max_degree, each [E, 2J+1]; zero for J > 0 on a zero-length edge."""
-    direction = edge_directions(rel_pos)
-    values = o3.spherical_harmonics(list(range(max_degree + 1)), direction, normalize=False, normalization="integral")
+    values = harmonics_of(edge_directions(rel_pos), max_degree)
     return list(values.split([2 * degree + 1 for degree in range(max_degree + 1)], -1))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import compute_dtype, dtype_name, in_at_least_float32
+from se3_fast.autograd.modes import known_when_compiled
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends import compiled
 from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON, of_groups
@@ -58,7 +59,7 @@ def _shape_of(profiles: Profiles) -> Shape:
     return Shape(width=len(first.bias), has_norm=first.scale is not None, epsilon=LAYER_NORM_EPSILON)
 
 
-@torch.compiler.assume_constant_result
+@known_when_compiled
 def _description(width: int, has_norm: bool, dtype: torch.dtype) -> str:
     return json.dumps([width, has_norm, dtype_name(dtype)])
 
