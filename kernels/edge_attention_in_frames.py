@@ -325,11 +325,11 @@ def _backward_in_frames_kernel(
 
 
 @triton.jit
-def _transpose_kernel(values, result, num_rows, num_columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    # Either axis may be that of the edges, so that both stand on the first one of the grid.
-    blocks_of_columns = tl.cdiv(num_columns, BLOCK_COLUMNS)
-    row = (tl.program_id(0) // blocks_of_columns).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
-    column = (tl.program_id(0) % blocks_of_columns).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None]
+def _transpose_kernel(
+    values, result, num_rows, num_columns, ROW_AXIS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
+    row = tl.program_id(ROW_AXIS).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    column = tl.program_id(1 - ROW_AXIS).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None]
     is_value = (row < num_rows) & (column < num_columns)
     tile = tl.load(values + row * num_columns + column, mask=is_value, other=0.0)
     tl.store(result + column * num_rows + row, tile, mask=is_value)
@@ -454,10 +454,11 @@ def transposed(values: Tensor) -> Tensor:
         return values.t()
     num_rows, num_columns = values.shape
     result = values.new_empty(num_columns, num_rows)
-    programs = triton.cdiv(num_columns, _TRANSPOSE_TILE.columns) * triton.cdiv(num_rows, _TRANSPOSE_TILE.rows)
-    launch(_transpose_kernel, (programs,),
+    blocks = (triton.cdiv(num_rows, _TRANSPOSE_TILE.rows), triton.cdiv(num_columns, _TRANSPOSE_TILE.columns))
+    row_axis = 0 if num_rows > num_columns else 1  # the edges', which are many, on the first axis of the grid
+    launch(_transpose_kernel, (blocks[row_axis], blocks[1 - row_axis]),
         values.contiguous(), result, num_rows, num_columns,
-        BLOCK_ROWS=_TRANSPOSE_TILE.rows, BLOCK_COLUMNS=_TRANSPOSE_TILE.columns, num_warps=_TRANSPOSE_TILE.warps,
+        ROW_AXIS=row_axis, BLOCK_ROWS=_TRANSPOSE_TILE.rows, BLOCK_COLUMNS=_TRANSPOSE_TILE.columns, num_warps=_TRANSPOSE_TILE.warps,
     )  # fmt: skip
     return result
 
@@ -558,7 +559,7 @@ def compile_cases() -> list[CompileCase]:
     for workload, sizes in WORKLOADS.items():
         for name in DTYPES:
             cases += _cases_in_frames(workload, name, *sizes)
-    constants = {"BLOCK_ROWS": _TRANSPOSE_TILE.rows, "BLOCK_COLUMNS": _TRANSPOSE_TILE.columns}
+    constants = {"ROW_AXIS": 1, "BLOCK_ROWS": _TRANSPOSE_TILE.rows, "BLOCK_COLUMNS": _TRANSPOSE_TILE.columns}
     for name in DTYPES:
         types = signature(_transpose_kernel, constants, {"num_rows": "i32", "num_columns": "i32"}, f"*{name}")
         cases.append(CompileCase(f"transpose {name}", _transpose_kernel, types, constants, _TRANSPOSE_TILE.warps, NUM_STAGES))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from tests.fuzz.budget import is_long
 
 ROOT = Path(__file__).parents[2]
+WORD = re.compile(r"\w+")
 
 
 def test_training_after_first_calls_in_every_mode() -> None:
@@ -32,7 +34,7 @@ def classes_with_tensors(trees: list[ast.Module]) -> set[str]:
     for _ in range(3):
         for node in classes:
             fields = [ast.unparse(field.annotation) for field in node.body if isinstance(field, ast.AnnAssign)]
-            if any(name in field for field in fields for name in found):
+            if any(found & set(WORD.findall(field)) for field in fields):
                 found.add(node.name)
     return found
 
@@ -50,7 +52,7 @@ def test_tensors_are_kept_by_the_decorator_alone() -> None:
                 ast.unparse(decorator).partition("(")[0].replace("lru_cache", "cache") for decorator in node.decorator_list
             }
             returned = ast.unparse(node.returns)
-            if any(name in returned for name in with_tensors):
+            if with_tensors & set(WORD.findall(returned)):
                 for decorator in decorators & kept.keys():
                     kept[decorator].append(node.name)
     assert kept["cache"] == []

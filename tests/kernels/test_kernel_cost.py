@@ -11,6 +11,7 @@ from se3_fast.kernels import (
     aligned_weights,
     basis,
     edge_attention,
+    edge_attention_in_frames,
     edge_frames,
     equivariant_norm,
     linear,
@@ -103,8 +104,8 @@ def test_edge_attention_in_frames() -> None:
 
     Rows of D: 132 FLOP a set; turning one channel: 2 x 9; a channel has 3 values.
     """
-    layout = edge_attention.frame_layout(1, ((1, 1),), ((1, 1),))
-    forward, backward = edge_attention.cost_in_frames(layout, num_nodes=1, num_edges=1, itemsize=4)
+    layout = edge_attention_in_frames.frame_layout(1, ((1, 1),), ((1, 1),))
+    forward, backward = edge_attention_in_frames.cost_in_frames(layout, num_nodes=1, num_edges=1, itemsize=4)
     assert forward == (0, 2 * 132 + 18 + 18 + 6 + 3 + 10, 3 * 24 + 8 + 16 + 24 + 16)
     assert backward == (0, 3 * 132 + 54 + 36 + 18 + 15 + 20, 4 * 24 + 8 + 16 + 36 + 16)
     assert forward.flop == forward.vector_flop

@@ -6,6 +6,7 @@ from the published parts. It runs on the CPU too.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from se3_fast.train import build_parser as build_train_parser
 from se3_fast.train import train as run_training
 from se3_fast.training.checkpoint import load_weights, read_checkpoint, write_checkpoint
 from se3_fast.training.errors import run_command
@@ -224,7 +226,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, train, and return the exit status."""
     parsed = build_parser().parse_args(arguments)
     parsed.pooling = parsed.pooling or "max"
-    return run_command(lambda: run_training(parsed))
+    whole = argparse.Namespace(
+        **{**vars(build_train_parser().parse_args([])), **vars(parsed)}
+    )  # it has options that these have not
+    return run_command(lambda: run_training(whole))
 
 
 if __name__ == "__main__":
