@@ -158,9 +158,9 @@ def measure(module: str, case: CompileCase, target: str) -> Resources:
         listing = compiled.asm["amdgcn"]
         registers, stack = _listed(listing, "vgpr_count"), _listed(listing, "private_segment_fixed_size")
         return Resources(module, case.name, target, registers, stack, shared, None, listing.count("v_mfma"), expects)
-    registers, stack = _registers_and_stack(compiled.asm["cubin"])
+    registers, stack = registers_and_stack(compiled.asm["cubin"])
     instructions = len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", compiled.asm["ptx"]))
-    warps = _resident_warps(TARGETS[target], case.num_warps, registers, shared)
+    warps = resident_warps(TARGETS[target], case.num_warps, registers, shared)
     return Resources(module, case.name, target, registers, stack, shared, warps, instructions, expects)
 
 
@@ -192,7 +192,8 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[-1][:150] if lines else 'no message'}"
 
 
-def _registers_and_stack(cubin: bytes) -> tuple[int, int]:
+def registers_and_stack(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread of a compiled kernel, and its bytes on the stack."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -211,7 +212,8 @@ def _listed(listing: str, name: str) -> int:
     return int(re.findall(rf"\.{name}:\s+(\d+)", listing)[-1])
 
 
-def _resident_warps(multiprocessor: Multiprocessor, warps: int, registers: int, shared: int) -> int:
+def resident_warps(multiprocessor: Multiprocessor, warps: int, registers: int, shared: int) -> int:
+    """Warps that fit on a multiprocessor at once, in blocks of ``warps``, of ``registers`` a thread and ``shared`` bytes a block."""
     registers_per_warp = WARP * (-(-registers // 8) * 8)  # handed out by 8 a thread
     blocks = min(
         multiprocessor.blocks,
