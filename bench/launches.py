@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -155,11 +155,11 @@ class OperationCounter(TorchDispatchMode):
         name = func.overloadpacket.__name__
         result = func(*args, **(kwargs or {}))
         if not func.is_view and name not in NOT_LAUNCHED and func.namespace not in NOT_COUNTED:
-            self.add(name, tree_leaves((args, kwargs, result)))
+            self.add(name, _touched(func, args, kwargs or {}, result))
         return result
 
-    def add(self, name: str, operands: Iterable[Any] = ()) -> None:
-        """Count one launch; ``operands``: what an operation is given and returns."""
+    def add(self, name: str, touched: Sequence[Tensor] = ()) -> None:
+        """Count one launch; ``touched``: what an operation reads, and what it writes."""
         self.launches.counts[self.issuer(name), name] += 1
 
     @contextmanager
@@ -202,6 +202,15 @@ class OperationCounter(TorchDispatchMode):
         number = node._sequence_nr()
         layers = [layer for start, stop, layer in self._spans if start <= number < stop]
         return layers[-1] if layers else "model"  # the innermost was entered last
+
+
+def _touched(operation: Any, args: Any, kwargs: Any, result: Any) -> list[Tensor]:
+    """The tensors that an operation reads or returns, and once more those that it overwrites."""
+    arguments = operation._schema.arguments
+    given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
+    overwritten = [given.get(argument.name) for argument in arguments if argument.alias_info and argument.alias_info.is_write]
+    different = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, result))}
+    return [leaf for leaf in (*different.values(), *tree_leaves(overwritten)) if isinstance(leaf, Tensor)]
 
 
 def kernel_name(kernel: Any) -> str:

@@ -213,7 +213,7 @@ def _listed(listing: str, name: str) -> int:
 
 
 def resident_warps(multiprocessor: Multiprocessor, warps: int, registers: int, shared: int) -> int:
-    """Warps that fit on a multiprocessor at once, in blocks of ``warps``, of ``registers`` a thread and ``shared`` bytes a block."""
+    """Warps that fit on a multiprocessor, in blocks of ``warps`` with ``registers`` a thread and ``shared`` bytes a block."""
     registers_per_warp = WARP * (-(-registers // 8) * 8)  # handed out by 8 a thread
     blocks = min(
         multiprocessor.blocks,

@@ -39,8 +39,14 @@ BOUNDS = ("latency", *PLACED_PIPES, "L2", "HBM")
 MOST_PLACES, SAMPLED_PLACES = 16, 10
 """Programs that differ in their second or third number are all followed up to so many; of more, so many."""
 
-MANY_PROGRAMS, SAMPLED_PROGRAMS = 700, 6
-"""Along the first axis of a grid with more than so many, so many are followed; else one."""
+MOST_SAMPLES, FEW_SAMPLES, ALIKE = 32, 4, 0.02
+"""Along the first axis of a grid so many programs are followed; where they take alike, up to this share, a few."""
+
+FOLLOWED_INSTRUCTIONS = 200_000
+"""After so many, in all programs of a launch together, no further one is followed, but for one at each place."""
+
+_GOLDEN = 0.6180339887498949
+"""Its multiples, modulo 1, are spread evenly however many are taken."""
 
 LONG_WARP = 40_000
 """Instructions of a warp from which on it stands for all warps of its program; else the first and the last do."""
@@ -104,10 +110,17 @@ def time_of(launch: KernelLaunch) -> LaunchTime:
     code = Code(disassemble(launch.cubin), _constants(launch, memory), memory)
     followed: dict[tuple[int, int], list[Program]] = {}
     longest = 0.0
-    for y, z in _sampled_places(launch.grid):
+    places = _sampled_places(launch.grid)
+    most_instructions = FOLLOWED_INSTRUCTIONS // len(places)
+    for y, z in places:
+        samples = followed[y, z] = []
+        instructions = 0
         for x in _sampled_numbers(launch.grid[0]):
+            if samples and (instructions > most_instructions or _are_alike(samples)):
+                break
             warps = _follow(code, (x, y, z), launch.num_warps)
-            followed.setdefault((y, z), []).append(_program(warps, launch.num_warps))
+            instructions += sum(work.instructions.total() for work in warps)
+            samples.append(_program(warps, launch.num_warps))
             _count_unknown(result, warps)
             slowest = max(warps, key=lambda work: work.alone)
             if slowest.alone > longest:
@@ -186,9 +199,13 @@ def _places(grid: tuple[int, int, int]) -> list[tuple[int, int]]:
 
 
 def _sampled_numbers(count: int) -> list[int]:
-    """First numbers of the programs that are followed: the middles of as many equal stretches."""
-    samples = SAMPLED_PROGRAMS if count > MANY_PROGRAMS else 1
-    return [(2 * number + 1) * count // (2 * samples) for number in range(samples)]
+    """First numbers of the programs that are followed, spread evenly however many of them are."""
+    return list(dict.fromkeys(int(count * ((0.5 + number * _GOLDEN) % 1)) for number in range(MOST_SAMPLES)))
+
+
+def _are_alike(samples: Sequence[Program]) -> bool:
+    times = [sample.alone for sample in samples]
+    return len(times) >= FEW_SAMPLES and max(times) < (1 + ALIKE) * min(times)
 
 
 def _follow(code: Code, program: tuple[int, int, int], num_warps: int) -> list[Work]:

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import triton
@@ -60,6 +61,7 @@ def disassembler() -> Path:
     return path
 
 
+@cache
 def disassemble(cubin: bytes) -> list[Instruction]:
     """The instructions of a compiled kernel.
 

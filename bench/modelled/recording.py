@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -105,10 +105,9 @@ class Recorder(OperationCounter):
         self._storages: dict[int, Storage] = {}
         self._kept: list[Any] = []  # so that no other tensor gets the address of one whose content is known
 
-    def add(self, name: str, tensors: Iterable[Any] = ()) -> None:
+    def add(self, name: str, touched: Sequence[Tensor] = ()) -> None:
         """Record an operation of PyTorch."""
-        found = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
-        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in touched)
         self.launched.append(OperationLaunch(f"torch.{name}", self.issuer(name), num_bytes))
 
     @contextmanager

@@ -32,12 +32,19 @@ def as_mask(value: bool | Lanes) -> Lanes:
 
 def is_true(value: Predicate) -> bool:
     """Whether it is known to hold in all lanes."""
-    return value is not None and bool(np.all(value))
+    return value is True or (isinstance(value, np.ndarray) and bool(value.all()))
 
 
 def is_false(value: Predicate) -> bool:
     """Whether it is known to hold in no lane."""
-    return value is not None and not np.any(value)
+    return value is False or (isinstance(value, np.ndarray) and not value.any())
+
+
+def settled(value: Predicate) -> Predicate:
+    """The same, without lanes where all agree."""
+    if is_true(value):
+        return True
+    return False if is_false(value) else value
 
 
 def both(left: Predicate, right: Predicate) -> Predicate:

@@ -43,7 +43,7 @@ from bench.modelled.values import (
     choose,
     is_false,
     is_true,
-    opposite,
+    settled,
 )
 
 MOST_INSTRUCTIONS = 400_000
@@ -131,8 +131,8 @@ class Code:
                 work.unknown_branches += 1
                 break
             clock.wait_for_scoreboards(decoded.instruction)
-            active: Predicate = True if decoded.guard is None else decoded.guard(state)
-            is_skipped = active is not None and not np.any(active)
+            active: Predicate = True if decoded.guard is None else settled(decoded.guard(state))
+            is_skipped = active is False
             work.instructions[decoded.cost.pipe] += 1
             work.cycles[decoded.cost.pipe] += decoded.cost.cycles
             latency = decoded.cost.latency
@@ -210,16 +210,16 @@ class Code:
         else:
             results = function(*values)
         for place, result in zip(destinations, results, strict=True):
-            state[place] = result if is_true(active) else _merged(active, result, state[place])
+            state[place] = result if active is True else _merged(active, result, state[place])
 
     def _next(self, place: int, decoded: _Decoded, state: State, active: Predicate, work: Work) -> int | None:
         name = decoded.instruction.name
         if name not in BRANCHES:
             return place + 1
-        if is_false(active):
+        if active is False:
             return place + 1
         if name == "EXIT":
-            return None if active is None or is_true(active) else place + 1
+            return None if active is None or active is True else place + 1
         if name != "BRA":
             return self._next_of_rare(place, decoded.instruction, state, work)
         taken = active if decoded.condition is None else both(active, decoded.condition(state))
@@ -258,7 +258,7 @@ class Code:
         instruction = decoded.instruction
         address = decoded.address(state)
         if instruction.name == "LDGSTS" and is_predicate(instruction.operands[-1]):
-            active = both(active, opposite(predicate(instruction.operands[-1])(state)))  # zeros are written, nothing is read
+            active = both(active, predicate(instruction.operands[-1])(state))  # other lanes write zeros and read nothing
         mask = as_mask(True if active is None else active)
         if instruction.name in SHARED:
             work.cycles["memory"] += _wavefronts(instruction, address, mask)
@@ -275,7 +275,7 @@ class Code:
             words = None if address is None else self.memory.load(address, mask, access_bytes(instruction))
             for number, place in enumerate(decoded.destinations):
                 word = None if words is None else words[number]
-                state[place] = word if is_true(active) else _merged(active, word, state[place])
+                state[place] = word if active is True else _merged(active, word, state[place])
             return LATENCY["L2 hit"] if is_fresh else LATENCY["L1 hit"]
         for place in decoded.destinations:
             state[place] = None
