@@ -1,7 +1,7 @@
 """Launches whose speed on such a GPU is known, to hold the model against: ``python -m bench.modelled vector_addition``.
 
-On this generation a vector addition reaches about nine tenths of the memory's rate, and a matrix product in half precision written in
-Triton 60 to 75 % of that of the tensor cores.
+On this generation a vector addition reaches about nine tenths of the rate of the memory, and a matrix product in half precision
+that is written in Triton 60 to 75 % of that of the tensor cores.
 """
 
 from __future__ import annotations
