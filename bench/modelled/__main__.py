@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a step is recorded on the CPU also where there is a GPU
+if __name__ == "__main__":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a step is recorded on the CPU also where there is a GPU
 
 import argparse
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +27,7 @@ from bench.launches import SIZES, inference_step, training_step
 from bench.modelled import known, tables
 from bench.modelled.listing import disassembler
 from bench.modelled.recording import compiling_for_gpu, record
-from bench.modelled.step import rows_of
+from bench.modelled.step import Row, rows_of
 from bench.workloads import BUILDERS, Workload, build, qm9_of
 
 
@@ -38,12 +40,25 @@ def step_of(workload: Workload, is_amp: bool, is_inference: bool) -> Callable[[]
     return lambda: training_step(workload, optimizer, is_amp)
 
 
+def model(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
+    """What was asked for, in words and numbers, and the launches of its step."""
+    size = options.size or (SIZES | known.SIZES)[name]
+    if name in known.KNOWN:
+        step, kind = known.KNOWN[name](size), "one launch"
+    else:
+        workload = build(name, size) if options.data_dir is None else qm9_of(options.data_dir, size)
+        step, kind = step_of(workload, options.amp, options.inference), "inference" if options.inference else "training step"
+        kind += ", autocast to float16" if options.amp else ", float32"
+    with compiling_for_gpu(), se3_fast.backend("triton"):
+        launches = record(step)
+    return {"workload": name, "size": size, "kind": kind, "molecules": size if name.startswith("qm9") else None}, rows_of(launches)
+
+
 def main() -> int:
     """Record, model, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "workload", nargs="?", default="qm9", choices=[*BUILDERS, *known.KNOWN], help="model and batch (default: qm9)"
-    )
+    names = [*BUILDERS, *known.KNOWN]
+    parser.add_argument("workload", nargs="?", default="qm9", choices=names, help="model and batch (default: qm9)")
     parser.add_argument("--size", type=int, help="molecules or residues (default: those of bench.launches)")
     parser.add_argument("--amp", action="store_true", help="under autocast to float16")
     parser.add_argument("--inference", action="store_true", help="a forward pass without gradients")
@@ -51,33 +66,20 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="files of --json; nothing is modelled")
     options = parser.parse_args()
+    if options.data_dir is not None and options.workload != "qm9":
+        parser.error(f"--data_dir: expected it with workload qm9 alone, got {options.workload}")
     if options.compare is not None:
-        before, after = (json.loads(path.read_text()) for path in options.compare)
-        print(f"{tables.FIRST_LINE}\n\n{tables.comparison(before, after)}")
+        print(tables.comparison(*(json.loads(path.read_text()) for path in options.compare)))
         return 0
-    name, size = options.workload, options.size or (SIZES | known.SIZES)[options.workload]
     try:
         disassembler()
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 1
-    if options.data_dir is not None and name != "qm9":
-        parser.error(f"--data_dir: expected it with workload qm9 alone, got {name}")
-    if name in known.KNOWN:
-        step = known.KNOWN[name](size)
-    else:
-        workload = build(name, size) if options.data_dir is None else qm9_of(options.data_dir, size)
-        step = step_of(workload, options.amp, options.inference)
-    with compiling_for_gpu(), se3_fast.backend("triton"):
-        rows = rows_of(record(step))
-    molecules = size if name.startswith("qm9") else None
-    kind = "inference" if options.inference else "training step"
-    precision = "autocast to float16" if options.amp else "float32"
-    print(f"{tables.FIRST_LINE}\n\n{name}, size {size}, {kind}, {precision}: {tables.summary(rows, molecules)}\n")
-    print("\n\n".join((tables.launches_table(rows), tables.bounds_table(rows), tables.instructions_table(rows))))
+    what, rows = model(options.workload, options)
+    print(tables.whole(what, rows))
     if options.json is not None:
-        what = {"workload": name, "size": size, "kind": kind, "precision": precision}
-        options.json.write_text(json.dumps(tables.as_json(rows, what), indent=1) + "\n")
+        options.json.write_text(json.dumps(tables.as_json(what, rows), indent=1) + "\n")
     return 0
 
 

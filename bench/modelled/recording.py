@@ -167,7 +167,7 @@ class Recorder(OperationCounter):
 
 @contextmanager
 def compiling_for_gpu() -> Iterator[None]:
-    """Kernels are compiled for the modelled GPU, and models choose on the CPU what they choose on a GPU.
+    """Kernels are compiled for the modelled GPU (from now on, in this process), and models choose on the CPU what they choose on one.
 
     Raises:
         RuntimeError: under Triton's interpreter, which compiles nothing.
@@ -176,8 +176,8 @@ def compiling_for_gpu() -> Iterator[None]:
         raise RuntimeError("TRITON_INTERPRET: expected it not to be set, as kernels are compiled here, got 1")
     for entry in pkgutil.iter_modules(kernels.__path__):
         import_module(f"{kernels.__name__}.{entry.name}")
-    driver.set_active(_Driver())
     parts = joint.gradient_parts
+    driver.set_active(_Driver())
     # Backend triton takes tensors on the CPU where kernels are interpreted; those that are imported by now are compiled.
     with (
         mock.patch.dict(os.environ, TRITON_INTERPRET="1"),

@@ -17,14 +17,16 @@ FIRST_LINE = (
 )
 
 
-def as_json(rows: Sequence[Row], what: dict[str, Any]) -> dict[str, Any]:
-    """A step for a file; ``what`` says which."""
-    return {
-        "about": FIRST_LINE,
-        **what,
-        "us": sum(row.us for row in rows),
-        "rows": [asdict(row) | {"bound": row.bound, "waves": row.waves} for row in rows],
-    }
+def as_json(what: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """A step for a file; ``what`` says which: ``workload``, ``size``, ``kind``, ``molecules``."""
+    launches = [asdict(row) | {"bound": row.bound, "waves": row.waves} for row in rows]
+    return {"about": FIRST_LINE, **what, "us": sum(row.us for row in rows), "rows": launches}
+
+
+def whole(what: dict[str, Any], rows: Sequence[Row]) -> str:
+    """All that is printed of a step."""
+    head = f"{_title_of_step(what)}: {summary(rows, what['molecules'])}"
+    return "\n\n".join((FIRST_LINE, head, launches_table(rows), bounds_table(rows), instructions_table(rows)))
 
 
 def summary(rows: Sequence[Row], molecules: int | None) -> str:
@@ -86,7 +88,9 @@ def comparison(before: dict[str, Any], after: dict[str, Any]) -> str:
         [name, f"{count_before:g}", f"{us_before:.1f}", f"{count_after:g}", f"{us_after:.1f}", f"{us_after - us_before:+.1f}"]
         for name, (us_before, us_after, count_before, count_after) in ordered
     ]
-    return _aligned([["launch", "n before", "us before", "n after", "us after", "change"], *body])
+    table = _aligned([["launch", "n before", "us before", "n after", "us after", "change"], *body])
+    steps = f"before: {_title_of_step(before)}\nafter: {_title_of_step(after)}"
+    return "\n\n".join((FIRST_LINE, steps, table))
 
 
 def _dearest_first(rows: Sequence[Row]) -> list[Row]:
@@ -95,6 +99,10 @@ def _dearest_first(rows: Sequence[Row]) -> list[Row]:
 
 def _of_kernels(rows: Sequence[Row]) -> list[Row]:
     return [row for row in _dearest_first(rows) if row.time is not None]
+
+
+def _title_of_step(what: dict[str, Any]) -> str:
+    return f"{what['workload']}, size {what['size']}, {what['kind']}"
 
 
 def _title(row: Row) -> str:

@@ -50,7 +50,7 @@ MOST_INSTRUCTIONS = 400_000
 """After which a warp is given up; counted among the unknown branches."""
 
 BANKS, BANK_BYTES = 32, 4
-_MATRIX_ROWS = 8
+_MATRIX_ROWS, _MATRIX_ROW_WORDS = 8, 4
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Code:
     """
 
     def __init__(self, instructions: Sequence[Instruction], constants: Constants, memory: Memory) -> None:
-        self.memory = memory
+        self._memory = memory
         self._constants = constants
         self._place = {instruction.address: number for number, instruction in enumerate(instructions)}
         self._decoded = [self._decode(instruction) for instruction in instructions]
@@ -214,9 +214,7 @@ class Code:
 
     def _next(self, place: int, decoded: _Decoded, state: State, active: Predicate, work: Work) -> int | None:
         name = decoded.instruction.name
-        if name not in BRANCHES:
-            return place + 1
-        if active is False:
+        if name not in BRANCHES or active is False:
             return place + 1
         if name == "EXIT":
             return None if active is None or active is True else place + 1
@@ -254,53 +252,47 @@ class Code:
 
     def _access(self, decoded: _Decoded, state: State, active: Predicate, work: Work, visited: set[Any]) -> int:
         """Count an access; returns its latency. Integers are read from global memory, not from shared memory."""
-        assert decoded.address is not None
-        instruction = decoded.instruction
+        instruction, latency = decoded.instruction, decoded.cost.latency
         address = decoded.address(state)
         if instruction.name == "LDGSTS" and is_predicate(instruction.operands[-1]):
             active = both(active, predicate(instruction.operands[-1])(state))  # other lanes write zeros and read nothing
         mask = as_mask(True if active is None else active)
+        words = None
         if instruction.name in SHARED:
             work.cycles["memory"] += _wavefronts(instruction, address, mask)
-            for place in decoded.destinations:
-                state[place] = None
-            return decoded.cost.latency
-        sectors = self._sectors(instruction, address, mask, work)
-        if instruction.name in STORES:
-            work.written |= sectors
-            return decoded.cost.latency
-        is_fresh = not sectors <= visited
-        visited |= sectors
-        if instruction.name == "LDG":
-            words = None if address is None else self.memory.load(address, mask, access_bytes(instruction))
-            for number, place in enumerate(decoded.destinations):
-                word = None if words is None else words[number]
-                state[place] = word if active is True else _merged(active, word, state[place])
-            return LATENCY["L2 hit"] if is_fresh else LATENCY["L1 hit"]
-        for place in decoded.destinations:
-            state[place] = None
-        return decoded.cost.latency
-
-    @staticmethod
-    def _sectors(instruction: Instruction, address: Known | None, mask: Lanes, work: Work) -> set[Any]:
-        """The sectors of a request to global memory, which is counted."""
-        width, lanes = access_bytes(instruction), int(mask.sum())
-        if lanes == 0:
-            return set()
-        work.requests += 1
-        sectors: set[Any]
-        if address is None:
-            work.unknown_requests += 1
-            lines = max(1, lanes * width // LINE_BYTES)
-            sectors = {(id(instruction), work.requests, part) for part in range(max(1, lanes * width // SECTOR_BYTES))}
+        elif instruction.name in STORES:
+            work.written |= _sectors(instruction, address, mask, work)
         else:
-            first = np.array([address]) if isinstance(address, int) else address[mask]
-            sectors = set((first // SECTOR_BYTES).tolist())
-            if width > BANK_BYTES:
-                sectors |= set(((first + (width - 1)) // SECTOR_BYTES).tolist())
-            lines = len({sector * SECTOR_BYTES // LINE_BYTES for sector in sectors})
-        work.cycles["memory"] += max(1, lines, width * lanes / LINE_BYTES)
-        return sectors
+            sectors = _sectors(instruction, address, mask, work)
+            if instruction.name == "LDG":
+                latency = LATENCY["L1 hit" if sectors <= visited else "L2 hit"]
+                words = None if address is None else self._memory.load(address, mask, access_bytes(instruction))
+            visited |= sectors
+        for number, place in enumerate(decoded.destinations):
+            word = None if words is None else words[number]
+            state[place] = word if active is True else _merged(active, word, state[place])
+        return latency
+
+
+def _sectors(instruction: Instruction, address: Known | None, mask: Lanes, work: Work) -> set[Any]:
+    """The sectors of a request to global memory, which is counted."""
+    width, lanes = access_bytes(instruction), int(mask.sum())
+    if lanes == 0:
+        return set()
+    work.requests += 1
+    sectors: set[Any]
+    if address is None:
+        work.unknown_requests += 1
+        lines = max(1, lanes * width // LINE_BYTES)
+        sectors = {(instruction.address, work.requests, part) for part in range(max(1, lanes * width // SECTOR_BYTES))}
+    else:
+        first = np.array([address]) if isinstance(address, int) else address[mask]
+        sectors = set((first // SECTOR_BYTES).tolist())
+        if width > BANK_BYTES:
+            sectors |= set(((first + (width - 1)) // SECTOR_BYTES).tolist())
+        lines = len({sector * SECTOR_BYTES // LINE_BYTES for sector in sectors})
+    work.cycles["memory"] += max(1, lines, width * lanes / LINE_BYTES)
+    return sectors
 
 
 def _destinations(instruction: Instruction) -> tuple[int, ...]:
@@ -327,12 +319,19 @@ def _merged(active: Predicate, new: Any, old: Any) -> Any:
 
 
 def _wavefronts(instruction: Instruction, address: Known | None, mask: Lanes) -> int:
-    """Cycles of an access to shared memory: the most different words of one bank."""
+    """Cycles of an access to shared memory; of matrices row by row, each row from one lane, a matrix after the other."""
     if instruction.name in ("LDSM", "STSM"):
-        return int(instruction.modifiers[-1]) if instruction.modifiers[-1].isdigit() else 1
+        matrices = int(instruction.modifiers[-1]) if instruction.modifiers[-1].isdigit() else 1
+        if address is None:
+            return matrices
+        rows = as_lanes(address)[: matrices * _MATRIX_ROWS].reshape(matrices, _MATRIX_ROWS)
+        return sum(_most_words_of_a_bank(of_matrix, _MATRIX_ROW_WORDS) for of_matrix in rows)
     words = max(1, access_bytes(instruction) // BANK_BYTES)
-    if address is None:
-        return words
-    first = (as_lanes(address)[mask] & WORD) // BANK_BYTES
+    return words if address is None else _most_words_of_a_bank(as_lanes(address)[mask], words)
+
+
+def _most_words_of_a_bank(addresses: Lanes, words: int) -> int:
+    """Different words in the same bank are read one after the other; ``words`` from each address on."""
+    first = (addresses & WORD) // BANK_BYTES
     different = np.unique(first[:, None] + np.arange(words, dtype=np.uint64))
     return int(np.bincount((different % BANKS).astype(np.int64)).max(initial=1))

@@ -286,15 +286,22 @@ def test_what_comes_from_memory() -> None:
 
 
 @pytest.mark.usefixtures("flat_time")
-def test_printed_and_compared() -> None:
+def test_printed_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    what = {"workload": "qm9", "size": 2, "kind": "training step, float32", "molecules": 2}
     before = rows_of([kernel_launch(1, 100), OperationLaunch("torch.add", "model", 8)])
     after = rows_of([kernel_launch(1, 100), kernel_launch(1, 100)])
-    assert tables.FIRST_LINE.startswith("Modelled, not measured")
-    assert "Uncalibrated" in tables.FIRST_LINE
-    assert tables.summary(before, 2).startswith("2 launches, 0.005 ms, 400.0 molecules/ms")
-    assert tables.launches_table(before).splitlines()[1].split()[:6] == ["kernel", "(model)", "1", "3.0", "3.0", "latency"]
-    shown = tables.comparison(*(tables.as_json(rows, {}) for rows in (before, after))).splitlines()
-    assert [row.split() for row in shown[1:]] == [
+    first, _, head, _, _, kernel, *_ = tables.whole(what, before).splitlines()
+    assert first.startswith("Modelled, not measured") and "Uncalibrated" in first
+    assert head.startswith("qm9, size 2, training step, float32: 2 launches, 0.005 ms, 400.0 molecules/ms, 0.0 %")
+    assert kernel.split()[:6] == ["kernel", "(model)", "1", "3.0", "3.0", "latency"]
+    files = [tmp_path / "before.json", tmp_path / "after.json"]
+    for path, rows in zip(files, (before, after), strict=True):
+        path.write_text(json.dumps(tables.as_json(what, rows)))
+    monkeypatch.setattr(sys, "argv", ["bench.modelled", "--compare", *map(str, files)])
+    assert command.main() == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == tables.FIRST_LINE
+    assert [row.split() for row in printed[-3:]] == [
         ["kernel", "1", "3.0", "2", "6.0", "+3.0"],
         ["torch.add", "1", "2.0", "0", "0.0", "-2.0"],
         ["all", "2", "5.0", "2", "6.0", "+1.0"],
@@ -309,11 +316,11 @@ def test_operations_in_place_count_what_they_overwrite() -> None:
 
 
 def test_known_launches(tmp_path: Path) -> None:
-    """Shares of the memory's 4.8e6 bytes per microsecond, and of the tensor cores' rate, as known of such GPUs, within wide bounds."""
+    """Shares of the memory's 4.8e6 bytes per microsecond, and of the tensor cores' rate, within wide bounds."""
     code = "import sys; from bench.modelled.__main__ import main\nfor sys.argv[1:] in eval(sys.argv[1]): main()"
     files = {name: tmp_path / f"{name}.json" for name in known.KNOWN}
     calls = repr([[name, "--json", str(path)] for name, path in files.items()])
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run([sys.executable, "-c", code, calls], cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     assert run.stdout.startswith(tables.FIRST_LINE)
     ideal = {
