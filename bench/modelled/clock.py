@@ -64,20 +64,18 @@ class Clock:
             if "gsb0" in instruction.operands:
                 self._matrix_groups.append(self._matrix_unit_free + LATENCY["matrix group drains"])
         elif name == "WARPGROUP" and "DEPBAR" in instruction.modifiers:
-            self._matrix_groups = self._wait_for_groups(self._matrix_groups, int(instruction.operands[-1], 16), "HGMMA")
+            self._wait_for_groups(self._matrix_groups, int(instruction.operands[-1], 16), "HGMMA")
         elif name == "LDGSTS":
             self._last_copy = max(self._last_copy, self.cycles + LATENCY["asynchronous copy"])
         elif name == "LDGDEPBAR":
             self._copy_groups.append(self._last_copy)
         elif name == "DEPBAR":
             left = int(instruction.operands[1], 16) if len(instruction.operands) > 1 else 0
-            self._copy_groups = self._wait_for_groups(self._copy_groups, left, "LDGSTS")
+            self._wait_for_groups(self._copy_groups, left, "LDGSTS")
         elif name == "BAR":
             self._wait(self.cycles + LATENCY["block barrier"], "BAR")
 
-    def _wait_for_groups(self, groups: list[float], left: int, name: str) -> list[float]:
-        """Until at most ``left`` groups are in flight; returns those."""
+    def _wait_for_groups(self, groups: list[float], left: int, name: str) -> None:
+        """Until at most the last ``left`` groups are in flight."""
         if len(groups) > left:
             self._wait(groups[len(groups) - left - 1], name)
-            return groups[len(groups) - left :]
-        return groups

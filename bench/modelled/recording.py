@@ -167,7 +167,7 @@ class Recorder(OperationCounter):
 
 @contextmanager
 def compiling_for_gpu() -> Iterator[None]:
-    """Kernels are compiled for the modelled GPU (from now on, in this process), and models choose on the CPU what they choose on one.
+    """Kernels are compiled for the modelled GPU, from now on in this process; models choose on the CPU what they choose on a GPU.
 
     Raises:
         RuntimeError: under Triton's interpreter, which compiles nothing.

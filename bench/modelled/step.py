@@ -7,6 +7,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def _identity(launch: KernelLaunch) -> str:
     return digest.hexdigest()
 
 
+@cache
 def _model_version() -> bytes:
     """Changes with every change of the model."""
     digest = hashlib.sha256()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.modelled import gpu
@@ -75,22 +75,37 @@ def instructions_table(rows: Sequence[Row]) -> str:
 
 
 def comparison(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Two steps, as :func:`as_json` has them: microseconds by launch, those that changed most first."""
-    names: dict[str, list[float]] = {}
-    for place, step in enumerate((before, after)):
-        for row in step["rows"]:
-            of_launch = names.setdefault(row["name"], [0.0, 0.0, 0, 0])
-            of_launch[place] += row["us"]
-            of_launch[2 + place] += row["count"]
-    ordered = sorted(names.items(), key=lambda item: (-abs(item[1][1] - item[1][0]), -item[1][0]))
-    ordered.append(("all", [sum(values) for values in zip(*names.values(), strict=True)]))
+    """Two steps, as :func:`as_json` has them: launches by kernel and layer, those that changed most first."""
+    totals = [_by_title(step["rows"]) for step in (before, after)]
+    titles = dict.fromkeys(title for total in totals for title in total)
+    pairs = {title: [total.get(title, _Total()) for total in totals] for title in titles}
+    ordered = sorted(pairs.items(), key=lambda item: -abs(item[1][1].us - item[1][0].us))
+    ordered.append(("all", [_Total(sum(row["count"] for row in step["rows"]), step["us"]) for step in (before, after)]))
     body = [
-        [name, f"{count_before:g}", f"{us_before:.1f}", f"{count_after:g}", f"{us_after:.1f}", f"{us_after - us_before:+.1f}"]
-        for name, (us_before, us_after, count_before, count_after) in ordered
+        [title, str(old.count), f"{old.us:.1f}", old.bound, str(new.count), f"{new.us:.1f}", new.bound, f"{new.us - old.us:+.1f}"]
+        for title, (old, new) in ordered
     ]
-    table = _aligned([["launch", "n before", "us before", "n after", "us after", "change"], *body])
+    table = _aligned([["launch", "n before", "us", "bound", "n after", "us", "bound", "change"], *body])
     steps = f"before: {_title_of_step(before)}\nafter: {_title_of_step(after)}"
     return "\n\n".join((FIRST_LINE, steps, table))
+
+
+@dataclass
+class _Total:
+    """Launches of one kernel by one kind of layer; what bounds the dearest of them."""
+
+    count: int = 0
+    us: float = 0.0
+    bound: str = ""
+
+
+def _by_title(rows: Sequence[dict[str, Any]]) -> dict[str, _Total]:
+    totals: dict[str, _Total] = {}
+    for row in sorted(rows, key=lambda row: -row["us"]):
+        total = totals.setdefault(f"{row['name']} ({row['issuer']})", _Total(bound=row["bound"]))
+        total.count += row["count"]
+        total.us += row["us"]
+    return totals
 
 
 def _dearest_first(rows: Sequence[Row]) -> list[Row]:

@@ -287,9 +287,7 @@ def _sectors(instruction: Instruction, address: Known | None, mask: Lanes, work:
         sectors = {(instruction.address, work.requests, part) for part in range(max(1, lanes * width // SECTOR_BYTES))}
     else:
         first = np.array([address]) if isinstance(address, int) else address[mask]
-        sectors = set((first // SECTOR_BYTES).tolist())
-        if width > BANK_BYTES:
-            sectors |= set(((first + (width - 1)) // SECTOR_BYTES).tolist())
+        sectors = set((first // SECTOR_BYTES).tolist())  # accesses are aligned: none lies in two
         lines = len({sector * SECTOR_BYTES // LINE_BYTES for sector in sectors})
     work.cycles["memory"] += max(1, lines, width * lanes / LINE_BYTES)
     return sectors
