@@ -45,6 +45,9 @@ MOST_SAMPLES, FEW_SAMPLES, ALIKE = 32, 4, 0.02
 FOLLOWED_INSTRUCTIONS = 200_000
 """After so many, in all programs of a launch together, no further one is followed, but for one at each place."""
 
+MOST_WAITS = 3
+"""Of what a warp waits for, so many are named."""
+
 _GOLDEN = 0.6180339887498949
 """Its multiples, modulo 1, are spread evenly however many are taken."""
 
@@ -105,32 +108,28 @@ def time_of(launch: KernelLaunch) -> LaunchTime:
     """
     registers, stack = registers_and_stack(launch.cubin)
     resident = max(resident_warps(gpu.MULTIPROCESSOR, launch.num_warps, registers, launch.shared_bytes) // launch.num_warps, 1)
-    result = LaunchTime(registers, stack, resident)
     memory = Memory(list({pointer.storage.key: pointer.storage for pointer in launch.pointers()}.values()))
     code = Code(disassemble(launch.cubin), _constants(launch, memory), memory)
-    followed: dict[tuple[int, int], list[Program]] = {}
-    longest = 0.0
     places = _sampled_places(launch.grid)
-    most_instructions = FOLLOWED_INSTRUCTIONS // len(places)
-    for y, z in places:
-        samples = followed[y, z] = []
-        instructions = 0
-        for x in _sampled_numbers(launch.grid[0]):
-            if samples and (instructions > most_instructions or _are_alike(samples)):
-                break
-            warps = _follow(code, (x, y, z), launch.num_warps)
-            instructions += sum(work.instructions.total() for work in warps)
-            samples.append(_program(warps, launch.num_warps))
-            _count_unknown(result, warps)
-            slowest = max(warps, key=lambda work: work.alone)
-            if slowest.alone > longest:
-                longest = slowest.alone
-                result.instructions = dict(slowest.instructions)
-                result.waited = {name: cycles / longest for name, cycles in slowest.waited.most_common(3)}
-    programs = _all_programs(launch.grid, followed)
-    result.matrix_flop = sum(program.matrix_flop for program in programs)
-    result.bounds = bounds(programs, resident)
-    return result
+    followed = {place: _follow_programs(code, launch, place, FOLLOWED_INSTRUCTIONS // len(places)) for place in places}
+    programs = _all_programs(
+        launch.grid, {place: [_program(warps, launch.num_warps) for warps in samples] for place, samples in followed.items()}
+    )
+    works = [work for samples in followed.values() for warps in samples for work in warps]
+    longest = max(works, key=lambda work: work.alone)
+    return LaunchTime(
+        registers,
+        stack,
+        resident,
+        bounds=bounds(programs, resident),
+        matrix_flop=sum(program.matrix_flop for program in programs),
+        instructions=dict(longest.instructions),
+        waited={name: cycles / longest.alone for name, cycles in longest.waited.most_common(MOST_WAITS)},
+        requests=sum(work.requests for work in works),
+        unknown_requests=sum(work.unknown_requests for work in works),
+        unknown_branches=sum(work.unknown_branches for work in works),
+        unknown_instructions=dict(sum((work.unknown_instructions for work in works), Counter())),
+    )
 
 
 def bounds(programs: Sequence[Program], resident: int) -> dict[str, float]:
@@ -203,12 +202,25 @@ def _sampled_numbers(count: int) -> list[int]:
     return list(dict.fromkeys(int(count * ((0.5 + number * _GOLDEN) % 1)) for number in range(MOST_SAMPLES)))
 
 
-def _are_alike(samples: Sequence[Program]) -> bool:
-    times = [sample.alone for sample in samples]
+def _follow_programs(code: Code, launch: KernelLaunch, place: tuple[int, int], most_instructions: int) -> list[list[Work]]:
+    """The warps of sampled programs with the same second and third number."""
+    samples: list[list[Work]] = []
+    instructions = 0
+    for number in _sampled_numbers(launch.grid[0]):
+        if samples and (instructions > most_instructions or _are_alike(samples)):
+            break
+        samples.append(_follow(code, (number, *place), launch.num_warps))
+        instructions += sum(work.instructions.total() for work in samples[-1])
+    return samples
+
+
+def _are_alike(samples: Sequence[Sequence[Work]]) -> bool:
+    times = [max(work.alone for work in warps) for warps in samples]
     return len(times) >= FEW_SAMPLES and max(times) < (1 + ALIKE) * min(times)
 
 
 def _follow(code: Code, program: tuple[int, int, int], num_warps: int) -> list[Work]:
+    """The first and the last warp, or the first for all."""
     visited: set[Any] = set()
     warps = [code.follow(program, 0, visited)]
     if num_warps > 1 and warps[0].instructions.total() < LONG_WARP:
@@ -239,16 +251,6 @@ def _program(warps: Sequence[Work], num_warps: int) -> Program:
     }
     flop = num_warps * sum(work.matrix_flop for work in warps) / len(warps)
     return Program(gpu.START_CYCLES + max(work.alone for work in warps), cycles, read + written, flop)
-
-
-def _count_unknown(result: LaunchTime, warps: Sequence[Work]) -> None:
-    names = Counter(result.unknown_instructions)
-    for work in warps:
-        result.requests += work.requests
-        result.unknown_requests += work.unknown_requests
-        result.unknown_branches += work.unknown_branches
-        names += work.unknown_instructions
-    result.unknown_instructions = dict(names)
 
 
 def _all_programs(grid: tuple[int, int, int], followed: dict[tuple[int, int], list[Program]]) -> list[Program]:

@@ -6,7 +6,7 @@ Counts what is asked of each pipe and of memory, and drives the :class:`Clock`. 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +50,9 @@ MOST_INSTRUCTIONS = 400_000
 """After which a warp is given up; counted among the unknown branches."""
 
 BANKS, BANK_BYTES = 32, 4
+_SIGNED_PARTS = {"S8", "S16"}
+"""Loads whose sign would have to be extended: what they bring is taken as unknown."""
+
 _MATRIX_ROWS, _MATRIX_ROW_WORDS = 8, 4
 
 
@@ -71,7 +74,7 @@ class Work:
     """
 
     instructions: Counter[str] = field(default_factory=Counter)
-    cycles: Counter[str] = field(default_factory=Counter)
+    cycles: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     alone: float = 0.0
     waited: Counter[str] = field(default_factory=Counter)
     sectors_read: int = 0
@@ -266,7 +269,8 @@ class Code:
             sectors = _sectors(instruction, address, mask, work)
             if instruction.name == "LDG":
                 latency = LATENCY["L1 hit" if sectors <= visited else "L2 hit"]
-                words = None if address is None else self._memory.load(address, mask, access_bytes(instruction))
+                if address is not None and not _SIGNED_PARTS & set(instruction.modifiers):
+                    words = self._memory.load(address, mask, access_bytes(instruction))
             visited |= sectors
         for number, place in enumerate(decoded.destinations):
             word = None if words is None else words[number]
