@@ -192,14 +192,30 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[-1][:150] if lines else 'no message'}"
 
 
-def registers_and_stack(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread of a compiled kernel, and its bytes on the stack."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def disassembler() -> Path:
+    """The disassembler of Triton's package.
+
+    Raises:
+        FileNotFoundError: if this Triton has none.
+    """
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not path.exists():
+        raise FileNotFoundError(f"cuobjdump: expected the disassembler in Triton's package, got none at {path}")
+    return path
+
+
+def disassemble(cubin: bytes, option: str) -> str:
+    """What the disassembler says of a compiled kernel, asked by an option."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        command = [str(disassembler()), option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def registers_and_stack(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread of a compiled kernel, and its bytes on the stack."""
+    usage = disassemble(cubin, "--dump-resource-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump: expected a line with REG, STACK and LOCAL, got {usage!r}")

@@ -25,10 +25,10 @@ import torch
 import se3_fast
 from bench.launches import SIZES, inference_step, training_step
 from bench.modelled import known, tables
-from bench.modelled.listing import disassembler
 from bench.modelled.recording import compiling_for_gpu, record
 from bench.modelled.step import Row, rows_of
 from bench.workloads import BUILDERS, Workload, build, qm9_of
+from se3_fast.kernels.resources import disassembler
 
 
 def step_of(workload: Workload, is_amp: bool, is_inference: bool) -> Callable[[], None]:

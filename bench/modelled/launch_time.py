@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.modelled import gpu
-from bench.modelled.listing import disassemble, table_words
+from bench.modelled.listing import instructions_of, table_words
 from bench.modelled.memory import Memory
 from bench.modelled.recording import Argument, KernelLaunch, Pointer
 from bench.modelled.registers import Constants
@@ -109,7 +109,7 @@ def time_of(launch: KernelLaunch) -> LaunchTime:
     registers, stack = registers_and_stack(launch.cubin)
     resident = max(resident_warps(gpu.MULTIPROCESSOR, launch.num_warps, registers, launch.shared_bytes) // launch.num_warps, 1)
     memory = Memory(list({pointer.storage.key: pointer.storage for pointer in launch.pointers()}.values()))
-    code = Code(disassemble(launch.cubin), _constants(launch, memory), memory)
+    code = Code(instructions_of(launch.cubin), _constants(launch, memory), memory)
     places = _sampled_places(launch.grid)
     followed = {place: _follow_programs(code, launch, place, FOLLOWED_INSTRUCTIONS // len(places)) for place in places}
     programs = _all_programs(

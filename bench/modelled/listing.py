@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import re
 import struct
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-import triton
+from se3_fast.kernels.resources import disassemble
 
 NO_SCOREBOARD = 7
 _FIRST_LINE = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\* 0x[0-9a-f]{16} \*/")
@@ -49,32 +46,14 @@ class Instruction:
     wait_mask: int
 
 
-def disassembler() -> Path:
-    """The disassembler of Triton's package.
-
-    Raises:
-        FileNotFoundError: if this Triton has none.
-    """
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not path.exists():
-        raise FileNotFoundError(f"cuobjdump: expected the disassembler in Triton's package, got none at {path}")
-    return path
-
-
 @cache
-def disassemble(cubin: bytes) -> list[Instruction]:
+def instructions_of(cubin: bytes) -> list[Instruction]:
     """The instructions of a compiled kernel.
 
     Raises:
         FileNotFoundError: without a disassembler.
-        ValueError: if there are none.
     """
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(disassembler()), "-sass", file.name]
-        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return read_listing(listing)
+    return read_listing(disassemble(cubin, "-sass"))
 
 
 def read_listing(text: str) -> list[Instruction]:

@@ -21,7 +21,7 @@ DISCARDED = 336
 """Where results go that are written to no register."""
 
 SPECIAL = {"SR_TID.X": 337, "SR_LANEID": 338, "SR_CTAID.X": 339, "SR_CTAID.Y": 340, "SR_CTAID.Z": 341}
-"""Special registers that differ between threads and programs; the others that are read as numbers are 0."""
+"""Special registers that differ between threads or programs."""
 
 ALWAYS_ZERO = ("SR_TID.Y", "SR_TID.Z", "SR_CgaCtaId", "SRZ")
 SIZE = 342

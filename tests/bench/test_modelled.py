@@ -15,13 +15,14 @@ import torch
 pytest.importorskip("triton")
 
 from bench.modelled import __main__ as command
-from bench.modelled import gpu, known, launch_time, listing, recording, step, tables
+from bench.modelled import gpu, known, launch_time, recording, step, tables
 from bench.modelled.launch_time import LaunchTime, Program, bounds, makespan, time_of
-from bench.modelled.listing import NO_SCOREBOARD, Instruction, disassemble, read_listing
+from bench.modelled.listing import NO_SCOREBOARD, Instruction, instructions_of, read_listing
 from bench.modelled.memory import Memory, Storage
 from bench.modelled.recording import KernelLaunch, OperationLaunch, Pointer
 from bench.modelled.step import Row, rows_of
 from bench.modelled.warp import Code, Work
+from se3_fast.kernels import resources
 
 ROOT = Path(__file__).parents[2]
 ONE_WAVE = gpu.MULTIPROCESSORS
@@ -62,7 +63,7 @@ def test_a_listing_without_instructions() -> None:
 
 
 def test_no_disassembler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(listing.triton, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(resources.triton, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setattr(sys, "argv", ["bench.modelled"])
     assert command.main() == 1
     assert capsys.readouterr().err.startswith("cuobjdump: expected the disassembler in Triton's package, got none at")
@@ -254,7 +255,7 @@ def test_sampled_programs(rounds: str, mean: int, longest: range, monkeypatch: p
     code = program("S2R R4, SR_CTAID.X", f"LOP3.LUT R3, R4, {rounds}, RZ, 0x{'c0' if mean > 64 else 'cc'}, !PT", *loop)
     monkeypatch.setattr(launch_time, "registers_and_stack", lambda cubin: (32, 0))
     monkeypatch.setattr(launch_time, "table_words", lambda cubin: [])
-    monkeypatch.setattr(launch_time, "disassemble", lambda cubin: code)
+    monkeypatch.setattr(launch_time, "instructions_of", lambda cubin: code)
     found = time_of(KernelLaunch("kernel", "model", (1000, 1, 1), b"", 0, 1, ()))
     issued = 1000 * 3 * mean / gpu.SCHEDULERS / gpu.ISSUE_EFFICIENCY / gpu.MULTIPROCESSORS
     assert found.bounds["issue"] * gpu.CYCLES_PER_US == pytest.approx(issued, rel=0.25)
@@ -361,4 +362,4 @@ def test_under_the_interpreter() -> None:
 
 def test_disassembling_what_is_no_kernel() -> None:
     with pytest.raises(subprocess.CalledProcessError):
-        disassemble(b"no kernel")
+        instructions_of(b"no kernel")
