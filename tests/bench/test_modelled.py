@@ -339,15 +339,16 @@ def test_known_launches(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run([sys.executable, "-c", code, calls], cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     assert run.stdout.startswith(tables.FIRST_LINE)
-    ideal = {
-        "vector_addition": 12 * known.SIZES["vector_addition"] / 4.8e6,
-        "matrix_product": 2 * known.SIZES["matrix_product"] ** 3 / gpu.TENSOR_FLOP_PER_US,
-    }
+    size, side = known.SIZES["vector_addition"], known.SIZES["matrix_product"]
+    ideal = {"vector_addition": 12 * size / 4.8e6, "matrix_product": 2 * side**3 / gpu.TENSOR_FLOP_PER_US}
+    tiles = (side / 128) * (side / 256) * (128 + 256) * side  # numbers that programs read
+    moved = {"vector_addition": 12 * size, "matrix_product": 2 * (tiles + side**2)}
     expected = {"vector_addition": ("HBM", 0.6, 1.0), "matrix_product": ("L2", 0.4, 0.9)}
     for name, (bound, least, most) in expected.items():
         (row,) = json.loads(files[name].read_text())["rows"]
         assert row["bound"] == bound
         assert least < ideal[name] / row["us"] < most
+        assert row["bounds"]["L2"] * gpu.L2_BYTES_PER_US == pytest.approx(moved[name], rel=0.01)
         time = row["time"]
         assert (time["unknown_requests"], time["unknown_branches"], time["unknown_instructions"]) == (0, 0, {})
 
