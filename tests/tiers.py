@@ -69,6 +69,7 @@ SLOW = (
     "cuda/test_tfn_conv.py::*",
     "cuda/test_library.py::*",
     "test_kernel_resources.py::*",
+    "test_modelled.py::test_known_launches",
     "test_compile.py::*",
     "test_export.py::*",
     "test_build.py::*",
