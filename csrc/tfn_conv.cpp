@@ -479,7 +479,7 @@ struct Backward {
 
     // What a thread needs for a block.
     struct Local {
-        Scratch<T> tiles, gradient_rows, gradient, outputs, hidden, hidden_gradient, partial, scratch, components;
+        Scratch<T> tiles, gradient_rows, gradient_sums, slice_weights, gradient, outputs, hidden, hidden_gradient, partial, scratch, components;
     };
 
     Tensors empty_hidden() const {
@@ -519,9 +519,17 @@ struct Backward {
         }
     }
 
+    int64_t most_steps() const {
+        int64_t result = 0;
+        for (const Term& term : backward_terms.terms) result = std::max(result, term.steps);
+        return result;
+    }
+
     Local make_local() const {
         return {zeroed<T>(inputs.tile_elements),
                 zeroed<T>(outputs.rows * BLOCK_STRIDE),
+                Scratch<T>(outputs.rows * BLOCK_STRIDE),
+                Scratch<T>(most_steps() * 3 * SE3_FAST_CALL(largest_tile) * problem.lanes),
                 zeroed<T>(inputs.tile_elements),
                 zeroed<T>(rel_pos != nullptr ? outputs.tile_elements : 0),
                 zeroed<T>(hidden_elements()),
@@ -544,10 +552,11 @@ struct Backward {
             align_gradient(edges[place], place, local, gradient_tiles);
         }
         std::memset(local.hidden_gradient, 0, hidden_elements() * sizeof(T));
-        const BlockGradient<T> operands{local.tiles, local.gradient_rows, local.hidden, local.gradient, local.partial,
-                                        local.hidden_gradient};
+        const BlockGradient<T> operands{local.tiles, local.gradient_rows, local.gradient_sums, local.slice_weights, local.hidden,
+                                        local.gradient, local.partial, local.hidden_gradient};
         SE3_FAST_CALL(contract_block_backward<T>, backward_terms.tiles.data(), int64_t(backward_terms.tiles.size()),
-                      backward_terms.terms.data(), backward_weights.data(), problem.padded, count, operands);
+                      backward_terms.terms.data(), backward_weights.data(), outputs.degrees.data(), int64_t(outputs.degrees.size()),
+                      problem.padded, count, operands);
         if (rel_pos != nullptr)
             SE3_FAST_CALL(contract_block<T>, forward_terms.tiles.data(), int64_t(forward_terms.tiles.size()),
                           forward_terms.terms.data(), forward_weights.data(), rows, local.hidden.data(), problem.padded, count,

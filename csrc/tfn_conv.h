@@ -75,6 +75,8 @@ template <typename T>
 struct BlockGradient {
     const T* tiles;   // x~ [tiles]
     const T* rows;    // g~ [rows]
+    T* sums;          // scratch, as the rows: g~[+m] + g~[-m]
+    T* weights;       // scratch, of a slice with its parities combined
     const T* hidden;  // [group][padded][BLOCK_STRIDE]
     T* gradient;      // dx~ [tiles]
     T* partial;       // scratch, [padded][BLOCK_STRIDE][lanes]
@@ -126,10 +128,10 @@ SE3_FAST_DECLARE(
         const Tile* tiles, int64_t num_tiles, const Term* terms, const T* weights, const T* rows, const T* hidden, int64_t padded,
         int64_t num_edges, T* results);
 
-    // dx~ and dh of a block.
+    // dx~ and dh of a block; layouts: of the rows.
     template <typename T> void contract_block_backward(
-        const Tile* tiles, int64_t num_tiles, const Term* terms, const T* weights, int64_t padded, int64_t num_edges,
-        const BlockGradient<T>& block);
+        const Tile* tiles, int64_t num_tiles, const Term* terms, const T* weights, const DegreeLayout* layouts, int64_t num_layouts,
+        int64_t padded, int64_t num_edges, const BlockGradient<T>& block);
 
     // A block's part of the gradient of some slices of a forward term's weights; written by the first block, added by others.
     // hidden: [edge][padded]; radial: scratch of BLOCK_STRIDE * 4 vectors.

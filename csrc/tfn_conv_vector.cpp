@@ -6,6 +6,7 @@
 // Backward, for a tile of input channels i and a step k of h (a slice), with g~ the gradient of y~:
 //     P[+m] = sum_o W_even[k, o, i] g~[+m, o] + W_odd[k, o, i] g~[-m, o]
 //     P[-m] = sum_o W_even[k, o, i] g~[-m, o] - W_odd[k, o, i] g~[+m, o]
+// in three products, P[+m] = Q + (W_odd - W_even) g~[-m] and P[-m] = Q - (W_odd + W_even) g~[+m] with Q = W_even (g~[+m] + g~[-m]),
 //     dx~[±m] += h[e, k] P[±m],   dh[e, k] += sum_i x~[+m, i] P[+m] + x~[-m, i] P[-m]
 //     dW[i, k, o] = sum_e h[e, k] dR[e, o],   dR_even = g~[+m] x~[+m] + g~[-m] x~[-m],   dR_odd = g~[-m] x~[+m] - g~[+m] x~[-m]
 // At the default shape (4 degrees, 32 channels, K = 32) forward costs 1.44 M multiply-adds an edge, backward 2.36 M for dx~ and dh
@@ -30,8 +31,8 @@ constexpr int REGISTERS = 16;
 // Edges whose sums stand in registers together, for a tile of VECTORS vectors: the rest of the registers holds weights.
 template <int VECTORS>
 constexpr int FORWARD_EDGES = REGISTERS == 32 ? (VECTORS == 2 ? 6 : 14) : (VECTORS == 2 ? 3 : 6);
-template <int VECTORS>
-constexpr int BACKWARD_EDGES = REGISTERS == 32 ? (VECTORS == 2 ? 6 : 7) : (VECTORS == 2 ? 2 : 6);
+template <int VECTORS, bool HAS_ODD>
+constexpr int BACKWARD_EDGES = HAS_ODD ? (REGISTERS == 32 ? 8 : 4) / VECTORS : REGISTERS == 32 ? (VECTORS == 2 ? 6 : 7) : 6 / VECTORS;
 
 // Steps of h whose sums stand in registers together in the gradient of the weights; width of h is padded to it.
 constexpr int WEIGHT_STEPS = REGISTERS == 32 ? 8 : 4;
@@ -94,61 +95,86 @@ void contract_term(const Term& term, const T* weights, const T* rows, const T* h
     }
 }
 
-// P of one slice for EDGES edges: at m > 0 P[-m], P[+m]; at m = 0 P of the slice's two steps.
-template <typename T, int VECTORS, bool HAS_ODD, int EDGES>
-inline void multiply_backward(
-    const T* minus, const T* plus, const T* weights, int64_t steps, Vector<T> (&sums)[EDGES][2 * VECTORS]) {
-    if (!HAS_ODD) {
-        multiply<T, 2 * VECTORS, EDGES>(plus, weights, steps, sums);
-        return;
+// What the three products of an order m > 0 multiply, for one slice: W_even, W_odd - W_even, W_odd + W_even, [step][3][WIDTH].
+template <typename T, int VECTORS>
+inline void combine_parities(const T* weights, int64_t steps, T* into) {
+    constexpr int64_t WIDTH = VECTORS * LANES<T>;
+    for (int64_t step = 0; step < steps; ++step) {
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) {
+            const Vector<T> even = load(weights + v * LANES<T>), odd = load(weights + WIDTH + v * LANES<T>);
+            store(into + v * LANES<T>, even);
+            store(into + WIDTH + v * LANES<T>, odd - even);
+            store(into + 2 * WIDTH + v * LANES<T>, odd + even);
+        }
+        weights += 2 * WIDTH;
+        into += 3 * WIDTH;
+    }
+}
+
+// sums[e][v] += factors[e] * weights[v].
+template <typename T, int VECTORS, int EDGES>
+inline void add_products(const T* factors, const T* weights, Vector<T> (&sums)[EDGES][VECTORS]) {
+    Vector<T> row[VECTORS];
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; ++v) row[v] = load(weights + v * LANES<T>);
+#pragma GCC unroll 16
+    for (int e = 0; e < EDGES; ++e) {
+        const Vector<T> factor = broadcast(factors[e]);
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) sums[e][v] += factor * row[v];
+    }
+}
+
+// P[-m], P[+m] of one slice for EDGES edges, weights as combine_parities makes them.
+template <typename T, int VECTORS, int EDGES>
+inline void multiply_orders(
+    const T* minus, const T* plus, const T* total, const T* weights, int64_t steps, Vector<T> (&products)[EDGES][2 * VECTORS]) {
+    constexpr int64_t WIDTH = VECTORS * LANES<T>;
+    Vector<T> of_minus[EDGES][VECTORS], of_plus[EDGES][VECTORS], of_total[EDGES][VECTORS];
+#pragma GCC unroll 16
+    for (int e = 0; e < EDGES; ++e)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; ++v) of_minus[e][v] = of_plus[e][v] = of_total[e][v] = Vector<T>{};
+    for (int64_t step = 0; step < steps; ++step) {
+        add_products<T, VECTORS, EDGES>(total, weights, of_total);
+        add_products<T, VECTORS, EDGES>(minus, weights + WIDTH, of_minus);
+        add_products<T, VECTORS, EDGES>(plus, weights + 2 * WIDTH, of_plus);
+        minus += BLOCK_STRIDE;
+        plus += BLOCK_STRIDE;
+        total += BLOCK_STRIDE;
+        weights += 3 * WIDTH;
     }
 #pragma GCC unroll 16
     for (int e = 0; e < EDGES; ++e)
-#pragma GCC unroll 4
-        for (int v = 0; v < 2 * VECTORS; ++v) sums[e][v] = Vector<T>{};
-    for (int64_t step = 0; step < steps; ++step) {
-        Vector<T> even[VECTORS], odd[VECTORS];
 #pragma GCC unroll 2
         for (int v = 0; v < VECTORS; ++v) {
-            even[v] = load(weights + v * LANES<T>);
-            odd[v] = load(weights + (VECTORS + v) * LANES<T>);
+            products[e][v] = of_total[e][v] - of_plus[e][v];
+            products[e][VECTORS + v] = of_total[e][v] + of_minus[e][v];
         }
-#pragma GCC unroll 16
-        for (int e = 0; e < EDGES; ++e) {
-            const Vector<T> g_minus = broadcast(minus[e]), g_plus = broadcast(plus[e]);
-#pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; ++v) {
-                sums[e][v] += g_minus * even[v];
-                sums[e][VECTORS + v] += g_plus * even[v];
-            }
-#pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; ++v) {
-                sums[e][v] -= g_plus * odd[v];
-                sums[e][VECTORS + v] += g_minus * odd[v];
-            }
-        }
-        minus += BLOCK_STRIDE;
-        plus += BLOCK_STRIDE;
-        weights += 2 * VECTORS * LANES<T>;
-    }
 }
 
 template <typename T, int VECTORS, bool HAS_ODD>
 void contract_term_backward(
     const Term& term, const T* weights, const BlockGradient<T>& block, const T* hidden, const T* features, T* gradient,
     int64_t num_edges) {
-    constexpr int EDGES = BACKWARD_EDGES<VECTORS>;
+    constexpr int EDGES = BACKWARD_EDGES<VECTORS, HAS_ODD>;
     constexpr int64_t WIDTH = VECTORS * LANES<T>;
     constexpr int64_t EDGE_STEP = WIDTH * (HAS_ODD ? 2 : 1);
     const T* minus = block.rows + term.minus * BLOCK_STRIDE;
     const T* plus = block.rows + term.plus * BLOCK_STRIDE;
+    const T* total = block.sums + term.plus * BLOCK_STRIDE;
     for (int64_t slice = 0; slice < term.slices; ++slice) {
         const T* slice_weights = weights + slice * term.steps * 2 * WIDTH;
+        if (HAS_ODD) combine_parities<T, VECTORS>(slice_weights, term.steps, block.weights);
         const T* first_hidden = hidden + (HAS_ODD ? slice : 2 * slice) * BLOCK_STRIDE;
         T* first_partial = block.partial + (HAS_ODD ? slice : 2 * slice) * BLOCK_STRIDE * LANES<T>;
         for (int64_t edge = 0; edge < num_edges; edge += EDGES) {
             Vector<T> products[EDGES][2 * VECTORS];
-            multiply_backward<T, VECTORS, HAS_ODD, EDGES>(minus + edge, plus + edge, slice_weights, term.steps, products);
+            if (HAS_ODD)
+                multiply_orders<T, VECTORS, EDGES>(minus + edge, plus + edge, total + edge, block.weights, term.steps, products);
+            else
+                multiply<T, 2 * VECTORS, EDGES>(plus + edge, slice_weights, term.steps, products);
             const T* x = features + edge * EDGE_STEP;
             T* into = gradient + edge * EDGE_STEP;
             T* partial = first_partial + edge * LANES<T>;
@@ -181,6 +207,17 @@ void contract_term_backward(
             }
         }
     }
+}
+
+// g~[+m] + g~[-m] of a block for m > 0, in the places of g~[+m].
+template <typename T>
+void add_opposite_orders(const DegreeLayout* layouts, int64_t num_layouts, const T* rows, T* sums) {
+    for (const DegreeLayout* layout = layouts; layout < layouts + num_layouts; ++layout)
+        for (int64_t m = 1; m <= layout->degree; ++m) {
+            const int64_t plus = (layout->row + (layout->degree + m) * layout->channels) * BLOCK_STRIDE;
+            const int64_t minus = (layout->row + (layout->degree - m) * layout->channels) * BLOCK_STRIDE;
+            for (int64_t at = 0; at < layout->channels * BLOCK_STRIDE; ++at) sums[plus + at] = rows[plus + at] + rows[minus + at];
+        }
 }
 
 // Adds the sums over lanes to dh of a radial group, [BLOCK_STRIDE][padded], and clears them.
@@ -507,9 +544,10 @@ void contract_block(
 
 template <typename T>
 void contract_block_backward(
-    const Tile* tiles, int64_t num_tiles, const Term* terms, const T* weights, int64_t padded, int64_t num_edges,
-    const BlockGradient<T>& block) {
+    const Tile* tiles, int64_t num_tiles, const Term* terms, const T* weights, const DegreeLayout* layouts, int64_t num_layouts,
+    int64_t padded, int64_t num_edges, const BlockGradient<T>& block) {
     for (int64_t at = 0; at < padded * BLOCK_STRIDE * LANES<T>; at += LANES<T>) store(block.partial + at, Vector<T>{});
+    add_opposite_orders<T>(layouts, num_layouts, block.rows, block.sums);
     int64_t group = -1;
     const auto finish = [&]() {
         if (group >= 0)
@@ -583,7 +621,7 @@ void sum_rows(const T* rows, int64_t count, int64_t width, T* total) {
     template void contract_block<T>(                                                                                             \
         const Tile*, int64_t, const Term*, const T*, const T*, const T*, int64_t, int64_t, T*);                                  \
     template void contract_block_backward<T>(                                                                                    \
-        const Tile*, int64_t, const Term*, const T*, int64_t, int64_t, const BlockGradient<T>&);                                 \
+        const Tile*, int64_t, const Term*, const T*, const DegreeLayout*, int64_t, int64_t, int64_t, const BlockGradient<T>&);   \
     template void weight_gradient<T>(                                                                                            \
         const Tile&, const Term&, int64_t, int64_t, const T*, const T*, const T*, int64_t, bool, T*, T*);                        \
     template void torque<T>(const DegreeLayout*, const GeneratorEntry*, int64_t, const T*, const T*, int64_t, T*);               \
