@@ -69,6 +69,8 @@ SLOW = (
     "test_install.py::*",
     "test_scripts.py::*",
     "test_reproduce.py::*",
+    "test_rehearsal.py::*",
+    "test_gpu_tests.py::*",
     "test_first_calls.py::*",
     "test_changed_profiles.py::*",
     "test_commands_under_attack.py::*",
