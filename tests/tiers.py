@@ -71,6 +71,7 @@ SLOW = (
     "test_reproduce.py::*",
     "test_rehearsal.py::*",
     "test_gpu_tests.py::*",
+    "test_on_a_device.py::*",
     "test_first_calls.py::*",
     "test_changed_profiles.py::*",
     "test_commands_under_attack.py::*",

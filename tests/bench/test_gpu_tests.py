@@ -28,7 +28,8 @@ def test_files_come_from_the_tree() -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "tests" / "gpu").glob("test_*.py")))
 def test_what_only_a_gpu_runs_can_be_imported(name: str) -> None:
     """Of what it imports everything is there, though nothing is collected without a GPU."""
-    importlib.import_module(f"tests.gpu.{name}")
+    module = importlib.import_module(f"tests.gpu.{name}")
+    assert 'match="' not in Path(module.__file__).read_text(), "messages are constants of the code, so that they cannot part"
 
 
 FAULTS = """
