@@ -27,6 +27,8 @@ LONG = (
     "test_edge_attention_in_frames.py::test_nodes_with_one_edge_and_with_ten_thousand",
     "test_edge_attention_in_frames.py::test_each_dtype[mixed fibers-*]",
     "test_edge_attention_in_frames.py::test_equals_dense[degrees to 6]",
+    "cuda/test_library.py::*[sm_8*]",
+    "cuda/test_library.py::*[sm_100]",
     "triton/test_tfn_conv.py::test_bytes_kept_per_edge[False-*]",
     "triton/test_tfn_conv_by_source.py::test_equals_dense[full, 3 degrees]",
     "triton/test_tfn_conv_by_source.py::test_equals_dense[pairs, gaps in the degrees]",
