@@ -32,13 +32,13 @@ Addresses = NDArray[np.int64]
 
 
 class Spans:
-    """The memory of some tensors."""
+    """The memory of some tensors: all that was allocated with them, as a kernel may be given the first of several slabs."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        extents = sorted((tensor.data_ptr(), tensor.data_ptr() + extent(tensor)) for tensor in tensors if tensor.numel() > 0)
+        storages = [tensor.untyped_storage() for tensor in tensors]
         merged: list[list[int]] = []
-        for start, end in extents:
-            if merged and start <= merged[-1][1]:
+        for start, end in sorted((storage.data_ptr(), storage.data_ptr() + storage.nbytes()) for storage in storages):
+            if merged and start < merged[-1][1]:
                 merged[-1][1] = max(merged[-1][1], end)
             else:
                 merged.append([start, end])
@@ -53,12 +53,6 @@ class Spans:
         is_inside = (span >= 0) & (addresses + size <= self.ends[span])
         span = span[is_inside]
         return self.offsets[span] + addresses[is_inside] - self.starts[span], is_inside
-
-
-def extent(tensor: Tensor) -> int:
-    """Bytes from a tensor's first element to the end of its last."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (last + 1) * tensor.element_size()
 
 
 class Shadow:

@@ -16,11 +16,12 @@ def rows() -> Iterator[Row]:
 
 def measure(files: Files, mode: str, **case: str | int) -> Row:
     """Molecules per millisecond and latencies; of the batches alone those of :mod:`bench.data_assembly`."""
+    folder = files.data_dir if files.data_dir is not None and (files.data_dir / "qm9_edge.npz").exists() else None
     if mode == "batch assembly":
-        return data_assembly.measure(files.data_dir)
-    if files.data_dir is None:
+        return data_assembly.measure(folder)
+    if folder is None:
         return throughput.measure(throughput.repeated_sample(files.scratch), mode, **case)
-    with throughput.data_set(files.data_dir) as data:
+    with throughput.data_set(folder) as data:
         return throughput.measure(data, mode, **case)
 
 
