@@ -18,13 +18,14 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench import gpu_tests
-from bench.children import CallFailed, Child, run_command
+from bench.children import CallFailed, Child, one_line, run_command
 
 ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
@@ -172,8 +173,16 @@ class Run:
 
 
 def run_section(run: Run, section: str) -> None:
-    """Do all that a section has, or as much as its time allows."""
+    """Do all that a section has, or as much as its time allows; whatever fails in it, the next one has its turn."""
     run.begin(section)
+    try:
+        _run_section(run, section)
+    except Exception as error:
+        traceback.print_exc()
+        run.lack(section, {}, f"{type(error).__name__}: {one_line(error)}")
+
+
+def _run_section(run: Run, section: str) -> None:
     if section == "tests":
         run.child.stop()  # the tests have the device for themselves
         run.results["tests"] = gpu_tests.run(run.plan.tests, run.out, run.seconds_left(), run.plan.test_seconds)
@@ -248,8 +257,9 @@ def run_plan(plan: Plan, arguments: argparse.Namespace) -> int:
     print(f"{run.path}; not measured: {len(run.results['not measured'])}")
     if "tests" not in arguments.only:
         return 0
-    print(gpu_tests.summary(run.results["tests"]))
-    return 0 if gpu_tests.passed(run.results["tests"]) else 1
+    tests = run.results["tests"] or gpu_tests.NOT_RUN
+    print(gpu_tests.summary(tests))
+    return 0 if gpu_tests.passed(tests) else 1
 
 
 def _end(number: int, _: Any) -> None:

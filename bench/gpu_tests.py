@@ -24,6 +24,9 @@ LOG, SECONDS, BEGUN = "SE3_FAST_TEST_LOG", "SE3_FAST_TEST_SECONDS", "SE3_FAST_TE
 have begun before. The list stays what it was when pytest started: all processes of pytest-xdist have to collect the same tests.
 """
 
+NOT_RUN: dict[str, Any] = {"open": ["all"], "seconds": 0.0}
+"""What tests came to that could not be started."""
+
 MOST_PROCESSES = 8
 OUTCOMES = ("passed", "skipped", "failed")
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import gpu
+from bench import gpu, gpu_tests
 from bench.children import CallFailed
 from bench.registry import BENCHMARKS
 from bench.sections import Files, memory, models, operations, rivals, rows, throughput
@@ -19,6 +20,15 @@ from bench.workloads import BACKENDS, SIZES
 
 ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the command changes of its process."""
+    monkeypatch.chdir(ROOT)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 class Answers:
@@ -41,6 +51,12 @@ class Answers:
 
     def stop(self) -> None:
         self.is_stopped = True
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 def make_run(out: Path, measure: Callable[..., Row], seconds: float = 60.0) -> gpu.Run:
@@ -137,6 +153,20 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         run.write()
     assert written(run)["rivals"] == []
+
+
+def test_a_section_that_fails_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the disk is full; the tests have not passed."""
+
+    def fail_to_run(*_: Any) -> Row:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(gpu_tests, "run", fail_to_run)
+    monkeypatch.setattr(gpu, "Child", lambda preload: Answers(lambda **row: {"found": 1}))
+    assert gpu.main(["--out", str(tmp_path), "--only", "tests", "rivals"]) == 1
+    written = json.loads((tmp_path / "NVIDIA_H200.json").read_text())
+    assert written["not measured"] == [{"section": "tests", "reason": "OSError: no space left"}]
+    assert len(written["rivals"]) == len(list(rivals.rows()))
 
 
 def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,19 +12,17 @@ import torch
 
 pytest.importorskip("triton")
 
-import se3_fast
 from bench.recorded_launches import Launch, Pointer, as_compiled, recorded
 from bench.sections import Files, kernels
-from se3_fast.ops.pooling import pooling
-from tests.support import TRITON_DEVICE
+from se3_fast.kernels import pooling
 
 ROOT = Path(__file__).parents[2]
 
 
 def launch_of_pooling(num_features: int) -> Launch:
-    features = torch.zeros(3, num_features, 1, device=TRITON_DEVICE)
-    with se3_fast.backend("triton"), recorded() as launches:
-        pooling(features, torch.tensor([3], device=TRITON_DEVICE), "max")
+    sizes = torch.tensor([3])
+    with recorded() as launches:
+        pooling.forward(torch.zeros(3, num_features), sizes, sizes, is_max=True)
     (launch,) = launches
     return launch
 
