@@ -15,17 +15,15 @@ from __future__ import annotations
 import argparse
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+from torch.utils._pytree import tree_leaves
 
 import se3_fast
 from bench.workloads import BUILDERS, DEVICE, Workload, build
@@ -67,6 +65,23 @@ class Launches:
 
 def training_step(workload: Workload, optimizer: torch.optim.Optimizer, is_amp: bool) -> None:
     """One training step on the workload's batch, as if the batch were new: nothing is kept from one step to the next."""
+    fresh = _as_if_new(workload)
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(DEVICE.type, torch.float16, enabled=is_amp):
+        loss = fresh.forward()
+    loss.backward()
+    optimizer.step()
+
+
+def inference_step(workload: Workload, is_amp: bool) -> None:
+    """A forward pass on the workload's batch without gradients, as if the batch were new."""
+    fresh = _as_if_new(workload)
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.float16, enabled=is_amp):
+        fresh.model(*fresh.inputs)
+
+
+def _as_if_new(workload: Workload) -> Workload:
+    """With a graph of which nothing is known but its edge orders, and that no edge is without length."""
     graph, nodes, edges = workload.inputs
     fresh = Graph.from_orders(
         graph.src,
@@ -80,11 +95,7 @@ def training_step(workload: Workload, optimizer: torch.optim.Optimizer, is_amp: 
     )
     max_degree = next(module.max_degree for module in workload.model.modules() if isinstance(module, SE3Transformer))
     geometry = EdgeGeometry(graph.edata["rel_pos"], max_degree, zero_length_edges=graph.src.new_empty(0))
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(DEVICE.type, torch.float16, enabled=is_amp):
-        loss = Workload(workload.model, (fresh, nodes, edges, geometry)).forward()
-    loss.backward()
-    optimizer.step()
+    return Workload(workload.model, (fresh, nodes, edges, geometry))
 
 
 def count(workload: Workload, is_amp: bool) -> Launches:
@@ -97,7 +108,7 @@ def count(workload: Workload, is_amp: bool) -> Launches:
     if DEVICE.type == "cuda":
         step()
         return _profiled(step)
-    with _OperationCounter() as counter, counter.of_kernels():
+    with OperationCounter() as counter, counter.of_kernels():
         step()
         counter.launches.counts.clear()
         step()
@@ -119,7 +130,7 @@ def _profiled(step: Callable[[], None]) -> Launches:
     return launches
 
 
-class _OperationCounter(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
     """Counts dispatched operations by the layer that issues them, in the backward pass by the layer that made the autograd node."""
 
     def __init__(self) -> None:
@@ -129,7 +140,7 @@ class _OperationCounter(TorchDispatchMode):
         self._spans: list[tuple[int, int, str]] = []  # first and last number of the autograd nodes that a layer made
         self._forwards = {kind: kind.forward for kind in LAYERS}
 
-    def __enter__(self) -> _OperationCounter:
+    def __enter__(self) -> OperationCounter:
         for kind, forward in self._forwards.items():  # not by hooks: layers that have any are computed in another way
             kind.forward = self._followed(forward)
         super().__enter__()
@@ -142,13 +153,14 @@ class _OperationCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
+        result = func(*args, **(kwargs or {}))
         if not func.is_view and name not in NOT_LAUNCHED and func.namespace not in NOT_COUNTED:
-            self.add(name)
-        return func(*args, **(kwargs or {}))
+            self.add(name, _touched(func, args, kwargs or {}, result))
+        return result
 
-    def add(self, name: str) -> None:
-        """Count one launch."""
-        self.launches.counts[self._issuer(name), name] += 1
+    def add(self, name: str, touched: Sequence[Tensor] = ()) -> None:
+        """Count one launch; ``touched``: what an operation reads, and what it writes."""
+        self.launches.counts[self.issuer(name), name] += 1
 
     @contextmanager
     def of_kernels(self) -> Iterator[None]:
@@ -156,7 +168,7 @@ class _OperationCounter(TorchDispatchMode):
         from triton.runtime.interpreter import GridExecutor
 
         launch = GridExecutor.__call__
-        GridExecutor.__call__ = lambda executor, *args, **kwargs: self.add(_kernel_name(executor.fn))
+        GridExecutor.__call__ = lambda executor, *args, **kwargs: self.add(kernel_name(executor.fn))
         try:
             yield
         finally:
@@ -180,7 +192,8 @@ class _OperationCounter(TorchDispatchMode):
         position = max(place for place, (_, stop, layer) in enumerate(self._spans) if stop < 0 and layer == name)
         self._spans[position] = (self._spans[position][0], torch.autograd._get_sequence_nr(), name)
 
-    def _issuer(self, name: str) -> str:
+    def issuer(self, name: str) -> str:
+        """The kind of layer that issues a launch, or the phase of the step."""
         if "adam" in name or name == "_foreach_add_":
             return "optimizer"
         node = torch._C._current_autograd_node()
@@ -191,7 +204,16 @@ class _OperationCounter(TorchDispatchMode):
         return layers[-1] if layers else "model"  # the innermost was entered last
 
 
-def _kernel_name(kernel: Any) -> str:
+def _touched(operation: Any, args: Any, kwargs: Any, result: Any) -> list[Tensor]:
+    """The tensors that an operation reads or returns, and once more those that it overwrites."""
+    arguments = operation._schema.arguments
+    given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
+    overwritten = [given.get(argument.name) for argument in arguments if argument.alias_info and argument.alias_info.is_write]
+    different = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, result))}
+    return [leaf for leaf in (*different.values(), *tree_leaves(overwritten)) if isinstance(leaf, Tensor)]
+
+
+def kernel_name(kernel: Any) -> str:
     """Module and name of a kernel, such as ``linear.forward``."""
     return f"{kernel.__module__.rpartition('.')[2]}.{kernel.__name__.removeprefix('_').removesuffix('_kernel')}"
 
@@ -202,6 +224,8 @@ def main() -> None:
     parser.add_argument("workload", nargs="?", default="qm9", choices=list(BUILDERS), help="model and batch (default: qm9)")
     parser.add_argument("--amp", action="store_true", help="under autocast to float16")
     arguments = parser.parse_args()
+    if DEVICE.type != "cuda":
+        os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
     with se3_fast.backend("triton"):
         launches = count(build(arguments.workload, SIZES[arguments.workload]), arguments.amp)
     kind = "kernels, copies and fills on the device" if DEVICE.type == "cuda" else "operations issued, counted without a GPU"

@@ -388,11 +388,11 @@ void add_to_nodes(const Convolution<T>& problem, const Side& side, const Wave& w
     });
 }
 
-Tensors zeros(const Tensor& like, int64_t count, const std::vector<std::pair<int64_t, int64_t>>& channels) {
+Tensors features_of(const Tensor& like, int64_t count, const std::vector<std::pair<int64_t, int64_t>>& channels, bool is_zero) {
     Tensors result;
     for (const auto& [degree, size] : channels) {
         result.push_back(empty(like, {count, size, 2 * degree + 1}));
-        fill_zero(result.back());
+        if (is_zero) fill_zero(result.back());
     }
     return result;
 }
@@ -409,7 +409,8 @@ Tensors forward(const Convolution<T>& problem, const Tensor& in_order, const Ten
                             bool pool) {
     const Side& outputs = problem.outputs;
     const Contraction contraction(problem.plan, problem.inputs, outputs, false, problem.lanes);
-    const auto results = zeros(problem.wigner_tensor, pool ? problem.num_nodes : problem.num_edges, problem.plan.outputs);
+    const auto results =
+        features_of(problem.wigner_tensor, pool ? problem.num_nodes : problem.num_edges, problem.plan.outputs, pool);
     const Scratch<T> weights = problem.aligned_weights(contraction, false);
     const Scratch<T> table = problem.node_table(problem.nodes, problem.inputs);
     const int64_t* order = pool ? read<int64_t>(in_order) : nullptr;
@@ -466,8 +467,8 @@ struct Backward {
     const std::vector<GeneratorEntry> input_generators = generators(problem.plan.nodes);
     const std::vector<GeneratorEntry> output_generators = generators(problem.plan.outputs);
 
-    Tensors node_gradients = zeros(problem.wigner_tensor, problem.num_nodes, problem.plan.nodes);
-    Tensors edge_gradients = zeros(problem.wigner_tensor, problem.num_edges, problem.plan.edges);
+    Tensors node_gradients = features_of(problem.wigner_tensor, problem.num_nodes, problem.plan.nodes, true);
+    Tensors edge_gradients = features_of(problem.wigner_tensor, problem.num_edges, problem.plan.edges, false);
     Tensors hidden_gradients = empty_hidden();
     Tensor position_gradient = rel_pos != nullptr ? empty(*rel_pos, {problem.num_edges, 3}) : Tensor();
 

@@ -164,25 +164,36 @@ void gather_hidden(const SourceProblem<T>& problem, const Block& block, const T*
     });
 }
 
+// [l][padded C] to [C][l], written or added.
+template <bool IS_ADDED, typename T>
+void transpose_components(const T* components, int64_t size, int64_t channels, int64_t stride, T* features) {
+    with_size(size, [=](auto components_each) {
+        for (int64_t channel = 0; channel < channels; ++channel)
+            for (int64_t l = 0; l < components_each; ++l) {
+                T& into = features[channel * components_each + l];
+                into = IS_ADDED ? into + components[l * stride + channel] : components[l * stride + channel];
+            }
+    });
+}
+
+// [C][l] to [l][padded C].
+template <typename T>
+void transpose_features(const T* features, int64_t size, int64_t channels, int64_t stride, T* components) {
+    with_size(size, [=](auto components_each) {
+        for (int64_t channel = 0; channel < channels; ++channel)
+            for (int64_t l = 0; l < components_each; ++l)
+                components[l * stride + channel] = features[channel * components_each + l];
+    });
+}
+
 // x of a block's sources, [segment][l][i].
 template <typename T>
 void gather_features(const SourceDegree& degree, const T* features, const Block& block, T* into) {
     const int64_t size = degree.size(), channels = degree.channels;
     for (int64_t segment = 0; segment < block.num_segments; ++segment) {
         const T* from = features + block.segments[segment].node * channels * size;
-        for (int64_t channel = 0; channel < channels; ++channel)
-            for (int64_t l = 0; l < size; ++l) into[(segment * size + l) * channels + channel] = from[channel * size + l];
+        transpose_features(from, size, channels, channels, into + segment * size * channels);
     }
-}
-
-// [l][padded C] to [C][l], written or added.
-template <bool IS_ADDED, typename T>
-void transpose_components(const T* components, int64_t size, int64_t channels, int64_t stride, T* features) {
-    for (int64_t channel = 0; channel < channels; ++channel)
-        for (int64_t l = 0; l < size; ++l) {
-            T& into = features[channel * size + l];
-            into = IS_ADDED ? into + components[l * stride + channel] : components[l * stride + channel];
-        }
 }
 
 // left[row][vectors] = sum over columns of D[row][column] right[column][vectors], or of D[column][row].
@@ -221,8 +232,31 @@ void multiply_features(
             buffers.table + slab * columns, buffers.table_stride});
 }
 
+// Adds to the rows of y~ for -m and +m of one edge, VECTORS vectors of channels of each: sum over l of A-[l] U[l] and of A+[l] U[l].
+template <int VECTORS, bool HAS_PLUS, typename T>
+void add_rows(const Turn<T>& turn, const T* frame, int64_t size, const T* products, int64_t slice, T* minus, T* plus) {
+    Vector<T> to_minus[VECTORS], to_plus[VECTORS];
+    for (int index = 0; index < VECTORS; ++index) {
+        to_minus[index] = load(minus + index * LANES<T>);
+        if (HAS_PLUS) to_plus[index] = load(plus + index * LANES<T>);
+    }
+    for (int64_t l = 0; l < size; ++l) {
+        const Vector<T> of_minus = broadcast(frame[l * size + turn.minus]);
+        const Vector<T> of_plus = HAS_PLUS ? broadcast(turn.plus_sign * frame[l * size + turn.plus]) : Vector<T>{};
+        for (int index = 0; index < VECTORS; ++index) {
+            const Vector<T> values = load(products + l * slice + index * LANES<T>);
+            to_minus[index] += of_minus * values;
+            if (HAS_PLUS) to_plus[index] += of_plus * values;
+        }
+    }
+    for (int index = 0; index < VECTORS; ++index) {
+        store(minus + index * LANES<T>, to_minus[index]);
+        if (HAS_PLUS) store(plus + index * LANES<T>, to_plus[index]);
+    }
+}
+
 // Adds the parts of y~ of a chunk that a slice of a tile's channels contributes.
-template <typename T>
+template <bool HAS_PLUS, typename T>
 void add_messages(
     const SourceProblem<T>& problem, const SourceTile& tile, const T* products, int64_t slice, int64_t first_channel, int64_t place,
     const int64_t* edges, int64_t count, T* messages) {
@@ -234,16 +268,10 @@ void add_messages(
         T* middle = messages + (place + index) * problem.row_length + output.start + output.degree * stride + first_channel;
         T *minus = middle - tile.order * stride, *plus = middle + tile.order * stride;
         const T* from = products + index * size * slice;
-        for (int64_t column = 0; column < slice; column += LANES<T>) {
-            Vector<T> to_minus = load(minus + column), to_plus = load(plus + column);
-            for (int64_t l = 0; l < size; ++l) {
-                const Vector<T> values = load(from + l * slice + column);
-                to_minus += broadcast(frame[l * size + turn.minus]) * values;
-                to_plus += broadcast(turn.plus_sign * frame[l * size + turn.plus]) * values;
-            }
-            store(minus + column, to_minus);
-            if (tile.order > 0) store(plus + column, to_plus);
-        }
+        int64_t column = 0;
+        for (; column + 2 * LANES<T> <= slice; column += 2 * LANES<T>)
+            add_rows<2, HAS_PLUS>(turn, frame, size, from + column, slice, minus + column, plus + column);
+        if (column < slice) add_rows<1, HAS_PLUS>(turn, frame, size, from + column, slice, minus + column, plus + column);
     }
 }
 
@@ -327,7 +355,8 @@ void make_messages(const SourceProblem<T>& problem, const Block& block, const Bu
                         buffers.table + (segment * size + l) * buffers.table_stride, slice, buffers.products + l * slice,
                         size * slice});
                 const int64_t* edges = problem.order + first;
-                add_messages(problem, tile, buffers.products, slice, channel, place, edges, count, buffers.messages);
+                const auto add = tile.order > 0 ? add_messages<true, T> : add_messages<false, T>;
+                add(problem, tile, buffers.products, slice, channel, place, edges, count, buffers.messages);
                 if (torque != nullptr)
                     add_overlap(problem, tile, buffers.products, slice, channel, place, edges, count, *torque);
             });
@@ -346,11 +375,8 @@ void align_gradients(
             const SourceDegree& output = problem.outputs[index];
             const int64_t size = output.size(), channels = output.channels, stride = padded<T>(channels);
             const T* from = gradients[index] + row * channels * size;
-            for (int64_t k = 0; k < size; ++k) {
-                T* row_of_k = components + k * stride;
-                for (int64_t channel = 0; channel < channels; ++channel) row_of_k[channel] = from[channel * size + k];
-                fill_zero(row_of_k + channels, stride - channels);
-            }
+            transpose_features(from, size, channels, stride, components);
+            for (int64_t k = 0; k < size; ++k) fill_zero(components + k * stride + channels, stride - channels);
             turn<true>(problem.wigner + edge * problem.wigner_stride + output.wigner(), size, stride, components,
                        aligned + place * problem.row_length + output.start);
         }
@@ -358,7 +384,7 @@ void align_gradients(
 }
 
 // dU of a chunk for some channels of a tile, [edge][l][slice].
-template <typename T>
+template <bool HAS_PLUS, typename T>
 void gradient_of_products(
     const SourceProblem<T>& problem, const SourceTile& tile, int64_t slice, int64_t first_channel, int64_t place,
     const int64_t* edges, int64_t count, const T* gradients, T* into) {
@@ -370,11 +396,15 @@ void gradient_of_products(
         const T* middle = gradients + (place + index) * problem.row_length + output.start + output.degree * stride + first_channel;
         const T *minus = middle - tile.order * stride, *plus = middle + tile.order * stride;
         for (int64_t l = 0; l < size; ++l) {
-            const T to_minus = frame[l * size + turn.minus];
-            const T to_plus = tile.order > 0 ? turn.plus_sign * frame[l * size + turn.plus] : T(0);
+            const T to_minus = frame[l * size + turn.minus], to_plus = turn.plus_sign * frame[l * size + turn.plus];
             T* row = into + (index * size + l) * slice;
-            for (int64_t channel = 0; channel < slice; ++channel)
-                row[channel] = to_minus * minus[channel] + to_plus * plus[channel];
+            int64_t channel = 0;
+            for (; channel + LANES<T> <= slice; channel += LANES<T>) {
+                const Vector<T> values = broadcast(to_minus) * load(minus + channel);
+                store(row + channel, HAS_PLUS ? values + broadcast(to_plus) * load(plus + channel) : values);
+            }
+            for (; channel < slice; ++channel)
+                row[channel] = to_minus * minus[channel] + (HAS_PLUS ? to_plus * plus[channel] : T(0));
         }
     }
 }
@@ -389,16 +419,17 @@ void add_gradients(
     const int64_t stride = padded<T>(problem.width), channels_in = group.channels_in, padded_in = padded<T>(channels_in);
     const T* blocks = problem.blocks + tile.blocks + channel * channels_in * stride;
     multiply_features(buffers, rows, channels_in, blocks, slice, stride);
-    fill_zero(buffers.table_gradient, rows * buffers.table_stride);
+    const auto make_gradient = tile.order > 0 ? gradient_of_products<true, T> : gradient_of_products<false, T>;
+    const auto first_part = multiply<true, false, T>, further_part = multiply<true, true, T>;
     block.for_each_chunk([&](int64_t segment, int64_t place, int64_t first, int64_t count) {
-        gradient_of_products(
-            problem, tile, slice, channel, place, problem.order + first, count, buffers.messages, buffers.products);
+        make_gradient(problem, tile, slice, channel, place, problem.order + first, count, buffers.messages, buffers.products);
+        const bool is_first = first == block.segments[segment].first;
         for (int64_t l = 0; l < size; ++l) {
             const int64_t row = (segment * size + l) * buffers.table_stride;
             multiply<false, true>(Product<T>{
                 count, stride, slice, buffers.products + l * slice, size * slice, buffers.table + row, stride,
                 buffers.hidden_gradient + place * stride, stride});
-            multiply<true, true>(Product<T>{
+            (is_first ? first_part : further_part)(Product<T>{
                 slice, stride, count, buffers.products + l * slice, size * slice, buffers.hidden + place * stride, stride,
                 buffers.table_gradient + row, stride});
         }

@@ -424,26 +424,29 @@ void align_weights_backward(
 template <typename T>
 void to_components(
     const T* features, int64_t channels, int64_t first_channel, int64_t degree, int64_t vectors, T* components) {
-    const int64_t size = 2 * degree + 1;
-    for (int64_t component = 0; component < size; ++component) {
-        T* row = components + component * vectors * LANES<T>;
+    const int64_t stride = vectors * LANES<T>;
+    with_size(2 * degree + 1, [=](auto size) {
         for (int64_t channel = 0; channel < channels; ++channel)
-            row[first_channel + channel] = features[channel * size + component];
-        for (int64_t channel = first_channel + channels; channel < vectors * LANES<T>; ++channel) row[channel] = 0;
-    }
+            for (int64_t component = 0; component < size; ++component)
+                components[component * stride + first_channel + channel] = features[channel * size + component];
+        for (int64_t component = 0; component < size; ++component)
+            for (int64_t channel = first_channel + channels; channel < stride; ++channel)
+                components[component * stride + channel] = 0;
+    });
 }
 
 template <typename T>
 void from_components(
     const T* components, int64_t channels, int64_t first_channel, int64_t degree, int64_t vectors, bool is_added, T* features) {
-    const int64_t size = 2 * degree + 1;
-    for (int64_t component = 0; component < size; ++component) {
-        const T* row = components + component * vectors * LANES<T> + first_channel;
-        for (int64_t channel = 0; channel < channels; ++channel) {
-            T& to = features[channel * size + component];
-            to = is_added ? to + row[channel] : row[channel];
-        }
-    }
+    const int64_t stride = vectors * LANES<T>;
+    with_size(2 * degree + 1, [=](auto size) {
+        for (int64_t channel = 0; channel < channels; ++channel)
+            for (int64_t component = 0; component < size; ++component) {
+                T& to = features[channel * size + component];
+                const T value = components[component * stride + first_channel + channel];
+                to = is_added ? to + value : value;
+            }
+    });
 }
 
 template <typename T>

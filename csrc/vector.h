@@ -69,5 +69,17 @@ inline T sum(Vector<T> values) {
     return add_round<T, LANES<T> / 2>(values, std::make_integer_sequence<int, LANES<T>>())[0];
 }
 
+// Calls run(2d+1), a constant for the usual degrees, so that loops over components are unrolled.
+template <typename Run>
+inline void with_size(int64_t size, const Run& run) {
+    switch (size) {
+        case 1: return run(std::integral_constant<int64_t, 1>());
+        case 3: return run(std::integral_constant<int64_t, 3>());
+        case 5: return run(std::integral_constant<int64_t, 5>());
+        case 7: return run(std::integral_constant<int64_t, 7>());
+        default: return run(size);
+    }
+}
+
 }  // namespace SE3_FAST_INSTRUCTIONS
 }  // namespace se3_fast

@@ -158,9 +158,9 @@ def measure(module: str, case: CompileCase, target: str) -> Resources:
         listing = compiled.asm["amdgcn"]
         registers, stack = _listed(listing, "vgpr_count"), _listed(listing, "private_segment_fixed_size")
         return Resources(module, case.name, target, registers, stack, shared, None, listing.count("v_mfma"), expects)
-    registers, stack = _registers_and_stack(compiled.asm["cubin"])
+    registers, stack = registers_and_stack(compiled.asm["cubin"])
     instructions = len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", compiled.asm["ptx"]))
-    warps = _resident_warps(TARGETS[target], case.num_warps, registers, shared)
+    warps = resident_warps(TARGETS[target], case.num_warps, registers, shared)
     return Resources(module, case.name, target, registers, stack, shared, warps, instructions, expects)
 
 
@@ -192,13 +192,30 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[-1][:150] if lines else 'no message'}"
 
 
-def _registers_and_stack(cubin: bytes) -> tuple[int, int]:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def disassembler() -> Path:
+    """The disassembler of Triton's package.
+
+    Raises:
+        FileNotFoundError: if this Triton has none.
+    """
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not path.exists():
+        raise FileNotFoundError(f"cuobjdump: expected the disassembler in Triton's package, got none at {path}")
+    return path
+
+
+def disassemble(cubin: bytes, option: str) -> str:
+    """What the disassembler says of a compiled kernel, asked by an option."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        command = [str(disassembler()), option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def registers_and_stack(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread of a compiled kernel, and its bytes on the stack."""
+    usage = disassemble(cubin, "--dump-resource-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump: expected a line with REG, STACK and LOCAL, got {usage!r}")
@@ -211,7 +228,8 @@ def _listed(listing: str, name: str) -> int:
     return int(re.findall(rf"\.{name}:\s+(\d+)", listing)[-1])
 
 
-def _resident_warps(multiprocessor: Multiprocessor, warps: int, registers: int, shared: int) -> int:
+def resident_warps(multiprocessor: Multiprocessor, warps: int, registers: int, shared: int) -> int:
+    """Warps that fit on a multiprocessor, in blocks of ``warps`` with ``registers`` a thread and ``shared`` bytes a block."""
     registers_per_warp = WARP * (-(-registers // 8) * 8)  # handed out by 8 a thread
     blocks = min(
         multiprocessor.blocks,

@@ -28,13 +28,14 @@ from tests.fuzz.cases import Case, Problem, Run, Tensors
 from tests.support import random_rotation, wigner_of_rotation
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-6, torch.bfloat16: 3e-2}
-AMPLIFIED = 16.0
-"""Times the change of `dense` that is allowed."""
+AMPLIFIED = 64.0
+"""Times the change of `dense` that is allowed: a sum of n products, as of the outer product of features and h in one row, may lose
+sqrt(n) times the rounding of one, and n is up to some thousands."""
 
 NEGLIGIBLE = 1e-3
 """A gradient smaller than this part of the largest one, up to zero, is compared with that part of it."""
 
-PERTURBATIONS = 3
+PERTURBATIONS = 6
 
 KINDS = ("output", "gradient", "second")
 """What the names of results begin with."""

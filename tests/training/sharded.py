@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from se3_fast import AttentionBlockSE3, Fiber, SE3Transformer, backend
+from tests import interpreter
 from tests.support import random_features, random_graph, relative_error
 
 FIBER = Fiber({0: 2, 1: 2})
@@ -97,6 +98,8 @@ def main() -> None:
         port = free.getsockname()[1]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    if sys.argv[1] == "triton":
+        interpreter.spare()
     child = os.fork()
     errors = run(1 if child == 0 else 0, sys.argv[1])
     if child == 0:
