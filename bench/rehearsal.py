@@ -15,9 +15,15 @@ from bench import gpu
 PLAN = gpu.Plan(
     module="bench.stand_in",
     refused_device="none",
-    preload=("bench.stand_in", "bench.sections.memory", "bench.sections.operations", "bench.sections.throughput"),
-    seconds={"tests": 60.0},
-    row_seconds={"memory": 4.0},
+    preload=(
+        "bench.stand_in",
+        "bench.sections.memory",
+        "bench.sections.operations",
+        "bench.sections.rivals",
+        "bench.sections.throughput",
+    ),
+    seconds={"tests": 240.0},
+    row_seconds={"rivals": 4.0},
     test_seconds=30.0,
     tests=("tests/backends/triton/test_edge_frames.py",),
 )

@@ -110,7 +110,7 @@ BENCHMARKS["waiting"] = Benchmark(waiting_problem, ("triton",), ("float32",), ("
 
 start, summarise = sections.start, sections.summarise
 
-FAULTS = {"throughput": "crash", "models": "error", "memory": "hang"}
+FAULTS = {"throughput": "crash", "models": "error", "rivals": "hang"}
 CHOSEN = {
     "throughput": [{"backend": "torch"}],
     "operations": [{"operation": "rates"}, {"operation": "waiting"}, {"operation": "pooling", "precision": "float32"}],

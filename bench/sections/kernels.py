@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 
 import se3_fast
-from bench.launches import training_step
+from bench.launches import inference_step, training_step
 from bench.recorded_launches import Launch, as_compiled, compile_launch, recorded
 from bench.sections import Files, Row
-from bench.workloads import DEVICE, SIZES, build
+from bench.workloads import SIZES, build
 
 MOST_PROCESSES = 16
 PUBLISHED = "qm9"
@@ -67,8 +67,7 @@ def launches_of(recording: Recording) -> list[Launch]:
     optimizer = torch.optim.SGD(workload.model.parameters(), lr=0.0)
     with se3_fast.backend("triton"), recorded() as launches:
         training_step(workload, optimizer, recording.is_amp)
-        with torch.autocast(DEVICE.type, torch.float16, enabled=recording.is_amp):
-            workload.forward_only()
+        inference_step(workload, recording.is_amp)
     return list({repr(launch): launch for launch in map(as_compiled, launches)}.values())
 
 

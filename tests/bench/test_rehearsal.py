@@ -36,7 +36,7 @@ def test_what_failed_is_said_with_its_reason(results: dict[str, Any]) -> None:
     assert reasons == {
         ("throughput", "crash"): "the process ended by signal 11 (SIGSEGV)",
         ("models", "error"): "OutOfMemoryError: CUDA out of memory",
-        ("memory", "hang"): "stopped after 4 s",
+        ("rivals", "hang"): "stopped after 4 s",
         ("rivals", "cuEquivariance"): "LookupError: not installed",
         ("reproduce", None): "no qm9_edge.npz: --data_dir names its folder",
     }
