@@ -107,7 +107,7 @@ class Run:
         """From now on the time that is left is that of a section; what an earlier run has of it is dropped."""
         self.deadline = min(self.end, time.monotonic() + self.plan.seconds.get(section, float("inf")))
         self.results[section] = []
-        self.results["not measured"] = [row for row in self.results.get("not measured", []) if row["section"] != section]
+        self.results["not measured"] = [row for row in self.results.get("not measured", []) if row.get("section") != section]
 
     def seconds_left(self) -> float:
         """Of the section."""

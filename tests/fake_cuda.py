@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
@@ -75,7 +74,6 @@ class FakeCuda(FakeTensorMode):
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True, static_shapes=True)
         self.launches: list[Launch] = []
-        self.operations: Counter[str] = Counter()
         self.copies: list[Copy] = []
         self.page_locked: set[int] = set()
         self.waits: list[str] = []
@@ -92,7 +90,6 @@ class FakeCuda(FakeTensorMode):
     def begin(self) -> None:
         """Forget what was recorded."""
         self.launches.clear()
-        self.operations.clear()
         self.copies.clear()
         self.waits.clear()
         self.findings.clear()
@@ -151,8 +148,6 @@ class FakeCuda(FakeTensorMode):
 
     def _check(self, function: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> None:
         name = str(function)
-        if not function.is_view:
-            self.operations[name] += 1
         on_host = [tensor for tensor in tensors if tensor.device.type == "cpu"]
         if function in COPIES:
             self._check_copy(function, args, kwargs)
@@ -220,7 +215,7 @@ class FakeCuda(FakeTensorMode):
         self.wait("torch.cuda.synchronize")
 
     def put(self, value: Any, device: str = "cuda:0") -> Any:
-        """What there is with every tensor on a device: tensors, modules, objects that hold them; without a trace in the record."""
+        """A tensor on a device, or a named tuple, dict or dataclass with its tensors there; what is neither stays what it is."""
         if isinstance(value, Tensor):
             fake = self.fake_tensor_converter.from_real_tensor(self, value)
             with self:
@@ -229,12 +224,9 @@ class FakeCuda(FakeTensorMode):
             return {key: self.put(item, device) for key, item in value.items()}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*(self.put(item, device) for item in value))
-        if isinstance(value, (tuple, list)):
-            return type(value)(self.put(item, device) for item in value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return dataclasses.replace(
-                value, **{field.name: self.put(getattr(value, field.name), device) for field in dataclasses.fields(value)}
-            )
+        if dataclasses.is_dataclass(value):
+            fields = {field.name: self.put(getattr(value, field.name), device) for field in dataclasses.fields(value)}
+            return dataclasses.replace(value, **fields)
         return value
 
 

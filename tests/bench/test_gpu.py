@@ -36,7 +36,6 @@ class Answers:
 
     def __init__(self, measure: Callable[..., Row]) -> None:
         self.measure = measure
-        self.is_stopped = False
 
     def call(self, function: str, arguments: Row, seconds: float) -> Any:
         assert seconds > 0
@@ -50,7 +49,7 @@ class Answers:
         return {"text": ""}
 
     def stop(self) -> None:
-        self.is_stopped = True
+        """There is no process."""
 
     def __enter__(self) -> Answers:
         return self
