@@ -2,8 +2,11 @@
 # make test-fast   the tests of a minute or two      make coverage   which lines the tests run
 # make bench   backends side by side                 make lint    ruff, mypy, shellcheck, hadolint
 # make docs    the site of docs/ in build/site
-# make gpu     tests and measurements on a CUDA GPU, in the Python that has its PyTorch (PYTHON=...)
-# make bench-gpu   the measurements alone; DATA_DIR=... for both: folder of qm9_edge.npz, without which the sample is repeated
+# make gpu     tests and measurements on a CUDA GPU, in the Python that has its PyTorch (PYTHON=...), which needs nothing installed;
+#              OUT=... folder of the results, GPU_SECONDS=570 for all of it, ONLY="tests operations" sections of bench/gpu.py,
+#              DATA_DIR=... folder of qm9_edge.npz, without which the sample is repeated
+# make bench-gpu   the measurements alone, with the same options
+# make gpu-rehearsal   the same program without a GPU, at tiny sizes, with rows that crash, hang and cannot be captured
 # make reproduce   the published QM9 training run; PYTHON=..., DATA_DIR=... (else ./data), MINUTES=..., OPTIONS=... (docs/reproduce.md)
 # make fuzz       backends against each other, files and runs under attack, for FUZZ_SECONDS=1200 on two cores, and the tests that
 #                 take long (docs/reliability.md)
@@ -14,7 +17,7 @@ BIN := .venv/bin
 FUZZ_SECONDS ?= 1200
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: setup train test test-fast coverage fuzz bench bench-gpu gpu reproduce sanitize lint docs clean
+.PHONY: setup train test test-fast coverage fuzz bench bench-gpu gpu gpu-rehearsal reproduce sanitize lint docs clean
 
 setup: .venv/installed
 
@@ -45,13 +48,16 @@ fuzz: setup
 bench: setup
 	$(BIN)/python -m bench
 
+GPU_OPTIONS = $(addprefix --out ,$(OUT)) $(addprefix --data_dir ,$(DATA_DIR)) $(addprefix --seconds ,$(GPU_SECONDS))
+
 gpu:
-	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
-	$(PYTHON) -m bench.gpu $(addprefix --data_dir ,$(DATA_DIR))
+	SE3_FAST_CPP=0 $(PYTHON) -m bench.gpu $(GPU_OPTIONS) $(if $(ONLY),--only $(ONLY))
 
 bench-gpu:
-	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
-	$(PYTHON) -m bench.gpu --no_tests $(addprefix --data_dir ,$(DATA_DIR))
+	SE3_FAST_CPP=0 $(PYTHON) -m bench.gpu $(GPU_OPTIONS) --only kernels throughput operations models memory rivals
+
+gpu-rehearsal: setup
+	$(BIN)/python -m bench.rehearsal --out $(or $(OUT),build/rehearsal)
 
 reproduce:
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .

@@ -294,7 +294,6 @@ setup(
             "pytest-benchmark>=4",
             "pytest-xdist>=3",
             "hypothesis>=6.100",
-            "psutil>=5.9",
             "triton>=3.5; platform_system == 'Linux'",
         ],
     },

@@ -11,23 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from bench import plots, rivals, scaling, throughput
+from bench import rivals, scaling, throughput
+from bench.environment import RESULTS, device_name, environment
 from bench.workloads import BACKENDS, DEVICE
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class ComparisonsFailed(RuntimeError):
@@ -90,7 +84,7 @@ def _operations(arguments: argparse.Namespace) -> dict[str, Any]:
 def _rivals(_: argparse.Namespace) -> dict[str, Any]:
     rows = list(rivals.rows())
     print(rivals.table(rows))
-    plots.plot_rivals(rows, rivals_title(), RESULTS / f"rivals_{device_name()}.png")
+    rivals.plot(rows, RESULTS)
     return {"rows": rows}
 
 
@@ -99,7 +93,7 @@ def _scaling(_: argparse.Namespace) -> dict[str, Any]:
     rows = scaling.sweep_edges(limits) + scaling.sweep_degrees(limits)
     fits = scaling.fits(rows)
     print(scaling.table(rows, fits))
-    plot_scaling(rows, fits)
+    scaling.plot(rows, fits, RESULTS)
     return {"rows": rows, "fits": fits}
 
 
@@ -120,27 +114,6 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 BY_DEFAULT = ("models", "rivals", "scaling", "throughput")
 """What is measured without ``--only``."""
-
-
-def rivals_title() -> str:
-    """Title of the plot of the rivals."""
-    return f"One convolution, degrees 0 to 3, 32 channels, {rivals.NUM_EDGES:,} edges, float32, {_short_device()}"
-
-
-def plot_scaling(rows: Sequence[dict[str, Any]], fits: Sequence[dict[str, Any]]) -> None:
-    """A plot for each sweep of :mod:`bench.scaling` that has a figure."""
-    fixed = {
-        "edges": f"degrees 0 to {scaling.MAX_DEGREE}",
-        "degrees": f"{scaling.EDGES_OF_DEGREES:,} edges",
-    }
-    for sweep in dict.fromkeys(fit["sweep"] for fit in fits):
-        title = f"One convolution, {fixed[sweep]}, 32 channels, float32, {_short_device()}"
-        plots.plot_scaling(rows, fits, sweep, title, RESULTS / f"scaling_{sweep}_{device_name()}.png")
-
-
-def _short_device() -> str:
-    threads = torch.get_num_threads()
-    return device_name().replace("_", " ") if DEVICE.type == "cuda" else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _rows(benchmarks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -171,24 +144,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
         cells += [f"{row['median_ms']:.1f}", f"{row['speed_up']:.2f}", *memory]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def device_name() -> str:
-    """Name of the device that the benchmarks run on, as part of a file name."""
-    return torch.cuda.get_device_name().replace(" ", "_") if DEVICE.type == "cuda" else "cpu"
-
-
-def environment() -> dict[str, Any]:
-    """Date, commit, device and versions."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or "unknown",
-        "device": device_name() if DEVICE.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": version("triton") if DEVICE.type == "cuda" else None,
-    }
 
 
 if __name__ == "__main__":

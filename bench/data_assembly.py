@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bench.__main__ import RESULTS, device_name, environment
+from bench.environment import RESULTS, device_name, environment
 from bench.workloads import DEVICE
 from se3_fast import Graph
 from se3_fast.data import QM9DataModule

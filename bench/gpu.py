@@ -1,252 +1,270 @@
-"""Everything that wants a GPU, in one command: ``python -m bench.gpu`` (or ``make gpu``).
+"""Everything that wants a GPU, in one command that ends in time whatever happens: ``python -m bench.gpu`` (or ``make gpu``).
 
-Tests first (numerics, gradients, equivariance, reproducibility, 64-bit addressing), then the rates of the device; batch assembly,
-training and inference throughput in the published layout (:mod:`bench.throughput`); launches of a step (:mod:`bench.launches`);
-whole models with their peak memory; the convolution by others (:mod:`bench.rivals`); its cost over sizes and the largest graph that
-fits (:mod:`bench.scaling`); and every operation of :mod:`bench.registry` at every workload (graph replay, cold caches).
-Written to ``bench/results/<device>.json`` after every step, so that a run that is cut short keeps what it has; what the time did
-not allow is listed as not measured.
+Sections, in order of worth: kernels are compiled, in many processes; tests (numerics, gradients, equivariance, reproducibility,
+64-bit addressing); throughput of the published model; operations against the roofline; whole models; memory over sizes; other
+libraries; and, with what time is left, the published training run. Each has its time at most; what it leaves the next ones have.
+
+This process opens no device and imports no package. What it starts may crash, hang, run out of memory or lose the device: that row
+is listed as not measured, with the reason, and the next one starts in a new process. After every row the results are written to
+``<out>/<device>.json``, whole or not at all. With ``--only`` the file keeps what it has of the other sections.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
-import subprocess
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from itertools import product
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from bench import gpu_tests
+from bench.children import CallFailed, Child, one_line, run_command
 
-import se3_fast
-from bench import data_assembly, launches, plots, rivals, scaling, throughput
-from bench.__main__ import RESULTS, device_name, environment, plot_scaling, rivals_title
-from bench.peak_memory import measure_in_new_process
-from bench.registry import BENCHMARKS, DTYPES
-from bench.timing import Rates, cold_time, measured_rates
-from bench.workloads import BACKENDS, SIZES, Workload, build
+ROOT = Path(__file__).parents[1]
+Row = dict[str, Any]
 
-TESTS = ["tests/gpu", *(f"tests/backends/triton/test_{name}.py" for name in BENCHMARKS), "tests/model/test_equivariance.py"]
-PASSES: dict[str, Callable[[Workload], None]] = {
-    "forward": Workload.forward_only,
-    "forward+backward": Workload.forward_backward,
-}
+SECTIONS = ("kernels", "tests", "throughput", "operations", "models", "memory", "rivals", "reproduce")
+"""In this order."""
+
+CAPTURE_FAILED = "CaptureFailed"
+"""Name of the exception of :mod:`bench.timing`: such a row is measured once more, launch by launch."""
+
+SLOW_STEP_MS = 1e3
+"""A sweep over sizes ends after a step that took longer."""
+
+SECONDS_TO_START = 120.0
+SECONDS_OF_ROW = 90.0
+FEWEST_MINUTES = 2.0
+"""Less is not worth a training run."""
 
 
-SECTIONS = ("throughput", "models", "rivals", "scaling", "operations")
-"""What is measured, in this order."""
+@dataclass(frozen=True)
+class Plan:
+    """What is run, and how long it may take.
 
-SHARES = {"throughput": 0.4, "models": 0.6, "rivals": 0.65, "scaling": 0.8, "operations": 1.0}
-"""The part of the time that has passed when a section ends at the latest, so that every section has its turn."""
+    Attributes:
+        module: has ``start``, ``rows``, ``measure`` and ``summarise``, as :mod:`bench.sections`.
+        refused_device: a device that is not meant.
+        preload: what takes long to import and opens no device, once for all processes that measure.
+        seconds: what sections may take at most; others take what is left.
+        row_seconds: what a row of a section may take; 90 where none is said.
+        test_seconds: what a test may take.
+        tests: the files of the tests.
+    """
+
+    module: str = "bench.sections"
+    refused_device: str = "cpu"
+    preload: tuple[str, ...] = ("torch", "triton")
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"kernels": 90.0, "tests": 180.0, "throughput": 180.0, "operations": 120.0}
+    )
+    row_seconds: dict[str, float] = field(default_factory=dict)
+    test_seconds: float = 60.0
+    tests: Sequence[str] = ()
 
 
 class Run:
-    """The results so far, and the time that is left."""
+    """The results so far, the time that is left, and the process that measures.
 
-    def __init__(self, seconds: float) -> None:
-        self.start, self.seconds = time.monotonic(), seconds
-        self.deadline = self.start + seconds
-        self.file = RESULTS / f"{device_name()}.json"
-        self.results: dict[str, Any] = {"environment": environment(), "not measured": []}
-        self.results |= {section: [] for section in (*SECTIONS, "batch assembly", "launches", "largest graph")}
+    Args:
+        plan: what is run.
+        seconds: for all of it.
+        out: folder of the results.
+        data_dir: folder of ``qm9_edge.npz``, if there is one.
+        scratch: folder for what is made on the way.
+    """
+
+    def __init__(self, plan: Plan, seconds: float, out: Path, data_dir: Path | None, scratch: Path) -> None:
+        self.plan, self.out, self.data_dir = plan, out, data_dir
+        self.end = self.deadline = time.monotonic() + seconds
+        self.files = {"data_dir": data_dir, "scratch": scratch, "out": out}
+        self.child = Child(plan.preload)
+        self.results: Row = {"not measured": []}
+        self.path = out / "device.json"
+
+    def open_device(self) -> None:
+        """Find out what the device is, and take over what its file has.
+
+        Raises:
+            CallFailed: there is no device that answers.
+        """
+        found = self._call("start", {}, SECONDS_TO_START)
+        if found["name"] == self.plan.refused_device:
+            raise CallFailed("refused", f"expected a CUDA device, got {found['name']}")
+        self.path = self.out / f"{found['name']}.json"
+        if self.path.exists():
+            self.results = json.loads(self.path.read_text())
+        self.results["environment"] = found["environment"]
 
     def begin(self, section: str) -> None:
-        """From now on the time that is left is that of a section."""
-        self.deadline = self.start + SHARES[section] * self.seconds
+        """From now on the time that is left is that of a section; what an earlier run has of it is dropped."""
+        self.deadline = min(self.end, time.monotonic() + self.plan.seconds.get(section, float("inf")))
+        self.results[section] = []
+        self.results["not measured"] = [row for row in self.results.get("not measured", []) if row.get("section") != section]
 
-    def write(self) -> None:
-        """Write everything so far."""
-        RESULTS.mkdir(exist_ok=True)
-        self.file.write_text(json.dumps(self.results, indent=1) + "\n")
+    def seconds_left(self) -> float:
+        """Of the section."""
+        return self.deadline - time.monotonic()
 
-    def attempt(self, section: str, row: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
-        """Add a row with what ``measure`` returns; or say why there is nothing: no time, no memory, an error."""
-        if time.monotonic() > self.deadline:
-            self.results["not measured"].append({**row, "reason": "out of time"})
-            return
+    def measure(self, section: str, row: Row, **options: Any) -> Row | None:
+        """Add a row with its figures, or say why there are none: no time, no memory, an error."""
+        seconds = min(self.plan.row_seconds.get(section, SECONDS_OF_ROW), self.seconds_left())
+        if seconds <= 0:
+            self.lack(section, row, "out of time")
+            return None
         try:
-            row = row | measure()
-        except Exception as error:
-            self.results["not measured"].append({**row, "reason": _one_line(error)})
-        else:
-            self.results[section].append(row)
-            print(json.dumps(row), flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
+            found = self._call("measure", {"section": section, "row": row | options, "files": self.files}, seconds)
+        except CallFailed as error:
+            if error.kind == CAPTURE_FAILED and not options:
+                print(f"{section} {json.dumps(row)}: {error}; once more without a capture", flush=True)
+                return self.measure(section, row, is_captured=False)
+            self.lack(section, row, str(error))
+            return None
+        found = row | found
+        self.results[section].append(found)
+        print(section, json.dumps(found), flush=True)
+        self.write()
+        return found
+
+    def lack(self, section: str, row: Row, reason: str) -> None:
+        """Note what was not measured."""
+        self.results["not measured"].append({"section": section, **row, "reason": reason})
+        print(section, json.dumps(row), "not measured:", reason, flush=True)
         self.write()
 
+    def rows(self, section: str) -> list[Row]:
+        """What there is to measure in a section; nothing where that cannot be said."""
+        try:
+            return self._call("rows", {"section": section}, SECONDS_TO_START)
+        except CallFailed as error:
+            self.lack(section, {}, str(error))
+            return []
 
-def main() -> int:
-    """Run all; the exit code is that of the tests."""
+    def summarise(self, section: str) -> None:
+        """Print what a section found, and add what its rows say together."""
+        if not self.results[section]:
+            return
+        arguments = {"section": section, "results": self.results[section], "files": self.files}
+        try:
+            found = self._call("summarise", arguments, SECONDS_TO_START)
+        except CallFailed as error:
+            self.lack(section, {"row": "summary"}, str(error))
+            return
+        print(found.pop("text"), flush=True)
+        self.results[section] = found.pop("rows", self.results[section])
+        self.results |= {f"{section}: {name}": value for name, value in found.items()}
+        self.write()
+
+    def write(self) -> None:
+        """Write everything so far, whole or not at all."""
+        partial = self.path.with_suffix(f".{os.getpid()}.part")
+        partial.write_text(json.dumps(self.results, indent=1) + "\n")
+        partial.replace(self.path)
+
+    def _call(self, name: str, arguments: Row, seconds: float) -> Any:
+        return self.child.call(f"{self.plan.module}:{name}", arguments, seconds)
+
+
+def run_section(run: Run, section: str) -> None:
+    """Do all that a section has, or as much as its time allows; whatever fails in it, the next one has its turn."""
+    run.begin(section)
+    try:
+        _run_section(run, section)
+    except Exception as error:
+        traceback.print_exc()
+        run.lack(section, {}, f"{type(error).__name__}: {one_line(error)}")
+
+
+def _run_section(run: Run, section: str) -> None:
+    if section == "tests":
+        run.child.stop()  # the tests have the device for themselves
+        run.results["tests"] = gpu_tests.run(run.plan.tests, run.out, run.seconds_left(), run.plan.test_seconds)
+    elif section == "reproduce":
+        _reproduce(run)
+    else:
+        _measure_rows(run, section)
+        run.summarise(section)
+    run.write()
+
+
+def _measure_rows(run: Run, section: str) -> None:
+    """Every row; of a sweep over sizes those that come before one that failed, or took long."""
+    ended: dict[tuple[str, str], str] = {}
+    for row in run.rows(section):
+        sweep = (row.get("sweep", ""), row.get("backend", ""))
+        if sweep in ended:
+            run.lack(section, row, ended[sweep])
+            continue
+        found = run.measure(section, row)
+        if sweep[0] and (found is None or found.get("step_ms", 0.0) > SLOW_STEP_MS):
+            ended[sweep] = "the size before failed, or took too long"
+
+
+def _reproduce(run: Run) -> None:
+    """The published training run, on QM9, for as many epochs as the time allows."""
+    run.child.stop()
+    minutes = (run.seconds_left() - 30.0) / 60.0
+    if run.data_dir is None or not (run.data_dir / "qm9_edge.npz").exists():
+        run.lack("reproduce", {}, "no qm9_edge.npz: --data_dir names its folder")
+    elif minutes < FEWEST_MINUTES:
+        run.lack("reproduce", {}, "out of time")
+    else:
+        options = ["--minutes", f"{minutes:.2f}", "--data_dir", str(run.data_dir), "--out", str(run.out)]
+        code = run_command([sys.executable, "-m", "bench.reproduce", *options], run.seconds_left())
+        run.results["reproduce"] = [{"minutes": minutes, "exit_code": code}]
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=450.0, help="stop measuring after this time; tests are not cut short")
-    parser.add_argument("--no_tests", action="store_true", help="only measure")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="what is measured")
+    parser.add_argument("--seconds", type=float, default=570.0, help="end after this time (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="these sections")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="folder of the results")
     parser.add_argument("--data_dir", type=Path, help="folder of qm9_edge.npz; without it the sample is repeated to its size")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("expected a CUDA device, got none")
-    run = Run(arguments.seconds)
-    code = 0
-    if not arguments.no_tests:
-        run.results["tests"] = _tested()
-        code = run.results["tests"]["exit_code"]
-        run.write()
-        run.seconds -= min(run.seconds, time.monotonic() - run.start)
-        run.start = time.monotonic()
-    rates = measured_rates()
-    run.results["rates"] = {"flop_per_second": rates.flop_per_second, "bytes_per_second": rates.bytes_per_second}
-    measurements = {
-        "throughput": lambda: _measure_throughput(run, arguments.data_dir),
-        "models": lambda: _measure_models(run),
-        "rivals": lambda: _measure_rivals(run),
-        "scaling": lambda: _measure_scaling(run),
-        "operations": lambda: _measure_operations(run, rates),
-    }
-    for section in arguments.only:
-        run.begin(section)
-        measurements[section]()
-        run.write()
-    print(_table(run.results))
-    print(f"{run.file}; tests {'not run' if arguments.no_tests else run.results['tests']['summary']}")
-    return code
+    return parser.parse_args(words)
 
 
-def _measure_throughput(run: Run, data_dir: Path | None) -> None:
-    run.attempt("batch assembly", {}, lambda: data_assembly.measure(data_dir))
-    with throughput.data_set(data_dir) as data:
-        for row in throughput.cases():
-            run.attempt("throughput", row, lambda row=row: throughput.measure(data, **row))
-    print(throughput.tables(run.results["throughput"]))
+def main(words: Sequence[str] | None = None) -> int:
+    """Run all; 0 where the tests passed, or were not asked for."""
+    arguments = parse(words)
+    return run_plan(Plan(tests=gpu_tests.files()), arguments)
 
 
-def _measure_models(run: Run) -> None:
-    for name, is_amp in product(SIZES, (False, True)):
-        row = {"workload": name, "precision": "amp" if is_amp else "float32"}
-        run.attempt("launches", row, lambda name=name, is_amp=is_amp: _launches(name, is_amp))
-    for row in _models():
-        run.attempt("models", row, lambda row=row: _model_time(**row))
-    _add_ratios(run.results["models"])
+def run_plan(plan: Plan, arguments: argparse.Namespace) -> int:
+    """Run the sections that were asked for."""
+    signal.signal(signal.SIGTERM, _end)
+    out, data_dir = arguments.out.resolve(), arguments.data_dir and arguments.data_dir.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    os.chdir(ROOT)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Run(plan, arguments.seconds, out, data_dir, Path(scratch))
+        with run.child:
+            try:
+                run.open_device()
+            except CallFailed as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+            for section in SECTIONS:
+                if section in arguments.only:
+                    run_section(run, section)
+    print(f"{run.path}; not measured: {len(run.results['not measured'])}")
+    if "tests" not in arguments.only:
+        return 0
+    tests = run.results["tests"] or gpu_tests.NOT_RUN
+    print(gpu_tests.summary(tests))
+    return 0 if gpu_tests.passed(tests) else 1
 
 
-def _launches(name: str, is_amp: bool) -> dict[str, Any]:
-    """Launches of a training step by name, as the profiler saw them."""
-    with se3_fast.backend("triton"):
-        counts = launches.count(build(name), is_amp).counts
-    return {"launches": counts.total(), "by_name": {kernel: number for (_, kernel), number in counts.most_common()}}
-
-
-def _measure_rivals(run: Run) -> None:
-    for name in rivals.compared():
-        if reason := rivals.missing(name):
-            run.results["not measured"].append({"name": name, "reason": reason})
-        else:
-            run.attempt("rivals", {"name": name}, lambda name=name: rivals.measure(name))
-    rows = run.results["rivals"]
-    print(rivals.table([*rows, *(row for row in run.results["not measured"] if "name" in row)]))
-    if rows:
-        plots.plot_rivals(rows, rivals_title(), RESULTS / f"rivals_{device_name()}.png")
-
-
-def _measure_scaling(run: Run) -> None:
-    limits = scaling.Limits(deadline=run.deadline)
-    for sweep in (scaling.sweep_edges, scaling.sweep_degrees):
-        for row in sweep(limits):
-            run.results["scaling" if "step_ms" in row else "not measured"].append(row)
-        run.write()
-    rows = run.results["scaling"]
-    run.results["scaling exponents"] = fits = scaling.fits(rows)
-    for backend in reversed(BACKENDS):  # the fastest first
-        run.attempt("largest graph", {"backend": backend}, lambda name=backend: scaling.largest_graph(name, run.deadline))
-    print(scaling.table(rows, fits))
-    plot_scaling(rows, fits)
-
-
-def _measure_operations(run: Run, rates: Rates) -> None:
-    for row in _operations():
-        run.attempt("operations", row, lambda row=row: _operation_time(rates, **row))
-    _add_ratios(run.results["operations"])
-
-
-def _tested() -> dict[str, Any]:
-    """Run the GPU's tests in a process of their own, several at a time (compilation of kernels is what takes time)."""
-    workers = ["-n", str(min(8, os.cpu_count() or 1))]
-    command = [sys.executable, "-m", "pytest", "-q", *workers, *TESTS]
-    start = time.monotonic()
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
-    print(finished.stdout[-6000:], finished.stderr[-2000:], flush=True)
-    summary = finished.stdout.strip().splitlines()[-1] if finished.stdout.strip() else "no output"
-    return {"exit_code": finished.returncode, "summary": summary, "seconds": round(time.monotonic() - start, 1)}
-
-
-def _models() -> Iterator[dict[str, Any]]:
-    for name, precision, passes, backend in product(SIZES, ("float32", "amp"), PASSES, BACKENDS):
-        yield {"workload": name, "precision": precision, "pass": passes, "backend": backend}
-
-
-def _operations() -> Iterator[dict[str, Any]]:
-    for operation, benchmark in BENCHMARKS.items():
-        for row in benchmark.rows():
-            yield {"operation": operation, **row}
-
-
-def _model_time(**row: str) -> dict[str, Any]:
-    workload = build(row["workload"])
-    result: dict[str, Any] = {
-        "size": SIZES[row["workload"]],
-        "nodes": workload.graph.num_nodes(),
-        "edges": workload.graph.num_edges(),
-    }
-    is_amp = row["precision"] == "amp"
-    with se3_fast.backend(row["backend"]), torch.autocast("cuda", enabled=is_amp):
-        timing = cold_time(lambda: PASSES[row["pass"]](workload), 9, with_launches=True)
-    if row["pass"] == "forward+backward" and not is_amp:
-        result["peak_MiB"] = measure_in_new_process(row["workload"], row["backend"]) / 2**20
-    return result | {"ms": timing.milliseconds}
-
-
-def _operation_time(rates: Rates, **row: str) -> dict[str, Any]:
-    problem = BENCHMARKS[row["operation"]].problem(row["workload"], DTYPES[row["precision"]])
-    with se3_fast.backend(row["backend"]):
-        timing = cold_time(problem.passes()[row["pass"]])
-    result: dict[str, Any] = {"ms": timing.milliseconds, "is_captured": timing.is_captured}
-    cost = problem.cost_of(row["pass"])
-    if cost is not None and row["backend"] == "triton":
-        least = rates.roofline_milliseconds(row["precision"], cost)
-        result |= {"flop": cost.flop, "bytes": cost.bytes, "roofline_fraction": least / timing.milliseconds}
-    return result
-
-
-def _add_ratios(rows: list[dict[str, Any]]) -> None:
-    """How many times faster, and smaller, than the first backend each row is."""
-    keys = ("operation", "workload", "precision", "pass")
-    first = {tuple(row.get(key) for key in keys): row for row in rows if row["backend"] == BACKENDS[0]}
-    for row in rows:
-        base = first.get(tuple(row.get(key) for key in keys))
-        row["speed_up"] = base["ms"] / row["ms"] if base else None
-        if base and "peak_MiB" in row and "peak_MiB" in base:
-            row["memory_ratio"] = base["peak_MiB"] / row["peak_MiB"]
-
-
-def _table(results: dict[str, Any]) -> str:
-    lines = []
-    for row in (*results["models"], *results["operations"]):
-        name = f"{row.get('operation', 'model')} {row['workload']} {row['precision']} {row['pass']}"
-        figures = [f"{row['ms']:.3f} ms"]
-        figures += [f"{row[key]:.2f} {key}" for key in ("speed_up", "memory_ratio", "roofline_fraction") if row.get(key)]
-        lines.append(f"{name:64} {row['backend']:7} {'  '.join(figures)}")
-    return "\n".join([*lines, f"not measured: {len(results['not measured'])}"])
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+def _end(number: int, _: Any) -> None:
+    """A signal to end ends the children too."""
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

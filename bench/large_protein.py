@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from bench.__main__ import RESULTS, device_name, environment
+from bench.environment import RESULTS, device_name, environment
 from bench.peak_memory import high_water_mark, peak_of_step
 from bench.workloads import BACKENDS, DEVICE, protein_full_of, random_chain
 

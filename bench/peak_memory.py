@@ -13,7 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import torch
 
 import se3_fast
@@ -41,15 +40,19 @@ def peak_of_step(workload: Workload) -> int:
         workload.forward_backward()
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-    before = psutil.Process().memory_info().rss
+    before = _status_bytes("VmRSS")
     workload.forward_backward()
     return high_water_mark() - before
 
 
 def high_water_mark() -> int:
     """Peak resident bytes of this process (Linux); getrusage would count that of the process it was forked from."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(name: str) -> int:
+    """A figure of the memory of this process, as Linux has it."""
+    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
 def measure_in_new_process(name: str, backend: str) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = {"dense": "tab:red", "torch": "tab:orange", "cpp": "tab:blue", "triton": "tab:blue"}
 LABELS = {"edges": "edges", "degrees": "number of degrees (largest degree + 1)"}
@@ -23,7 +24,7 @@ def plot_scaling(rows: Sequence[dict[str, Any]], fits: Sequence[dict[str, Any]],
         title: what was measured, and on what.
         path: PNG file to write.
     """
-    figure = Figure(figsize=(10.0, 4.2), layout="constrained")
+    figure = _figure(10.0, 4.2)
     figure.suptitle(title, fontsize="medium")
     time_axes, memory_axes = figure.subplots(1, 2)
     measured = [row for row in rows if row["sweep"] == sweep and "step_ms" in row]
@@ -33,6 +34,12 @@ def plot_scaling(rows: Sequence[dict[str, Any]], fits: Sequence[dict[str, Any]],
     _plot(memory_axes, measured, fitted, "peak_MiB", "memory_exponent")
     memory_axes.set(xlabel=LABELS[sweep], ylabel="peak memory above inputs (MiB)")
     figure.savefig(path, dpi=120)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure  # what only measures does without
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _plot(axes: Axes, rows: Sequence[dict[str, Any]], fits: Sequence[dict[str, Any]], cost: str, exponent: str) -> None:
@@ -59,7 +66,7 @@ def plot_rivals(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         path: PNG file to write.
     """
     measured = sorted((row for row in rows if "step_ms" in row), key=lambda row: -row["step_ms"])
-    figure = Figure(figsize=(7.0, 1.2 + 0.4 * len(measured)), layout="constrained")
+    figure = _figure(7.0, 1.2 + 0.4 * len(measured))
     axes = figure.add_subplot()
     axes.set_title(title, fontsize="medium")
     bars = axes.barh(

@@ -20,11 +20,13 @@ class Problem:
         forward: the operation; returns its outputs.
         operands: what it is differentiated with respect to; empty for an operation without gradients.
         costs: of the forward pass of the Triton kernels, and of the backward pass if there is one; empty where not counted.
+        waits: whether backend ``triton`` waits for the host in it, so that it cannot be captured in a CUDA graph.
     """
 
     forward: Callable[[], Sequence[Tensor]]
     operands: list[Tensor] = field(default_factory=list)
     costs: tuple[Cost, ...] = ()
+    waits: bool = False
 
     def run_forward(self) -> None:
         """Inference."""

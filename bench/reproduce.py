@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from bench.__main__ import RESULTS, device_name, environment
+from bench.environment import RESULTS, device_name, environment
 from bench.run_log import read_log
 from bench.workloads import DEVICE
 from se3_fast import train
@@ -257,6 +257,7 @@ def parse(words: Sequence[str] | None = None) -> tuple[argparse.Namespace, argpa
     group = parser.add_argument_group("this command")
     group.add_argument("--minutes", type=positive_float, help="train for as many epochs as end in so many minutes")
     add_flag(group, "compare_precision", "train with mixed precision and with float32, and compare")
+    group.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     group.add_argument("--seeds", type=natural_int, nargs="+", help="train once with each of these")
     own, others = parser.parse_known_args(words)
     arguments = train.build_parser().parse_args([*PUBLISHED_OPTIONS, *OUR_OPTIONS, *others])
@@ -271,8 +272,8 @@ def parse(words: Sequence[str] | None = None) -> tuple[argparse.Namespace, argpa
 def write(own: argparse.Namespace, arguments: argparse.Namespace) -> None:
     """Run, print, and write the file and the plot."""
     results = reproduce(own, arguments, replaced_options(arguments))
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"reproduce_{device_name()}.json"
+    own.out.mkdir(exist_ok=True)
+    path = own.out / f"reproduce_{device_name()}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
     plot_curves(results, path.with_suffix(".png"))
     print(summary(results))

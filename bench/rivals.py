@@ -30,7 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import se3_fast
+from bench import plots
 from bench.convolution import ComparedConvolution, OurConvolution, convolution
+from bench.environment import device_name, device_title
 from bench.peak_memory import peak_of_step
 from bench.timing import keep_freed_memory, times_in_turns
 from bench.workloads import BACKENDS, DEVICE, Workload
@@ -476,6 +478,12 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
             cells += [row["reason"], "", "", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """A plot of the rows with figures, in this folder."""
+    title = f"One convolution, degrees 0 to 3, 32 channels, {NUM_EDGES:,} edges, float32, {device_title()}"
+    plots.plot_rivals(rows, title, folder / f"rivals_{device_name()}.png")
 
 
 def rows(num_edges: int = NUM_EDGES) -> Iterator[dict[str, Any]]:

@@ -15,10 +15,13 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench import plots
+from bench.environment import device_name, device_title
 from bench.peak_memory import peak_of_step
 from bench.rivals import peaks, workload_of
 from bench.timing import keep_freed_memory, times_in_turns
@@ -109,11 +112,16 @@ def _timed(edges: int, degree: int, backends: Sequence[str]) -> dict[str, dict[s
     return found | {backend: {"step_ms": milliseconds} for backend, milliseconds in times_in_turns(steps, ROUNDS).items()}
 
 
+def measured(edges: int, max_degree: int, backend: str) -> dict[str, Any]:
+    """``step_ms`` and ``peak_MiB`` of a step on a GPU."""
+    workload = workload_of(backend, edges, max_degree)
+    times = times_in_turns({backend: workload.forward_backward}, ROUNDS)
+    return {"step_ms": times[backend], "peak_MiB": peak_of_step(workload) / 2**20}
+
+
 def _attempted(edges: int, degree: int, backend: str) -> dict[str, Any]:
     try:
-        workload = workload_of(backend, edges, degree)
-        times = times_in_turns({backend: workload.forward_backward}, ROUNDS)
-        return {"step_ms": times[backend], "peak_MiB": peak_of_step(workload) / 2**20}
+        return measured(edges, degree, backend)
     except Exception as error:
         return {"reason": _one_line(error)}
 
@@ -215,6 +223,14 @@ def table(rows: Sequence[dict[str, Any]], fitted: Sequence[dict[str, Any]]) -> s
             if fit["sweep"] == sweep:
                 lines.append(f"{sweep}, {fit['backend']}: {_exponents(fit)}")
     return "\n".join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]], fitted: Sequence[dict[str, Any]], folder: Path) -> None:
+    """A plot for each sweep that has a figure, in this folder."""
+    fixed = {"edges": f"degrees 0 to {MAX_DEGREE}", "degrees": f"{EDGES_OF_DEGREES:,} edges"}
+    for sweep in dict.fromkeys(fit["sweep"] for fit in fitted):
+        title = f"One convolution, {fixed[sweep]}, 32 channels, float32, {device_title()}"
+        plots.plot_scaling(rows, fitted, sweep, title, folder / f"scaling_{sweep}_{device_name()}.png")
 
 
 def _cell(row: dict[str, Any]) -> str:

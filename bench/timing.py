@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.workloads import DEVICE
 from se3_fast.kernels.cost import Cost
 
 FLUSHED_BYTES = 512 << 20
 """Written before every replay: several times the second-level cache of any GPU."""
 
+MATRIX_SIZE, COPIED_BYTES = 8192, 1 << 30
+"""What the rates of a device are measured with."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Numbers of parameters in glibc's mallopt."""
@@ -40,17 +43,23 @@ class Timing:
     is_captured: bool
 
 
+class CaptureFailed(RuntimeError):
+    """Work could not be captured in a CUDA graph. The process is to end: its allocator may be capturing still."""
+
+
 def cold_time(function: Callable[[], None], rounds: int = 15, with_launches: bool = False) -> Timing:
     """Median time on the GPU of ``function`` with cold caches.
 
-    Unless ``with_launches``, the function is captured in a CUDA graph where it can be (not if it waits for the host), so that
-    launches cost nothing.
+    Unless ``with_launches``, the function is captured in a CUDA graph, so that launches cost nothing.
+
+    Raises:
+        CaptureFailed: it cannot be captured, because it waits for the host, say.
     """
     for _ in range(3):
         function()
     torch.cuda.synchronize()
     graph = None if with_launches else _captured(function)
-    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
+    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=DEVICE)
     times = []
     for _ in range(rounds):
         flushed.zero_()
@@ -85,14 +94,13 @@ def times_in_turns(steps: Mapping[str, Callable[[], None]], rounds: int) -> dict
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
-def _captured(function: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+def _captured(function: Callable[[], None]) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             function()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return None
+    except RuntimeError as error:
+        raise CaptureFailed(str(error)) from error
     return graph
 
 
@@ -101,8 +109,8 @@ class Rates:
     """What the device reaches in this run.
 
     Attributes:
-        flop_per_second: matrix products of 8192 x 8192, by name of the operands' type.
-        bytes_per_second: reads and writes of a copy of 2 GiB.
+        flop_per_second: large matrix products, by name of the operands' type.
+        bytes_per_second: reads and writes of a large copy.
     """
 
     flop_per_second: dict[str, float]
@@ -116,7 +124,7 @@ class Rates:
 
 def measured_rates() -> Rates:
     """Measure :class:`Rates`."""
-    size = 8192
+    size = MATRIX_SIZE
     rates = {}
     for kind, dtype, is_tf32 in (
         ("float16", torch.float16, False),
@@ -124,8 +132,8 @@ def measured_rates() -> Rates:
         ("tf32", torch.float32, True),
     ):
         torch.backends.cuda.matmul.allow_tf32 = is_tf32
-        left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+        left, right = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
         rates[kind] = 2e3 * size**3 / cold_time(lambda left=left, right=right: torch.mm(left, right), 7).milliseconds
     torch.backends.cuda.matmul.allow_tf32 = False
-    source, target = (torch.empty(1 << 30, dtype=torch.uint8, device="cuda") for _ in range(2))
-    return Rates(rates, 2e3 * (1 << 30) / cold_time(lambda: target.copy_(source), 7).milliseconds)
+    source, target = (torch.empty(COPIED_BYTES, dtype=torch.uint8, device=DEVICE) for _ in range(2))
+    return Rates(rates, 2e3 * COPIED_BYTES / cold_time(lambda: target.copy_(source), 7).milliseconds)

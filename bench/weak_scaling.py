@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench.__main__ import RESULTS, device_name, environment
+from bench.environment import RESULTS, device_name, environment
 from bench.run_log import read_log
 from bench.workloads import DEVICE
 from se3_fast.training.arguments import positive_int

@@ -223,6 +223,7 @@ def _fused_gradient_kernel(
     pointer = pairwise_gradient + (target_start * pitch + target_place)[None] + edge[:, None] * target_size[None]
     total = tl.load(pointer, mask=is_value, other=0.0).to(SUM)
     total += tl.load(gradient + edge[:, None] * size + place[None], mask=is_value, other=0.0).to(SUM)
+    tl.debug_barrier()  # other threads may have loaded what this one stores over
     tl.store(pointer, total.to(pairwise_gradient.dtype.element_ty), mask=is_value)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.sanitizer import SANITIZER, install
 from tests.tiers import LONG, SLOW, is_in
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell; what tests start would inherit it
@@ -48,6 +50,18 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def sanitized_kernels() -> Iterator[None]:
+    """What Triton's interpreter runs is watched (tests/sanitizer.py)."""
+    if "triton.runtime.interpreter" not in sys.modules:
+        yield
+        return
+    install(SANITIZER)
+    SANITIZER.begin_test()
+    yield
+    assert not SANITIZER.findings
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])

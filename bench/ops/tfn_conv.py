@@ -30,4 +30,4 @@ def problem(name: str, dtype: torch.dtype = torch.float32, order: ContractionOrd
     sizes = (graph.num_nodes(), graph.num_edges(), weights[0].shape[1])
     is_by_source = is_less_time_by_source(convolution.plan, *sizes, dtype)
     costs = cost(convolution.plan, *sizes, dtype, is_by_source, pool=False)
-    return Problem(forward, [*nodes.values(), *hidden, *weights], costs)
+    return Problem(forward, [*nodes.values(), *hidden, *weights], costs, waits=is_by_source)

@@ -15,6 +15,9 @@ from se3_fast.data.resident import NumberedBatch, ResidentLoader
 
 from .errors import TrainingError
 
+CANNOT_BE_RECORDED = "this model cannot be recorded for --cuda_graphs"
+"""How the error begins, before the reason."""
+
 
 class Recorder(Protocol):
     """Records what a function does to the device."""
@@ -46,9 +49,7 @@ class CudaRecorder:
                 function()
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise TrainingError(
-                f"this model cannot be recorded for --cuda_graphs ({reason}); run with --cuda_graphs false"
-            ) from error
+            raise TrainingError(f"{CANNOT_BE_RECORDED} ({reason}); run with --cuda_graphs false") from error
         return graph.replay
 
     @contextmanager

@@ -1,18 +1,28 @@
 // Runs the kernels of csrc/tfn_conv.cu on the host: see cuda_emulation.h. Compile with -DSE3_FAST_EMULATED=700 or 750.
+//
+// Blocks run in any order. Every access of a kernel is watched: the compiler calls the functions of accesses.cpp for each, in place
+// of those of the thread sanitizer (-fsanitize=thread), which is not linked.
 
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
+#include <numeric>
+#include <random>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "tfn_conv.cu"
+
+#include "accesses.h"
 
 Dimensions threadIdx, blockIdx, blockDim, gridDim;
 
@@ -20,6 +30,7 @@ namespace {
 
 constexpr std::size_t STACK_BYTES = 64 << 10;
 constexpr std::size_t SHARED_BYTES = 48 << 10;  // what a block may have without asking
+constexpr int MOST_THREADS = 1024;
 constexpr unsigned char GUARD = 0xA5;
 
 enum class State { RUNNING, AT_BLOCK_BARRIER, AT_WARP_EXCHANGE, FINISHED };
@@ -39,7 +50,7 @@ struct Warp {
 alignas(16) unsigned char shared[SHARED_BYTES + 4096];
 std::size_t shared_in_use;
 std::vector<Thread> threads;
-std::vector<Warp> warps;
+Warp warps[MOST_THREADS / 32];
 std::vector<unsigned char> stacks;
 std::function<void()> body;
 jmp_buf scheduler;
@@ -51,12 +62,15 @@ int current;
 }
 
 void yield(State state) {
+    watch.is_on = false;
     threads[current].state = state;
     if (!_setjmp(threads[current].place)) _longjmp(scheduler, 1);
+    watch.is_on = true;
 }
 
 void run_thread() {
     body();
+    watch.is_on = false;
     threads[current].state = State::FINISHED;
     _longjmp(scheduler, 1);
 }
@@ -65,6 +79,7 @@ void run_thread() {
 void resume(int number) {
     Thread& thread = threads[number];
     current = number;
+    watch.thread = number;
     threadIdx = {static_cast<unsigned>(number), 0, 0};
     thread.state = State::RUNNING;
     if (_setjmp(scheduler)) return;
@@ -96,6 +111,7 @@ void take_shared_memory(std::size_t bytes) {
 
 void run_block(int num_threads, std::size_t shared_bytes, bool is_reversed) {
     take_shared_memory(shared_bytes);
+    watch.epoch = 0;
     for (int number = 0; number < num_threads; ++number) {
         Thread& thread = threads[number];
         thread.state = State::RUNNING;
@@ -121,6 +137,7 @@ void run_block(int num_threads, std::size_t shared_bytes, bool is_reversed) {
             }
         if (waiting > 0 && waiting < num_threads) fail("not all threads of a block reach __syncthreads");
         is_waiting = waiting > 0;
+        ++watch.epoch;
     }
     for (std::size_t place = shared_in_use; place < sizeof shared; ++place)
         if (shared[place] != GUARD) fail("a write beyond the shared memory");
@@ -130,7 +147,12 @@ using Call = std::function<void(void**)>;
 
 template <typename... Arguments, std::size_t... PLACES>
 Call unpacked(void (*kernel)(Arguments...), std::index_sequence<PLACES...>) {
-    return [kernel](void** arguments) { kernel(*static_cast<std::remove_const_t<Arguments>*>(arguments[PLACES])...); };
+    return [kernel](void** arguments) {
+        const std::tuple<std::remove_const_t<Arguments>...> values(*static_cast<std::remove_const_t<Arguments>*>(arguments[PLACES])...);
+        const auto function = kernel;  // on the stack, as all that a thread may read
+        watch.is_on = true;
+        std::apply(function, values);
+    };
 }
 
 template <typename... Arguments>
@@ -160,6 +182,7 @@ void* block_memory_of(std::size_t bytes) {
 void wait_for_block() { yield(State::AT_BLOCK_BARRIER); }
 
 const LaneOperands* exchange_in_warp(const LaneOperands& operands) {
+    watch.is_on = false;
     const int number = current;
     LaneOperands* all = warps[number / 32].operands[threads[number].exchanges++ % 2];
     all[number % 32] = operands;
@@ -167,20 +190,27 @@ const LaneOperands* exchange_in_warp(const LaneOperands& operands) {
     return all;
 }
 
-// 0, or 1 where there is no such kernel. is_reversed: the last warp of a block runs first.
+// 0, or 1 where there is no such kernel. starts, sizes: of the memory that it may touch, in bytes. order: seed of the order of the
+// blocks; is_reversed: the last warp of a block runs first.
 extern "C" int emulate(
     const char* name, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned num_threads, std::size_t shared_bytes,
-    void** arguments, int is_reversed) {
+    void** arguments, const std::uintptr_t* starts, const std::size_t* sizes, std::size_t num_tensors, unsigned order,
+    int is_reversed) {
     const auto found = kernels.find(name);
     if (found == kernels.end()) return 1;
     blockDim = {num_threads, 1, 1};
     gridDim = {grid_x, grid_y, grid_z};
     threads.resize(num_threads);
-    warps.resize((num_threads + 31) / 32);
     stacks.resize(num_threads * STACK_BYTES);
     body = [&] { found->second(arguments); };
-    for (blockIdx.z = 0; blockIdx.z < grid_z; ++blockIdx.z)
-        for (blockIdx.y = 0; blockIdx.y < grid_y; ++blockIdx.y)
-            for (blockIdx.x = 0; blockIdx.x < grid_x; ++blockIdx.x) run_block(num_threads, shared_bytes, is_reversed);
+    watch_launch(shared, sizeof shared, starts, sizes, num_tensors);
+    std::vector<unsigned> blocks(std::size_t(grid_x) * grid_y * grid_z);
+    std::iota(blocks.begin(), blocks.end(), 0u);
+    std::shuffle(blocks.begin(), blocks.end(), std::mt19937(order));
+    for (const unsigned block : blocks) {
+        blockIdx = {block % grid_x, block / grid_x % grid_y, block / grid_x / grid_y};
+        watch.block = block + 1;
+        run_block(num_threads, shared_bytes, is_reversed);
+    }
     return 0;
 }

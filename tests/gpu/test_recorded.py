@@ -12,7 +12,7 @@ from se3_fast.data import QM9DataModule
 from se3_fast.training import Trainer, TrainingError, TrainingOptions, World
 from se3_fast.training.evaluation import DirectPredictions, RecordedPredictions, evaluate
 from se3_fast.training.model_config import build_model
-from se3_fast.training.recorded import CudaRecorder
+from se3_fast.training.recorded import CANNOT_BE_RECORDED, CudaRecorder
 from tests.models import SMALL_CONFIG
 from tests.training.test_recorded import weights
 
@@ -61,6 +61,6 @@ def test_predictions(tmp_path: Path) -> None:
 
 def test_work_that_waits_is_refused() -> None:
     tensor = torch.ones(3, device=DEVICE)
-    with pytest.raises(TrainingError, match="--cuda_graphs: the work cannot be recorded"):
+    with pytest.raises(TrainingError, match=CANNOT_BE_RECORDED):
         CudaRecorder(DEVICE)(lambda: print(tensor.sum().item()))
     assert tensor.sum().item() == 3.0

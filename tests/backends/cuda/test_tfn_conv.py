@@ -7,10 +7,10 @@ capability 7.0 and 7.5.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
             if "compute_70" in engine:
                 load_volta_kernels(monkeypatch)
             return "cuda"
-        launch = emulator.launcher(int(engine.removeprefix("emulated ").replace(".", "")) * 10, is_reversed)
+        launch = emulator.Launcher(int(engine.removeprefix("emulated ").replace(".", "")) * 10, is_reversed)
         monkeypatch.setattr(library, "launch", launch)
         monkeypatch.setattr(choice, "selected_backend", lambda device: "cuda")
         return "torch"
@@ -151,15 +151,22 @@ def test_launches_through_the_driver(use: Use, monkeypatch: pytest.MonkeyPatch) 
     """The launcher itself, with a driver that runs the emulator."""
     driver = pytest.importorskip("cuda.bindings.driver")
     success, loaded = driver.CUresult.CUDA_SUCCESS, []
-    run_emulated = emulator.emulator(700).emulate
+    emulated, pack, packed = emulator.Launcher(700), library.PackedArguments, []
     forget_loaded_kernels()
 
     def launch_kernel(function: bytes, *numbers: int) -> tuple[object]:
-        *grid, num_threads, one, also_one, shared_bytes, stream, arguments, extra = numbers
+        *grid, num_threads, one, also_one, shared_bytes, stream, address, extra = numbers
         assert (one, also_one, stream, extra) == (1, 1, 1234, 0)
-        status = run_emulated(function, *grid, num_threads, ctypes.c_size_t(shared_bytes), ctypes.c_void_p(arguments), 0)
-        return (success if status == 0 else driver.CUresult.CUDA_ERROR_NOT_FOUND,)
+        if function == b"none":
+            return (driver.CUresult.CUDA_ERROR_NOT_FOUND,)
+        emulated.run(function, tuple(grid), num_threads, shared_bytes, address, emulator.tensors_of(packed.pop()))
+        return (success,)
 
+    def packed_arguments(arguments: list[library.Argument]) -> library.PackedArguments:
+        packed.append(arguments)
+        return pack(arguments)
+
+    monkeypatch.setattr(library, "PackedArguments", packed_arguments)
     monkeypatch.setattr(driver, "cuModuleLoadData", lambda image: (success, loaded.append(image) or "module"))
     monkeypatch.setattr(driver, "cuModuleGetFunction", lambda module, name: (success, name))
     monkeypatch.setattr(driver, "cuLaunchKernel", launch_kernel)
@@ -203,3 +210,40 @@ def run_operation_of_width(case: Case, backend: str, dtype: torch.dtype, width: 
         message = operation.tfn_conv(Convolution(plan, graph, geometry, {"0": nodes}, {}, [hidden], [weight], pool=False))["0"]
     radial = (hidden.double() @ weight.double().T).view(33, 3, 5)
     return relative_error(message, radial @ nodes.double()[graph.src])
+
+
+FAULTS = {
+    "align_float": ("Index(blockIdx.x) * block_edges;", "Index(blockIdx.x) * block_edges / 2;"),
+    "rotate_sum_float": (
+        "    float sum = 0.0f;\n    for (Index start",
+        "    float sum = 0.0f * (static_cast<const volatile Index*>(offsets)[-1] == 7);\n    for (Index start",
+    ),
+    "contract_float_m0": ("            __syncthreads();\n", ""),
+}
+"""What is changed, where it stands first; by a kernel that has the fault then."""
+
+
+@pytest.mark.skipif(HAS_GPU, reason="there is a real device")
+def test_faults_are_found(use: Use, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Blocks that overlap, an access out of bounds, and a barrier that is not there."""
+    backend = use("emulated 7.5")
+    for name in (library.SOURCE, *library.HEADERS):
+        text = (library.source_directory() / name).read_text()
+        for before, after in FAULTS.values() if name == library.SOURCE else ():
+            assert before in text
+            text = text.replace(before, after, 1)
+        (tmp_path / name).write_text(text)
+    launcher, found = emulator.Launcher(750, sources=tmp_path), {}
+
+    def launch(name: str, *arguments: Any) -> None:
+        try:
+            launcher(name, *arguments)
+        except AssertionError as error:
+            found.setdefault(name, str(error))
+
+    monkeypatch.setattr(library, "launch", launch)
+    run_operation(SEVERAL_BLOCKS, backend, torch.float32)
+    assert "two blocks write one address" in found["align_float"]
+    assert "a read outside of all tensors" in found["rotate_sum_float"]
+    assert "without a barrier" in found["contract_float_m0"]
+    assert found.keys() <= {*FAULTS, "contract_float_odd"}

@@ -11,16 +11,15 @@ from torch import Tensor
 import se3_fast
 from se3_fast import get_basis, update_basis_with_fused
 from se3_fast.kernels.basis_tables import pairwise_layout
-from tests.support import TOLERANCE, relative_error
+from tests.support import TOLERANCE, TRITON_DEVICE, relative_error
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 AXES = torch.tensor([[0, 0, 0], [0, 1, 0], [0, -2, 0], [1, 0, 0], [0, 0, 1e-12], [1e15, 1e15, 0]], dtype=torch.float64)
 
 
 def positions(num_edges: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Zero length, poles, axes, very short and very long ones, then random ones; rounded to ``dtype``."""
     random = torch.randn(num_edges, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return torch.cat([AXES, random])[:num_edges].to(DEVICE, dtype)
+    return torch.cat([AXES, random])[:num_edges].to(TRITON_DEVICE, dtype)
 
 
 def bases(backend: str, rel_pos: Tensor, max_degree: int, is_padded: bool) -> dict[str, Tensor]:
@@ -33,7 +32,10 @@ def bases(backend: str, rel_pos: Tensor, max_degree: int, is_padded: bool) -> di
 
 def random_gradients(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return {key: torch.randn(output.shape, generator=generator, dtype=torch.float64).to(DEVICE) for key, output in outputs.items()}
+    return {
+        key: torch.randn(output.shape, generator=generator, dtype=torch.float64).to(TRITON_DEVICE)
+        for key, output in outputs.items()
+    }
 
 
 def differentiate(outputs: dict[str, Tensor], rel_pos: Tensor, gradients: dict[str, Tensor]) -> Tensor:
@@ -68,7 +70,7 @@ def test_equals_dense(max_degree: int, num_edges: int, is_padded: bool, dtype: t
 def test_autocast_dtype_is_written_directly(dtype: torch.dtype) -> None:
     rel_pos = positions(9, torch.float32).requires_grad_()
     exact = rel_pos.detach().double().requires_grad_()
-    with torch.autocast(DEVICE.type, dtype), se3_fast.backend("triton"):
+    with torch.autocast(TRITON_DEVICE.type, dtype), se3_fast.backend("triton"):
         pairwise = get_basis(rel_pos, 2, compute_gradients=True, amp=True)
         fused = update_basis_with_fused(pairwise, 2, use_pad_trick=False, fully_fused=True)
     outputs = {"0,0": pairwise["0,0"], **fused}

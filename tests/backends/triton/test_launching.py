@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +18,9 @@ from se3_fast import ConvSE3, Fiber, Graph, SE3TransformerPooled
 
 pytest.importorskip("triton")
 
+from bench.recorded_launches import KERNELS, MODULES, recorded
 from se3_fast.kernels import launching, pooling
 from tests.support import TRITON_DEVICE
-
-KERNELS = Path(launching.__file__).parent
-MODULES = [path.stem for path in KERNELS.glob("*.py") if "launch(" in path.read_text() and path.stem != "launching"]
 
 
 def kernels_launched_in(module: str) -> set[str]:
@@ -89,21 +86,6 @@ def test_a_grid_that_no_gpu_takes_is_refused() -> None:
 Grids = dict[str, set[tuple[int, ...]]]
 
 
-@contextmanager
-def recorded_grids(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grids]:
-    """The grids of all launches, of which none is carried out, by kernel."""
-    found: Grids = defaultdict(set)
-    with monkeypatch.context() as patch:
-        for name in MODULES:
-            module = importlib.import_module(f"se3_fast.kernels.{name}")
-
-            def record(kernel: object, grid: tuple[int, ...], *_: object, module: str = name, **__: object) -> None:
-                found[f"{module}.{kernel.fn.__name__}"].add(grid)  # type: ignore[attr-defined]
-
-            patch.setattr(module, "launch", record)
-        yield found
-
-
 def graph_of(num_nodes: int, out_degree: int) -> Graph:
     """Every node has an edge to the next ones."""
     source = torch.arange(num_nodes, device=TRITON_DEVICE).repeat_interleave(out_degree)
@@ -133,20 +115,23 @@ def run_bases(num_edges: int) -> None:
     torch.stack([basis.sum() for basis in fused.values()]).sum().backward()
 
 
-def grids_at(monkeypatch: pytest.MonkeyPatch, num_nodes: int) -> Grids:
+def grids_at(num_nodes: int) -> Grids:
     """Of all kernels, for a graph of so many nodes."""
-    with recorded_grids(monkeypatch) as found, se3_fast.backend("triton"):
+    with recorded() as launches, se3_fast.backend("triton"):
         run_model(num_nodes, "edge", with_positions=False)
         run_model(num_nodes, "edge", with_positions=True)
         run_model(num_nodes, "source", with_positions=True)
         run_bases(num_nodes)
+    found: Grids = defaultdict(set)
+    for launch in launches:
+        found[f"{launch.module}.{launch.kernel}"].add(launch.grid)
     return found
 
 
 def test_only_the_first_axis_of_a_grid_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pooling shares nodes among so many programs at most, which the smaller graph has already."""
     monkeypatch.setattr(pooling, "_BACKWARD_PROGRAMS", 8)
-    small, large = (grids_at(monkeypatch, num_nodes) for num_nodes in (600, 1200))
+    small, large = (grids_at(num_nodes) for num_nodes in (600, 1200))
     assert set(small) == set(large) == set().union(*map(kernels_launched_in, MODULES))
     for kernel in small:
         assert {grid[1:] for grid in small[kernel]} == {grid[1:] for grid in large[kernel]}, kernel

@@ -1,0 +1,46 @@
+"""What benchmarks run on, and where their results go."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.workloads import DEVICE
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def device_name() -> str:
+    """Name of the device that the benchmarks run on, as part of a file name."""
+    return torch.cuda.get_device_name().replace(" ", "_") if DEVICE.type == "cuda" else "cpu"
+
+
+def device_title() -> str:
+    """The device as the title of a plot names it."""
+    threads = torch.get_num_threads()
+    return device_name().replace("_", " ") if DEVICE.type == "cuda" else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def environment() -> dict[str, Any]:
+    """Date, commit, device and versions."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit() or "unknown",
+        "device": device_name() if DEVICE.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": version("triton") if DEVICE.type == "cuda" else None,
+    }
+
+
+def _commit() -> str:
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
