@@ -200,6 +200,7 @@ def _first_layer_gradient(
         of_shift += tl.sum(of_shifted, 0)
         of_sums = _normalise_gradient(of_shifted, normalised, inverse_deviation, scale, WIDTH, HAS_NORM)
         of_bias += tl.sum(of_sums, 0)
+        tl.debug_barrier()  # a thread stores where another has loaded du2 of this block
         tl.store(place, of_sums.to(COMPUTE), mask=is_edge[:, None])
     _store_vectors(row + INPUTS * WIDTH, of_bias, of_scale, of_shift, WIDTH, HAS_NORM)
 
