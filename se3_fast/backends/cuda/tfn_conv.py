@@ -27,7 +27,7 @@ from se3_fast.kernels.table_rows import Item, PairRow, Term
 from se3_fast.so3 import generators
 
 if TYPE_CHECKING:
-    from se3_fast.kernels.tfn_conv import DegreeBlock
+    from se3_fast.kernels.frame_rotations import DegreeBlock
 
 FRAMES: FrameForm = "angles"
 KEEPS_FRAMES = False
@@ -205,15 +205,16 @@ class CudaLaunches(Launches):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _launch_align(self, blocks: list[DegreeBlock], index: Tensor | None, into: Tensor) -> None:
-        for degree, features, _, row, row_stride in blocks:
+        for degree, features, row, row_stride in blocks:
             before, channels = [features, index, self.angles], features.shape[1]
             self._launch_rotation(f"align_{self._element}", before, degree, into, (row, row_stride), channels=channels)
 
-    def _launch_rotate(self, values: Tensor, output: Tensor, degree: int, place: tuple[int, int]) -> None:
-        self._launch_rotation(f"rotate_{self._element}", [values, self.angles], degree, output, place)
+    def _launch_rotate(self, values: Tensor, block: DegreeBlock) -> None:
+        degree, output, row, row_stride = block
+        self._launch_rotation(f"rotate_{self._element}", [values, self.angles], degree, output, (row, row_stride))
 
     def _launch_rotate_sum(self, blocks: list[DegreeBlock], values: Tensor, edges: EdgeOrder) -> None:
-        for degree, output, _, row, row_stride in blocks:
+        for degree, output, row, row_stride in blocks:
             before, place = [values, self.angles], (row, row_stride)
             self._launch_rotation(f"rotate_sum_{self._element}", before, degree, output, place, order=edges)
 

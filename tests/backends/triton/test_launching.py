@@ -146,7 +146,7 @@ def grids_at(monkeypatch: pytest.MonkeyPatch, num_nodes: int) -> Grids:
 def test_only_the_first_axis_of_a_grid_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pooling shares nodes among so many programs at most, which the smaller graph has already."""
     monkeypatch.setattr(pooling, "_BACKWARD_PROGRAMS", 8)
-    small, large = (grids_at(monkeypatch, num_nodes) for num_nodes in (600, 1200))
+    small, large = (grids_at(monkeypatch, num_nodes) for num_nodes in (500, 1000))
     assert set(small) == set(large) == set().union(*map(kernels_launched_in, MODULES))
     for kernel in small:
         assert {grid[1:] for grid in small[kernel]} == {grid[1:] for grid in large[kernel]}, kernel
