@@ -299,7 +299,8 @@ def _transpose_kernel(
     column = tl.program_id(1 - ROW_AXIS).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None]
     is_value = (row < num_rows) & (column < num_columns)
     tile = tl.load(values + row * row_step + column, mask=is_value, other=0.0)
-    tl.store(result + column * column_step + row, tile, mask=is_value)
+    is_result = (row < column_step) & (column < num_columns)  # zeros past the last edge, where the rows of the result are longer
+    tl.store(result + column * column_step + row, tile, mask=is_result)
 
 
 class FrameLayout(NamedTuple):
@@ -424,21 +425,25 @@ def by_edge(values: Tensor) -> Tensor:
     """Aligned features [rows, E] as [E, rows], contiguous; not copied where the rows of an edge lie side by side already."""
     if values.t().is_contiguous():
         return values.t()
-    return _transposed(values, values.new_empty(values.shape[::-1]))
+    return _transposed(values, values.new_empty(values.shape[::-1]), row_axis=1)
 
 
 def by_row(values: Tensor) -> Tensor:
     """[E, rows] as [rows, E] with the edges of a row side by side (:mod:`se3_fast.kernels.feature_rows`)."""
     num_edges, num_rows = values.shape
-    return _transposed(values, empty_rows(num_rows, num_edges, values.dtype, values.device))
+    return _transposed(values, empty_rows(num_rows, num_edges, values.dtype, values.device), row_axis=0)
 
 
-def _transposed(values: Tensor, result: Tensor) -> Tensor:
-    """``result``, into which the transpose of ``values`` is written; the rows of both lie in one piece each."""
-    values = values if values.stride(1) == 1 else values.contiguous()
+def _transposed(values: Tensor, result: Tensor, row_axis: int) -> Tensor:
+    """``result``, into which the transpose of ``values`` is written; the rows of both lie in one piece each.
+
+    ``row_axis`` is the axis of the grid for the rows of ``values``: the edges, which are many, belong on the first.
+    """
     num_rows, num_columns = values.shape
-    blocks = (triton.cdiv(num_rows, _TRANSPOSE_TILE.rows), triton.cdiv(num_columns, _TRANSPOSE_TILE.columns))
-    row_axis = 0 if num_rows > num_columns else 1  # the edges', which are many, on the first axis of the grid
+    if values.numel() == 0:
+        return result
+    values = values if values.stride(1) == 1 else values.contiguous()
+    blocks = (triton.cdiv(result.stride(0), _TRANSPOSE_TILE.rows), triton.cdiv(num_columns, _TRANSPOSE_TILE.columns))
     launch(_transpose_kernel, (blocks[row_axis], blocks[1 - row_axis]),
         values, result, num_rows, num_columns, values.stride(0), result.stride(0),
         ROW_AXIS=row_axis, BLOCK_ROWS=_TRANSPOSE_TILE.rows, BLOCK_COLUMNS=_TRANSPOSE_TILE.columns, num_warps=_TRANSPOSE_TILE.warps,

@@ -70,7 +70,7 @@ def _store(values, components, is_value, step, DEGREE: tl.constexpr):
 
 @triton.jit
 def _align_degree(
-    features, index, angles, aligned, num_edges, row_step, edge_step, channels, row, row_stride,
+    features, index, angles, aligned, num_edges, pitch, channels, row, row_stride,
     HAS_INDEX: tl.constexpr, DEGREE: tl.constexpr, SWAPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -81,20 +81,21 @@ def _align_degree(
     source = tl.load(index + edge, mask=is_edge, other=0) if HAS_INDEX else edge
     place = (source[:, None] * channels + channel) * (2 * DEGREE + 1)
     x = _load(features + place, is_value, 1, DEGREE, frames[0].dtype)
-    target = aligned + (row + channel).to(tl.int64) * row_step + edge[:, None] * edge_step
-    _store(target, turned_in(x, frames, SWAPS, DEGREE), is_value, row_stride * row_step, DEGREE)
+    target = aligned + (row + channel).to(tl.int64) * pitch + edge[:, None]
+    is_value = (edge < pitch)[:, None] & is_channel  # past the last edge all is zero
+    _store(target, turned_in(x, frames, SWAPS, DEGREE), is_value, row_stride * pitch, DEGREE)
 
 
 @triton.jit(do_not_specialize=["num_edges"])
 def _align_kernel(
-    features, index, angles, aligned, num_edges, row_step, edge_step, channels, rows, row_strides,
+    features, index, angles, aligned, num_edges, pitch, channels, rows, row_strides,
     HAS_INDEX: tl.constexpr, DEGREES: tl.constexpr, SWAPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(1)
     for n in tl.static_range(len(DEGREES)):
         if number == n:
             _align_degree(
-                features[n], index, angles, aligned, num_edges, row_step, edge_step, channels[n], rows[n], row_strides[n],
+                features[n], index, angles, aligned, num_edges, pitch, channels[n], rows[n], row_strides[n],
                 HAS_INDEX, DEGREES[n], SWAPS, BLOCK, BLOCK_CHANNELS,
             )  # fmt: skip
 
@@ -170,16 +171,17 @@ def align(blocks: Sequence[DegreeBlock], swaps: tuple[float, ...], index: Tensor
         swaps: :func:`~se3_fast.kernels.edge_frames.swap_entries` for the largest degree at least.
         index: [E] int64, the node of each edge; None where the features are those of the edges.
         angles: [4, E], of :func:`~se3_fast.kernels.edge_frames.frame_angles`.
-        aligned: [rows, E]; written.
+        aligned: [rows, E] as :func:`~se3_fast.kernels.feature_rows.empty_rows` has it; written.
     """
     num_edges = aligned.shape[1]
     blocks = [block for block in blocks if block.features.shape[1] > 0]
     if num_edges > 0 and blocks:
         of_all = _by_argument(blocks)
         tile = _rotation_tile(max(of_all.channels), max(of_all.degrees), angles.dtype)
-        grid = (triton.cdiv(num_edges, tile.edges), len(blocks), triton.cdiv(max(of_all.channels), tile.channels))
+        pitch = aligned.stride(0)
+        grid = (triton.cdiv(pitch, tile.edges), len(blocks), triton.cdiv(max(of_all.channels), tile.channels))
         launch(_align_kernel, grid,
-            of_all.features, index, angles, aligned, num_edges, *aligned.stride(), of_all.channels, of_all.rows, of_all.row_strides,
+            of_all.features, index, angles, aligned, num_edges, pitch, of_all.channels, of_all.rows, of_all.row_strides,
             HAS_INDEX=index is not None, DEGREES=of_all.degrees, SWAPS=swaps, BLOCK=tile.edges, BLOCK_CHANNELS=tile.channels,
             num_warps=tile.warps,
         )  # fmt: skip
@@ -296,11 +298,11 @@ def _cases(workload: str, name: str, channels: int, max_degree: int, mean_degree
     summed = {**of_all, "BLOCK": of_sums.edges, "BLOCK_CHANNELS": of_sums.channels, "SUM": TYPES[dtype], "row_step": 1}
     values = f"*{rounding.type_name}"
     types: dict[str, ArgumentType] = {"angles": f"*{rounding.sum_name}"} | dict.fromkeys(("index", "order", "offsets"), "*i64")
-    types |= dict.fromkeys(("num_edges", "row_step", "edge_step", "channels", "row", "row_stride"), "i32")
+    types |= dict.fromkeys(("num_edges", "pitch", "row_step", "edge_step", "channels", "row", "row_stride"), "i32")
     by_degree = types | dict.fromkeys(("features", "outputs"), (values,) * len(degrees))
     by_degree |= dict.fromkeys(("channels", "rows", "row_strides"), ("i32",) * len(degrees))
     launches: tuple[tuple[str, object, dict[str, ArgumentType], Mapping[str, object], _Tile], ...] = (
-        ("align", _align_kernel, by_degree, {**of_all, **sizes, "HAS_INDEX": True, "edge_step": 1}, tile),
+        ("align", _align_kernel, by_degree, {**of_all, **sizes, "HAS_INDEX": True}, tile),
         (f"rotate degree {max_degree}", _rotate_kernel, types, of_one, tile),
         ("rotate_sum", _rotate_sum_kernel, by_degree, summed, of_sums),
     )
@@ -312,7 +314,7 @@ def _cases(workload: str, name: str, channels: int, max_degree: int, mean_degree
             constants=constants,
             num_warps=chosen.warps,
             num_stages=3,
-            multiples_of_16=("row_step" if "edge_step" in constants else "edge_step",),
+            multiples_of_16=("pitch",) if kernel is _align_kernel else ("row_step" if "edge_step" in constants else "edge_step",),
         )
         for kind, kernel, of_kernel, constants, chosen in launches
     ]

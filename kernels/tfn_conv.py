@@ -105,6 +105,14 @@ def _store_rows(outputs, row, edge, values, is_value, row_step, edge_step):
 
 
 @triton.jit
+def _load_inputs(first_x, other_x, is_edge, i, channels_in, HAS_ODD: tl.constexpr):
+    """x~+ and x~- of input channel i or, at m = 0, x~ of the channels i and i + 1, [BLOCK_EDGES] each; 0 past the last channel."""
+    is_first = tl.where(i < channels_in, is_edge, False)
+    is_other = is_first if HAS_ODD else tl.where(i + 1 < channels_in, is_edge, False)
+    return tl.load(first_x, mask=is_first, other=0.0), tl.load(other_x, mask=is_other, other=0.0)
+
+
+@triton.jit
 def _contract_item(
     inputs, hidden, weights, outputs, item, terms, num_edges, pitch, row_step, edge_step,
     HAS_ODD: tl.constexpr, ODD_SIGN: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
@@ -115,12 +123,13 @@ def _contract_item(
     first, stop = tl.load(item + fields.ITEM_FIRST), tl.load(item + fields.ITEM_STOP)
     row_plus, row_minus = tl.load(item + fields.ITEM_PLUS), tl.load(item + fields.ITEM_MINUS)
     channels_out = CHANNELS if CHANNELS > 0 else tl.load(item + fields.ITEM_CHANNELS)
-    channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    is_channel = channel < channels_out
+    # Two products side by side: of the even and the odd weights of an input channel or, at m = 0, of the weights of two.
+    side = tl.arange(0, 2 * BLOCK_CHANNELS) // BLOCK_CHANNELS
+    channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, 2 * BLOCK_CHANNELS) % BLOCK_CHANNELS
     unit = tl.arange(0, WIDTH)
     plus = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     minus = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
-    nothing = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
+    nothing = tl.zeros((BLOCK_EDGES, 2 * BLOCK_CHANNELS), SUM)
     for index in range(first, stop):
         term = terms + index * fields.TERM_FIELDS
         group, in_plus, in_minus = (
@@ -128,30 +137,35 @@ def _contract_item(
             tl.load(term + fields.TERM_PLUS),
             tl.load(term + fields.TERM_MINUS),
         )
-        channels_in, even, odd = (
-            tl.load(term + fields.TERM_CHANNELS),
-            tl.load(term + fields.TERM_EVEN),
-            tl.load(term + fields.TERM_ODD),
-        )
+        channels_in = tl.load(term + fields.TERM_CHANNELS).to(tl.int32)
+        even = tl.multiple_of(tl.load(term + fields.TERM_EVEN), 16)
+        odd = tl.multiple_of(tl.load(term + fields.TERM_ODD), 16)
         h = tl.load(hidden + (group * num_edges + edge)[:, None] * WIDTH + unit[None], mask=is_edge[:, None], other=0.0)
-        tile = unit[:, None] * channels_out + channel[None]  # [WIDTH, BLOCK_CHANNELS]
-        for _ in range(channels_in):
-            x_plus = tl.load(inputs + in_plus * pitch + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
-            weight = tl.load(weights + even + tile, mask=is_channel[None], other=0.0)
-            radial = add_product(h, weight, nothing, PRECISION, OPERAND)  # R_even of one input channel
-            plus += radial * x_plus
+        step = odd - even if HAS_ODD else WIDTH * channels_out
+        tile = weights + even + unit[:, None] * channels_out + (channel + side * step)[None]  # [WIDTH, 2 BLOCK_CHANNELS]
+        first_x = inputs + in_plus * pitch + edge
+        other_x = first_x + ((in_minus - in_plus) * pitch if HAS_ODD else pitch)
+        # x~ of the next step is asked for before this step's products.
+        x, x_other = _load_inputs(first_x, other_x, is_edge, 0, channels_in, HAS_ODD)
+        for i in range(0, channels_in, 1 if HAS_ODD else 2):
+            x_first, x_second = x.to(SUM)[:, None], x_other.to(SUM)[:, None]
+            first_x += pitch if HAS_ODD else 2 * pitch
+            other_x += pitch if HAS_ODD else 2 * pitch
+            x, x_other = _load_inputs(first_x, other_x, is_edge, i + (1 if HAS_ODD else 2), channels_in, HAS_ODD)
+            is_weight = channel < channels_out if HAS_ODD else (channel < channels_out) & (i + side < channels_in)
+            radial = add_product(h, tl.load(tile, mask=is_weight[None], other=0.0), nothing, PRECISION, OPERAND)
+            of_first, of_second = tl.split(tl.permute(tl.reshape(radial, (BLOCK_EDGES, 2, BLOCK_CHANNELS)), (0, 2, 1)))
+            plus += of_first * x_first
             if HAS_ODD:
-                x_minus = tl.load(inputs + in_minus * pitch + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
-                minus += radial * x_minus
-                weight = tl.load(weights + odd + tile, mask=is_channel[None], other=0.0)
-                radial = ODD_SIGN * add_product(h, weight, nothing, PRECISION, OPERAND)
-                plus -= radial * x_minus
-                minus += radial * x_plus
-            in_plus += 1
-            in_minus += 1
-            even += WIDTH * channels_out
-            odd += WIDTH * channels_out
-    is_value = is_edge[:, None] & is_channel[None]
+                minus += of_first * x_second
+                of_second *= ODD_SIGN
+                plus -= of_second * x_second
+                minus += of_second * x_first
+            else:
+                plus += of_second * x_second
+            tile += (1 if HAS_ODD else 2) * WIDTH * channels_out
+    channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    is_value = is_edge[:, None] & (channel < channels_out)[None]
     _store_rows(outputs, row_plus + channel, edge, plus, is_value, row_step, edge_step)
     if HAS_ODD:
         _store_rows(outputs, row_minus + channel, edge, minus, is_value, row_step, edge_step)
@@ -177,6 +191,17 @@ def _contract_kernel(
 
 
 @triton.jit
+def _as_left_operand(g, BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr):
+    """g [edges, BLOCK_CHANNELS] as it is; in half precision, as a product with the identity, in those registers where the matrix unit
+    reads its left operand: what is made of it need not go through shared memory."""
+    if g.dtype.primitive_bitwidth == 16:
+        is_diagonal = tl.arange(0, BLOCK_CHANNELS)[:, None] == tl.arange(0, BLOCK_CHANNELS)[None]
+        nothing = tl.zeros((g.shape[0], BLOCK_CHANNELS), SUM)
+        g = add_product(g, tl.where(is_diagonal, 1.0, 0.0).to(g.dtype), nothing, PRECISION, OPERAND).to(g.dtype)
+    return g
+
+
+@triton.jit
 def _add_hidden_gradient(
     total, inputs, gradient, weights, pairs, first, stop, edge, is_edge, pitch,
     HAS_ODD: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
@@ -188,9 +213,10 @@ def _add_hidden_gradient(
         pair = pairs + index * fields.PAIR_FIELDS
         in_plus, in_minus = tl.load(pair + fields.PAIR_IN_PLUS), tl.load(pair + fields.PAIR_IN_MINUS)
         out_plus, out_minus = tl.load(pair + fields.PAIR_OUT_PLUS), tl.load(pair + fields.PAIR_OUT_MINUS)
-        channels_in = tl.load(pair + fields.PAIR_CHANNELS_IN)
+        channels_in = tl.load(pair + fields.PAIR_CHANNELS_IN).to(tl.int32)
         channels_out = CHANNELS if CHANNELS > 0 else tl.load(pair + fields.PAIR_CHANNELS_OUT)
-        even, odd = tl.load(pair + fields.PAIR_EVEN), tl.load(pair + fields.PAIR_ODD)
+        even = tl.multiple_of(tl.load(pair + fields.PAIR_EVEN), 16)
+        odd = tl.multiple_of(tl.load(pair + fields.PAIR_ODD), 16)
         for start in range(0, channels_out, BLOCK_CHANNELS):
             channel = start + tl.arange(0, BLOCK_CHANNELS)
             is_channel = channel < channels_out
@@ -200,18 +226,32 @@ def _add_hidden_gradient(
             g_minus = g_plus
             if HAS_ODD:
                 g_minus = tl.load(gradient + (out_minus + channel)[None] * pitch + edge[:, None], mask=is_value, other=0.0)
+            g_plus = _as_left_operand(g_plus, BLOCK_CHANNELS, PRECISION, SUM, OPERAND)
+            g_minus = _as_left_operand(g_minus, BLOCK_CHANNELS, PRECISION, SUM, OPERAND)
+            place_plus, place_minus = inputs + in_plus * pitch + edge, inputs + in_minus * pitch + edge
+            place = weights + even + tile
+            next_plus = tl.load(place_plus, mask=is_edge, other=0.0)
+            next_minus = next_plus
+            if HAS_ODD:
+                next_minus = tl.load(place_minus, mask=is_edge, other=0.0)
             for i in range(channels_in):
-                x_plus = tl.load(inputs + (in_plus + i) * pitch + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
-                weight = tl.load(weights + even + i * WIDTH * channels_out + tile, mask=is_channel[:, None], other=0.0)
+                x_plus, x_minus = next_plus.to(SUM)[:, None], next_minus.to(SUM)[:, None]
+                is_next = tl.where(i + 1 < channels_in, is_edge, False)
+                place_plus += pitch
+                next_plus = tl.load(place_plus, mask=is_next, other=0.0)
+                if HAS_ODD:
+                    place_minus += pitch
+                    next_minus = tl.load(place_minus, mask=is_next, other=0.0)
+                weight = tl.load(place, mask=is_channel[:, None], other=0.0)
                 radial = g_plus.to(SUM) * x_plus  # dR_even
                 if HAS_ODD:
-                    x_minus = tl.load(inputs + (in_minus + i) * pitch + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
                     radial += g_minus.to(SUM) * x_minus
                 total = add_product(radial.to(weight.dtype), weight, total, PRECISION, OPERAND)
                 if HAS_ODD:
                     radial = g_minus.to(SUM) * x_plus - g_plus.to(SUM) * x_minus  # dR_odd
-                    weight = tl.load(weights + odd + i * WIDTH * channels_out + tile, mask=is_channel[:, None], other=0.0)
+                    weight = tl.load(place + (odd - even), mask=is_channel[:, None], other=0.0)
                     total = add_product(radial.to(weight.dtype), weight, total, PRECISION, OPERAND)
+                place += WIDTH * channels_out
     return total
 
 
@@ -245,7 +285,8 @@ def _hidden_gradient_kernel(
 @triton.jit
 def _weight_gradient_slice(
     inputs, gradient, hidden, weight_gradient, pair, num_edges, pitch,
-    HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    HAS_ODD: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     group, in_plus, in_minus = (
@@ -254,60 +295,65 @@ def _weight_gradient_slice(
         tl.load(pair + fields.PAIR_IN_MINUS),
     )
     out_plus, out_minus = tl.load(pair + fields.PAIR_OUT_PLUS), tl.load(pair + fields.PAIR_OUT_MINUS)
-    channels_in, channels_out = tl.load(pair + fields.PAIR_CHANNELS_IN), tl.load(pair + fields.PAIR_CHANNELS_OUT)
+    channels_in = tl.load(pair + fields.PAIR_CHANNELS_IN).to(tl.int32)
+    channels_out = CHANNELS if CHANNELS > 0 else tl.load(pair + fields.PAIR_CHANNELS_OUT).to(tl.int32)
     even, odd = tl.load(pair + fields.PAIR_EVEN), tl.load(pair + fields.PAIR_ODD)
+    # The products of h and x~ times g~: rounding g~ x~ instead would lose the smallest gradients. At m > 0 the columns are those of
+    # g+ and then those of g-.
+    columns: tl.constexpr = 2 * BLOCK_OUT if HAS_ODD else BLOCK_OUT
+    rows: tl.constexpr = BLOCK_IN * WIDTH  # one of a tile per input channel and unit
+    unit, column = tl.arange(0, WIDTH), tl.arange(0, columns)
     channel_in = tl.program_id(0) * BLOCK_IN + tl.arange(0, BLOCK_IN)
-    channel_out = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    is_in, is_out = channel_in < channels_in, channel_out < channels_out
-    unit = tl.arange(0, WIDTH)
-    columns: tl.constexpr = BLOCK_IN * BLOCK_OUT  # one column of a tile per input channel and output channel
-    even_sum = tl.zeros((WIDTH, columns), SUM)
-    odd_sum = tl.zeros((WIDTH, columns), SUM)
-    edge = tl.arange(0, BLOCK_EDGES).to(tl.int64)
-    for _ in range(tl.cdiv(num_edges, BLOCK_EDGES)):
-        is_edge = edge < num_edges
-        is_input, is_output = is_edge[:, None] & is_in[None], is_edge[:, None] & is_out[None]
-        h = tl.load(hidden + (group * num_edges + edge)[None] * WIDTH + unit[:, None], mask=is_edge[None], other=0.0)
-        x_plus = tl.load(inputs + (in_plus + channel_in)[None] * pitch + edge[:, None], mask=is_input, other=0.0)
-        g_plus = tl.load(gradient + (out_plus + channel_out)[None] * pitch + edge[:, None], mask=is_output, other=0.0)
-        x_plus, g_plus = x_plus.to(SUM)[:, :, None], g_plus.to(SUM)[:, None, :]
-        radial = x_plus * g_plus  # dR_even, [BLOCK_EDGES, BLOCK_IN, BLOCK_OUT]
-        if HAS_ODD:
-            x_minus = tl.load(inputs + (in_minus + channel_in)[None] * pitch + edge[:, None], mask=is_input, other=0.0)
-            g_minus = tl.load(gradient + (out_minus + channel_out)[None] * pitch + edge[:, None], mask=is_output, other=0.0)
-            x_minus, g_minus = x_minus.to(SUM)[:, :, None], g_minus.to(SUM)[:, None, :]
-            radial += x_minus * g_minus
-            odd_radial = tl.reshape(x_plus * g_minus - x_minus * g_plus, (BLOCK_EDGES, columns)).to(h.dtype)
-            odd_sum = add_product(h, odd_radial, odd_sum, PRECISION, OPERAND)
-        radial = tl.reshape(radial, (BLOCK_EDGES, columns)).to(h.dtype)
-        even_sum = add_product(h, radial, even_sum, PRECISION, OPERAND)
-        edge += BLOCK_EDGES
-    column = tl.arange(0, columns)
-    channel_in = tl.program_id(0) * BLOCK_IN + column // BLOCK_OUT
     channel_out = tl.program_id(1) * BLOCK_OUT + column % BLOCK_OUT
-    is_column = (channel_in < channels_in) & (channel_out < channels_out)
-    place = (channel_in[None] * WIDTH + unit[:, None]) * channels_out + channel_out[None]
-    tl.store(weight_gradient + even + place, even_sum.to(weight_gradient.dtype.element_ty), mask=is_column[None])
+    from_x = inputs + (in_plus + tl.minimum(channel_in, channels_in - 1))[None] * pitch  # past the last channel nothing is stored
+    from_g = gradient + (out_plus + tl.minimum(channel_out, channels_out - 1))[None] * pitch
     if HAS_ODD:
-        tl.store(weight_gradient + odd + place, odd_sum.to(weight_gradient.dtype.element_ty), mask=is_column[None])
+        from_g += (column // BLOCK_OUT)[None] * ((out_minus - out_plus) * pitch)
+    from_h = hidden + group * num_edges * WIDTH + unit[None]
+    plus = tl.zeros((rows, columns), SUM)
+    minus = tl.zeros((rows, columns), SUM)
+    for start in range(0, num_edges, BLOCK_EDGES):
+        edge = start + tl.arange(0, BLOCK_EDGES)[:, None]
+        is_row = edge < pitch
+        h = tl.load(from_h + edge * WIDTH, mask=edge < num_edges, other=0.0)[:, None]
+        g = tl.load(from_g + edge, mask=is_row, other=0.0)  # [edges, columns]
+        x = tl.load(from_x + edge, mask=is_row, other=0.0)[:, :, None]
+        product = tl.reshape((h.to(SUM) * x.to(SUM)).to(g.dtype), (BLOCK_EDGES, rows))
+        plus = add_product(tl.trans(product), g, plus, PRECISION, OPERAND)
+        if HAS_ODD:
+            x = tl.load(from_x + ((in_minus - in_plus) * pitch + edge), mask=is_row, other=0.0)[:, :, None]
+            product = tl.reshape((h.to(SUM) * x.to(SUM)).to(g.dtype), (BLOCK_EDGES, rows))
+            minus = add_product(tl.trans(product), g, minus, PRECISION, OPERAND)
+    row = tl.arange(0, rows)
+    channel_in = tl.program_id(0) * BLOCK_IN + row // WIDTH
+    channel_out = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    is_value = (channel_in < channels_in)[:, None] & (channel_out < channels_out)[None]
+    place = weight_gradient + (channel_in * WIDTH + row % WIDTH)[:, None] * channels_out + channel_out[None]
+    if HAS_ODD:
+        plus_plus, plus_minus = tl.split(tl.permute(tl.reshape(plus, (rows, 2, BLOCK_OUT)), (0, 2, 1)))
+        minus_plus, minus_minus = tl.split(tl.permute(tl.reshape(minus, (rows, 2, BLOCK_OUT)), (0, 2, 1)))
+        tl.store(place + even, (plus_plus + minus_minus).to(weight_gradient.dtype.element_ty), mask=is_value)
+        tl.store(place + odd, (plus_minus - minus_plus).to(weight_gradient.dtype.element_ty), mask=is_value)
+    else:
+        tl.store(place + even, plus.to(weight_gradient.dtype.element_ty), mask=is_value)
 
 
 @triton.jit(do_not_specialize=["num_edges"])
 def _weight_gradient_kernel(
     inputs, gradient, hidden, weight_gradient, pairs, num_edges, pitch,
-    WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     pair = pairs + tl.program_id(2) * fields.PAIR_FIELDS
     if tl.load(pair + fields.PAIR_HAS_ODD) == 0:
         _weight_gradient_slice(
             inputs, gradient, hidden, weight_gradient, pair, num_edges, pitch,
-            False, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
+            False, CHANNELS, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
         )  # fmt: skip
     else:
         _weight_gradient_slice(
             inputs, gradient, hidden, weight_gradient, pair, num_edges, pitch,
-            True, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
+            True, CHANNELS, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
         )  # fmt: skip
 
 
@@ -451,7 +497,8 @@ def weight_gradient(inputs: Tensor, gradient: Tensor, hidden: Tensor, table: Pai
     grid = (triton.cdiv(table.channels_in, block_in), triton.cdiv(table.channels_out, tile.channels), len(table.pairs))
     launch(_weight_gradient_kernel, grid,
         inputs, gradient, hidden, result, table.pairs, inputs.shape[1], inputs.stride(0),
-        WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
+        CHANNELS=table.shared_channels_out, WIDTH=hidden.shape[2],
+        BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
         **product_constants(inputs.dtype), num_warps=tile.warps,
     )  # fmt: skip
     return result
@@ -541,7 +588,7 @@ def _weight_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]
     operands out of the registers; elsewhere 1.
     """
     if is_half(dtype):
-        return Tile(64, padded(channels, 32), 8), 4
+        return Tile(128, padded(channels, 32), 8), 4
     return Tile(16, padded(channels, 32 if dtype == torch.float32 else 16), 4), 1
 
 
@@ -568,7 +615,7 @@ def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]
         contracted["row_step" if is_edge_major else "edge_step"] = 1
         launches.append((kind, _contract_kernel, contracted, tile))
     hidden_shape = {"CHANNELS": channels, "BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels}
-    weight_shape = {"BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels}
+    weight_shape = {"CHANNELS": channels, "BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels}
     launches += [
         ("hidden_gradient", _hidden_gradient_kernel, hidden_shape, hidden),
         ("weight_gradient", _weight_gradient_kernel, weight_shape, weight),
