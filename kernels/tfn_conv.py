@@ -192,8 +192,8 @@ def _contract_kernel(
 
 @triton.jit
 def _as_left_operand(g, BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr):
-    """g [edges, BLOCK_CHANNELS] as it is; in half precision, as a product with the identity, in those registers where the matrix unit
-    reads its left operand: what is made of it need not go through shared memory."""
+    """g [edges, BLOCK_CHANNELS] as it is; in half precision, as a product with the identity, in those registers where the matrix
+    unit reads its left operand: what is made of it need not go through shared memory."""
     if g.dtype.primitive_bitwidth == 16:
         is_diagonal = tl.arange(0, BLOCK_CHANNELS)[:, None] == tl.arange(0, BLOCK_CHANNELS)[None]
         nothing = tl.zeros((g.shape[0], BLOCK_CHANNELS), SUM)
