@@ -60,7 +60,7 @@ SWAPS_TO_DEGREE_3 = (
 """As :func:`swap_entries` has them: those that kernels are compiled for ahead of time."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"])
 def _frame_angles_kernel(rel_pos, angles, num_edges, BLOCK: tl.constexpr):
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_edge = edge < num_edges

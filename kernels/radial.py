@@ -108,7 +108,7 @@ def _first_sums(
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges", "num_blocks"])
 def _forward_kernel(
     invariants, parameters, hidden, num_edges, row_size, num_blocks,
     INPUTS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr, EPSILON: tl.constexpr,
@@ -227,7 +227,7 @@ def _first_weight_gradient(
     tl.store(row + unit[None] * INPUTS + number[:, None], of_weight, mask=is_input)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges", "num_blocks"])
 def _backward_kernel(
     invariants, parameters, gradient, parts, sums_gradient, partial_sums, num_edges, row_size, num_blocks,
     INPUTS: tl.constexpr, INPUT_TILE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr,
@@ -260,7 +260,7 @@ def _backward_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"])
 def _invariant_gradient_kernel(
     sums_gradient, parameters, invariant_gradient, num_edges, num_groups, row_size,
     INPUTS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, EDGES: tl.constexpr,
@@ -384,8 +384,11 @@ class Tile(NamedTuple):
 def _forward_tile(dtype: torch.dtype) -> Tile:
     """On the matrix unit a warp owns 16 edges and all units of them, so that layer norms stay inside a warp: 64 edges by 4 warps.
 
-    In full precision a product's operands sit in the registers of the ordinary cores: half the edges.
+    In full precision a product's operands sit in the registers of the ordinary cores: half the edges; in float32 by one warp, whose
+    threads have the most values and read operands least often.
     """
+    if dtype == torch.float32:
+        return Tile(32, 16, 1)
     return Tile(64, 32, 4) if is_half(dtype) else Tile(32, 16, 4)
 
 

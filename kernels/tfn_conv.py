@@ -559,25 +559,27 @@ def _contraction_tile(dtype: torch.dtype, channels: int, is_tall: bool) -> Tile:
 
     Half precision: 128 edges feed two warp groups' matrix instructions and halve the traffic of W; at 8 warps nothing spills. Full
     precision multiplies on the ordinary cores, whose operands sit in registers: 32 edges, and half of both in float64. Edge-major
-    or with TF32, float32 would spill at 32 edges and 4 warps, but does not at twice of both (``is_tall``). Channels are padded to
-    at least 16.
+    or with TF32 (``is_tall``), float32 would spill at 32 edges and 4 warps with more than 16 channels, but not at twice of both.
+    Channels are padded to at least 16.
     """
     if is_half(dtype):
         return Tile(128, padded(channels, 32), 8)
     if dtype == torch.float32:
-        return Tile(64 if is_tall else 32, padded(channels, 32), 8 if is_tall else 4)
+        return Tile(64, padded(channels, 32), 8) if is_tall and channels > 16 else Tile(32, padded(channels, 32), 4)
     return Tile(16, 16, 4)
 
 
 def _hidden_gradient_tile(dtype: torch.dtype, channels: int, has_tf32: bool) -> Tile:
     """The tile of :func:`hidden_gradient`: two gradient tiles stay in registers for all input channels of a pair.
 
-    64 edges where the matrix unit has a product wide enough; 32 otherwise, where more would spill. With TF32 and 16 channels it is
-    32 edges by 4 warps that spill on sm_90, and not twice of both.
+    64 edges where the matrix unit has a product wide enough; 32 otherwise, where more would spill, as would 32 channels in float32
+    where there are more of them, or 4 warps. With TF32 and 16 channels it is 32 edges by 4 warps that spill on sm_90, and not twice
+    of both.
     """
-    width = padded(channels, 16 if dtype == torch.float64 else 32)
-    if has_tf32 and width == 16:
-        return Tile(64, width, 8)
+    is_narrow = dtype == torch.float32 and channels > 32
+    width = padded(channels, 16 if is_narrow or dtype == torch.float64 else 32)
+    if width == 16 and (has_tf32 or is_narrow):
+        return Tile(64 if has_tf32 else 32, width, 8)
     return Tile(64 if is_half(dtype) and width == 32 else 32, width, 4)
 
 

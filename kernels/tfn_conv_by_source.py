@@ -37,7 +37,7 @@ from torch import Tensor
 from . import table_fields as fields
 from .edge_frames import tile_size, wigner_tile
 from .launching import launch
-from .precision import ROUNDINGS, Rounding, add_product, is_half, padded, product_constants
+from .precision import ROUNDINGS, Rounding, add_product, is_half, is_tf32, padded, product_constants
 from .resources import ArgumentType, CompileCase, signature
 from .tfn_conv import Tile, argument_types, rotation_block
 
@@ -445,7 +445,7 @@ def hidden_gradient(
         return
     num_groups, num_edges, width = result.shape
     channels = max(table.channels for table in tables)
-    tile = _edge_tile(result.dtype, channels, edges.tile_edges)
+    tile = _hidden_gradient_tile(result.dtype, channels, edges.tile_edges, is_tf32(result.dtype))
     launch(_hidden_gradient_kernel, (len(edges.tiles), num_groups),
         frame_rows, gradient, products, result, edges.tiles, edges.order, edges.offsets,
         tables[0].pairs, spans[0], tables[1].pairs, spans[1], num_edges, gradient.stride(0), edges.first_node, edges.num_nodes,
@@ -523,6 +523,12 @@ def _edge_tile(dtype: torch.dtype, channels: int, edges: int) -> Tile:
     return Tile(edges, padded(channels, 16 if dtype == torch.float64 else 32), 8 if edges == 64 else 4)
 
 
+def _hidden_gradient_tile(dtype: torch.dtype, channels: int, edges: int, has_tf32: bool) -> Tile:
+    """As :func:`_edge_tile`, but full float32 on 2 warps: the more values a thread has, the less often operands are read."""
+    tile = _edge_tile(dtype, channels, edges)
+    return tile._replace(warps=2) if dtype == torch.float32 and not has_tf32 else tile
+
+
 def _frame_gradient_tile(dtype: torch.dtype, edges: int) -> Tile:
     """As :func:`_edge_tile`, but the gradient's tile is live, too: 16 channels at once, and in full precision by 8 warps."""
     return Tile(edges, 16, 4 if is_half(dtype) and edges == 32 else 8)
@@ -567,7 +573,8 @@ def compile_cases() -> list[CompileCase]:
                     (f"frame_gradient {order}", _frame_gradient_kernel, {"HAS_ODD": has_odd, **framed}, frame_tile),
                     (f"product_gradient {order}", _product_gradient_kernel, {"HAS_ODD": has_odd, **of_products}, gradient_tile),
                 ]
-            launches.append(("hidden_gradient", _hidden_gradient_kernel, tiled, tile))
+            hidden_tile = _hidden_gradient_tile(rounding.dtype, channels, tile_height, rounding.precision == "tf32")
+            launches.append(("hidden_gradient", _hidden_gradient_kernel, tiled, hidden_tile))
             for kind, kernel, shape, launch_tile in launches:
                 constants = common | shape
                 cases.append(
