@@ -125,7 +125,7 @@ def _harmonic_gradients(x, y, z, numbers, factors, HALF_DEGREE: tl.constexpr, HA
     return gradient_x, circular * along_y, gradient_z
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"])
 def _pairwise_kernel(
     rel_pos, harmonics, bases, numbers, factors, places, terms, coefficients, num_edges, pitch, num_entries,
     HALF_DEGREE: tl.constexpr, HARMONICS: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_ENTRIES: tl.constexpr, SUM: tl.constexpr,
@@ -154,7 +154,7 @@ def _pairwise_kernel(
         tl.store(pointer, total.to(bases.dtype.element_ty), mask=is_value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"])
 def _position_gradient_kernel(
     rel_pos, gradient, position_gradient, numbers, factors, places, coefficients, num_edges, pitch, num_terms,
     HALF_DEGREE: tl.constexpr, HARMONICS: tl.constexpr, BLOCK_EDGES: tl.constexpr, SUM: tl.constexpr,
@@ -185,7 +185,7 @@ def _position_gradient_kernel(
     tl.store(output + 2, (gradient_z - along * z) * scale, mask=is_edge)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"])
 def _fuse_kernel(
     pairwise, fused, chunks, places, num_edges, pitch, num_chunks, BLOCK_EDGES: tl.constexpr, BLOCK_ENTRIES: tl.constexpr
 ):  # fmt: skip
@@ -207,7 +207,7 @@ def _fuse_kernel(
     tl.store(pointer, values, mask=is_edge[:, None] & (place < size)[None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"])
 def _fused_gradient_kernel(
     gradient, pairwise_gradient, places, num_edges, pitch, num_entries, size,
     BLOCK_EDGES: tl.constexpr, BLOCK_ENTRIES: tl.constexpr, SUM: tl.constexpr,

@@ -1,4 +1,4 @@
-"""Edge frames: the angles of every edge, and the Wigner blocks made from them inside the kernels that rotate features.
+"""Edge frames: the angles of every edge, and what kernels that rotate features make of them.
 
     cos b = y,  sin b = sqrt(x^2 + z^2),  (cos a, sin a) = (z, x) / sqrt(x^2 + z^2)      for the unit vector (x, y, z) of an edge
     D_d[i, j] = cos(f_i a) K[i, j] + sin(f_i a) K[-i, j],   f_i = d - i,   K[i, j] = sum_m cos(m b) P[m, i, j] + sin(m b) Q[m, i, j]
@@ -6,11 +6,18 @@
 P and Q are constant tables (of J_d Z(b) J_d, DESIGN 1.1). At the poles a = 0; an edge of length zero has no direction: its four
 values are all zero and so are its Wigner blocks.
 
-Cost of the angles, per edge: about 20 FLOP, 12 bytes read and 16 written in float32: bound by memory. Nothing of a Wigner block is
-ever stored: a block of degree d costs 4 (d + 1) (2d + 1)^2 FLOP where it is used.
+Features are turned without any Wigner block, by D = Z(a) J Z(b) J: Z mixes the components of m and -m, and J is sparse and constant
+(``turned_in``, ``turned_out``). Where the block itself is wanted, ``wigner_tile`` makes it.
+
+Cost of the angles, per edge: about 20 FLOP, 12 bytes read and 16 written in float32: bound by memory. A turn costs 4 d^2 + 16 d + 5
+FLOP for every channel; a block of degree d 4 (d + 1) (2d + 1)^2.
 """
 
 from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -23,8 +30,37 @@ from .resources import CompileCase
 
 NUM_ANGLE_VALUES = 4
 
+ROUNDING_ERROR = 1e-9
+"""Entries of J below this are zero."""
 
-@triton.jit
+
+def _matrix(size: int, entries: dict[tuple[int, int], float]) -> tuple[float, ...]:
+    """A symmetric matrix row by row, from its entries on and above the diagonal that are not zero."""
+    return tuple(entries.get((min(row, column), max(row, column)), 0.0) for row, column in itertools.product(range(size), repeat=2))
+
+
+SWAPS_TO_DEGREE_3 = (
+    1.0,
+    *_matrix(3, {(0, 1): 1.0, (2, 2): -1.0}),
+    *_matrix(5, {(0, 3): -1.0, (1, 1): 1.0, (2, 2): -0.5, (2, 4): -math.sqrt(3) / 2, (4, 4): 0.5}),
+    *_matrix(
+        7,
+        {
+            (0, 3): -math.sqrt(10) / 4,
+            (0, 5): math.sqrt(6) / 4,
+            (1, 1): -1.0,
+            (2, 3): -math.sqrt(6) / 4,
+            (2, 5): -math.sqrt(10) / 4,
+            (4, 4): 0.25,
+            (4, 6): math.sqrt(15) / 4,
+            (6, 6): -0.25,
+        },
+    ),
+)
+"""As :func:`swap_entries` has them: those that kernels are compiled for ahead of time."""
+
+
+@triton.jit(do_not_specialize=["num_edges"])
 def _frame_angles_kernel(rel_pos, angles, num_edges, BLOCK: tl.constexpr):
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_edge = edge < num_edges
@@ -85,23 +121,64 @@ def wigner_tile(angles, table, edge, is_edge, num_edges, DEGREE: tl.constexpr, S
 
 
 @triton.jit
-def wigner_rows(cos_beta, sin_beta, table, m, DEGREE: tl.constexpr, SIZE: tl.constexpr):
-    """Rows +m and -m of K for a block of edges, [edges, SIZE] each, from cos b and sin b [edges]; m >= 0.
+def load_frames(angles, edge, is_edge, num_edges):
+    """The frames of a block of edges as :func:`turned_in` takes them, [edges, 1] each: cos a, sin a, cos b, sin b, and 1 where the
+    edge has a direction."""
+    cos_alpha = tl.load(angles + edge, mask=is_edge, other=0.0)[:, None]
+    sin_alpha = tl.load(angles + num_edges + edge, mask=is_edge, other=0.0)[:, None]
+    cos_beta = tl.load(angles + 2 * num_edges + edge, mask=is_edge, other=0.0)[:, None]
+    sin_beta = tl.load(angles + 3 * num_edges + edge, mask=is_edge, other=0.0)[:, None]
+    has_direction = tl.where((cos_alpha != 0) | (sin_alpha != 0), 1.0, 0.0).to(cos_alpha.dtype)
+    return cos_alpha, sin_alpha, cos_beta, sin_beta, has_direction
 
-    For loops that need D row by row: D[+m] = cos(m a) K[+m] + sin(m a) K[-m], D[-m] = cos(m a) K[-m] - sin(m a) K[+m].
-    ``table`` as for :func:`wigner_tile`.
+
+@triton.jit
+def _turned(x, cosine, sine, of_middle, DEGREE: tl.constexpr):
+    """Z x: the components of the orders m and -m turned into each other by m times an angle; that of m = 0 times ``of_middle``."""
+    upper, lower = (), ()
+    cos_m, sin_m = cosine, sine
+    for m in tl.static_range(1, DEGREE + 1):
+        plus, minus = x[DEGREE - m], x[DEGREE + m]
+        upper = (cos_m * plus + sin_m * minus,) + upper  # noqa: RUF005
+        lower += (cos_m * minus - sin_m * plus,)
+        cos_m, sin_m = cos_m * cosine - sin_m * sine, sin_m * cosine + cos_m * sine
+    return upper + (of_middle * x[DEGREE],) + lower  # noqa: RUF005
+
+
+@triton.jit
+def _swapped(x, SWAPS: tl.constexpr, DEGREE: tl.constexpr):
+    """J x; entries of J that are zero cost nothing."""
+    size: tl.constexpr = 2 * DEGREE + 1
+    first: tl.constexpr = DEGREE * (4 * DEGREE * DEGREE - 1) // 3  # entries of the degrees below
+    result = ()
+    for i in tl.static_range(size):
+        total = tl.zeros_like(x[0])
+        for j in tl.static_range(size):
+            if SWAPS[first + i * size + j] != 0:
+                total += SWAPS[first + i * size + j] * x[j]
+        result += (total,)
+    return result
+
+
+@triton.jit
+def turned_in(x, frames, SWAPS: tl.constexpr, DEGREE: tl.constexpr):
+    """D^T x = J Z(-b) J Z(-a) x.
+
+    ``x`` is a tuple of the components, tiles [edges, channels] each or what broadcasts to that; ``frames`` are those of
+    :func:`load_frames`; ``SWAPS`` holds the entries of J (:func:`swap_entries`).
     """
-    column = tl.arange(0, SIZE)[None]
-    plus_row, minus_row = (DEGREE - m) * SIZE + column, (DEGREE + m) * SIZE + column
-    cos_nb, sin_nb = tl.full(cos_beta.shape, 1.0, cos_beta.dtype), 0.0 * cos_beta
-    plus = tl.zeros((cos_beta.shape[0], SIZE), cos_beta.dtype)
-    minus = tl.zeros((cos_beta.shape[0], SIZE), cos_beta.dtype)
-    for n in tl.static_range(DEGREE + 1):
-        even, odd = table + n * SIZE * SIZE, table + (DEGREE + 1 + n) * SIZE * SIZE
-        plus += cos_nb[:, None] * tl.load(even + plus_row) + sin_nb[:, None] * tl.load(odd + plus_row)
-        minus += cos_nb[:, None] * tl.load(even + minus_row) + sin_nb[:, None] * tl.load(odd + minus_row)
-        cos_nb, sin_nb = cos_nb * cos_beta - sin_nb * sin_beta, sin_nb * cos_beta + cos_nb * sin_beta
-    return plus, minus
+    turned = _turned(x, frames[0], -frames[1], frames[4], DEGREE)
+    if DEGREE > 0:
+        turned = _swapped(_turned(_swapped(turned, SWAPS, DEGREE), frames[2], -frames[3], 1.0, DEGREE), SWAPS, DEGREE)
+    return turned
+
+
+@triton.jit
+def turned_out(x, frames, SWAPS: tl.constexpr, DEGREE: tl.constexpr):
+    """D x = Z(a) J Z(b) J x; as :func:`turned_in`."""
+    if DEGREE > 0:
+        x = _swapped(_turned(_swapped(x, SWAPS, DEGREE), frames[2], frames[3], 1.0, DEGREE), SWAPS, DEGREE)
+    return _turned(x, frames[0], frames[1], frames[4], DEGREE)
 
 
 def frame_angles(rel_pos: Tensor) -> Tensor:
@@ -131,9 +208,10 @@ def cost(num_edges: int, itemsize: int) -> Cost:
     return Cost(0, 20 * num_edges, (3 + NUM_ANGLE_VALUES) * itemsize * num_edges)
 
 
-def wigner_rows_flop(degree: int) -> int:
-    """Operations for all rows of the Wigner block of an edge, by :func:`wigner_rows`."""
-    return (degree + 1) * (2 * degree + 1) * (8 * (degree + 1) + 6)
+def turn_flop(degree: int) -> int:
+    """Operations of :func:`turned_in` and of :func:`turned_out` for one edge and channel: two products with J, d^2 + d + 1 of whose
+    entries are not zero, two turns of d pairs of components, and one factor."""
+    return 1 + 2 * (2 * (degree**2 + degree + 1) + 6 * degree) if degree > 0 else 1
 
 
 def tile_size(degree: int) -> int:
@@ -160,6 +238,16 @@ def wigner_table(axis_swap: Tensor) -> Tensor:
         tables[1, abs(order), :size, :size] += sign * torch.outer(axis_swap[:, row], axis_swap[size - 1 - row])
     tables[2:, :, :size] = tables[:2, :, :size].flip(2)
     return tables
+
+
+def swap_entries(axis_swaps: Sequence[Tensor]) -> tuple[float, ...]:
+    """The entries of J_d row by row for d = 0, 1, .. one after the other, as kernels take them: none that is but a rounding error.
+
+    Args:
+        axis_swaps: J_d, [2d+1, 2d+1] float64 each.
+    """
+    entries = torch.cat([axis_swap.flatten() for axis_swap in axis_swaps])
+    return tuple(torch.where(entries.abs() < ROUNDING_ERROR, 0.0, entries).tolist())
 
 
 def compile_cases() -> list[CompileCase]:

@@ -136,7 +136,7 @@ def _differentiate_degree(
     tl.store(row + parameters, shift_sum, mask=channel < CHANNELS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_nodes"])
 def _forward_kernel(
     features, outputs, scale, shift, num_nodes, COMPONENTS: tl.constexpr,
     CHANNELS: tl.constexpr, NODES: tl.constexpr, CHANNEL_TILE: tl.constexpr, EPSILON: tl.constexpr, SUM: tl.constexpr,
@@ -149,7 +149,7 @@ def _forward_kernel(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_nodes"])
 def _backward_kernel(
     features, gradients, results, scale, shift, partial_sums, num_nodes, parameters, COMPONENTS: tl.constexpr,
     CHANNELS: tl.constexpr, NODES: tl.constexpr, CHANNEL_TILE: tl.constexpr, EPSILON: tl.constexpr, SUM: tl.constexpr,

@@ -200,7 +200,7 @@ def _weight_gradient_degree(
             block -= (IN[p][N] + BLOCK_IN - 1) // BLOCK_IN
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_nodes"])
 def _forward_kernel(
     parts, weights, outputs, num_nodes,
     COMPONENTS: tl.constexpr, IN: tl.constexpr, ALL_IN: tl.constexpr, OUT: tl.constexpr, HEADS: tl.constexpr,
@@ -216,7 +216,7 @@ def _forward_kernel(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_nodes"])
 def _backward_kernel(
     gradients, parts, weights, results, partial_sums, num_weights, num_nodes, input_blocks, num_programs,
     COMPONENTS: tl.constexpr, IN: tl.constexpr, ALL_IN: tl.constexpr, OUT: tl.constexpr, HEADS: tl.constexpr,

@@ -73,7 +73,7 @@ def _hidden_gradient(
     return tl.where(_load(hidden, row, unit, is_row, is_unit, HIDDEN).to(SUM) <= 0.0, 0.0, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _forward_kernel(
     x, weight1, bias1, weight2, bias2, hidden, output, num_rows,
     IN: tl.constexpr, HIDDEN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, BLOCK_IN: tl.constexpr,
@@ -180,7 +180,7 @@ def _second_gradients(
         tl.store(of_bias + out, total_bias.to(of_bias.dtype.element_ty), mask=is_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _backward_kernel(
     gradient, x, weight1, weight2, hidden, of_x, of_weight1, of_bias1, of_weight2, of_bias2, num_rows,
     IN: tl.constexpr, HIDDEN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, WALK_ROWS: tl.constexpr, BLOCK_IN: tl.constexpr,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import NamedTuple
 
@@ -60,6 +61,11 @@ def padded(size: int, widest: int | None = None) -> int:
     """A side of a tile: a power of two from 16 on, as the matrix unit wants, and at most ``widest``."""
     smallest = max(triton.next_power_of_2(size), 16)
     return smallest if widest is None else min(smallest, widest)
+
+
+def power_of_two_below(value: float) -> int:
+    """The largest power of two not above ``value``; at least 1."""
+    return 1 << max(math.floor(math.log2(value)), 0) if value > 0 else 1
 
 
 class Rounding(NamedTuple):

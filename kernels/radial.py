@@ -14,8 +14,8 @@ Backward, from a alone (u and h1 are made again), with g the gradient of h:
 A program owns a contiguous share of the edges of one group and walks over it three times, with the sums of one step in registers:
 for the second layer, for the vectors of the first, for dW1. All in one walk does not fit into registers. Between the walks du2, and
 then du1 in its place, wait in memory (mostly in cache), rounded as the next product rounds them anyway. The sums of all programs
-are then added in a fixed order. da is a launch of its own, where it is wanted: it sums over groups. g may come in several parts, as
-the programs that share a block of edges leave it.
+are then added in a fixed order. da is a launch of its own, where it is wanted: it sums over groups. g may come in several parts,
+for some groups in more than for others, as the programs that share a block of edges leave it.
 
 Cost per edge and group at e = 33, K = 32, float16: forward 4.2 kFLOP of matrix products and 0.6 kFLOP besides, 132 bytes (float32
 invariants) read and 64 written: bound by memory; in float32 by the arithmetic of the ordinary cores. Backward 12.5 kFLOP of
@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import table_fields as fields
 from .cost import Cost
 from .launching import launch
 from .precision import DTYPES, ROUNDINGS, TYPES, add_rounded_product, is_half, padded, product_constants, sum_dtype
@@ -42,7 +43,6 @@ _GRADIENT_CHUNK = 32  # invariants of a program of da
 
 _FORWARD_PROGRAMS = 1024  # over all groups: they fill a large GPU; more edges are walked over, with the weights in place
 _BACKWARD_PROGRAMS = 512  # the same; fewer, as each writes a row of partial sums
-_SPLITS = 4  # of the gradient of h, where its kernel shares the pairs of a group most
 _NUM_STAGES = 1  # software pipelining would take the registers that the sums need
 
 
@@ -108,7 +108,7 @@ def _first_sums(
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges", "num_blocks"])
 def _forward_kernel(
     invariants, parameters, hidden, num_edges, row_size, num_blocks,
     INPUTS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr, EPSILON: tl.constexpr,
@@ -138,9 +138,8 @@ def _forward_kernel(
 
 @triton.jit
 def _second_layer_gradient(
-    invariants, first, second, gradient, split_size, sums_gradient, row, first_edge, num_edges, num_blocks,
-    SPLITS: tl.constexpr, INPUTS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr,
-    EPSILON: tl.constexpr,
+    invariants, first, second, gradient, num_parts, part_size, sums_gradient, row, first_edge, num_edges, num_blocks,
+    INPUTS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr, EPSILON: tl.constexpr,
     EDGES: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr, OPERAND: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """The sums of the second layer's parameters to ``row``, du2 to ``sums_gradient``."""
@@ -161,10 +160,9 @@ def _second_layer_gradient(
         sums = add_rounded_product(rectified, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
         bias, scale, shift = _load_vectors(second + WIDTH * WIDTH, WIDTH, HAS_NORM, SUM)
         normalised, inverse_deviation, shifted = _normalise(sums + bias, scale, shift, WIDTH, HAS_NORM, EPSILON)
-        of_hidden = tl.load(gradient + start * WIDTH + place, mask=is_edge[:, None], other=0.0).to(SUM)
-        for split in tl.static_range(1, SPLITS):
-            part = gradient + (split * split_size + start * WIDTH)
-            of_hidden += tl.load(part + place, mask=is_edge[:, None], other=0.0).to(SUM)
+        of_hidden = tl.zeros((EDGES, WIDTH), SUM)
+        for part in range(num_parts):
+            of_hidden += tl.load(gradient + (part * part_size + start * WIDTH) + place, mask=is_edge[:, None], other=0.0).to(SUM)
         of_shifted = tl.where(shifted <= 0, 0.0, of_hidden)
         of_scale += tl.sum(of_shifted * normalised, 0)
         of_shift += tl.sum(of_shifted, 0)
@@ -229,11 +227,10 @@ def _first_weight_gradient(
     tl.store(row + unit[None] * INPUTS + number[:, None], of_weight, mask=is_input)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges", "num_blocks"])
 def _backward_kernel(
-    invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks,
-    SPLITS: tl.constexpr, INPUTS: tl.constexpr, INPUT_TILE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
-    HAS_NORM: tl.constexpr,
+    invariants, parameters, gradient, parts, sums_gradient, partial_sums, num_edges, row_size, num_blocks,
+    INPUTS: tl.constexpr, INPUT_TILE: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr,
     EPSILON: tl.constexpr, EDGES: tl.constexpr, WEIGHT_EDGES: tl.constexpr, PRECISION: tl.constexpr, COMPUTE: tl.constexpr,
     OPERAND: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
@@ -241,13 +238,15 @@ def _backward_kernel(
     second_start = (INPUTS + (3 if HAS_NORM else 1)) * WIDTH
     first = parameters + group * row_size
     row = partial_sums + (tl.program_id(0) * tl.num_programs(1) + group).to(tl.int64) * row_size
-    split_size = tl.num_programs(1).to(tl.int64) * num_edges * WIDTH
-    gradient += group.to(tl.int64) * num_edges * WIDTH
+    parts += group * fields.PARTS_FIELDS
+    part_size = tl.load(parts + fields.PARTS_STEP) * num_edges * WIDTH
+    gradient += tl.load(parts + fields.PARTS_FIRST) * num_edges * WIDTH
     sums_gradient += group.to(tl.int64) * num_edges * WIDTH
     first_edge = tl.program_id(0).to(tl.int64) * num_blocks * EDGES
     _second_layer_gradient(
-        invariants, first, first + second_start, gradient, split_size, sums_gradient, row + second_start, first_edge,
-        num_edges, num_blocks, SPLITS, INPUTS, CHUNK, WIDTH, HAS_NORM, EPSILON, EDGES, PRECISION, COMPUTE, OPERAND, SUM,
+        invariants, first, first + second_start, gradient, tl.load(parts + fields.PARTS_COUNT), part_size, sums_gradient,
+        row + second_start, first_edge, num_edges, num_blocks,
+        INPUTS, CHUNK, WIDTH, HAS_NORM, EPSILON, EDGES, PRECISION, COMPUTE, OPERAND, SUM,
     )  # fmt: skip
     tl.debug_barrier()  # what one thread has written of du2, and then of du1, another reads
     _first_layer_gradient(
@@ -261,7 +260,7 @@ def _backward_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"])
 def _invariant_gradient_kernel(
     sums_gradient, parameters, invariant_gradient, num_edges, num_groups, row_size,
     INPUTS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, EDGES: tl.constexpr,
@@ -322,15 +321,22 @@ def forward(invariants: Tensor, parameters: Tensor, shape: Shape, dtype: torch.d
 
 
 def backward(
-    invariants: Tensor, parameters: Tensor, gradient: Tensor, shape: Shape, with_invariants: bool, programs: int | None = None
+    invariants: Tensor,
+    parameters: Tensor,
+    gradient: Tensor,
+    parts: Tensor,
+    shape: Shape,
+    with_invariants: bool,
+    programs: int | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Gradients of the invariants and the parameters.
 
     Args:
         invariants: as in :func:`forward`.
         parameters: as in :func:`forward`.
-        gradient: of h in S parts, which are added up, [S, groups, E, K] contiguous; its dtype is what operands of products are
-            rounded to.
+        gradient: of h in parts, which are added up, [parts, E, K] contiguous; its dtype is what operands of products are rounded
+            to.
+        parts: :class:`~se3_fast.kernels.table_rows.GradientParts` rows, one for each group.
         shape: as in :func:`forward`.
         with_invariants: whether the first is wanted; None otherwise.
         programs: how many share the edges of a group; None: as many as fill a large GPU.
@@ -348,12 +354,12 @@ def backward(
         programs, num_blocks = _share_edges(num_edges, tile.edges, num_groups, _BACKWARD_PROGRAMS)
     else:
         num_blocks = triton.cdiv(triton.cdiv(num_edges, tile.edges), programs)
-    sums_gradient = gradient.new_empty(gradient.shape[1:])
+    sums_gradient = gradient.new_empty(num_groups, *gradient.shape[1:])
     partial_sums = torch.empty(programs, num_groups, row_size, dtype=sum_dtype(gradient.dtype), device=invariants.device)
     types = _type_constants(gradient.dtype)
     launch(_backward_kernel, (programs, num_groups),
-        invariants, parameters, gradient, sums_gradient, partial_sums, num_edges, row_size, num_blocks,
-        SPLITS=len(gradient), INPUTS=num_invariants, INPUT_TILE=padded(num_invariants), CHUNK=_CHUNK, EDGES=tile.edges,
+        invariants, parameters, gradient, parts, sums_gradient, partial_sums, num_edges, row_size, num_blocks,
+        INPUTS=num_invariants, INPUT_TILE=padded(num_invariants), CHUNK=_CHUNK, EDGES=tile.edges,
         WEIGHT_EDGES=tile.weight_edges,
         **_layer_constants(shape), **types, num_warps=tile.warps, num_stages=_NUM_STAGES,
     )  # fmt: skip
@@ -378,8 +384,11 @@ class Tile(NamedTuple):
 def _forward_tile(dtype: torch.dtype) -> Tile:
     """On the matrix unit a warp owns 16 edges and all units of them, so that layer norms stay inside a warp: 64 edges by 4 warps.
 
-    In full precision a product's operands sit in the registers of the ordinary cores: half the edges.
+    In full precision a product's operands sit in the registers of the ordinary cores: half the edges; in float32 by one warp, whose
+    threads have the most values and read operands least often.
     """
+    if dtype == torch.float32:
+        return Tile(32, 16, 1)
     return Tile(64, 32, 4) if is_half(dtype) else Tile(32, 16, 4)
 
 
@@ -441,10 +450,11 @@ def compile_cases() -> list[CompileCase]:
             sums = f"*{ROUNDINGS[name].sum_name}"
             types = dict.fromkeys(("invariants", "parameters", "invariant_gradient", "partial_sums"), sums)
             types |= dict.fromkeys(("num_edges", "num_groups", "num_blocks", "row_size"), "i32")
-            split = {"SPLITS": _SPLITS, "INPUT_TILE": padded(invariants), "WEIGHT_EDGES": backward_tile.weight_edges}
+            types["parts"] = "*i64"
+            of_backward = {"INPUT_TILE": padded(invariants), "WEIGHT_EDGES": backward_tile.weight_edges}
             launches: tuple[tuple[str, object, dict[str, object], Tile], ...] = (
                 ("forward", _forward_kernel, common, forward_tile),
-                ("backward", _backward_kernel, common | split, backward_tile),
+                ("backward", _backward_kernel, common | of_backward, backward_tile),
                 ("invariant_gradient", _invariant_gradient_kernel, of_invariants | {"CHUNK": _GRADIENT_CHUNK}, backward_tile),
             )
             for kind, kernel, shape_constants, tile in launches:

@@ -56,6 +56,7 @@ class CompileCase:
         num_stages: stages of software pipelining.
         targets: the compute capabilities it is for, such as ``(80, 90)``; empty: all.
         expects_matrix_instructions: whether there must be matrix instructions.
+        multiples_of_16: names of integers that are, which the launch tells the compiler; pointers always are.
     """
 
     name: str
@@ -66,6 +67,7 @@ class CompileCase:
     num_stages: int
     targets: tuple[int, ...] = ()
     expects_matrix_instructions: bool = False
+    multiples_of_16: tuple[str, ...] = ()
 
 
 def signature(
@@ -172,7 +174,8 @@ def _compile(case: CompileCase, target: str) -> Any:
     names = case.kernel.arg_names
     types = {name: "constexpr" if name in case.constants else case.signature[name] for name in names}
     # Pointers as torch's allocator gives them, which is also what a launch specialises on.
-    aligned = {path: [["tt.divisibility", 16]] for path in _pointers(tuple(types.values()))}
+    paths = [*_pointers(tuple(types.values())), *((list(types).index(name),) for name in case.multiples_of_16)]
+    aligned = {path: [["tt.divisibility", 16]] for path in paths}
     gpu = GPUTarget("hip", target, 64) if target == GFX942 else GPUTarget("cuda", int(target.removeprefix("sm_")), WARP)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     return triton.compile(ASTSource(case.kernel, types, case.constants, aligned), target=gpu, options=options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from .table_rows import GeneratorEntry, Item, PairRow, SourcePairRow, Span, Term, WeightBlock
+from .table_rows import GeneratorEntry, GradientParts, Item, PairRow, SourcePairRow, Span, Term, WeightBlock
 
 
 def _numbers(kind: type) -> list[tl.constexpr]:
@@ -43,6 +43,7 @@ SPAN_FIELDS, SPAN_FIRST_EVEN, SPAN_STOP_EVEN, SPAN_FIRST_ODD, SPAN_STOP_ODD = _n
     SOURCE_PAIR_EVEN,
     SOURCE_PAIR_ODD,
 ) = _numbers(SourcePairRow)
+PARTS_FIELDS, PARTS_FIRST, PARTS_COUNT, PARTS_STEP = _numbers(GradientParts)
 ENTRY_FIELDS, ENTRY_LEFT, ENTRY_RIGHT, ENTRY_CHANNELS = _numbers(GeneratorEntry)
 (
     BLOCK_FIELDS,

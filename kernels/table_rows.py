@@ -125,6 +125,20 @@ class GeneratorEntry(NamedTuple):
     channels: int
 
 
+class GradientParts(NamedTuple):
+    """Where the gradient of h of a radial group is, which comes in parts.
+
+    Attributes:
+        first: the first part.
+        count: how many there are.
+        step: from one part to the next.
+    """
+
+    first: int
+    count: int
+    step: int
+
+
 class WeightBlock(NamedTuple):
     """An aligned weight, or a published one, of all channels and hidden units.
 

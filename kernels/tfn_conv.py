@@ -3,14 +3,13 @@
     x~ = D^T x[src],     y~[+m] = sum R_even[m] x~[+m] - R_odd[m] x~[-m],     y~[-m] = sum R_even[m] x~[-m] + R_odd[m] x~[+m]
     out = D y~,          R = W h
 
-Six kernels, all driven by the same small tables, so that every fuse level with all its orders is one launch:
+The rotations into the frames and out of them stand in ``frame_rotations.py``. Here are four kernels, driven by the same small
+tables, so that every fuse level with all its orders is one launch:
 
-    align            gathers and rotates into the frames, all degrees at once:  nodes [N, C, 2d+1] -> x~
     contract         R tile by tile on the matrix unit, used at once: h, x~ -> y~. Its transpose (W transposed, odd sign flipped) is
                      the backward pass to x~
     hidden_gradient  dh = dR W^T,   dR_even = g+ x+ + g- x-,   dR_odd = g- x+ - g+ x-
     weight_gradient  dW = h^T dR; a program owns a slice of W and walks over all edges: no atomics, a fixed order
-    rotate           out of the frames, per edge or (all degrees at once) summed over the edges of a node: y~ -> out
     position_gradient  the torque identity (DESIGN 1.2) in the frames, G_a the generators of rotations and g~, gx~ the gradients
                      of y~ and x~:  t_a = <g~, G_a y~> - <gx~, G_a x~>,  dr = D_1 (-t_z, 0, t_x) / |r|;  the component of t along
                      the edge turns nothing, so that G_y is not needed
@@ -19,20 +18,21 @@ Orders m = 0 have neither odd weights nor a row of -m: a program reads in its ta
 What is heaviest stands first in the tables, so that light programs fill the end of a launch.
 
 Aligned features are kept feature-major, [rows, E] with row = (degree, component, channel), so that the column of one feature over a
-block of edges is contiguous; ``contract`` can also write them edge-major, [E, rows], which is what attention in the frames reads.
+block of edges is contiguous, and rows begin on multiples of 16 edges (``feature_rows.py``); ``contract`` can also write them
+edge-major, [E, rows], as attention in the frames and sums over the edges of a node read them.
 Aligned weights are [.., C_in, K, C_out], the blocks of (m, parity, d_in, d_out) one after the other.
 
 Cost per edge at 4 degrees, 32 channels, K = 32, forward: 2.9 MFLOP of matrix products and 0.15 MFLOP of multiply-adds; about 2 KB
 read and written in half precision (x~, y~) and 64 bytes of h; every block of edges streams W (2.9 MB) from the second-level
-cache, which bounds the kernel where blocks are small. Backward: three times the arithmetic. Rotations: 2 x 16 x 32 x 7 FLOP
-per edge and side, bound by memory. Gradient with respect to positions: 36 entries of generators of 32 channels, 5 kFLOP per edge
-and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory. ``se3_fast.contraction.cost`` counts for any plan.
+cache, which bounds the kernel where blocks are small. Backward: three times the arithmetic. Gradient with respect to positions: 36
+entries of generators of 32 channels, 5 kFLOP per edge and both sides, 4 kB read (g~, y~, gx~, x~): bound by memory.
+``se3_fast.contraction.cost`` counts for any plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -55,11 +55,13 @@ class ContractionTable(NamedTuple):
         items: :class:`Item` rows, one per output degree and order, heaviest first.
         terms: :class:`Term` rows, the inputs of the items, one after the other.
         channels: largest number of output channels.
+        shared_channels: that of all items; 0 where they differ.
     """
 
     items: Tensor
     terms: Tensor
     channels: int
+    shared_channels: int
 
 
 class PairTable(NamedTuple):
@@ -71,6 +73,7 @@ class PairTable(NamedTuple):
         splits: how many programs share a radial group.
         channels_in: largest number of input channels.
         channels_out: largest number of output channels.
+        shared_channels_out: that of all pairs; 0 where they differ.
     """
 
     pairs: Tensor
@@ -78,6 +81,7 @@ class PairTable(NamedTuple):
     splits: int
     channels_in: int
     channels_out: int
+    shared_channels_out: int
 
 
 class GeneratorTable(NamedTuple):
@@ -95,148 +99,37 @@ class GeneratorTable(NamedTuple):
     bounds: tuple[int, int, int]
 
 
-class DegreeBlock(NamedTuple):
-    """Features of one degree and where they stand in aligned ones.
-
-    Attributes:
-        degree: d.
-        features: [.., C, 2d+1].
-        table: that of :func:`~se3_fast.kernels.edge_frames.wigner_table` in the dtype of the angles.
-        row: row of the first component's first channel.
-        row_stride: rows from one component to the next.
-    """
-
-    degree: int
-    features: Tensor
-    table: Tensor
-    row: int
-    row_stride: int
+@triton.jit
+def _store_rows(outputs, row, edge, values, is_value, row_step, edge_step):
+    tl.store(outputs + row[None] * row_step + edge[:, None] * edge_step, values.to(outputs.dtype.element_ty), mask=is_value)
 
 
 @triton.jit
-def _align_degree(
-    features, table, index, angles, aligned, num_edges, channels, row, row_stride, HAS_INDEX: tl.constexpr, DEGREE: tl.constexpr
-):  # fmt: skip
-    # 2 DEGREE + 1 rounded up to a power of two
-    SIZE: tl.constexpr = 1 if DEGREE == 0 else (4 if DEGREE == 1 else (8 if DEGREE <= 3 else (16 if DEGREE <= 7 else 32)))
-    BLOCK: tl.constexpr = 128 if DEGREE == 0 else (64 if DEGREE == 1 else (16 if DEGREE <= 3 else 4))  # as rotation_block
-    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    is_edge = edge < num_edges
-    if tl.program_id(0).to(tl.int64) * BLOCK < num_edges:
-        block = wigner_tile(angles, table, edge, is_edge, num_edges, DEGREE, SIZE, BLOCK)
-        source = tl.load(index + edge, mask=is_edge, other=0) if HAS_INDEX else edge
-        component = tl.arange(0, SIZE).to(tl.int64)
-        is_value = is_edge[:, None] & (component < 2 * DEGREE + 1)[None]
-        for channel in range(channels):
-            place = (source * channels + channel)[:, None] * (2 * DEGREE + 1) + component[None]
-            values = tl.load(features + place, mask=is_value, other=0.0).to(block.dtype)  # [BLOCK, SIZE]
-            turned = tl.sum(block * values[:, :, None], 1)
-            rows = row + component * row_stride + channel
-            tl.store(aligned + rows[None] * num_edges + edge[:, None], turned.to(aligned.dtype.element_ty), mask=is_value)
-
-
-@triton.jit
-def _align_kernel(
-    features, tables, index, angles, aligned, num_edges, channels, rows, row_strides,
-    HAS_INDEX: tl.constexpr, DEGREES: tl.constexpr,
-):  # fmt: skip
-    number = tl.program_id(1)
-    for n in tl.static_range(len(DEGREES)):
-        if number == n:
-            _align_degree(
-                features[n], tables[n], index, angles, aligned, num_edges, channels[n], rows[n], row_strides[n],
-                HAS_INDEX, DEGREES[n],
-            )  # fmt: skip
-
-
-@triton.jit
-def _rotate_kernel(
-    aligned, index, angles, table, output, num_edges, channels, row, row_stride,
-    HAS_INDEX: tl.constexpr, DEGREE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    is_edge = edge < num_edges
-    block = wigner_tile(angles, table, edge, is_edge, num_edges, DEGREE, SIZE, BLOCK)
-    target = tl.load(index + edge, mask=is_edge, other=0) if HAS_INDEX else edge
-    component = tl.arange(0, SIZE).to(tl.int64)
-    is_value = is_edge[:, None] & (component < 2 * DEGREE + 1)[None]
-    for channel in range(channels):
-        rows = row + component * row_stride + channel
-        values = tl.load(aligned + rows[None] * num_edges + edge[:, None], mask=is_value, other=0.0).to(block.dtype)
-        turned = tl.sum(block * values[:, None, :], 2)  # [BLOCK, SIZE]
-        place = (target * channels + channel)[:, None] * (2 * DEGREE + 1) + component[None]
-        tl.store(output + place, turned.to(output.dtype.element_ty), mask=is_value)
-
-
-@triton.jit
-def _rotate_sum_degree(
-    output, table, aligned, angles, order, offsets, num_edges, channels, row, row_stride,
-    DEGREE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
-):  # fmt: skip
-    # 2 DEGREE + 1 rounded up to a power of two
-    SIZE: tl.constexpr = 1 if DEGREE == 0 else (4 if DEGREE == 1 else (8 if DEGREE <= 3 else (16 if DEGREE <= 7 else 32)))
-    node = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    is_channel = channel < channels
-    start = tl.load(offsets + node)
-    stop = tl.load(offsets + node + 1)
-    component = tl.arange(0, SIZE).to(tl.int64)
-    total = tl.zeros((SIZE, BLOCK_CHANNELS), SUM)
-    for first in range(start, stop, BLOCK):
-        place = first + tl.arange(0, BLOCK)
-        is_edge = place < stop
-        edge = tl.load(order + place, mask=is_edge, other=0)
-        block = wigner_tile(angles, table, edge, is_edge, num_edges, DEGREE, SIZE, BLOCK)
-        is_value = is_edge[:, None] & is_channel[None]
-        for j in tl.static_range(2 * DEGREE + 1):
-            rows = row + j * row_stride + channel.to(tl.int64)
-            values = tl.load(aligned + rows[None] * num_edges + edge[:, None], mask=is_value, other=0.0)  # [BLOCK, channels]
-            frame = tl.sum(tl.where((component == j)[None, None], block, 0.0), 2)  # column j of D, [BLOCK, SIZE]
-            total += tl.sum(frame[:, :, None] * values.to(block.dtype)[:, None], 0).to(SUM)
-    target = output + (node * channels + channel)[None] * (2 * DEGREE + 1) + component[:, None]
-    tl.store(target, total.to(output.dtype.element_ty), mask=(component < 2 * DEGREE + 1)[:, None] & is_channel[None])
-
-
-@triton.jit
-def _rotate_sum_kernel(
-    outputs, tables, aligned, angles, order, offsets, num_edges, channels, rows, row_strides,
-    DEGREES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
-):  # fmt: skip
-    number = tl.program_id(2)
-    for n in tl.static_range(len(DEGREES)):
-        if number == n:
-            _rotate_sum_degree(
-                outputs[n], tables[n], aligned, angles, order, offsets, num_edges, channels[n], rows[n], row_strides[n],
-                DEGREES[n], BLOCK, BLOCK_CHANNELS, SUM,
-            )  # fmt: skip
-
-
-@triton.jit
-def _store_rows(outputs, row, edge, values, is_value, num_edges, num_rows, EDGE_MAJOR: tl.constexpr):
-    place = edge[:, None] * num_rows + row[None] if EDGE_MAJOR else row[None] * num_edges + edge[:, None]
-    tl.store(outputs + place, values.to(outputs.dtype.element_ty), mask=is_value)
+def _load_inputs(first_x, other_x, is_edge, i, channels_in, HAS_ODD: tl.constexpr):
+    """x~+ and x~- of input channel i or, at m = 0, x~ of the channels i and i + 1, [BLOCK_EDGES] each; 0 past the last channel."""
+    is_first = tl.where(i < channels_in, is_edge, False)
+    is_other = is_first if HAS_ODD else tl.where(i + 1 < channels_in, is_edge, False)
+    return tl.load(first_x, mask=is_first, other=0.0), tl.load(other_x, mask=is_other, other=0.0)
 
 
 @triton.jit
 def _contract_item(
-    inputs, hidden, weights, outputs, item, terms, num_edges, num_rows, HAS_ODD: tl.constexpr, ODD_SIGN: tl.constexpr,
-    EDGE_MAJOR: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-    PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
+    inputs, hidden, weights, outputs, item, terms, num_edges, pitch, row_step, edge_step,
+    HAS_ODD: tl.constexpr, ODD_SIGN: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
     is_edge = edge < num_edges
     first, stop = tl.load(item + fields.ITEM_FIRST), tl.load(item + fields.ITEM_STOP)
-    row_plus, row_minus, channels_out = (
-        tl.load(item + fields.ITEM_PLUS),
-        tl.load(item + fields.ITEM_MINUS),
-        tl.load(item + fields.ITEM_CHANNELS),
-    )
-    channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    is_channel = channel < channels_out
+    row_plus, row_minus = tl.load(item + fields.ITEM_PLUS), tl.load(item + fields.ITEM_MINUS)
+    channels_out = CHANNELS if CHANNELS > 0 else tl.load(item + fields.ITEM_CHANNELS)
+    # Two products side by side: of the even and the odd weights of an input channel or, at m = 0, of the weights of two.
+    side = tl.arange(0, 2 * BLOCK_CHANNELS) // BLOCK_CHANNELS
+    channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, 2 * BLOCK_CHANNELS) % BLOCK_CHANNELS
     unit = tl.arange(0, WIDTH)
     plus = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     minus = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
-    nothing = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
+    nothing = tl.zeros((BLOCK_EDGES, 2 * BLOCK_CHANNELS), SUM)
     for index in range(first, stop):
         term = terms + index * fields.TERM_FIELDS
         group, in_plus, in_minus = (
@@ -244,58 +137,74 @@ def _contract_item(
             tl.load(term + fields.TERM_PLUS),
             tl.load(term + fields.TERM_MINUS),
         )
-        channels_in, even, odd = (
-            tl.load(term + fields.TERM_CHANNELS),
-            tl.load(term + fields.TERM_EVEN),
-            tl.load(term + fields.TERM_ODD),
-        )
+        channels_in = tl.load(term + fields.TERM_CHANNELS).to(tl.int32)
+        even = tl.multiple_of(tl.load(term + fields.TERM_EVEN), 16)
+        odd = tl.multiple_of(tl.load(term + fields.TERM_ODD), 16)
         h = tl.load(hidden + (group * num_edges + edge)[:, None] * WIDTH + unit[None], mask=is_edge[:, None], other=0.0)
-        tile = unit[:, None] * channels_out + channel[None]  # [WIDTH, BLOCK_CHANNELS]
-        for _ in range(channels_in):
-            x_plus = tl.load(inputs + in_plus * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
-            weight = tl.load(weights + even + tile, mask=is_channel[None], other=0.0)
-            radial = add_product(h, weight, nothing, PRECISION, OPERAND)  # R_even of one input channel
-            plus += radial * x_plus
+        step = odd - even if HAS_ODD else WIDTH * channels_out
+        tile = weights + even + unit[:, None] * channels_out + (channel + side * step)[None]  # [WIDTH, 2 BLOCK_CHANNELS]
+        first_x = inputs + in_plus * pitch + edge
+        other_x = first_x + ((in_minus - in_plus) * pitch if HAS_ODD else pitch)
+        # x~ of the next step is asked for before this step's products.
+        x, x_other = _load_inputs(first_x, other_x, is_edge, 0, channels_in, HAS_ODD)
+        for i in range(0, channels_in, 1 if HAS_ODD else 2):
+            x_first, x_second = x.to(SUM)[:, None], x_other.to(SUM)[:, None]
+            first_x += pitch if HAS_ODD else 2 * pitch
+            other_x += pitch if HAS_ODD else 2 * pitch
+            x, x_other = _load_inputs(first_x, other_x, is_edge, i + (1 if HAS_ODD else 2), channels_in, HAS_ODD)
+            is_weight = channel < channels_out if HAS_ODD else (channel < channels_out) & (i + side < channels_in)
+            radial = add_product(h, tl.load(tile, mask=is_weight[None], other=0.0), nothing, PRECISION, OPERAND)
+            of_first, of_second = tl.split(tl.permute(tl.reshape(radial, (BLOCK_EDGES, 2, BLOCK_CHANNELS)), (0, 2, 1)))
+            plus += of_first * x_first
             if HAS_ODD:
-                x_minus = tl.load(inputs + in_minus * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
-                minus += radial * x_minus
-                weight = tl.load(weights + odd + tile, mask=is_channel[None], other=0.0)
-                radial = ODD_SIGN * add_product(h, weight, nothing, PRECISION, OPERAND)
-                plus -= radial * x_minus
-                minus += radial * x_plus
-            in_plus += 1
-            in_minus += 1
-            even += WIDTH * channels_out
-            odd += WIDTH * channels_out
-    is_value = is_edge[:, None] & is_channel[None]
-    _store_rows(outputs, row_plus + channel, edge, plus, is_value, num_edges, num_rows, EDGE_MAJOR)
+                minus += of_first * x_second
+                of_second *= ODD_SIGN
+                plus -= of_second * x_second
+                minus += of_second * x_first
+            else:
+                plus += of_second * x_second
+            tile += (1 if HAS_ODD else 2) * WIDTH * channels_out
+    channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    is_value = is_edge[:, None] & (channel < channels_out)[None]
+    _store_rows(outputs, row_plus + channel, edge, plus, is_value, row_step, edge_step)
     if HAS_ODD:
-        _store_rows(outputs, row_minus + channel, edge, minus, is_value, num_edges, num_rows, EDGE_MAJOR)
+        _store_rows(outputs, row_minus + channel, edge, minus, is_value, row_step, edge_step)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"])
 def _contract_kernel(
-    inputs, hidden, weights, outputs, items, terms, num_edges, num_rows,
-    ODD_SIGN: tl.constexpr, EDGE_MAJOR: tl.constexpr, WIDTH: tl.constexpr,
+    inputs, hidden, weights, outputs, items, terms, num_edges, pitch, row_step, edge_step,
+    ODD_SIGN: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     item = items + tl.program_id(1) * fields.ITEM_FIELDS
     if tl.load(item + fields.ITEM_HAS_ODD) == 0:
         _contract_item(
-            inputs, hidden, weights, outputs, item, terms, num_edges, num_rows, False, ODD_SIGN,
-            EDGE_MAJOR, WIDTH, BLOCK_EDGES, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
+            inputs, hidden, weights, outputs, item, terms, num_edges, pitch, row_step, edge_step,
+            False, ODD_SIGN, CHANNELS, WIDTH, BLOCK_EDGES, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
         )  # fmt: skip
     else:
         _contract_item(
-            inputs, hidden, weights, outputs, item, terms, num_edges, num_rows, True, ODD_SIGN,
-            EDGE_MAJOR, WIDTH, BLOCK_EDGES, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
+            inputs, hidden, weights, outputs, item, terms, num_edges, pitch, row_step, edge_step,
+            True, ODD_SIGN, CHANNELS, WIDTH, BLOCK_EDGES, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
         )  # fmt: skip
 
 
 @triton.jit
+def _as_left_operand(g, BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr):
+    """g [edges, BLOCK_CHANNELS] as it is; in half precision, as a product with the identity, in those registers where the matrix
+    unit reads its left operand: what is made of it need not go through shared memory."""
+    if g.dtype.primitive_bitwidth == 16:
+        is_diagonal = tl.arange(0, BLOCK_CHANNELS)[:, None] == tl.arange(0, BLOCK_CHANNELS)[None]
+        nothing = tl.zeros((g.shape[0], BLOCK_CHANNELS), SUM)
+        g = add_product(g, tl.where(is_diagonal, 1.0, 0.0).to(g.dtype), nothing, PRECISION, OPERAND).to(g.dtype)
+    return g
+
+
+@triton.jit
 def _add_hidden_gradient(
-    total, inputs, gradient, weights, pairs, first, stop, edge, is_edge, num_edges,
-    HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+    total, inputs, gradient, weights, pairs, first, stop, edge, is_edge, pitch,
+    HAS_ODD: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     """The total and dh of the pairs from ``first`` up to ``stop``, [BLOCK_EDGES, WIDTH]."""
@@ -304,36 +213,52 @@ def _add_hidden_gradient(
         pair = pairs + index * fields.PAIR_FIELDS
         in_plus, in_minus = tl.load(pair + fields.PAIR_IN_PLUS), tl.load(pair + fields.PAIR_IN_MINUS)
         out_plus, out_minus = tl.load(pair + fields.PAIR_OUT_PLUS), tl.load(pair + fields.PAIR_OUT_MINUS)
-        channels_in, channels_out = tl.load(pair + fields.PAIR_CHANNELS_IN), tl.load(pair + fields.PAIR_CHANNELS_OUT)
-        even, odd = tl.load(pair + fields.PAIR_EVEN), tl.load(pair + fields.PAIR_ODD)
+        channels_in = tl.load(pair + fields.PAIR_CHANNELS_IN).to(tl.int32)
+        channels_out = CHANNELS if CHANNELS > 0 else tl.load(pair + fields.PAIR_CHANNELS_OUT)
+        even = tl.multiple_of(tl.load(pair + fields.PAIR_EVEN), 16)
+        odd = tl.multiple_of(tl.load(pair + fields.PAIR_ODD), 16)
         for start in range(0, channels_out, BLOCK_CHANNELS):
             channel = start + tl.arange(0, BLOCK_CHANNELS)
             is_channel = channel < channels_out
             is_value = is_edge[:, None] & is_channel[None]
             tile = unit[None] * channels_out + channel[:, None]  # [BLOCK_CHANNELS, WIDTH]: W transposed
-            g_plus = tl.load(gradient + (out_plus + channel)[None] * num_edges + edge[:, None], mask=is_value, other=0.0)
+            g_plus = tl.load(gradient + (out_plus + channel)[None] * pitch + edge[:, None], mask=is_value, other=0.0)
             g_minus = g_plus
             if HAS_ODD:
-                g_minus = tl.load(gradient + (out_minus + channel)[None] * num_edges + edge[:, None], mask=is_value, other=0.0)
+                g_minus = tl.load(gradient + (out_minus + channel)[None] * pitch + edge[:, None], mask=is_value, other=0.0)
+            g_plus = _as_left_operand(g_plus, BLOCK_CHANNELS, PRECISION, SUM, OPERAND)
+            g_minus = _as_left_operand(g_minus, BLOCK_CHANNELS, PRECISION, SUM, OPERAND)
+            place_plus, place_minus = inputs + in_plus * pitch + edge, inputs + in_minus * pitch + edge
+            place = weights + even + tile
+            next_plus = tl.load(place_plus, mask=is_edge, other=0.0)
+            next_minus = next_plus
+            if HAS_ODD:
+                next_minus = tl.load(place_minus, mask=is_edge, other=0.0)
             for i in range(channels_in):
-                x_plus = tl.load(inputs + (in_plus + i) * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
-                weight = tl.load(weights + even + i * WIDTH * channels_out + tile, mask=is_channel[:, None], other=0.0)
+                x_plus, x_minus = next_plus.to(SUM)[:, None], next_minus.to(SUM)[:, None]
+                is_next = tl.where(i + 1 < channels_in, is_edge, False)
+                place_plus += pitch
+                next_plus = tl.load(place_plus, mask=is_next, other=0.0)
+                if HAS_ODD:
+                    place_minus += pitch
+                    next_minus = tl.load(place_minus, mask=is_next, other=0.0)
+                weight = tl.load(place, mask=is_channel[:, None], other=0.0)
                 radial = g_plus.to(SUM) * x_plus  # dR_even
                 if HAS_ODD:
-                    x_minus = tl.load(inputs + (in_minus + i) * num_edges + edge, mask=is_edge, other=0.0).to(SUM)[:, None]
                     radial += g_minus.to(SUM) * x_minus
                 total = add_product(radial.to(weight.dtype), weight, total, PRECISION, OPERAND)
                 if HAS_ODD:
                     radial = g_minus.to(SUM) * x_plus - g_plus.to(SUM) * x_minus  # dR_odd
-                    weight = tl.load(weights + odd + i * WIDTH * channels_out + tile, mask=is_channel[:, None], other=0.0)
+                    weight = tl.load(place + (odd - even), mask=is_channel[:, None], other=0.0)
                     total = add_product(radial.to(weight.dtype), weight, total, PRECISION, OPERAND)
+                place += WIDTH * channels_out
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges", "splits"])
 def _hidden_gradient_kernel(
-    inputs, gradient, weights, partial, pairs, spans, num_edges, splits, num_groups,
-    WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+    inputs, gradient, weights, partial, pairs, spans, num_edges, pitch, splits, num_groups,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
@@ -344,13 +269,13 @@ def _hidden_gradient_kernel(
     # A loop for each kind, not one loop with a branch that the sums would have to cross; m = 0 first: else it spills on sm_100.
     total = _add_hidden_gradient(
         total, inputs, gradient, weights, pairs,
-        tl.load(span + fields.SPAN_FIRST_EVEN), tl.load(span + fields.SPAN_STOP_EVEN), edge, is_edge, num_edges,
-        False, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
+        tl.load(span + fields.SPAN_FIRST_EVEN), tl.load(span + fields.SPAN_STOP_EVEN), edge, is_edge, pitch,
+        False, CHANNELS, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
     )  # fmt: skip
     total = _add_hidden_gradient(
         total, inputs, gradient, weights, pairs,
-        tl.load(span + fields.SPAN_FIRST_ODD), tl.load(span + fields.SPAN_STOP_ODD), edge, is_edge, num_edges,
-        True, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
+        tl.load(span + fields.SPAN_FIRST_ODD), tl.load(span + fields.SPAN_STOP_ODD), edge, is_edge, pitch,
+        True, CHANNELS, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
     )  # fmt: skip
     place = (split * num_groups + group).to(tl.int64) * num_edges + edge
     unit = tl.arange(0, WIDTH)
@@ -359,8 +284,9 @@ def _hidden_gradient_kernel(
 
 @triton.jit
 def _weight_gradient_slice(
-    inputs, gradient, hidden, weight_gradient, pair, num_edges,
-    HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    inputs, gradient, hidden, weight_gradient, pair, num_edges, pitch,
+    HAS_ODD: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     group, in_plus, in_minus = (
@@ -369,66 +295,71 @@ def _weight_gradient_slice(
         tl.load(pair + fields.PAIR_IN_MINUS),
     )
     out_plus, out_minus = tl.load(pair + fields.PAIR_OUT_PLUS), tl.load(pair + fields.PAIR_OUT_MINUS)
-    channels_in, channels_out = tl.load(pair + fields.PAIR_CHANNELS_IN), tl.load(pair + fields.PAIR_CHANNELS_OUT)
+    channels_in = tl.load(pair + fields.PAIR_CHANNELS_IN).to(tl.int32)
+    channels_out = CHANNELS if CHANNELS > 0 else tl.load(pair + fields.PAIR_CHANNELS_OUT).to(tl.int32)
     even, odd = tl.load(pair + fields.PAIR_EVEN), tl.load(pair + fields.PAIR_ODD)
+    # The products of h and x~ times g~: rounding g~ x~ instead would lose the smallest gradients. At m > 0 the columns are those of
+    # g+ and then those of g-.
+    columns: tl.constexpr = 2 * BLOCK_OUT if HAS_ODD else BLOCK_OUT
+    rows: tl.constexpr = BLOCK_IN * WIDTH  # one of a tile per input channel and unit
+    unit, column = tl.arange(0, WIDTH), tl.arange(0, columns)
     channel_in = tl.program_id(0) * BLOCK_IN + tl.arange(0, BLOCK_IN)
-    channel_out = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    is_in, is_out = channel_in < channels_in, channel_out < channels_out
-    unit = tl.arange(0, WIDTH)
-    columns: tl.constexpr = BLOCK_IN * BLOCK_OUT  # one column of a tile per input channel and output channel
-    even_sum = tl.zeros((WIDTH, columns), SUM)
-    odd_sum = tl.zeros((WIDTH, columns), SUM)
-    edge = tl.arange(0, BLOCK_EDGES).to(tl.int64)
-    for _ in range(tl.cdiv(num_edges, BLOCK_EDGES)):
-        is_edge = edge < num_edges
-        is_input, is_output = is_edge[:, None] & is_in[None], is_edge[:, None] & is_out[None]
-        h = tl.load(hidden + (group * num_edges + edge)[None] * WIDTH + unit[:, None], mask=is_edge[None], other=0.0)
-        x_plus = tl.load(inputs + (in_plus + channel_in)[None] * num_edges + edge[:, None], mask=is_input, other=0.0)
-        g_plus = tl.load(gradient + (out_plus + channel_out)[None] * num_edges + edge[:, None], mask=is_output, other=0.0)
-        x_plus, g_plus = x_plus.to(SUM)[:, :, None], g_plus.to(SUM)[:, None, :]
-        radial = x_plus * g_plus  # dR_even, [BLOCK_EDGES, BLOCK_IN, BLOCK_OUT]
-        if HAS_ODD:
-            x_minus = tl.load(inputs + (in_minus + channel_in)[None] * num_edges + edge[:, None], mask=is_input, other=0.0)
-            g_minus = tl.load(gradient + (out_minus + channel_out)[None] * num_edges + edge[:, None], mask=is_output, other=0.0)
-            x_minus, g_minus = x_minus.to(SUM)[:, :, None], g_minus.to(SUM)[:, None, :]
-            radial += x_minus * g_minus
-            odd_radial = tl.reshape(x_plus * g_minus - x_minus * g_plus, (BLOCK_EDGES, columns)).to(h.dtype)
-            odd_sum = add_product(h, odd_radial, odd_sum, PRECISION, OPERAND)
-        radial = tl.reshape(radial, (BLOCK_EDGES, columns)).to(h.dtype)
-        even_sum = add_product(h, radial, even_sum, PRECISION, OPERAND)
-        edge += BLOCK_EDGES
-    column = tl.arange(0, columns)
-    channel_in = tl.program_id(0) * BLOCK_IN + column // BLOCK_OUT
     channel_out = tl.program_id(1) * BLOCK_OUT + column % BLOCK_OUT
-    is_column = (channel_in < channels_in) & (channel_out < channels_out)
-    place = (channel_in[None] * WIDTH + unit[:, None]) * channels_out + channel_out[None]
-    tl.store(weight_gradient + even + place, even_sum.to(weight_gradient.dtype.element_ty), mask=is_column[None])
+    from_x = inputs + (in_plus + tl.minimum(channel_in, channels_in - 1))[None] * pitch  # past the last channel nothing is stored
+    from_g = gradient + (out_plus + tl.minimum(channel_out, channels_out - 1))[None] * pitch
     if HAS_ODD:
-        tl.store(weight_gradient + odd + place, odd_sum.to(weight_gradient.dtype.element_ty), mask=is_column[None])
+        from_g += (column // BLOCK_OUT)[None] * ((out_minus - out_plus) * pitch)
+    from_h = hidden + group * num_edges * WIDTH + unit[None]
+    plus = tl.zeros((rows, columns), SUM)
+    minus = tl.zeros((rows, columns), SUM)
+    for start in range(0, num_edges, BLOCK_EDGES):
+        edge = start + tl.arange(0, BLOCK_EDGES)[:, None]
+        is_row = edge < pitch
+        h = tl.load(from_h + edge * WIDTH, mask=edge < num_edges, other=0.0)[:, None]
+        g = tl.load(from_g + edge, mask=is_row, other=0.0)  # [edges, columns]
+        x = tl.load(from_x + edge, mask=is_row, other=0.0)[:, :, None]
+        product = tl.reshape((h.to(SUM) * x.to(SUM)).to(g.dtype), (BLOCK_EDGES, rows))
+        plus = add_product(tl.trans(product), g, plus, PRECISION, OPERAND)
+        if HAS_ODD:
+            x = tl.load(from_x + ((in_minus - in_plus) * pitch + edge), mask=is_row, other=0.0)[:, :, None]
+            product = tl.reshape((h.to(SUM) * x.to(SUM)).to(g.dtype), (BLOCK_EDGES, rows))
+            minus = add_product(tl.trans(product), g, minus, PRECISION, OPERAND)
+    row = tl.arange(0, rows)
+    channel_in = tl.program_id(0) * BLOCK_IN + row // WIDTH
+    channel_out = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    is_value = (channel_in < channels_in)[:, None] & (channel_out < channels_out)[None]
+    place = weight_gradient + (channel_in * WIDTH + row % WIDTH)[:, None] * channels_out + channel_out[None]
+    if HAS_ODD:
+        plus_plus, plus_minus = tl.split(tl.permute(tl.reshape(plus, (rows, 2, BLOCK_OUT)), (0, 2, 1)))
+        minus_plus, minus_minus = tl.split(tl.permute(tl.reshape(minus, (rows, 2, BLOCK_OUT)), (0, 2, 1)))
+        tl.store(place + even, (plus_plus + minus_minus).to(weight_gradient.dtype.element_ty), mask=is_value)
+        tl.store(place + odd, (plus_minus - minus_plus).to(weight_gradient.dtype.element_ty), mask=is_value)
+    else:
+        tl.store(place + even, plus.to(weight_gradient.dtype.element_ty), mask=is_value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"])
 def _weight_gradient_kernel(
-    inputs, gradient, hidden, weight_gradient, pairs, num_edges,
-    WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    inputs, gradient, hidden, weight_gradient, pairs, num_edges, pitch,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
     pair = pairs + tl.program_id(2) * fields.PAIR_FIELDS
     if tl.load(pair + fields.PAIR_HAS_ODD) == 0:
         _weight_gradient_slice(
-            inputs, gradient, hidden, weight_gradient, pair, num_edges,
-            False, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
+            inputs, gradient, hidden, weight_gradient, pair, num_edges, pitch,
+            False, CHANNELS, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
         )  # fmt: skip
     else:
         _weight_gradient_slice(
-            inputs, gradient, hidden, weight_gradient, pair, num_edges,
-            True, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
+            inputs, gradient, hidden, weight_gradient, pair, num_edges, pitch,
+            True, CHANNELS, WIDTH, BLOCK_EDGES, BLOCK_IN, BLOCK_OUT, PRECISION, SUM, OPERAND,
         )  # fmt: skip
 
 
 @triton.jit
 def _generator_overlap(
-    left, right, entries, coefficients, first, stop, edge, is_edge, num_edges,
+    left, right, entries, coefficients, first, stop, edge, is_edge, row_step, edge_step, pitch,
     BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """The sum over some entries of the generators and all channels of left * entry * right, [BLOCK_EDGES]."""
@@ -444,33 +375,36 @@ def _generator_overlap(
         for start in range(0, channels, BLOCK_CHANNELS):
             channel = start + tl.arange(0, BLOCK_CHANNELS)
             is_value = is_edge[:, None] & (channel < channels)[None]
-            left_values = tl.load(left + (left_row + channel)[None] * num_edges + edge[:, None], mask=is_value, other=0.0)
-            right_values = tl.load(right + (right_row + channel)[None] * num_edges + edge[:, None], mask=is_value, other=0.0)
+            left_values = tl.load(
+                left + (left_row + channel)[None] * row_step + edge[:, None] * edge_step, mask=is_value, other=0.0
+            )
+            right_values = tl.load(right + (right_row + channel)[None] * pitch + edge[:, None], mask=is_value, other=0.0)
             total += coefficient * left_values.to(SUM) * right_values.to(SUM)
     return tl.sum(total, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"])
 def _position_gradient_kernel(
-    gradient, outputs, input_gradient, inputs, entries, coefficients, rel_pos, angles, table, result, num_edges,
-    outputs_about_z, inputs_about_x, inputs_about_z, num_entries,
+    gradient, outputs, input_gradient, inputs, entries, coefficients, rel_pos, angles, table, result,
+    num_edges, pitch, row_step, edge_step, outputs_about_z, inputs_about_x, inputs_about_z, num_entries,
     BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     edge = tl.program_id(0).to(tl.int64) * BLOCK_EDGES + tl.arange(0, BLOCK_EDGES)
     is_edge = edge < num_edges
     about_x = _generator_overlap(
-        gradient, outputs, entries, coefficients, 0, outputs_about_z, edge, is_edge, num_edges, BLOCK_EDGES, BLOCK_CHANNELS, SUM
-    )
+        gradient, outputs, entries, coefficients, 0, outputs_about_z, edge, is_edge, pitch, 1, pitch,
+        BLOCK_EDGES, BLOCK_CHANNELS, SUM,
+    )  # fmt: skip
     about_z = _generator_overlap(
-        gradient, outputs, entries, coefficients, outputs_about_z, inputs_about_x, edge, is_edge, num_edges,
+        gradient, outputs, entries, coefficients, outputs_about_z, inputs_about_x, edge, is_edge, pitch, 1, pitch,
         BLOCK_EDGES, BLOCK_CHANNELS, SUM,
     )  # fmt: skip
     about_x -= _generator_overlap(
-        input_gradient, inputs, entries, coefficients, inputs_about_x, inputs_about_z, edge, is_edge, num_edges,
+        input_gradient, inputs, entries, coefficients, inputs_about_x, inputs_about_z, edge, is_edge, row_step, edge_step, pitch,
         BLOCK_EDGES, BLOCK_CHANNELS, SUM,
     )  # fmt: skip
     about_z -= _generator_overlap(
-        input_gradient, inputs, entries, coefficients, inputs_about_z, num_entries, edge, is_edge, num_edges,
+        input_gradient, inputs, entries, coefficients, inputs_about_z, num_entries, edge, is_edge, row_step, edge_step, pitch,
         BLOCK_EDGES, BLOCK_CHANNELS, SUM,
     )  # fmt: skip
     x = tl.load(rel_pos + 3 * edge, mask=is_edge, other=0.0).to(SUM)
@@ -490,92 +424,27 @@ def _position_gradient_kernel(
     tl.store(result + 3 * edge[:, None] + component[None], turned.to(result.dtype.element_ty), mask=is_value)
 
 
-def align(blocks: Sequence[DegreeBlock], index: Tensor | None, angles: Tensor, aligned: Tensor) -> None:
-    """Rotate features into the edges' frames, D^T x, into some rows of ``aligned``, all degrees by one launch.
-
-    Args:
-        blocks: the degrees, their features [N, C, 2d+1] with ``index``, else [E, C, 2d+1], contiguous.
-        index: [E] int64, the node of each edge; None where the features are those of the edges.
-        angles: [4, E], of :func:`~se3_fast.kernels.edge_frames.frame_angles`.
-        aligned: [rows, E]; written.
-    """
-    num_edges = aligned.shape[1]
-    blocks = [block for block in blocks if block.features.shape[1] > 0]
-    if num_edges > 0 and blocks:
-        features, tables, channels, rows, row_strides, degrees = _by_argument(blocks)
-        smallest = min(map(rotation_block, degrees))
-        launch(_align_kernel, (triton.cdiv(num_edges, smallest), len(blocks)),
-            features, tables, index, angles, aligned, num_edges, channels, rows, row_strides,
-            HAS_INDEX=index is not None, DEGREES=degrees,
-        )  # fmt: skip
-
-
-def rotate(aligned: Tensor, index: Tensor | None, angles: Tensor, table: Tensor, output: Tensor, row: int, row_stride: int) -> None:
-    """Rotate features of one degree out of the edges' frames, D v.
-
-    Args:
-        aligned: [rows, E].
-        index: [E] int64, where the message of each edge goes; None where that is its own place.
-        angles: [4, E].
-        table: Wigner table of the degree.
-        output: [E, C, 2d+1]; written.
-        row: row of the first component's first channel.
-        row_stride: rows from one component to the next.
-    """
-    num_edges, channels = output.shape[:2]
-    if num_edges == 0 or channels == 0:
-        return
-    degree = output.shape[2] // 2
-    block = rotation_block(degree)
-    launch(_rotate_kernel, (triton.cdiv(num_edges, block),),
-        aligned, index, angles, table, output, num_edges, channels, row, row_stride,
-        HAS_INDEX=index is not None, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
-    )  # fmt: skip
-
-
-def rotate_sum(blocks: Sequence[DegreeBlock], aligned: Tensor, angles: Tensor, order: Tensor, offsets: Tensor) -> None:
-    """Rotate out of the frames and sum over the edges of each node, in a fixed order; degrees as in :func:`align`.
-
-    Args:
-        blocks: the degrees, their outputs [N, C, 2d+1], which are written.
-        aligned: [rows, E].
-        angles: [4, E].
-        order: [E] int64, edge numbers grouped by node.
-        offsets: [N + 1] int64, where the edges of each node begin in ``order``.
-    """
-    num_nodes = len(offsets) - 1
-    blocks = [block for block in blocks if block.features.shape[1] > 0]
-    if num_nodes > 0 and blocks:
-        outputs, tables, channels, rows, row_strides, degrees = _by_argument(blocks)
-        block_channels = _rotation_channels(max(channels), angles.dtype)
-        launch(_rotate_sum_kernel, (num_nodes, triton.cdiv(max(channels), block_channels), len(blocks)),
-            outputs, tables, aligned, angles, order, offsets, aligned.shape[1], channels, rows, row_strides,
-            DEGREES=degrees, BLOCK=8, BLOCK_CHANNELS=block_channels, SUM=sum_type(angles.dtype),
-            num_warps=_rotate_sum_warps(angles.dtype, max(degrees)),
-        )  # fmt: skip
-
-
 def contract(
     inputs: Tensor, hidden: Tensor, weights: Tensor, table: ContractionTable, is_transposed: bool, outputs: Tensor
 ) -> None:
     """y~ = R(h) x~ in the frames, or its transpose.
 
     Args:
-        inputs: [rows, E] aligned features.
+        inputs: [rows, E] aligned features (:mod:`se3_fast.kernels.feature_rows`, as in all that follows).
         hidden: [groups, E, K] h of each radial group, K a power of two from 16 on.
         weights: aligned weights in a row, [.., C_in, K, C_out]; for the transpose with both channel axes exchanged.
         table: what to sum.
         is_transposed: the transpose, whose odd terms have the other sign.
-        outputs: [rows, E], contiguous or the transpose of a contiguous [E, rows]; every row of every item is written.
+        outputs: [rows, E], the edges of a row side by side in memory or the rows of an edge; every row of every item is written.
     """
     num_edges = inputs.shape[1]
     if num_edges > 0:
-        is_edge_major = not outputs.is_contiguous()
+        is_edge_major = outputs.stride(1) != 1
         tile = _contraction_tile(inputs.dtype, table.channels, is_edge_major or is_tf32(inputs.dtype))
         grid = (triton.cdiv(num_edges, tile.edges), len(table.items), triton.cdiv(table.channels, tile.channels))
         launch(_contract_kernel, grid,
-            inputs, hidden, weights, outputs, table.items, table.terms, num_edges, len(outputs),
-            ODD_SIGN=-1.0 if is_transposed else 1.0, EDGE_MAJOR=is_edge_major, WIDTH=hidden.shape[2],
+            inputs, hidden, weights, outputs, table.items, table.terms, num_edges, inputs.stride(0), *outputs.stride(),
+            ODD_SIGN=-1.0 if is_transposed else 1.0, CHANNELS=table.shared_channels, WIDTH=hidden.shape[2],
             BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, **product_constants(inputs.dtype), num_warps=tile.warps,
         )  # fmt: skip
 
@@ -602,9 +471,9 @@ def hidden_gradient(
     if num_edges > 0:
         tile = _hidden_gradient_tile(inputs.dtype, table.channels_out, is_tf32(inputs.dtype))
         launch(_hidden_gradient_kernel, (triton.cdiv(num_edges, tile.edges), num_groups * table.splits),
-            inputs, gradient, weights, partial, table.pairs, table.spans, num_edges, table.splits, num_groups,
-            WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels, **product_constants(inputs.dtype),
-            num_warps=tile.warps,
+            inputs, gradient, weights, partial, table.pairs, table.spans, num_edges, inputs.stride(0), table.splits, num_groups,
+            CHANNELS=table.shared_channels_out, WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
+            **product_constants(inputs.dtype), num_warps=tile.warps,
         )  # fmt: skip
     return partial
 
@@ -627,8 +496,9 @@ def weight_gradient(inputs: Tensor, gradient: Tensor, hidden: Tensor, table: Pai
     # The pairs last: programs start by the first number fastest, those of the heaviest pairs are to start first.
     grid = (triton.cdiv(table.channels_in, block_in), triton.cdiv(table.channels_out, tile.channels), len(table.pairs))
     launch(_weight_gradient_kernel, grid,
-        inputs, gradient, hidden, result, table.pairs, inputs.shape[1],
-        WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
+        inputs, gradient, hidden, result, table.pairs, inputs.shape[1], inputs.stride(0),
+        CHANNELS=table.shared_channels_out, WIDTH=hidden.shape[2],
+        BLOCK_EDGES=tile.edges, BLOCK_IN=block_in, BLOCK_OUT=tile.channels,
         **product_constants(inputs.dtype), num_warps=tile.warps,
     )  # fmt: skip
     return result
@@ -665,32 +535,10 @@ def position_gradient(
         block = 64
         launch(_position_gradient_kernel, (triton.cdiv(num_edges, block),),
             gradient, outputs, input_gradient, inputs, generators.entries, generators.coefficients, rel_pos.contiguous(), angles,
-            table, result, num_edges, *generators.bounds, len(generators.entries),
+            table, result, num_edges, inputs.stride(0), *input_gradient.stride(), *generators.bounds, len(generators.entries),
             BLOCK_EDGES=block, BLOCK_CHANNELS=_GENERATOR_CHANNELS, SUM=sum_type(angles.dtype),
         )  # fmt: skip
     return result
-
-
-class _ByArgument(NamedTuple):
-    """The arguments of a kernel that takes several degrees, each in a tuple; of the features [.., C, 2d+1] also C."""
-
-    features: tuple[Tensor, ...]
-    tables: tuple[Tensor, ...]
-    channels: tuple[int, ...]
-    rows: tuple[int, ...]
-    row_strides: tuple[int, ...]
-    degrees: tuple[int, ...]
-
-
-def _by_argument(blocks: Sequence[DegreeBlock]) -> _ByArgument:
-    return _ByArgument(
-        tuple(block.features for block in blocks),
-        tuple(block.table for block in blocks),
-        tuple(block.features.shape[1] for block in blocks),
-        tuple(block.row for block in blocks),
-        tuple(block.row_stride for block in blocks),
-        tuple(block.degree for block in blocks),
-    )
 
 
 class Tile(NamedTuple):
@@ -706,40 +554,32 @@ def rotation_block(degree: int) -> int:
     return max(1024 // tile_size(degree) ** 2, 4) if degree > 0 else 128
 
 
-def _rotation_channels(channels: int, dtype: torch.dtype) -> int:
-    """Channels of a program of :func:`rotate_sum`; float64 takes twice the registers."""
-    return min(max(triton.next_power_of_2(channels), 8), 8 if dtype == torch.float64 else 32)
-
-
-def _rotate_sum_warps(dtype: torch.dtype, max_degree: int) -> int:
-    """Warps of a program of :func:`rotate_sum` so that a launch for several degrees spills on no GPU (``RESOURCES.md``)."""
-    return 4 if dtype == torch.float64 and max_degree > 1 else 8
-
-
 def _contraction_tile(dtype: torch.dtype, channels: int, is_tall: bool) -> Tile:
     """The tile of :func:`contract`; four tiles are live (two sums, two products).
 
     Half precision: 128 edges feed two warp groups' matrix instructions and halve the traffic of W; at 8 warps nothing spills. Full
     precision multiplies on the ordinary cores, whose operands sit in registers: 32 edges, and half of both in float64. Edge-major
-    or with TF32, float32 would spill at 32 edges and 4 warps, but does not at twice of both (``is_tall``). Channels are padded to
-    at least 16.
+    or with TF32 (``is_tall``), float32 would spill at 32 edges and 4 warps with more than 16 channels, but not at twice of both.
+    Channels are padded to at least 16.
     """
     if is_half(dtype):
         return Tile(128, padded(channels, 32), 8)
     if dtype == torch.float32:
-        return Tile(64 if is_tall else 32, padded(channels, 32), 8 if is_tall else 4)
+        return Tile(64, padded(channels, 32), 8) if is_tall and channels > 16 else Tile(32, padded(channels, 32), 4)
     return Tile(16, 16, 4)
 
 
 def _hidden_gradient_tile(dtype: torch.dtype, channels: int, has_tf32: bool) -> Tile:
     """The tile of :func:`hidden_gradient`: two gradient tiles stay in registers for all input channels of a pair.
 
-    64 edges where the matrix unit has a product wide enough; 32 otherwise, where more would spill. With TF32 and 16 channels it is
-    32 edges by 4 warps that spill on sm_90, and not twice of both.
+    64 edges where the matrix unit has a product wide enough; 32 otherwise, where more would spill, as would 32 channels in float32
+    where there are more of them, or 4 warps. With TF32 and 16 channels it is 32 edges by 4 warps that spill on sm_90, and not twice
+    of both.
     """
-    width = padded(channels, 16 if dtype == torch.float64 else 32)
-    if has_tf32 and width == 16:
-        return Tile(64, width, 8)
+    is_narrow = dtype == torch.float32 and channels > 32
+    width = padded(channels, 16 if is_narrow or dtype == torch.float64 else 32)
+    if width == 16 and (has_tf32 or is_narrow):
+        return Tile(64 if has_tf32 else 32, width, 8)
     return Tile(64 if is_half(dtype) and width == 32 else 32, width, 4)
 
 
@@ -750,18 +590,18 @@ def _weight_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]
     operands out of the registers; elsewhere 1.
     """
     if is_half(dtype):
-        return Tile(64, padded(channels, 32), 8), 4
+        return Tile(128, padded(channels, 32), 8), 4
     return Tile(16, padded(channels, 32 if dtype == torch.float32 else 16), 4), 1
 
 
 def compile_cases() -> list[CompileCase]:
     """Every kernel at the launches of the workloads, by workload and rounding."""
     cases = []
-    for workload, channels, degree in (("qm9", 32, 3), ("protein_full", 16, 1), ("protein_wide", 64, 1)):
+    for workload, channels in (("qm9", 32), ("protein_full", 16), ("protein_wide", 64)):
         for name in ROUNDINGS:
             cases += _product_cases(workload, name, channels)
             if name != "tf32":  # which rounds products only
-                cases += _rotation_cases(workload, name, channels, degree)
+                cases.append(_position_gradient_case(workload, name))
     return cases
 
 
@@ -770,13 +610,14 @@ def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]
     dtype = rounding.dtype
     hidden = _hidden_gradient_tile(dtype, channels, rounding.precision == "tf32")
     weight, block_in = _weight_gradient_tile(dtype, channels)
-    launches: list[tuple[str, object, Mapping[str, object], Tile]] = []
+    launches: list[tuple[str, Any, Mapping[str, object], Tile]] = []
     for kind, is_edge_major in (("contract", False), ("contract edge-major", True)):
         tile = _contraction_tile(dtype, channels, is_edge_major or rounding.precision == "tf32")
-        contracted = {"ODD_SIGN": 1.0, "EDGE_MAJOR": is_edge_major, "BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
+        contracted = {"ODD_SIGN": 1.0, "CHANNELS": channels, "BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
+        contracted["row_step" if is_edge_major else "edge_step"] = 1
         launches.append((kind, _contract_kernel, contracted, tile))
-    hidden_shape = {"BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels}
-    weight_shape = {"BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels}
+    hidden_shape = {"CHANNELS": channels, "BLOCK_EDGES": hidden.edges, "BLOCK_CHANNELS": hidden.channels}
+    weight_shape = {"CHANNELS": channels, "BLOCK_EDGES": weight.edges, "BLOCK_IN": block_in, "BLOCK_OUT": weight.channels}
     launches += [
         ("hidden_gradient", _hidden_gradient_kernel, hidden_shape, hidden),
         ("weight_gradient", _weight_gradient_kernel, weight_shape, weight),
@@ -793,40 +634,28 @@ def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]
                 num_warps=tile.warps,
                 num_stages=3,
                 expects_matrix_instructions=rounding.uses_matrix_unit,
+                multiples_of_16=tuple(step for step in _STEPS if step in kernel.arg_names and step not in constants),
             )
         )
     return cases
 
 
-def _rotation_cases(workload: str, name: str, channels: int, max_degree: int) -> list[CompileCase]:
+def _position_gradient_case(workload: str, name: str) -> CompileCase:
     rounding = ROUNDINGS[name]
-    sums = {"SUM": rounding.product_constants()["SUM"]}
-    degrees = tuple(range(max_degree + 1))
-    warps = _rotate_sum_warps(rounding.dtype, max_degree)
-    rotated = {"DEGREE": max_degree, "SIZE": tile_size(max_degree), "BLOCK": rotation_block(max_degree), "HAS_INDEX": False}
-    summed = {"DEGREES": degrees, "BLOCK": 8, "BLOCK_CHANNELS": _rotation_channels(channels, rounding.dtype), **sums}
-    turned = {"BLOCK_EDGES": 64, "BLOCK_CHANNELS": _GENERATOR_CHANNELS, **sums}
-    types = argument_types(rounding)
-    by_degree = types | _types_by_degree(rounding, len(degrees))
-    launches: list[tuple[str, object, dict[str, ArgumentType], Mapping[str, object], int]] = [
-        ("align", _align_kernel, by_degree, {"DEGREES": degrees, "HAS_INDEX": True}, 4),
-        (f"rotate degree {max_degree}", _rotate_kernel, types, rotated, 4),
-        ("rotate_sum", _rotate_sum_kernel, by_degree, summed, warps),
-        ("position_gradient", _position_gradient_kernel, types, turned, 4),
-    ]
-    values = f"*{rounding.type_name}"
-    return [
-        CompileCase(
-            f"{kind} {workload} {name}", kernel, signature(kernel, constants, of_kernel, values), constants, num_warps, num_stages=3
-        )
-        for kind, kernel, of_kernel, constants, num_warps in launches
-    ]
+    sums = rounding.product_constants()["SUM"]
+    constants = {"row_step": 1, "BLOCK_EDGES": 64, "BLOCK_CHANNELS": _GENERATOR_CHANNELS, "SUM": sums}
+    types = signature(_position_gradient_kernel, constants, argument_types(rounding), f"*{rounding.type_name}")
+    steps = ("pitch", "edge_step")
+    return CompileCase(
+        f"position_gradient {workload} {name}", _position_gradient_kernel, types, constants, 4, 3, multiples_of_16=steps
+    )
 
 
+_STEPS = ("pitch", "row_step", "edge_step")
 _TABLES = ("entries", "index", "items", "offsets", "order", "pairs", "spans", "terms")
 _SUMS = ("angles", "partial", "rel_pos", "result", "table")
 _SIZES = (
-    *("channels", "num_edges", "num_entries", "num_groups", "num_rows", "row", "row_stride", "splits"),
+    *("num_edges", "pitch", "row_step", "edge_step", "num_entries", "num_groups", "row", "splits"),
     *("inputs_about_x", "inputs_about_z", "outputs_about_z"),
 )
 
@@ -835,10 +664,3 @@ def argument_types(rounding: Rounding) -> dict[str, ArgumentType]:
     """Types of the arguments of the kernels that are not feature values: tables, sums and what has their type, sizes."""
     types: dict[str, ArgumentType] = dict.fromkeys(_TABLES, "*i64")
     return types | dict.fromkeys(_SUMS, f"*{rounding.sum_name}") | dict.fromkeys(_SIZES, "i32") | {"coefficients": "*fp64"}
-
-
-def _types_by_degree(rounding: Rounding, num_degrees: int) -> dict[str, ArgumentType]:
-    """Types of the arguments that are tuples."""
-    values, sums = f"*{rounding.type_name}", f"*{rounding.sum_name}"
-    types = {"features": values, "outputs": values, "tables": sums} | dict.fromkeys(("channels", "rows", "row_strides"), "i32")
-    return {name: (kind,) * num_degrees for name, kind in types.items()}

@@ -37,7 +37,7 @@ from torch import Tensor
 from . import table_fields as fields
 from .edge_frames import tile_size, wigner_tile
 from .launching import launch
-from .precision import ROUNDINGS, Rounding, add_product, is_half, padded, product_constants
+from .precision import ROUNDINGS, Rounding, add_product, is_half, is_tf32, padded, product_constants
 from .resources import ArgumentType, CompileCase, signature
 from .tfn_conv import Tile, argument_types, rotation_block
 
@@ -85,9 +85,9 @@ class PairTable(NamedTuple):
     has_odd: bool
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges"])
 def _frames_kernel(
-    angles, table, frames, num_edges, row, DEGREE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
+    angles, table, frames, num_edges, pitch, row, DEGREE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_edge = edge < num_edges
@@ -96,7 +96,7 @@ def _frames_kernel(
     is_component = component < 2 * DEGREE + 1
     rows = row + component[None, :] * (2 * DEGREE + 1) + component[:, None]  # D[l, m] stands in row (m, l)
     is_value = is_edge[:, None, None] & (is_component[:, None] & is_component[None, :])[None]
-    tl.store(frames + rows[None] * num_edges + edge[:, None, None], block.to(frames.dtype.element_ty), mask=is_value)
+    tl.store(frames + rows[None] * pitch + edge[:, None, None], block.to(frames.dtype.element_ty), mask=is_value)
 
 
 @triton.jit
@@ -109,9 +109,9 @@ def _edges_of_tile(tiles, offsets, BLOCK_EDGES: tl.constexpr):
     return node, first < stop, place, place < stop
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges", "first_node", "num_nodes"])
 def _contract_kernel(
-    frames, hidden, products, outputs, tiles, order, offsets, items, pairs, num_edges, first_node, num_nodes,
+    frames, hidden, products, outputs, tiles, order, offsets, items, pairs, num_edges, pitch, first_node, num_nodes,
     HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
@@ -149,12 +149,12 @@ def _contract_kernel(
         slices = products + start * num_nodes + (node - first_node) * components * length
         tile = unit[:, None] * step.to(tl.int32) + channel[None]  # [WIDTH, BLOCK_CHANNELS] of T
         for _ in range(components):
-            d_plus = tl.load(frames + frame_plus * num_edges + place, mask=is_edge, other=0.0).to(SUM)[:, None]
+            d_plus = tl.load(frames + frame_plus * pitch + place, mask=is_edge, other=0.0).to(SUM)[:, None]
             product = tl.load(slices + even + tile, mask=is_channel[None], other=0.0)
             turned = add_product(h, product, nothing, PRECISION, OPERAND)  # U_even of one component
             plus += turned * d_plus
             if HAS_ODD:
-                d_minus = tl.load(frames + frame_minus * num_edges + place, mask=is_edge, other=0.0).to(SUM)[:, None]
+                d_minus = tl.load(frames + frame_minus * pitch + place, mask=is_edge, other=0.0).to(SUM)[:, None]
                 minus += turned * d_minus
                 product = tl.load(slices + odd + tile, mask=is_channel[None], other=0.0)
                 turned = add_product(h, product, nothing, PRECISION, OPERAND)
@@ -164,16 +164,14 @@ def _contract_kernel(
             frame_minus += 1
             slices += length
     is_value = is_edge[:, None] & is_channel[None]
-    tl.store(outputs + (row_plus + channel)[None] * num_edges + place[:, None], plus.to(outputs.dtype.element_ty), mask=is_value)
+    tl.store(outputs + (row_plus + channel)[None] * pitch + place[:, None], plus.to(outputs.dtype.element_ty), mask=is_value)
     if HAS_ODD:
-        tl.store(
-            outputs + (row_minus + channel)[None] * num_edges + place[:, None], minus.to(outputs.dtype.element_ty), mask=is_value
-        )
+        tl.store(outputs + (row_minus + channel)[None] * pitch + place[:, None], minus.to(outputs.dtype.element_ty), mask=is_value)
 
 
 @triton.jit
 def _add_hidden_gradient(
-    total, frames, gradient, products, pairs, first, stop, slot, place, is_edge, num_edges, num_nodes,
+    total, frames, gradient, products, pairs, first, stop, slot, place, is_edge, pitch, num_nodes,
     HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
@@ -201,18 +199,18 @@ def _add_hidden_gradient(
             channel = first_channel + tl.arange(0, BLOCK_CHANNELS)
             is_channel = channel < channels
             is_value = is_edge[:, None] & is_channel[None]
-            g_plus = tl.load(gradient + (out_plus + channel)[None] * num_edges + place[:, None], mask=is_value, other=0.0)
+            g_plus = tl.load(gradient + (out_plus + channel)[None] * pitch + place[:, None], mask=is_value, other=0.0)
             g_minus = g_plus
             if HAS_ODD:
-                g_minus = tl.load(gradient + (out_minus + channel)[None] * num_edges + place[:, None], mask=is_value, other=0.0)
+                g_minus = tl.load(gradient + (out_minus + channel)[None] * pitch + place[:, None], mask=is_value, other=0.0)
             slices = products + start * num_nodes + slot * components * length
             tile = unit[None] * step.to(tl.int32) + channel[:, None]  # T transposed, [BLOCK_CHANNELS, WIDTH]
             for component in range(components):
-                d_plus = tl.load(frames + (frame_plus + component) * num_edges + place, mask=is_edge, other=0.0).to(SUM)[:, None]
+                d_plus = tl.load(frames + (frame_plus + component) * pitch + place, mask=is_edge, other=0.0).to(SUM)[:, None]
                 product = tl.load(slices + even + component * length + tile, mask=is_channel[:, None], other=0.0)
                 turned = g_plus.to(SUM) * d_plus  # dU_even
                 if HAS_ODD:
-                    d_minus = tl.load(frames + (frame_minus + component) * num_edges + place, mask=is_edge, other=0.0)
+                    d_minus = tl.load(frames + (frame_minus + component) * pitch + place, mask=is_edge, other=0.0)
                     d_minus = d_minus.to(SUM)[:, None]
                     turned += g_minus.to(SUM) * d_minus
                 total = add_product(turned.to(product.dtype), product, total, PRECISION, OPERAND)
@@ -223,10 +221,10 @@ def _add_hidden_gradient(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges", "first_node", "num_nodes"])
 def _hidden_gradient_kernel(
     frames, gradient, products, hidden_gradient, tiles, order, offsets, pairs, spans, odd_pairs, odd_spans,
-    num_edges, first_node, num_nodes,
+    num_edges, pitch, first_node, num_nodes,
     WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
@@ -237,11 +235,11 @@ def _hidden_gradient_kernel(
     odd_stop = tl.where(has_edges, tl.load(odd_spans + 2 * group + 1), odd_first)
     total = tl.zeros((BLOCK_EDGES, WIDTH), SUM)
     total = _add_hidden_gradient(
-        total, frames, gradient, products, pairs, first, stop, node - first_node, place, is_edge, num_edges, num_nodes,
+        total, frames, gradient, products, pairs, first, stop, node - first_node, place, is_edge, pitch, num_nodes,
         False, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
     )  # fmt: skip
     total = _add_hidden_gradient(
-        total, frames, gradient, products, odd_pairs, odd_first, odd_stop, node - first_node, place, is_edge, num_edges, num_nodes,
+        total, frames, gradient, products, odd_pairs, odd_first, odd_stop, node - first_node, place, is_edge, pitch, num_nodes,
         True, WIDTH, BLOCK_CHANNELS, PRECISION, SUM, OPERAND,
     )  # fmt: skip
     edge = tl.load(order + place, mask=is_edge, other=0)
@@ -249,9 +247,9 @@ def _hidden_gradient_kernel(
     tl.store(target, total.to(hidden_gradient.dtype.element_ty), mask=is_edge[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges", "first_node", "num_nodes"])
 def _product_gradient_kernel(
-    frames, gradient, hidden, product_gradient, order, offsets, pairs, slices, num_edges, first_node, num_nodes,
+    frames, gradient, hidden, product_gradient, order, offsets, pairs, slices, num_edges, pitch, first_node, num_nodes,
     HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_COMPONENTS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr, PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
@@ -290,13 +288,13 @@ def _product_gradient_kernel(
         edge = tl.load(order + place, mask=is_edge, other=0)
         is_frame, is_output = is_edge[:, None] & is_component[None], is_edge[:, None] & is_channel[None]
         h = tl.load(hidden + (group * num_edges + edge)[None] * WIDTH + unit[:, None], mask=is_edge[None], other=0.0)
-        d_plus = tl.load(frames + (frame_plus + component)[None] * num_edges + place[:, None], mask=is_frame, other=0.0)
-        g_plus = tl.load(gradient + (out_plus + channel)[None] * num_edges + place[:, None], mask=is_output, other=0.0)
+        d_plus = tl.load(frames + (frame_plus + component)[None] * pitch + place[:, None], mask=is_frame, other=0.0)
+        g_plus = tl.load(gradient + (out_plus + channel)[None] * pitch + place[:, None], mask=is_output, other=0.0)
         d_plus, g_plus = d_plus.to(SUM)[:, :, None], g_plus.to(SUM)[:, None, :]
         turned = d_plus * g_plus  # dU_even, [BLOCK_EDGES, BLOCK_COMPONENTS, BLOCK_CHANNELS]
         if HAS_ODD:
-            d_minus = tl.load(frames + (frame_minus + component)[None] * num_edges + place[:, None], mask=is_frame, other=0.0)
-            g_minus = tl.load(gradient + (out_minus + channel)[None] * num_edges + place[:, None], mask=is_output, other=0.0)
+            d_minus = tl.load(frames + (frame_minus + component)[None] * pitch + place[:, None], mask=is_frame, other=0.0)
+            g_minus = tl.load(gradient + (out_minus + channel)[None] * pitch + place[:, None], mask=is_output, other=0.0)
             d_minus, g_minus = d_minus.to(SUM)[:, :, None], g_minus.to(SUM)[:, None, :]
             turned += d_minus * g_minus
             odd_turned = tl.reshape(d_plus * g_minus - d_minus * g_plus, (BLOCK_EDGES, columns)).to(h.dtype)
@@ -314,9 +312,9 @@ def _product_gradient_kernel(
         tl.store(target + odd, odd_sum.to(product_gradient.dtype.element_ty), mask=is_column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_edges", "first_node", "num_nodes"])
 def _frame_gradient_kernel(
-    gradient, hidden, products, frame_gradient, tiles, order, offsets, items, pairs, num_edges, first_node, num_nodes,
+    gradient, hidden, products, frame_gradient, tiles, order, offsets, items, pairs, num_edges, pitch, first_node, num_nodes,
     HAS_ODD: tl.constexpr, WIDTH: tl.constexpr, BLOCK_EDGES: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr, SUM: tl.constexpr, OPERAND: tl.constexpr,
 ):  # fmt: skip
@@ -356,13 +354,13 @@ def _frame_gradient_kernel(
                 is_channel = channel < channels
                 is_value = is_edge[:, None] & is_channel[None]
                 tile = unit[:, None] * step.to(tl.int32) + channel[None]
-                g_plus = tl.load(gradient + (out_plus + channel)[None] * num_edges + place[:, None], mask=is_value, other=0.0)
+                g_plus = tl.load(gradient + (out_plus + channel)[None] * pitch + place[:, None], mask=is_value, other=0.0)
                 g_plus = g_plus.to(SUM)
                 product = tl.load(slice_of_node + even + tile, mask=is_channel[None], other=0.0)
                 turned = add_product(h, product, nothing, PRECISION, OPERAND)  # U_even
                 plus += tl.sum(turned * g_plus, 1)
                 if HAS_ODD:
-                    g_minus = tl.load(gradient + (out_minus + channel)[None] * num_edges + place[:, None], mask=is_value, other=0.0)
+                    g_minus = tl.load(gradient + (out_minus + channel)[None] * pitch + place[:, None], mask=is_value, other=0.0)
                     g_minus = g_minus.to(SUM)
                     minus += tl.sum(turned * g_minus, 1)
                     product = tl.load(slice_of_node + odd + tile, mask=is_channel[None], other=0.0)
@@ -370,10 +368,10 @@ def _frame_gradient_kernel(
                     plus += tl.sum(turned * g_minus, 1)
                     minus -= tl.sum(turned * g_plus, 1)
         of_plus = plus.to(frame_gradient.dtype.element_ty)
-        tl.store(frame_gradient + (row_plus + component) * num_edges + place, of_plus, mask=is_edge)
+        tl.store(frame_gradient + (row_plus + component) * pitch + place, of_plus, mask=is_edge)
         if HAS_ODD:
             of_minus = minus.to(frame_gradient.dtype.element_ty)
-            tl.store(frame_gradient + (row_minus + component) * num_edges + place, of_minus, mask=is_edge)
+            tl.store(frame_gradient + (row_minus + component) * pitch + place, of_minus, mask=is_edge)
 
 
 def frames(angles: Tensor, table: Tensor, degree: int, result: Tensor, row: int) -> None:
@@ -392,7 +390,7 @@ def frames(angles: Tensor, table: Tensor, degree: int, result: Tensor, row: int)
     block = rotation_block(degree)
     launch(
         _frames_kernel, (triton.cdiv(num_edges, block),),
-        angles, table, result, num_edges, row, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
+        angles, table, result, num_edges, result.stride(0), row, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
     )  # fmt: skip
 
 
@@ -416,7 +414,7 @@ def contract(
         grid = (len(edges.tiles), len(table.items), triton.cdiv(table.channels, tile.channels))
         launch(_contract_kernel, grid,
             frame_rows, hidden, products, outputs, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
-            hidden.shape[1], edges.first_node, edges.num_nodes,
+            hidden.shape[1], frame_rows.stride(0), edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
             **product_constants(hidden.dtype),
             num_warps=tile.warps, num_stages=_NUM_STAGES,
@@ -447,10 +445,10 @@ def hidden_gradient(
         return
     num_groups, num_edges, width = result.shape
     channels = max(table.channels for table in tables)
-    tile = _edge_tile(result.dtype, channels, edges.tile_edges)
+    tile = _hidden_gradient_tile(result.dtype, channels, edges.tile_edges, is_tf32(result.dtype))
     launch(_hidden_gradient_kernel, (len(edges.tiles), num_groups),
         frame_rows, gradient, products, result, edges.tiles, edges.order, edges.offsets,
-        tables[0].pairs, spans[0], tables[1].pairs, spans[1], num_edges, edges.first_node, edges.num_nodes,
+        tables[0].pairs, spans[0], tables[1].pairs, spans[1], num_edges, gradient.stride(0), edges.first_node, edges.num_nodes,
         WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
         **product_constants(result.dtype),
         num_warps=tile.warps, num_stages=_NUM_STAGES,
@@ -478,7 +476,7 @@ def product_gradient(
         grid = (edges.num_nodes, len(slices), triton.cdiv(table.channels, tile.channels))
         launch(_product_gradient_kernel, grid,
             frame_rows, gradient, hidden, result, edges.order, edges.offsets, table.pairs, slices,
-            hidden.shape[1], edges.first_node, edges.num_nodes,
+            hidden.shape[1], gradient.stride(0), edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_COMPONENTS=block_components,
             BLOCK_CHANNELS=tile.channels, **product_constants(hidden.dtype),
             num_warps=tile.warps, num_stages=_NUM_STAGES,
@@ -504,7 +502,7 @@ def frame_gradient(
         tile = _frame_gradient_tile(hidden.dtype, edges.tile_edges)
         launch(_frame_gradient_kernel, (len(edges.tiles), len(table.items)),
             gradient, hidden, products, result, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
-            hidden.shape[1], edges.first_node, edges.num_nodes,
+            hidden.shape[1], gradient.stride(0), edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
             **product_constants(hidden.dtype),
             num_warps=tile.warps, num_stages=_NUM_STAGES,
@@ -523,6 +521,12 @@ def tile_edges(dtype: torch.dtype, mean_out_degree: float) -> int:
 def _edge_tile(dtype: torch.dtype, channels: int, edges: int) -> Tile:
     """The tile of the kernels that own a tile of edges; four tiles of sums and products are live, as in the contraction by edge."""
     return Tile(edges, padded(channels, 16 if dtype == torch.float64 else 32), 8 if edges == 64 else 4)
+
+
+def _hidden_gradient_tile(dtype: torch.dtype, channels: int, edges: int, has_tf32: bool) -> Tile:
+    """As :func:`_edge_tile`, but full float32 on 2 warps: the more values a thread has, the less often operands are read."""
+    tile = _edge_tile(dtype, channels, edges)
+    return tile._replace(warps=2) if dtype == torch.float32 and not has_tf32 else tile
 
 
 def _frame_gradient_tile(dtype: torch.dtype, edges: int) -> Tile:
@@ -569,7 +573,8 @@ def compile_cases() -> list[CompileCase]:
                     (f"frame_gradient {order}", _frame_gradient_kernel, {"HAS_ODD": has_odd, **framed}, frame_tile),
                     (f"product_gradient {order}", _product_gradient_kernel, {"HAS_ODD": has_odd, **of_products}, gradient_tile),
                 ]
-            launches.append(("hidden_gradient", _hidden_gradient_kernel, tiled, tile))
+            hidden_tile = _hidden_gradient_tile(rounding.dtype, channels, tile_height, rounding.precision == "tf32")
+            launches.append(("hidden_gradient", _hidden_gradient_kernel, tiled, hidden_tile))
             for kind, kernel, shape, launch_tile in launches:
                 constants = common | shape
                 cases.append(

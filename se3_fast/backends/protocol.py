@@ -173,16 +173,16 @@ class Joint(Protocol):
     def parameter_rows(self, layers: Sequence[LayerParameters]) -> list[Tensor]:
         """The parameters of each layer in a row, [P, n]."""
 
-    def radial_of_layers(self, invariants: Tensor, layers: Sequence[Profiles], row: Tensor, splits: int) -> list[Tensor]:
-        """h of several convolutions, [S, groups, E, K] each."""
+    def radial_of_layers(self, invariants: Tensor, layers: Sequence[Profiles], row: Tensor, splits: Sequence[int]) -> list[Tensor]:
+        """h of several convolutions, [S, groups, E, K] each, where every convolution has its own S."""
 
     def aligned_weights(
         self, plans: Sequence[ConvolutionPlan], weights: Sequence[Sequence[Tensor]], dtype: torch.dtype
     ) -> list[AlignedWeights]:
         """The last radial weights of some convolutions, aligned."""
 
-    def hidden_gradient_parts(self, plans: Sequence[ConvolutionPlan], num_edges: int) -> int:
-        """In how many parts the gradients of h of some convolutions come."""
+    def hidden_gradient_parts(self, plan: ConvolutionPlan, num_edges: int) -> int:
+        """In how many parts the gradient of h of a convolution comes."""
 
     def is_contracted_by_edge(
         self, plan: ConvolutionPlan, graph: Graph, width: int, dtype: torch.dtype, order: ContractionOrder

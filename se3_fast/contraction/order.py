@@ -16,7 +16,7 @@ from se3_fast.kernels.cost import Cost
 ContractionOrder = Literal["auto", "edge", "source"]
 """What may be asked for: ``auto`` is what is cheaper for the graph at hand."""
 
-SPLITS = 4
+SPLITS = 7
 """Most programs that share the pairs of a radial group in the gradient of h, so that few edges still fill a GPU."""
 
 ENOUGH_PROGRAMS = 1024

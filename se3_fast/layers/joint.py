@@ -129,7 +129,7 @@ def _radials(
 ) -> dict[nn.Module, PreparedRadial]:
     plans = [convolution.plan for convolution in convolutions]
     invariants = edge_features["0"].squeeze(-1)
-    parts = backend.hidden_gradient_parts(plans, len(invariants))
+    parts = [backend.hidden_gradient_parts(plan, len(invariants)) for plan in plans]
     hidden = backend.radial_of_layers(invariants, list(convolutions.values()), row, parts)
     weights = backend.aligned_weights(plans, [convolution.last_weights() for convolution in convolutions], hidden[0].dtype)
     prepared = (PreparedRadial(*of_one) for of_one in zip(hidden, weights, strict=True))

@@ -26,10 +26,10 @@ def test_edge_frames() -> None:
     assert edge_frames.cost(num_edges=2, itemsize=4) == (0, 40, 2 * (12 + 16))
 
 
-@pytest.mark.parametrize(("degree", "flop"), [(0, 14), (1, 132), (2, 450)])
-def test_rows_of_wigner_blocks(degree: int, flop: int) -> None:
-    """Each order m: rows of 2d+1 entries; d+1 terms of 8 FLOP for both rows of K, and 3 for each row of D."""
-    assert edge_frames.wigner_rows_flop(degree) == flop
+@pytest.mark.parametrize(("degree", "flop"), [(0, 1), (1, 25), (2, 53)])
+def test_turns(degree: int, flop: int) -> None:
+    """Twice: the entries of J, 3 for degree 1 and 7 for degree 2, of 2 FLOP, and pairs of components, of 6; one factor."""
+    assert edge_frames.turn_flop(degree) == flop
 
 
 def test_basis() -> None:
@@ -102,10 +102,10 @@ def test_edge_attention() -> None:
 def test_edge_attention_in_frames() -> None:
     """One node, one edge, one head with one channel of degree 1 in value and key, float32.
 
-    Rows of D: 132 FLOP a set; turning one channel: 2 x 9; a channel has 3 values.
+    Turning one channel: 25 FLOP; a channel has 3 values.
     """
     layout = edge_attention_in_frames.frame_layout(1, ((1, 1),), ((1, 1),))
     forward, backward = edge_attention_in_frames.cost_in_frames(layout, num_nodes=1, num_edges=1, itemsize=4)
-    assert forward == (0, 2 * 132 + 18 + 18 + 6 + 3 + 10, 3 * 24 + 8 + 16 + 24 + 16)
-    assert backward == (0, 3 * 132 + 54 + 36 + 18 + 15 + 20, 4 * 24 + 8 + 16 + 36 + 16)
+    assert forward == (0, 25 + 25 + 6 + 3 + 10, 3 * 24 + 8 + 16 + 24 + 16)
+    assert backward == (0, 3 * 25 + 2 * 25 + 18 + 15 + 20, 4 * 24 + 8 + 16 + 36 + 16)
     assert forward.flop == forward.vector_flop

@@ -21,13 +21,15 @@ from tests.support import TOLERANCE, TRITON_DEVICE, leaves, random_features, ran
 pytest.importorskip("triton")
 
 from se3_fast.backends.operands import AlignedMessages
-from se3_fast.backends.triton.edge_attention import _wigner_tables
+from se3_fast.backends.triton.edge_frames import axis_swaps
 from se3_fast.kernels.edge_attention_in_frames import (
     attend_in_frames,
     attend_in_frames_backward,
+    by_edge,
+    by_row,
     frame_layout,
-    transposed,
 )
+from se3_fast.kernels.feature_rows import PITCH
 
 NAMES = ("output", "gradient of messages", "gradient of query")
 
@@ -170,12 +172,15 @@ def test_the_only_edge_of_a_node_gets_no_gradient_through_its_score() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (65, 3), (3, 130), (0, 4)])
-def test_transposed(shape: tuple[int, int]) -> None:
+def test_by_edge_and_by_row(shape: tuple[int, int]) -> None:
     values = torch.randn(shape, device=TRITON_DEVICE)
-    assert torch.equal(transposed(values), values.t())
-    assert transposed(values).is_contiguous()
-    once = transposed(values)
-    assert transposed(once.t()).data_ptr() == once.data_ptr()
+    of_edges = by_edge(values)
+    assert torch.equal(of_edges, values.t())
+    assert of_edges.is_contiguous()
+    assert by_edge(of_edges.t()).data_ptr() == of_edges.data_ptr()
+    assert torch.equal(by_row(of_edges), values)
+    assert torch.equal(by_edge(by_row(of_edges)), of_edges)
+    assert by_row(of_edges).stride(0) % PITCH == 0
 
 
 def test_rows_beyond_32_bit_offsets() -> None:
@@ -188,11 +193,10 @@ def test_rows_beyond_32_bit_offsets() -> None:
     far_messages = torch.empty(edges, rows, dtype=torch.float16, device=TRITON_DEVICE)
     far_messages[-used:] = messages
     query, cotangent = (torch.randn(1, 1, 256, generator=generator).half().to(TRITON_DEVICE) for _ in range(2))
-    table = _wigner_tables((0,), torch.float32, TRITON_DEVICE)
     far_angles = torch.ones(4, edges, device=TRITON_DEVICE)
     order, offsets = torch.arange(used, device=TRITON_DEVICE), torch.tensor([0, used], device=TRITON_DEVICE)
-    near = (layout, messages, query, far_angles[:, :used].contiguous(), table, order, offsets)
-    far = (layout, far_messages, query, far_angles, table, order + edges - used, offsets)
+    near = (layout, axis_swaps(0), messages, query, far_angles[:, :used].contiguous(), order, offsets)
+    far = (layout, axis_swaps(0), far_messages, query, far_angles, order + edges - used, offsets)
     assert torch.equal(attend_in_frames(*far), attend_in_frames(*near))
     for result, expected in zip(
         attend_in_frames_backward(*far, cotangent), attend_in_frames_backward(*near, cotangent), strict=True

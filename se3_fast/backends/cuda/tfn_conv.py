@@ -21,18 +21,19 @@ from se3_fast.backends.protocol import Support
 from se3_fast.backends.torch.second_derivatives import Edges, Setting
 from se3_fast.backends.triton.tfn_conv import FusedConvolution, in_one_tensor
 from se3_fast.backends.triton.tfn_conv_by_edge import Launches
-from se3_fast.contraction import SPLITS, ConvolutionPlan, FeatureRows, aligned_weight
+from se3_fast.contraction import ConvolutionPlan, FeatureRows, aligned_weight
 from se3_fast.graph import EdgeOrder
 from se3_fast.kernels.table_rows import Item, PairRow, Term
 from se3_fast.so3 import generators
 
 if TYPE_CHECKING:
-    from se3_fast.kernels.tfn_conv import DegreeBlock
+    from se3_fast.kernels.frame_rotations import DegreeBlock
 
 FRAMES: FrameForm = "angles"
 KEEPS_FRAMES = False
 
 WIDTH = 32  # of h
+_SPLITS = 4  # programs that share the pairs of a radial group in the gradient of h
 
 DTYPES = (torch.float16, torch.float32)
 """What the kernels read and write; they sum in float32."""
@@ -60,7 +61,7 @@ class _ContractionTable(NamedTuple):
 
 
 class _PairTable(NamedTuple):
-    """Pairs [p, 9] as :func:`pair_rows` has them, spans [groups * SPLITS, 2], and the most channels of either side."""
+    """Pairs [p, 9] as :func:`pair_rows` has them, spans [groups * _SPLITS, 2], and the most channels of either side."""
 
     pairs: Tensor
     spans: Tensor
@@ -79,7 +80,7 @@ def _contraction_table(plan: ConvolutionPlan, is_transposed: bool, has_odd: bool
 @constant
 def _pair_table(plan: ConvolutionPlan, has_odd: bool, device: torch.device) -> _PairTable:
     rows = pair_rows(plan, WIDTH, has_odd)
-    spans = group_spans(rows, len(plan.groups), SPLITS)
+    spans = group_spans(rows, len(plan.groups), _SPLITS)
     pairs = int64_table([row[:_PAIR_FIELDS] for row in rows], _PAIR_FIELDS, device)
     most_in, most_out = (
         max(channels, default=0) for channels in ([row.channels_in for row in rows], [row.channels_out for row in rows])
@@ -131,16 +132,16 @@ class CudaLaunches(Launches):
     ) -> tuple[Tensor, Tensor]:
         """Gradients of h, in one part, and of the aligned weights."""
         num_groups, num_edges, width = hidden.shape
-        of_hidden = hidden.new_empty(2 * SPLITS, num_groups, num_edges, width, dtype=torch.float32)
+        of_hidden = hidden.new_empty(2 * _SPLITS, num_groups, num_edges, width, dtype=torch.float32)
         of_weights = weights.new_empty(len(weights), dtype=torch.float32)
         for number, kind in enumerate(_KINDS):
             table = _pair_table(self.plan, kind == "odd", hidden.device)
             self._launch(
                 f"hidden_gradient_{self._element}_{kind}",
-                (self._edge_blocks(), num_groups * SPLITS, 1),
+                (self._edge_blocks(), num_groups * _SPLITS, 1),
                 [
                     *(aligned_features, gradient, weights, of_hidden, table.pairs, table.spans),
-                    *(num_edges, SPLITS, num_groups, number * SPLITS),
+                    *(num_edges, _SPLITS, num_groups, number * _SPLITS),
                 ],
             )
             blocks_in, blocks_out = -(-table.channels_in // _INPUTS[self.dtype]), -(-table.channels_out // _COLUMNS)
@@ -204,15 +205,16 @@ class CudaLaunches(Launches):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _launch_align(self, blocks: list[DegreeBlock], index: Tensor | None, into: Tensor) -> None:
-        for degree, features, _, row, row_stride in blocks:
+        for degree, features, row, row_stride in blocks:
             before, channels = [features, index, self.angles], features.shape[1]
             self._launch_rotation(f"align_{self._element}", before, degree, into, (row, row_stride), channels=channels)
 
-    def _launch_rotate(self, values: Tensor, output: Tensor, degree: int, place: tuple[int, int]) -> None:
-        self._launch_rotation(f"rotate_{self._element}", [values, self.angles], degree, output, place)
+    def _launch_rotate(self, values: Tensor, block: DegreeBlock) -> None:
+        degree, output, row, row_stride = block
+        self._launch_rotation(f"rotate_{self._element}", [values, self.angles], degree, output, (row, row_stride))
 
     def _launch_rotate_sum(self, blocks: list[DegreeBlock], values: Tensor, edges: EdgeOrder) -> None:
-        for degree, output, _, row, row_stride in blocks:
+        for degree, output, row, row_stride in blocks:
             before, place = [values, self.angles], (row, row_stride)
             self._launch_rotation(f"rotate_sum_{self._element}", before, degree, output, place, order=edges)
 

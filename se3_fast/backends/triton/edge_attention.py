@@ -13,23 +13,22 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import in_at_least_float32
-from se3_fast.autograd.modes import constant
 from se3_fast.autograd.operation import LinearOperation, Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends import compiled
 from se3_fast.backends.dense import edge_attention as formula
 from se3_fast.backends.dense.edge_frames import wigner_of_angles
 from se3_fast.backends.operands import AlignedMessages
+from se3_fast.backends.triton.edge_frames import axis_swaps
 from se3_fast.graph import Graph
 from se3_fast.kernels.edge_attention import attend, attend_backward
 from se3_fast.kernels.edge_attention_in_frames import (
     FrameLayout,
     attend_in_frames,
     attend_in_frames_backward,
+    by_edge,
+    by_row,
     frame_layout,
-    transposed,
 )
-from se3_fast.kernels.edge_frames import wigner_table
-from se3_fast.so3 import axis_swap
 
 READS = "frames"
 
@@ -52,16 +51,9 @@ def aligned_edge_attention(messages: AlignedMessages, query: Tensor, key_channel
     of_key = dict(key_channels)
     value_channels = tuple((degree, channels - of_key.get(degree, 0)) for degree, channels in messages.channels)
     layout = frame_layout(query.shape[1], value_channels, key_channels)
-    table = _wigner_tables(tuple(degree for degree, _ in messages.channels), messages.angles.dtype, messages.angles.device)
-    (by_edge,) = _Transposition().apply(messages.values)
-    assert by_edge is not None
-    return _AlignedEdgeAttention(layout).apply(by_edge, query, messages.angles, table, *messages.graph.incoming())[0]
-
-
-@constant
-def _wigner_tables(degrees: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The Wigner tables of some degrees in a row."""
-    return torch.cat([wigner_table(axis_swap(degree)).flatten() for degree in degrees]).to(device, dtype)
+    (of_edges,) = _ByEdge().apply(messages.values)
+    assert of_edges is not None
+    return _AlignedEdgeAttention(layout).apply(of_edges, query, messages.angles, *messages.graph.incoming())[0]
 
 
 class _EdgeAttention(Operation):
@@ -96,17 +88,30 @@ def _destinations(order: Tensor, offsets: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, nodes.repeat_interleave(offsets.diff(), output_size=len(order)))
 
 
-class _Transposition(LinearOperation):
-    """[m, n] to [n, m] contiguous, by a Triton kernel where it is not so already."""
+class _ByEdge(LinearOperation):
+    """Aligned features [rows, E] as [E, rows], by a Triton kernel where they do not lie so already."""
 
     def evaluate(self, operands: Any) -> Tensors:
         """The result."""
-        return [transposed(*operands).contiguous()]
+        return [by_edge(*operands)]
 
     @property
-    def transpose(self) -> _Transposition:
-        """The same."""
-        return self
+    def transpose(self) -> _ByRow:
+        """The way back."""
+        return _ByRow()
+
+
+class _ByRow(LinearOperation):
+    """[E, rows] as [rows, E], as the convolution reads it."""
+
+    def evaluate(self, operands: Any) -> Tensors:
+        """The result."""
+        return [by_row(*operands)]
+
+    @property
+    def transpose(self) -> _ByEdge:
+        """The way there."""
+        return _ByEdge()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,19 +121,24 @@ class _AlignedEdgeAttention(Operation):
     Keeps the messages, those of an edge side by side, and the query. The angles are constants: a convolution's gradient with
     respect to positions (the torque identity, DESIGN 1.2) takes all that its messages are used for into account.
 
-    Operands: messages [E, rows], query, angles, Wigner tables; order and offsets as in :class:`se3_fast.graph.EdgeOrder`. Result:
+    Operands: messages [E, rows], query, angles; order and offsets as in :class:`se3_fast.graph.EdgeOrder`. Result:
     [N, H, V].
     """
 
     layout: FrameLayout
 
+    @property
+    def swaps(self) -> tuple[float, ...]:
+        """J of all degrees up to the largest."""
+        return axis_swaps(max(self.layout.degrees[::3]))
+
     def evaluate(self, operands: Any) -> Sequence[Tensor]:
         """The result."""
-        return [attend_in_frames(self.layout, *operands)]
+        return [attend_in_frames(self.layout, self.swaps, *operands)]
 
     def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of messages and query."""
-        return *attend_in_frames_backward(self.layout, *operands, *gradients), None, None, None, None
+        return *attend_in_frames_backward(self.layout, self.swaps, *operands, *gradients), None, None, None
 
     @property
     def formula(self) -> PlainFormula:
@@ -138,13 +148,13 @@ class _AlignedEdgeAttention(Operation):
 
 def _in_frames(layout: FrameLayout, operands: Sequence[Tensor]) -> list[Tensor]:
     """What :class:`_AlignedEdgeAttention` computes, from its tensors."""
-    by_edge, query, angles, _, order, offsets = operands
-    degrees, (values, keys) = layout.degrees[::4], ([], [])
+    of_edges, query, angles, order, offsets = operands
+    degrees, (values, keys) = layout.degrees[::3], ([], [])
     blocks = wigner_of_angles(angles, max(degrees))
     first = 0
     for number, degree in enumerate(degrees):
-        num_channels, num_components = layout.degrees[4 * number + 3], 2 * degree + 1
-        rows = by_edge[:, first : first + num_channels * num_components]
+        num_channels, num_components = layout.degrees[3 * number + 2], 2 * degree + 1
+        rows = of_edges[:, first : first + num_channels * num_components]
         aligned = rows.unflatten(1, (num_components, num_channels)).transpose(1, 2)  # [E, C, 2d+1]
         turned = aligned @ blocks[degree].to(aligned.dtype).transpose(1, 2)
         num_values = layout.values[4 * number] * layout.heads

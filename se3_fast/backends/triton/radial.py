@@ -6,19 +6,22 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import compute_dtype, dtype_name, in_at_least_float32
-from se3_fast.autograd.modes import known_when_compiled
+from se3_fast.autograd.modes import constant, known_when_compiled
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends import compiled
 from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON, of_groups
+from se3_fast.backends.launch_tables import int64_table
 from se3_fast.backends.operands import Profiles, Recipe, profile_parameters
 from se3_fast.kernels import radial as kernels
 from se3_fast.kernels.radial import Shape
+from se3_fast.kernels.table_rows import GradientParts
 
 
 def radial(invariants: Tensor, profiles: Profiles) -> Tensor:
@@ -37,21 +40,21 @@ def recipe(invariants: Tensor, profiles: Profiles) -> Recipe | None:
     return None
 
 
-def radial_of_layers(invariants: Tensor, layers: Sequence[Profiles], row: Tensor, splits: int) -> list[Tensor]:
+def radial_of_layers(invariants: Tensor, layers: Sequence[Profiles], row: Tensor, splits: Sequence[int]) -> list[Tensor]:
     """As :func:`radial` for several convolutions at once.
 
     Args:
         invariants: [E, e], the same for all.
         layers: the profiles of each convolution, all with the same number of inputs and units, and all with or without layer norm.
         row: the parameters of all, [P, n], in the order of :func:`profile_parameters`.
-        splits: S.
+        splits: S of each convolution.
 
     Returns:
         h of each convolution S times over, [S, groups, E, K], so that its gradient may come in S parts; in the compute dtype.
     """
     shape = _shape_of(layers[0])
     counts = tuple(len(profiles) for profiles in layers)
-    return list(FusedRadialOfLayers(shape, compute_dtype(invariants), counts, splits).apply(invariants, row))
+    return list(FusedRadialOfLayers(shape, compute_dtype(invariants), counts, tuple(splits)).apply(invariants, row))
 
 
 def _shape_of(profiles: Profiles) -> Shape:
@@ -89,8 +92,8 @@ class FusedRadial(Operation):
     def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of the invariants, where they need one, and of the parameters."""
         invariants, parameters = operands
-        given = gradients[0].contiguous()[None]
-        of_invariants, sums = kernels.backward(invariants.contiguous(), parameters, given, self.shape, wanted[0])
+        given, parts = gradients[0].contiguous(), _gradient_parts((len(parameters),), (1,), invariants.device)
+        of_invariants, sums = kernels.backward(invariants.contiguous(), parameters, given, parts, self.shape, wanted[0])
         return of_invariants, sums.sum(0).to(parameters.dtype)  # over the programs; PyTorch's order is fixed, too
 
     @property
@@ -110,13 +113,13 @@ class FusedRadialOfLayers(Operation):
         shape: of a profile.
         dtype: of h.
         counts: radial groups of each convolution.
-        splits: S.
+        splits: S of each convolution.
     """
 
     shape: Shape
     dtype: torch.dtype
     counts: tuple[int, ...]
-    splits: int
+    splits: tuple[int, ...]
 
     def evaluate(self, operands: Any) -> Sequence[Tensor]:
         """h of each convolution."""
@@ -129,7 +132,8 @@ class FusedRadialOfLayers(Operation):
         of_invariants, sums = kernels.backward(
             invariants.contiguous(),
             row[0].view(sum(self.counts), -1),
-            torch.cat(gradients, 1),
+            torch.cat([gradient.flatten(0, 1) for gradient in gradients]),
+            _gradient_parts(self.counts, self.splits, invariants.device),
             self.shape,
             with_invariants=wanted[0],
             programs=len(row),
@@ -148,7 +152,21 @@ class FusedRadialOfLayers(Operation):
 
     def _split(self, hidden: Tensor) -> list[Tensor]:
         """h of each convolution S times over, from that of all groups."""
-        return [of_one.expand(self.splits, -1, -1, -1) for of_one in hidden.split(self.counts)]
+        of_each = zip(hidden.split(self.counts), self.splits, strict=True)
+        return [of_one.expand(splits, -1, -1, -1) for of_one, splits in of_each]
+
+
+@constant
+def _gradient_parts(counts: tuple[int, ...], splits: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where the gradient of h of each group is, as ``kernels/radial.py`` reads it: the parts of all convolutions, [S, groups] each,
+    stand one after the other."""
+    starts = accumulate((count * parts for count, parts in zip(counts, splits, strict=True)), initial=0)
+    rows = [
+        GradientParts(start + group, parts, count)
+        for start, count, parts in zip(starts, counts, splits, strict=False)
+        for group in range(count)
+    ]
+    return int64_table(rows, GradientParts, device)
 
 
 def _of_table(shape: Shape, operands: Sequence[Tensor]) -> list[Tensor]:

@@ -60,9 +60,9 @@ def is_contracted_by_edge(plan: ConvolutionPlan, graph: Graph, width: int, dtype
     return not is_by_source(order, plan, lambda: is_less_time_by_source(plan, *sizes))
 
 
-def hidden_gradient_parts(plans: Sequence[ConvolutionPlan], num_edges: int) -> int:
-    """In how many parts the gradients of h of some convolutions come, the same for all; 1 where there will be none."""
-    return min(hidden_splits(num_edges, len(plan.groups)) for plan in plans) if torch.is_grad_enabled() else 1
+def hidden_gradient_parts(plan: ConvolutionPlan, num_edges: int) -> int:
+    """In how many parts the gradient of h of a convolution comes; 1 where there will be none."""
+    return hidden_splits(num_edges, len(plan.groups)) if torch.is_grad_enabled() else 1
 
 
 class AlignedEdges(NamedTuple):
@@ -98,7 +98,7 @@ def _fused(call: Convolution, keeps_frames: bool) -> tuple[tuple[Tensor, ...], A
 def _prepared(call: Convolution) -> PreparedRadial:
     """What the kernels read of h and the weights of one convolution."""
     hidden = in_one_tensor(call.hidden)
-    parts = hidden_gradient_parts([call.plan], hidden.shape[1])
+    parts = hidden_gradient_parts(call.plan, hidden.shape[1])
     (weights,) = aligned_weights([call.plan], [call.weights], hidden.dtype)
     return PreparedRadial(hidden.expand(parts, *hidden.shape), weights)
 

@@ -21,10 +21,14 @@ from se3_fast.backends.launch_tables import (
     int64_table,
     with_places,
 )
+from se3_fast.backends.triton.edge_frames import axis_swaps
 from se3_fast.contraction import SPLITS, ConvolutionPlan, FeatureRows, input_rows, output_rows
 from se3_fast.graph import EdgeOrder, Graph
+from se3_fast.kernels import frame_rotations as rotations
 from se3_fast.kernels import tfn_conv as kernels
 from se3_fast.kernels.edge_frames import wigner_table
+from se3_fast.kernels.feature_rows import empty_rows, in_rows
+from se3_fast.kernels.frame_rotations import DegreeBlock
 from se3_fast.kernels.table_rows import GeneratorEntry, Item, PairRow, Span, Term
 from se3_fast.so3 import axis_swap
 
@@ -34,8 +38,9 @@ def contraction_table(plan: ConvolutionPlan, width: int, is_transposed: bool, de
     """What :func:`~se3_fast.kernels.tfn_conv.contract` sums."""
     found = [item for has_odd in (False, True) for item in contraction_items(plan, width, is_transposed, has_odd)]
     items, terms = with_places(heaviest_first(found))
-    largest = max(item.channels for item in items)
-    return kernels.ContractionTable(int64_table(items, Item, device), int64_table(terms, Term, device), largest)
+    channels = [item.channels for item in items]
+    of_items, of_terms = int64_table(items, Item, device), int64_table(terms, Term, device)
+    return kernels.ContractionTable(of_items, of_terms, max(channels), _if_all_the_same(channels))
 
 
 @constant
@@ -48,7 +53,13 @@ def pair_table(plan: ConvolutionPlan, width: int, device: torch.device, splits: 
         splits,
         max(row.channels_in for row in rows),
         max(row.channels_out for row in rows),
+        _if_all_the_same([row.channels_out for row in rows]),
     )
+
+
+def _if_all_the_same(counts: Sequence[int]) -> int:
+    """The count, or 0."""
+    return counts[0] if len(set(counts)) == 1 else 0
 
 
 @constant
@@ -123,7 +134,7 @@ class Launches:
     def align_gradients(self, grads: Sequence[Tensor]) -> Tensor:
         """The gradient of y~, [rows, E], from those of the messages."""
         if self.keeps_frames:
-            return grads[0].contiguous()
+            return in_rows(grads[0])
         gradient = self.empty_rows(self.rows_out)
         index = self.graph.dst if self.pool else self.edge_numbers
         blocks = [
@@ -143,9 +154,10 @@ class Launches:
         return messages
 
     def contract_transposed(self, gradient: Tensor, hidden: Tensor, weights: Tensor, transposed: Tensor | None) -> Tensor:
-        """The gradient of x~, [rows, E]; ``transposed`` are the weights in the order [.., C_out, K, C_in]."""
+        """The gradient of x~, [rows, E], the rows of an edge side by side; ``transposed`` are the weights in the order
+        [.., C_out, K, C_in]."""
         assert transposed is not None
-        result = self.empty_rows(self.rows_in)
+        result = self.empty(self.graph.num_edges(), self.rows_in.count).t()
         table = contraction_table(self.plan, hidden.shape[2], True, hidden.device)
         kernels.contract(gradient, hidden, transposed, table, True, result)
         return result
@@ -194,13 +206,12 @@ class Launches:
             gradient, messages, input_gradient, inputs, table, rel_pos, self.angles, self.wigner_table(1)
         )
 
-    def _block(self, rows: FeatureRows, degree: int, first_channel: int, features: Tensor) -> kernels.DegreeBlock:
-        table = self.wigner_table(degree)
-        return kernels.DegreeBlock(degree, features.contiguous(), table, *rows.place(degree, first_channel))
+    def _block(self, rows: FeatureRows, degree: int, first_channel: int, features: Tensor) -> DegreeBlock:
+        return DegreeBlock(degree, features.contiguous(), *rows.place(degree, first_channel))
 
     def _rotate(self, values: Tensor, rows: FeatureRows, degree: int, first_channel: int, channels: int) -> Tensor:
         output = self.empty(self.graph.num_edges(), channels, 2 * degree + 1)
-        self._launch_rotate(values, output, degree, rows.place(degree, first_channel))
+        self._launch_rotate(values, self._block(rows, degree, first_channel, output))
         return output
 
     def _rotate_sum(
@@ -211,18 +222,18 @@ class Launches:
         self._launch_rotate_sum(blocks, values, edges)
         return outputs
 
-    def _launch_align(self, blocks: list[kernels.DegreeBlock], index: Tensor | None, into: Tensor) -> None:
-        kernels.align(blocks, index, self.angles, into)
+    def _launch_align(self, blocks: list[DegreeBlock], index: Tensor | None, into: Tensor) -> None:
+        rotations.align(blocks, axis_swaps(self.plan.max_degree), index, self.angles, into)
 
-    def _launch_rotate(self, values: Tensor, output: Tensor, degree: int, place: tuple[int, int]) -> None:
-        kernels.rotate(values, self.edge_numbers, self.angles, self.wigner_table(degree), output, *place)
+    def _launch_rotate(self, values: Tensor, block: DegreeBlock) -> None:
+        rotations.rotate(block, axis_swaps(self.plan.max_degree), values, self.edge_numbers, self.angles)
 
-    def _launch_rotate_sum(self, blocks: list[kernels.DegreeBlock], values: Tensor, edges: EdgeOrder) -> None:
-        kernels.rotate_sum(blocks, values, self.angles, *edges)
+    def _launch_rotate_sum(self, blocks: list[DegreeBlock], values: Tensor, edges: EdgeOrder) -> None:
+        rotations.rotate_sum(blocks, axis_swaps(self.plan.max_degree), values, self.angles, *edges)
 
     def empty_rows(self, rows: FeatureRows) -> Tensor:
         """Memory for aligned features, [rows, E]."""
-        return self.empty(rows.count, self.graph.num_edges())
+        return empty_rows(rows.count, self.graph.num_edges(), self.dtype, self.angles.device)
 
     def empty(self, *shape: int) -> Tensor:
         """Memory to be written, in the dtype of the features."""

@@ -162,7 +162,7 @@ class SourceLaunches:
 
     def contract(self, features: Sequence[Tensor], hidden: Tensor, blocks: Sequence[Tensor]) -> Tensor:
         """y~, [rows, E], from node features, h [groups, E, K] and the weight blocks."""
-        messages = self.shared.empty(self.shared.rows_out.count, self.graph.num_edges())
+        messages = self.shared.empty_rows(self.shared.rows_out)
         frames = self._frames()
         tables = pair_tables(self.plan, hidden.shape[2], hidden.device)
         for edges in self._chunks(hidden):
@@ -180,8 +180,8 @@ class SourceLaunches:
         feature_gradients = [torch.empty_like(feature) for feature in features]
         frames = self._frames()
         is_turning = rel_pos is not None and self.plan.max_degree > 0
-        messages = self.shared.empty(self.shared.rows_out.count if is_turning else 0, self.graph.num_edges())
-        frame_gradient = self.shared.empty(self.rows_frame.count if is_turning else 0, self.graph.num_edges())
+        messages = self.shared.empty_rows(self.shared.rows_out) if is_turning else frames  # else not used, as what follows
+        frame_gradient = self.shared.empty_rows(self.rows_frame) if is_turning else frames
         tables = pair_tables(self.plan, hidden.shape[2], hidden.device)
         for edges in self._chunks(hidden):
             products = self._products(features, blocks, edges, hidden.shape[2])
@@ -203,7 +203,7 @@ class SourceLaunches:
 
     def _frames(self) -> Tensor:
         """Columns of the Wigner blocks of the input degrees, [rows, E]."""
-        frames = self.shared.empty(self.rows_frame.count, self.graph.num_edges())
+        frames = self.shared.empty_rows(self.rows_frame)
         for degree, _ in self.plan.node_channels:
             kernels.frames(self.shared.angles, self.shared.wigner_table(degree), degree, frames, self.rows_frame.starts[degree])
         return frames

@@ -37,3 +37,11 @@ def test_no_edges() -> None:
     from se3_fast.kernels.edge_frames import frame_angles
 
     assert frame_angles(torch.zeros(0, 3, device=TRITON_DEVICE)).shape == (4, 0)
+
+
+def test_constants_of_the_kernels_that_are_compiled_ahead_of_time() -> None:
+    from se3_fast.backends.triton.edge_frames import axis_swaps
+    from se3_fast.kernels.edge_frames import SWAPS_TO_DEGREE_3
+
+    assert axis_swaps(3) == pytest.approx(SWAPS_TO_DEGREE_3, abs=1e-14)
+    assert [entry != 0 for entry in axis_swaps(3)] == [entry != 0 for entry in SWAPS_TO_DEGREE_3]

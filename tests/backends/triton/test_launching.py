@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,7 +135,21 @@ def grids_at(num_nodes: int) -> Grids:
 def test_only_the_first_axis_of_a_grid_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pooling shares nodes among so many programs at most, which the smaller graph has already."""
     monkeypatch.setattr(pooling, "_BACKWARD_PROGRAMS", 8)
-    small, large = (grids_at(num_nodes) for num_nodes in (600, 1200))
+    small, large = (grids_at(num_nodes) for num_nodes in (500, 1000))
     assert set(small) == set(large) == set().union(*map(kernels_launched_in, MODULES))
     for kernel in small:
         assert {grid[1:] for grid in small[kernel]} == {grid[1:] for grid in large[kernel]}, kernel
+
+
+# Compilations -------------------------------------------------------------------------------------------------------
+
+
+def test_batches_of_other_sizes_compile_nothing() -> None:
+    """Neither forward nor backward, whatever divides their numbers of nodes and edges."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.backends.triton.compilations"]
+    finished = subprocess.run(command, env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    counts = json.loads(finished.stdout)
+    assert len(counts) > 20
+    assert {kernel: of_kernel for kernel, of_kernel in counts.items() if len(set(of_kernel)) > 1} == {}

@@ -166,7 +166,7 @@ def test_other_backends_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("num_edges", [0, 3, 200], ids="{} edges".format)
 @pytest.mark.parametrize("num_parts", [1, 64], ids="{} parts".format)
 def test_profiles_of_several_layers_at_once(num_edges: int, num_parts: int) -> None:
-    """Gradients of h come in three parts, those of the parameters go in one or many, more than there are blocks of edges."""
+    """Gradients of h come in two and in three parts, those of the parameters go in one or many, more than blocks of edges."""
     torch.manual_seed(0)
     widths = (5, WIDTH)
     layers = [
@@ -175,15 +175,16 @@ def test_profiles_of_several_layers_at_once(num_edges: int, num_parts: int) -> N
     invariants = torch.randn(num_edges, 5, dtype=torch.float64, device=TRITON_DEVICE).requires_grad_()
     parameters = [tensor for profiles in layers for tensor in profile_parameters(profiles)]  # type: ignore[arg-type]
     row = torch.cat([tensor.detach().flatten() for tensor in parameters]).expand(num_parts, -1).requires_grad_()
+    splits = [2, 3]
     with se3_fast.backend("triton"):
-        found = radial_of_layers(invariants, layers, row, 3)  # type: ignore[arg-type]
+        found = radial_of_layers(invariants, layers, row, splits)  # type: ignore[arg-type]
     cotangents = [torch.randn_like(values) for values in found]
     of_invariants, of_row = torch.autograd.grad(found, [invariants, row], cotangents)
     assert of_row.shape == row.shape
     with se3_fast.backend("dense"):
         expected = [torch.stack(list(radial(invariants, profiles))) for profiles in layers]  # type: ignore[arg-type]
-    for values, truth in zip(found, expected, strict=True):
-        assert values.shape == (3, *truth.shape)
+    for values, truth, parts in zip(found, expected, splits, strict=True):
+        assert values.shape == (parts, *truth.shape)
         assert all(relative_error(part, truth) < 1e-12 for part in values)
     true_gradients = torch.autograd.grad(expected, [invariants, *parameters], [cotangent.sum(0) for cotangent in cotangents])
     assert relative_error(of_invariants, true_gradients[0]) < 1e-12
