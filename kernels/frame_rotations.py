@@ -83,7 +83,7 @@ def _align_degree(
     x = _load(features + place, is_value, 1, DEGREE, frames[0].dtype)
     target = aligned + (row + channel).to(tl.int64) * pitch + edge[:, None]
     is_value = (edge < pitch)[:, None] & is_channel  # past the last edge all is zero
-    _store(target, turned_in(x, frames, SWAPS, DEGREE), is_value, row_stride * pitch, DEGREE)
+    _store(target, turned_in(x, frames, SWAPS, DEGREE), is_value, tl.cast(row_stride, tl.int64) * pitch, DEGREE)
 
 
 @triton.jit(do_not_specialize=["num_edges"])
@@ -111,7 +111,7 @@ def _rotate_kernel(
     is_value = is_edge[:, None] & is_channel
     frames = load_frames(angles, edge, is_edge, num_edges)
     place = (row + channel).to(tl.int64) * row_step + edge[:, None] * edge_step
-    x = _load(aligned + place, is_value, row_stride * row_step, DEGREE, frames[0].dtype)
+    x = _load(aligned + place, is_value, tl.cast(row_stride, tl.int64) * row_step, DEGREE, frames[0].dtype)
     target = tl.load(index + edge, mask=is_edge, other=0) if HAS_INDEX else edge
     place = (target[:, None] * channels + channel) * (2 * DEGREE + 1)
     _store(output + place, turned_out(x, frames, SWAPS, DEGREE), is_value, 1, DEGREE)
@@ -142,7 +142,7 @@ def _rotate_sum_degree(
         edge = tl.load(order + place, mask=is_edge, other=0)
         frames = load_frames(angles, edge, is_edge, num_edges)
         values = aligned + (row + channel).to(tl.int64) * row_step + edge[:, None] * edge_step
-        x = _load(values, is_edge[:, None] & is_channel, row_stride * row_step, DEGREE, SUM)
+        x = _load(values, is_edge[:, None] & is_channel, tl.cast(row_stride, tl.int64) * row_step, DEGREE, SUM)
         sums = _sum_tuples(sums, turned_out(x, frames, SWAPS, DEGREE))
     target = output + (node * channels + channel) * (2 * DEGREE + 1)
     for i in tl.static_range(2 * DEGREE + 1):

@@ -309,13 +309,14 @@ def _weight_gradient_slice(
     from_g = gradient + (out_plus + tl.minimum(channel_out, channels_out - 1))[None] * pitch
     if HAS_ODD:
         from_g += (column // BLOCK_OUT)[None] * ((out_minus - out_plus) * pitch)
-    from_h = hidden + group * num_edges * WIDTH + unit[None]
+    row_in_block = tl.arange(0, BLOCK_EDGES)[:, None]
+    from_h = hidden + group * num_edges * WIDTH + row_in_block * WIDTH + unit[None]
     plus = tl.zeros((rows, columns), SUM)
     minus = tl.zeros((rows, columns), SUM)
     for start in range(0, num_edges, BLOCK_EDGES):
-        edge = start + tl.arange(0, BLOCK_EDGES)[:, None]
+        edge = start + row_in_block
         is_row = edge < pitch
-        h = tl.load(from_h + edge * WIDTH, mask=edge < num_edges, other=0.0)[:, None]
+        h = tl.load(from_h + tl.cast(start, tl.int64) * WIDTH, mask=edge < num_edges, other=0.0)[:, None]
         g = tl.load(from_g + edge, mask=is_row, other=0.0)  # [edges, columns]
         x = tl.load(from_x + edge, mask=is_row, other=0.0)[:, :, None]
         product = tl.reshape((h.to(SUM) * x.to(SUM)).to(g.dtype), (BLOCK_EDGES, rows))

@@ -388,8 +388,7 @@ def frames(angles: Tensor, table: Tensor, degree: int, result: Tensor, row: int)
     if num_edges == 0:
         return
     block = rotation_block(degree)
-    launch(
-        _frames_kernel, (triton.cdiv(num_edges, block),),
+    launch(_frames_kernel, (triton.cdiv(num_edges, block),),
         angles, table, result, num_edges, result.stride(0), row, DEGREE=degree, SIZE=tile_size(degree), BLOCK=block,
     )  # fmt: skip
 
@@ -416,8 +415,7 @@ def contract(
             frame_rows, hidden, products, outputs, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], frame_rows.stride(0), edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-            **product_constants(hidden.dtype),
-            num_warps=tile.warps, num_stages=_NUM_STAGES,
+            **product_constants(hidden.dtype), num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
 
 
@@ -450,8 +448,7 @@ def hidden_gradient(
         frame_rows, gradient, products, result, edges.tiles, edges.order, edges.offsets,
         tables[0].pairs, spans[0], tables[1].pairs, spans[1], num_edges, gradient.stride(0), edges.first_node, edges.num_nodes,
         WIDTH=width, BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-        **product_constants(result.dtype),
-        num_warps=tile.warps, num_stages=_NUM_STAGES,
+        **product_constants(result.dtype), num_warps=tile.warps, num_stages=_NUM_STAGES,
     )  # fmt: skip
 
 
@@ -478,8 +475,7 @@ def product_gradient(
             frame_rows, gradient, hidden, result, edges.order, edges.offsets, table.pairs, slices,
             hidden.shape[1], gradient.stride(0), edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_COMPONENTS=block_components,
-            BLOCK_CHANNELS=tile.channels, **product_constants(hidden.dtype),
-            num_warps=tile.warps, num_stages=_NUM_STAGES,
+            BLOCK_CHANNELS=tile.channels, **product_constants(hidden.dtype), num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
 
 
@@ -504,8 +500,7 @@ def frame_gradient(
             gradient, hidden, products, result, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], gradient.stride(0), edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-            **product_constants(hidden.dtype),
-            num_warps=tile.warps, num_stages=_NUM_STAGES,
+            **product_constants(hidden.dtype), num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def test_outcomes_survive(has_xdist: bool, tmp_path: Path, monkeypatch: pytest.M
     tests.write_text(FAULTS)
     monkeypatch.setattr(gpu_tests, "find_spec", lambda name: name == "pytest" or has_xdist)
     monkeypatch.setattr(gpu_tests, "MOST_PROCESSES", 1)
-    result = gpu_tests.run([str(tests)], tmp_path, 60.0, 2.0)
+    result = gpu_tests.run([str(tests)], tmp_path, 240.0, 6.0)
     named = {outcome: sorted(name.partition("::")[2] for name in result[outcome]) for outcome in ("failed", "open")}
     assert named == {"failed": ["test_fails", "test_loses_the_device"], "open": ["test_crashes", "test_hangs"]}
     assert result["passed"] == 3 and not gpu_tests.passed(result)
@@ -74,7 +74,7 @@ def test_time_that_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(gpu_tests, "find_spec", lambda name: name == "pytest")
     tests = tmp_path / "test_slow.py"
     tests.write_text("import time\ndef test_first(): pass\ndef test_second(): time.sleep(60)\n")
-    result = gpu_tests.run([str(tests)], tmp_path, 5.0, 60.0)
+    result = gpu_tests.run([str(tests)], tmp_path, 15.0, 60.0)
     assert result["passed"] == 1 and [name.partition("::")[2] for name in result["open"]] == ["test_second"]
     assert result["exit_code"] is None and not gpu_tests.passed(result)
 
