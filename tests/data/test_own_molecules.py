@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -99,5 +100,13 @@ def test_from_a_table_to_predictions(table: Path, tmp_path: Path, capsys: pytest
         rows = list(csv.DictReader(file))
     assert len(rows) == 65 and float(rows[0]["y_K"])
     assert "MAE of 60 known (K)" in (tmp_path / "r.html").read_text()
+    own.remove("--unit")
+    own.remove("K")
+    assert train([*sizes.split()[:-1], *own, "--log_dir", str(tmp_path), "--eval_interval", "1"]) == 0
+    told = capsys.readouterr()
+    assert re.search(r"epoch 1/2: loss [\d.]+, validation MAE [\d.e+]+, ", told.out) and re.search(
+        r"test MAE of y: \S+\n", told.out
+    )
+    assert "batch/s" not in told.err  # a bar is for terminals
     assert train(["--data", str(table), "--log_dir", str(tmp_path)]) == 2
     assert "expected --target" in capsys.readouterr().err
