@@ -38,7 +38,7 @@ _BATCH_SIZE = 240
 def build_parser() -> argparse.ArgumentParser:
     """Parser of all options of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m se3_fast.train",
+        prog="se3-fast train",
         description="Train an SE(3)-Transformer on a molecular property.",
         formatter_class=HelpFormatter,
     )
@@ -130,9 +130,9 @@ def add_own_molecules(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is read of a file of one's own."""
     group = parser.add_argument_group("molecules of your own")
     group.add_argument("--data", type=Path, default=None, metavar="FILE", help="CSV with SMILES, or SDF, in place of --dataset")
-    group.add_argument("--smiles", default="smiles", metavar="COLUMN", help="column of the SMILES")
+    group.add_argument("--smiles", "--smiles_column", default="smiles", metavar="COLUMN", help="column of the SMILES")
     group.add_argument("--target", default=None, metavar="NAME", help="column, or property of the SDF, to learn")
-    group.add_argument("--unit", default="", help="unit of the target, for messages")
+    group.add_argument("--unit", default="", help="unit of the target, for messages (default: none)")
     group.add_argument("--split", choices=SPLITS, default="random", help="how molecules to validate and to test on are chosen")
 
 

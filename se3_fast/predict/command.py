@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     """Parser of all options of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m se3_fast.predict",
+        prog="se3-fast predict",
         description="Predict a property for molecules with a trained model. Every molecule has a row: its number, and in the "
         "column `outside` how it differs from the training molecules; or in the column `error` why it has none.",
         epilog="Exit status: 0, all molecules have a number; 3, some have none; 2, the input as a whole is at fault.",
