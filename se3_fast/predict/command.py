@@ -91,7 +91,10 @@ def predict(arguments: argparse.Namespace) -> int:
                 "warning: the checkpoint does not say what its training data span; sizes and kinds of atoms are not compared"
             )
         if predictor.uncertainty is None:
-            _log.warning("warning: the checkpoint has no uncertainty of its predictions; that column is empty")
+            _log.warning(
+                "warning: the checkpoint has no uncertainty of its predictions, as training had too few molecules or was not "
+                "finished; that column is empty"
+            )
         predictions = predictor.predict_records(_records(arguments), arguments.conformers, arguments.seed, arguments.batch_size)
         report = _report(arguments, predictor) if arguments.report is not None else None
         served = unserved = 0

@@ -89,7 +89,9 @@ def test_from_a_table_to_predictions(table: Path, tmp_path: Path, capsys: pytest
     own = ["--data", str(table), "--smiles", "structure", "--target", "y", "--unit", "K", "--seed", "3"]
     files = ["--log_dir", str(tmp_path), "--save_ckpt_path", str(model)]
     assert train([*sizes.split(), *own, *files]) == 0
-    assert "test MAE of y:" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "test MAE of y:" in told.out
+    assert "no uncertainty: that takes at least 20 molecules to validate on and more than 16 to train on, got 6 and 48" in told.err
     data = read_checkpoint(model)["data"]
     assert (data["dataset"], data["task"], data["unit"]) == (str(table), "y", "K")
     assert train([*sizes.split(), *own, *files, "--epochs", "3", "--load_ckpt_path", str(model)]) == 0
@@ -100,6 +102,7 @@ def test_from_a_table_to_predictions(table: Path, tmp_path: Path, capsys: pytest
         rows = list(csv.DictReader(file))
     assert len(rows) == 65 and float(rows[0]["y_K"])
     assert "MAE of 60 known (K)" in (tmp_path / "r.html").read_text()
+    capsys.readouterr()
     own.remove("--unit")
     own.remove("K")
     assert train([*sizes.split()[:-1], *own, "--log_dir", str(tmp_path), "--eval_interval", "1"]) == 0
@@ -108,5 +111,13 @@ def test_from_a_table_to_predictions(table: Path, tmp_path: Path, capsys: pytest
         r"test MAE of y: \S+\n", told.out
     )
     assert "batch/s" not in told.err  # a bar is for terminals
+    assert "have no uncertainty: " not in told.err  # nor has it a checkpoint
     assert train(["--data", str(table), "--log_dir", str(tmp_path)]) == 2
     assert "expected --target" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--target", "y"], ["--smiles", "structure"], ["--unit", "K"], ["--split", "scaffold"]])
+def test_a_table_that_was_forgotten(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train([*words, "--data_dir", str(tmp_path), "--log_dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {' '.join(words)}: expected --data as well, the table or SDF that it is about\n"
+    assert not list(tmp_path.iterdir())
