@@ -83,6 +83,12 @@ def test_tables_of_no_use(tmp_path: Path, text: str, target: str, message: str) 
         OwnMoleculesDataModule(path, target, smiles_column="structure")
 
 
+@pytest.mark.parametrize("name", ["molecules.smi", "molecules.xyz", "table"])
+def test_files_without_numbers(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected a file with a number .* ends in .csv, .sdf, .sd"):
+        OwnMoleculesDataModule(tmp_path / name, "y")
+
+
 def test_from_a_table_to_predictions(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, output = tmp_path / "model.pth", tmp_path / "out.csv"
     sizes = "--num_layers 1 --num_degrees 2 --num_channels 8 --num_heads 2 --batch_size 16 --epochs 2 --num_workers 0 --silent"
