@@ -115,6 +115,8 @@ def predict(arguments: argparse.Namespace) -> int:
 def _check_arguments(arguments: argparse.Namespace) -> None:
     if not arguments.input and not arguments.smiles:
         raise ValueError("expected files of molecules, or --smiles")
+    if arguments.target is not None and arguments.report is None:
+        raise ValueError(f"--target {arguments.target}: expected --report as well, the page that compares with known values")
     for path in arguments.input:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{path}: expected a file whose name ends in {', '.join(SUFFIXES)}")

@@ -235,6 +235,8 @@ def test_usage(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     np.savez(pickled, n_node=np.array([print], dtype=object))
     assert main([*common, str(pickled)]) == 2
     assert capsys.readouterr().err.count("error: ") == 4
+    assert main([*common, str(source), "--target", "y"]) == 2
+    assert "--target y: expected --report as well" in capsys.readouterr().err
     assert source.read_text() == "CCCO\n"
 
 
