@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from se3_fast import __version__
+
 COMMANDS = {
     "train": ("se3_fast.train", "train on a molecular property"),
     "train-forces": ("se3_fast.train_forces", "train a force field"),
@@ -26,7 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = " ".join(words[:count])
         if name in COMMANDS:
             return _run(COMMANDS[name][0], words[count:])
+    if words == ["--version"]:
+        print(f"se3_fast {__version__}")
+        return 0
     is_help = words[:1] in (["-h"], ["--help"])
+    if words and not is_help:
+        groups = {name.split()[0] for name in COMMANDS if " " in name}
+        unknown = " ".join(words[: 2 if words[0] in groups else 1])
+        print(f"error: no command {unknown!r:.50}", file=sys.stderr)
     print(_usage(), file=sys.stdout if is_help else sys.stderr)
     return 0 if is_help else 2
 
@@ -43,7 +52,9 @@ def _run(module: str, arguments: list[str]) -> int:
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {purpose}" for name, (_, purpose) in COMMANDS.items()]
-    return "\n".join(["usage: se3-fast COMMAND [OPTIONS]; se3-fast COMMAND --help lists the options", "", *lines])
+    return "\n".join(
+        ["usage: se3-fast COMMAND [OPTIONS]; se3-fast COMMAND --help lists the options; se3-fast --version", "", *lines]
+    )
 
 
 if __name__ == "__main__":

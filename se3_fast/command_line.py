@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 _TRUE = ("true", "yes", "t", "y", "1")
@@ -10,11 +11,14 @@ _FALSE = ("false", "no", "f", "n", "0")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds defaults to the help, but neither None, whose meaning the help says, nor a path on this machine."""
+    """Adds defaults to the help, but neither None or an empty text, whose meaning the help says, nor a path on this machine."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         is_here = isinstance(action.default, Path) and action.default.is_absolute()
-        return action.help if action.default is None or is_here else super()._get_help_string(action)
+        if action.default in (None, "") or is_here:
+            return action.help
+        # A command with a default of its own has it in place of the one that the shared help names.
+        return re.sub(r" \(default: [^()]*\)(?= \(default: )", "", super()._get_help_string(action) or "")
 
 
 def boolean(text: str) -> bool:

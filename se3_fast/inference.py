@@ -81,7 +81,7 @@ class Inference:
 def build_parser() -> argparse.ArgumentParser:
     """Parser of all options of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m se3_fast.inference",
+        prog="se3-fast evaluate",
         description="Evaluate a trained SE(3)-Transformer on the test set and write its predictions. Model, task and "
         "data set are those of the checkpoint; the model options are for published checkpoints, which name none.",
         formatter_class=HelpFormatter,

@@ -30,15 +30,17 @@ from se3_fast.training.report import report_training
 from se3_fast.training.run_config import CONFIG_NAME, add_config, parse_with_config, write_config
 from se3_fast.training.starting_model import StartingModel, add_starting_model
 from se3_fast.training.trainer import Trainer, TrainingResult
-from se3_fast.training.uncertainty import last_layer_uncertainty
+from se3_fast.training.uncertainty import FEWEST_MOLECULES, last_layer_uncertainty
 
 _BATCH_SIZE = 240
+_OF_OWN_MOLECULES = {"smiles": "smiles", "target": None, "unit": "", "split": "random"}
+"""Options that say something about `--data` alone, with their defaults."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser of all options of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m se3_fast.train",
+        prog="se3-fast train",
         description="Train an SE(3)-Transformer on a molecular property.",
         formatter_class=HelpFormatter,
     )
@@ -68,6 +70,8 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
     start = StartingModel.read(arguments.starting_model) if arguments.starting_model is not None else None
     if start is not None:
         config = start.config
+        if world.is_main:
+            start.tell_unused(arguments, build_parser())
     else:
         config = model_config_from_arguments(arguments, QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
     if checkpoint and "model_config" not in checkpoint:
@@ -123,22 +127,40 @@ def _finish(trainer: Trainer, result: TrainingResult) -> None:
     model = cast(SE3TransformerPooled, trainer.model)
     # The main process alone writes, and what it has of the data is enough.
     uncertainty = last_layer_uncertainty(model, trainer.data_module, trainer.world.device) if trainer.world.is_main else None
+    if trainer.world.is_main and uncertainty is None:
+        _tell_no_uncertainty(trainer)
     trainer.add_metadata({} if uncertainty is None else {"uncertainty": uncertainty.description()})
+
+
+def _tell_no_uncertainty(trainer: Trainer) -> None:
+    data_module, width = trainer.data_module, trainer.metadata["model_config"]["fiber_out"][0]
+    print(
+        f"warning: predictions of this model have no uncertainty: that takes at least {FEWEST_MOLECULES} molecules to validate on "
+        f"and more than {width} to train on, got {len(data_module.ds_val)} and {len(data_module.ds_train)}",
+        file=sys.stderr,
+    )
 
 
 def add_own_molecules(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is read of a file of one's own."""
     group = parser.add_argument_group("molecules of your own")
     group.add_argument("--data", type=Path, default=None, metavar="FILE", help="CSV with SMILES, or SDF, in place of --dataset")
-    group.add_argument("--smiles", default="smiles", metavar="COLUMN", help="column of the SMILES")
-    group.add_argument("--target", default=None, metavar="NAME", help="column, or property of the SDF, to learn")
-    group.add_argument("--unit", default="", help="unit of the target, for messages")
-    group.add_argument("--split", choices=SPLITS, default="random", help="how molecules to validate and to test on are chosen")
+    group.add_argument("--smiles", "--smiles_column", metavar="COLUMN", help="column of the SMILES")
+    group.add_argument("--target", metavar="NAME", help="column, or property of the SDF, to learn")
+    group.add_argument("--unit", help="unit of the target, for messages (default: none)")
+    group.add_argument("--split", choices=SPLITS, help="how molecules to validate and to test on are chosen")
+    parser.set_defaults(**_OF_OWN_MOLECULES)
 
 
 def _check_data_options(arguments: argparse.Namespace) -> None:
     if arguments.data is not None and arguments.target is None:
         raise ValueError(f"--data {arguments.data}: expected --target, the column or property to learn")
+    if arguments.data is None:
+        # Before anything is downloaded that was not asked for.
+        for name, value in _OF_OWN_MOLECULES.items():
+            given = getattr(arguments, name)
+            if given != value:
+                raise ValueError(f"--{name} {given}: expected --data as well, the table or SDF that it is about")
 
 
 def _task(arguments: argparse.Namespace) -> str:

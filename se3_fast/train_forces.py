@@ -39,7 +39,7 @@ _DEFAULTS = {
 def build_parser() -> argparse.ArgumentParser:
     """Parser of all options of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m se3_fast.train_forces",
+        prog="se3-fast train-forces",
         description="Train a force field on energies (eV) and forces (eV/Angstrom) of molecules.",
         formatter_class=HelpFormatter,
     )

@@ -199,7 +199,9 @@ def _is_number(text: str) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description="Build qm9_edge.npz from gdb9.sdf and its csv.", epilog=f"Both files are in {GDB9_URL}"
+        prog="se3-fast data build-qm9",
+        description="Build qm9_edge.npz from gdb9.sdf and its csv.",
+        epilog=f"Both files are in {GDB9_URL}",
     )
     parser.add_argument("--sdf", type=Path, required=True, help="gdb9.sdf")
     parser.add_argument("--csv", type=Path, required=True, help="gdb9.sdf.csv")

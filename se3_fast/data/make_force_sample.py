@@ -147,7 +147,9 @@ def make_force_sample(num_frames: int, seed: int) -> dict[str, np.ndarray]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Make the force-field sample that is shipped with the package.")
+    parser = argparse.ArgumentParser(
+        prog="se3-fast data make-force-sample", description="Make the force-field sample that is shipped with the package."
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("force_sample.npz"))
     parser.add_argument("--num_frames", type=int, default=50, help="frames of every molecule")
     parser.add_argument("--seed", type=int, default=0)

@@ -343,7 +343,9 @@ def make_sample(num_molecules: int, seed: int, processes: int) -> dict[str, np.n
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Make the sample data set that is shipped with the package.")
+    parser = argparse.ArgumentParser(
+        prog="se3-fast data make-sample", description="Make the sample data set that is shipped with the package."
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("sample.npz"))
     parser.add_argument("--num_molecules", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)

@@ -24,6 +24,7 @@ from se3_fast.predict.describe import described, unserved
 from se3_fast.predict.readers import read_file
 from se3_fast.predict.records import first_line
 
+_SUFFIXES = (".csv", ".sdf", ".sd")
 _SHARES = (0.8, 0.1)  # to train on and to validate on; the rest tests
 _MOST_REASONS = 5
 
@@ -47,7 +48,7 @@ class OwnMoleculesDataModule(MoleculeDataModule):
     left out, and how many is logged. Molecules without positions in space get conformers.
 
     Args:
-        path: The file, one that `se3_fast.predict` reads.
+        path: The file, `.csv`, `.sdf` or `.sd`.
         target: Column of a CSV file, or property of an SDF.
         unit: Of the target, or empty.
         smiles_column: Of a CSV file.
@@ -84,6 +85,8 @@ class OwnMoleculesDataModule(MoleculeDataModule):
         self.task = target
         self.unit = unit
         self.featuriser = featuriser
+        if path.suffix.lower() not in _SUFFIXES:
+            raise ValueError(f"{path}: expected a file with a number for each molecule, whose name ends in {', '.join(_SUFFIXES)}")
         read = _read(path, target, smiles_column, featuriser, self.seed)
         if not read.arrays:
             raise DataError(

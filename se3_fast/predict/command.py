@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     """Parser of all options of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m se3_fast.predict",
+        prog="se3-fast predict",
         description="Predict a property for molecules with a trained model. Every molecule has a row: its number, and in the "
         "column `outside` how it differs from the training molecules; or in the column `error` why it has none.",
         epilog="Exit status: 0, all molecules have a number; 3, some have none; 2, the input as a whole is at fault.",
@@ -91,7 +91,10 @@ def predict(arguments: argparse.Namespace) -> int:
                 "warning: the checkpoint does not say what its training data span; sizes and kinds of atoms are not compared"
             )
         if predictor.uncertainty is None:
-            _log.warning("warning: the checkpoint has no uncertainty of its predictions; that column is empty")
+            _log.warning(
+                "warning: the checkpoint has no uncertainty of its predictions, as training had too few molecules or was not "
+                "finished; that column is empty"
+            )
         predictions = predictor.predict_records(_records(arguments), arguments.conformers, arguments.seed, arguments.batch_size)
         report = _report(arguments, predictor) if arguments.report is not None else None
         served = unserved = 0
@@ -112,6 +115,8 @@ def predict(arguments: argparse.Namespace) -> int:
 def _check_arguments(arguments: argparse.Namespace) -> None:
     if not arguments.input and not arguments.smiles:
         raise ValueError("expected files of molecules, or --smiles")
+    if arguments.target is not None and arguments.report is None:
+        raise ValueError(f"--target {arguments.target}: expected --report as well, the page that compares with known values")
     for path in arguments.input:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{path}: expected a file whose name ends in {', '.join(SUFFIXES)}")

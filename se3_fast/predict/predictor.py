@@ -171,8 +171,10 @@ class Predictor:
             batch_size: Molecules that are computed together, at most.
 
         Raises:
-            TypeError: Something else is among them.
+            TypeError: Something else is among them, or it is one molecule: a text would be taken letter by letter.
         """
+        if isinstance(molecules, str | Chem.Mol | MoleculeArrays):
+            raise TypeError(f"molecules: expected a list, as in predict([molecule]), got one {type(molecules).__name__}")
         records = (_record_of(number, molecule) for number, molecule in enumerate(molecules, 1))
         return list(self.predict_records(records, num_conformers, seed, batch_size))
 

@@ -12,7 +12,7 @@ from se3_fast.pretrained import FOLDERS_VARIABLE, model_names, model_summary
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print name and summary of every model; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m se3_fast.pretrained",
+        prog="se3-fast models",
         description=f"List the trained models; {FOLDERS_VARIABLE} names folders of further ones.",
     )
     parser.parse_args(arguments)

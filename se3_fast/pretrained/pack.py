@@ -43,11 +43,16 @@ def pack(source: Path, name: str, folder: Path, data_dir: Path, note: str) -> No
         note: A sentence for the card, about the training.
 
     Raises:
-        CheckpointError: It is none, or has too few validation molecules for an uncertainty.
+        CheckpointError: It is none, was trained on a file of one's own, or has too few validation molecules for an uncertainty.
         OSError: A file cannot be written.
     """
     checkpoint = read_checkpoint(source)
     check_written_by("se3_fast.train", checkpoint, source)
+    if checkpoint.get("data", {}).get("dataset") not in _SETS:
+        raise CheckpointError(
+            f"{source}: expected a model that was trained on {' or '.join(_SETS)}, whose errors a card can have; "
+            "se3-fast predict --load_ckpt_path serves others as they are"
+        )
     state_dict = {key: tensor.half() for key, tensor in checkpoint["state_dict"].items()}
     model = model_of_checkpoint(source, checkpoint["model_config"], state_dict).eval()
     data = checkpoint["data"]

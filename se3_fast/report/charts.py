@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from se3_fast.training.calibration import LEVELS, Calibration
+from se3_fast.unit_text import in_unit
 
 _COLOUR = "#0b5cad"
 _FEWEST_FOR_DENSITY = 200
@@ -20,7 +21,7 @@ def histogram(values: np.ndarray, name: str, unit: str) -> str:
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.hist(values, bins=min(40, max(5, len(values) // 5)), color=_COLOUR)
-    axes.set(xlabel=f"{name}, predicted ({unit})", ylabel="molecules", title="Predictions")
+    axes.set(xlabel=in_unit(f"{name}, predicted", unit), ylabel="molecules", title="Predictions")
     return _svg(figure)
 
 
@@ -38,7 +39,11 @@ def parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: str) -
         axes.scatter(targets, predictions, s=14, color=_COLOUR, alpha=0.7, linewidths=0)
     axes.plot(ends, ends, color="black", linewidth=0.8, label="equal")
     axes.set(
-        xlabel=f"{name}, known ({unit})", ylabel=f"{name}, predicted ({unit})", title="Known and predicted", xlim=ends, ylim=ends
+        xlabel=in_unit(f"{name}, known", unit),
+        ylabel=in_unit(f"{name}, predicted", unit),
+        title="Known and predicted",
+        xlim=ends,
+        ylim=ends,
     )
     axes.set_aspect("equal")
     axes.legend(loc="upper left", frameon=False)

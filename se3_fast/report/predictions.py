@@ -21,6 +21,7 @@ from se3_fast import __version__
 from se3_fast.files import atomic_file
 from se3_fast.predict.predictor import Prediction
 from se3_fast.training.calibration import Calibration
+from se3_fast.unit_text import in_unit
 
 from . import charts
 
@@ -96,13 +97,14 @@ class PredictionReport:
     def page(self) -> str:
         """The page, HTML."""
         subject = self._subject
+        in_which = f"values in {subject.unit}; " if subject.unit else ""
         title = f"{subject.property_name} of {len(self._served) + self._failed:,} molecules"
         values = np.array(self._served).reshape(-1, 3)
         is_known = ~np.isnan(values[:, 2])
         drawn = [prediction for _, _, prediction in sorted(self._drawn, reverse=True, key=lambda entry: entry[:2])]
         sections = [
             f"<h1>{escape(title)}</h1>",
-            f'<p class="note">Model {escape(subject.model)}; values in {escape(subject.unit)}; se3_fast {__version__}</p>',
+            f'<p class="note">Model {escape(subject.model)}; {escape(in_which)}se3_fast {__version__}</p>',
             _figures(self._summary(values, is_known)),
             _section("Plots", f'<div class="plots">{"".join(self._plots(values, is_known))}</div>') if len(values) else "",
             _drawings(drawn, subject, has_known=bool(is_known.any())),
@@ -115,14 +117,14 @@ class PredictionReport:
         figures = [("molecules with a number", f"{len(values):,}"), ("without a number", f"{self._failed:,}")]
         figures.append(("outside of the training data", f"{self._warned:,}"))
         if len(values):
-            figures.append((f"mean ({unit})", f"{values[:, 0].mean():.4g}"))
+            figures.append((in_unit("mean", unit), f"{values[:, 0].mean():.4g}"))
             if not np.isnan(values[:, 1]).all():
-                figures.append((f"median uncertainty ({unit})", f"{np.nanmedian(values[:, 1]):.3g}"))
+                figures.append((in_unit("median uncertainty", unit), f"{np.nanmedian(values[:, 1]):.3g}"))
         known = values[is_known]
         if len(known):
             errors = known[:, 0] - known[:, 2]
-            figures.append((f"MAE of {len(known):,} known ({unit})", f"{np.abs(errors).mean():.4g}"))
-            figures.append((f"RMSE ({unit})", f"{np.sqrt((errors**2).mean()):.4g}"))
+            figures.append((in_unit(f"MAE of {len(known):,} known", unit), f"{np.abs(errors).mean():.4g}"))
+            figures.append((in_unit("RMSE", unit), f"{np.sqrt((errors**2).mean()):.4g}"))
             spread = ((known[:, 2] - known[:, 2].mean()) ** 2).mean()
             if spread > 0:
                 figures.append(("R2", f"{1 - (errors**2).mean() / spread:.4f}"))
@@ -144,9 +146,9 @@ class PredictionReport:
         columns = [
             ("place", "number"),
             ("name", "text"),
-            (f"predicted ({unit})", "number"),
-            (f"uncertainty ({unit})", "number"),
-            (f"known ({unit})", "number"),
+            (in_unit("predicted", unit), "number"),
+            (in_unit("uncertainty", unit), "number"),
+            (in_unit("known", unit), "number"),
             ("outside of the training data", "text"),
             ("error", "text"),
         ]

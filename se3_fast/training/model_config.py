@@ -32,7 +32,16 @@ def model_config_from_arguments(arguments: argparse.Namespace, node_feature_dim:
         arguments: From `add_model_arguments`.
         node_feature_dim: Scalar features of a node.
         edge_feature_dim: Scalar features of an edge, without the distance that the model appends.
+
+    Raises:
+        ValueError: The heads do not divide the channels of the attention.
     """
+    channels, remainder = divmod(arguments.num_channels, arguments.channels_div)
+    if not remainder and channels % arguments.num_heads:
+        raise ValueError(
+            f"--num_heads {arguments.num_heads}: expected a divisor of {channels}, which is --num_channels "
+            f"{arguments.num_channels} by --channels_div {arguments.channels_div}"
+        )
     return {
         "fiber_in": {0: node_feature_dim},
         "fiber_edge": {0: edge_feature_dim},

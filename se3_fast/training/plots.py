@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from se3_fast.files import atomic_file
+from se3_fast.unit_text import in_unit, with_unit
 
 
 def plot_learning_curve(history: Sequence[dict[str, Any]], unit: str, path: Path) -> None:
@@ -41,7 +42,7 @@ def plot_learning_curve(history: Sequence[dict[str, Any]], unit: str, path: Path
         color="tab:red",
         marker="o",
     )
-    mae_axes.set(ylabel=f"validation MAE ({unit})")
+    mae_axes.set(ylabel=in_unit("validation MAE", unit))
     mae_axes.yaxis.label.set_color("tab:red")
     _save(figure, path)
 
@@ -70,9 +71,9 @@ def plot_parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: s
     axes.plot(ends, ends, color="black", linewidth=0.8)
     error = np.abs(predictions - targets).mean()
     axes.set(
-        xlabel=f"{name}, known ({unit})",
-        ylabel=f"{name}, predicted ({unit})",
-        title=f"MAE {error:.4g} {unit}, {len(targets)} {counted}",
+        xlabel=in_unit(f"{name}, known", unit),
+        ylabel=in_unit(f"{name}, predicted", unit),
+        title=f"MAE {with_unit(f'{error:.4g}', unit)}, {len(targets)} {counted}",
         aspect="equal",
     )
     _save(figure, path)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from se3_fast.error_text import one_line
+from se3_fast.unit_text import with_unit
 
 from .evaluation import Evaluation
 from .plots import plot_learning_curve, plot_parity
@@ -34,7 +35,7 @@ def report_training(trainer: Trainer, result: TrainingResult, property_name: str
     print(f"test MAE of {property_name}: {_error(test, unit)}")
     print(
         f"validation MAE of {property_name}: {_error(validation, unit)}; predicting the training mean gives "
-        f"{validation.mean_predictor_mae:.4g} {unit} (ratio {ratio:.3f})"
+        f"{with_unit(f'{validation.mean_predictor_mae:.4g}', unit)} (ratio {ratio:.3f})"
     )
     folder = trainer.options.log_dir
     counted = "molecules" if test.targets.ndim == 1 else "nodes or molecules"
@@ -53,4 +54,4 @@ def plots_may_fail() -> Iterator[None]:
 
 
 def _error(evaluation: Evaluation, unit: str) -> str:
-    return f"{evaluation.mae:.4g} {unit}" if evaluation.targets.size else "not known, as there are no samples"
+    return with_unit(f"{evaluation.mae:.4g}", unit) if evaluation.targets.size else "not known, as there are no samples"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,13 @@ class StartingModel:
         if "model_config" not in checkpoint:
             raise CheckpointError(f"{path}: expected a checkpoint that describes its model (model_config)")
         return cls(path, checkpoint["model_config"], checkpoint["state_dict"], checkpoint.get("data", {}))
+
+    def tell_unused(self, arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+        """Warn of options of the model that were given and are not this model's."""
+        for name, own in self.config.items():
+            given = getattr(arguments, name, own)
+            if given not in (own, parser.get_default(name)):
+                print(f"warning: --{name} {given} is not used: {self.path.stem} has {own}", file=sys.stderr)
 
     def model(self, task: str, scale: TargetScale) -> SE3TransformerPooled:
         """The model; for its own task its last layer is changed so that it predicts the same for other mean and deviation.

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from se3_fast.error_text import one_line
 from se3_fast.files import check_writable
+from se3_fast.unit_text import with_unit
 
 from .checkpoint import check_same, load_weights, read_checkpoint, write_checkpoint
 from .distributed import World
@@ -321,7 +322,7 @@ class Trainer:
             desc=f"epoch {self.epochs_done + 1}/{self.options.epochs}",
             unit="batch",
             leave=False,
-            disable=self.options.silent or not self.world.is_main,
+            disable=True if self.options.silent or not self.world.is_main else None,  # None: unless in a terminal
         )
 
     def _report_epoch(self, record: dict[str, Any], seconds: float) -> None:
@@ -331,7 +332,7 @@ class Trainer:
             return
         line = f"epoch {record['epoch']}/{self.options.epochs}: loss {record['train_loss']:.4f}"
         if "validation_mae" in record:
-            line += f", validation MAE {record['validation_mae']:.4g} {self.scale.unit}"
+            line += ", validation MAE " + with_unit(f"{record['validation_mae']:.4g}", self.scale.unit)
         print(f"{line}, {seconds:.1f} s", flush=True)
 
     def _stop(self, number: int) -> NoReturn:

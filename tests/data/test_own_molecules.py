@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -82,13 +83,21 @@ def test_tables_of_no_use(tmp_path: Path, text: str, target: str, message: str) 
         OwnMoleculesDataModule(path, target, smiles_column="structure")
 
 
+@pytest.mark.parametrize("name", ["molecules.smi", "molecules.xyz", "table"])
+def test_files_without_numbers(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected a file with a number .* ends in .csv, .sdf, .sd"):
+        OwnMoleculesDataModule(tmp_path / name, "y")
+
+
 def test_from_a_table_to_predictions(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, output = tmp_path / "model.pth", tmp_path / "out.csv"
     sizes = "--num_layers 1 --num_degrees 2 --num_channels 8 --num_heads 2 --batch_size 16 --epochs 2 --num_workers 0 --silent"
     own = ["--data", str(table), "--smiles", "structure", "--target", "y", "--unit", "K", "--seed", "3"]
     files = ["--log_dir", str(tmp_path), "--save_ckpt_path", str(model)]
     assert train([*sizes.split(), *own, *files]) == 0
-    assert "test MAE of y:" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "test MAE of y:" in told.out
+    assert "no uncertainty: that takes at least 20 molecules to validate on and more than 16 to train on, got 6 and 48" in told.err
     data = read_checkpoint(model)["data"]
     assert (data["dataset"], data["task"], data["unit"]) == (str(table), "y", "K")
     assert train([*sizes.split(), *own, *files, "--epochs", "3", "--load_ckpt_path", str(model)]) == 0
@@ -99,5 +108,22 @@ def test_from_a_table_to_predictions(table: Path, tmp_path: Path, capsys: pytest
         rows = list(csv.DictReader(file))
     assert len(rows) == 65 and float(rows[0]["y_K"])
     assert "MAE of 60 known (K)" in (tmp_path / "r.html").read_text()
+    capsys.readouterr()
+    own.remove("--unit")
+    own.remove("K")
+    assert train([*sizes.split()[:-1], *own, "--log_dir", str(tmp_path), "--eval_interval", "1"]) == 0
+    told = capsys.readouterr()
+    assert re.search(r"epoch 1/2: loss [\d.]+, validation MAE [\d.e+]+, ", told.out) and re.search(
+        r"test MAE of y: \S+\n", told.out
+    )
+    assert "batch/s" not in told.err  # a bar is for terminals
+    assert "have no uncertainty: " not in told.err  # nor has it a checkpoint
     assert train(["--data", str(table), "--log_dir", str(tmp_path)]) == 2
     assert "expected --target" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--target", "y"], ["--smiles", "structure"], ["--unit", "K"], ["--split", "scaffold"]])
+def test_a_table_that_was_forgotten(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train([*words, "--data_dir", str(tmp_path), "--log_dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {' '.join(words)}: expected --data as well, the table or SDF that it is about\n"
+    assert not list(tmp_path.iterdir())

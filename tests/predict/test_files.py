@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 pytest.importorskip("rdkit")
 from rdkit import Chem
 
+import se3_fast
 from se3_fast import Predictor
+from se3_fast.__main__ import COMMANDS
 from se3_fast.__main__ import main as se3_fast_main
 from se3_fast.data.conformers import conformers
 from se3_fast.data.featuriser import SAMPLE_FEATURISER
@@ -232,6 +235,8 @@ def test_usage(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     np.savez(pickled, n_node=np.array([print], dtype=object))
     assert main([*common, str(pickled)]) == 2
     assert capsys.readouterr().err.count("error: ") == 4
+    assert main([*common, str(source), "--target", "y"]) == 2
+    assert "--target y: expected --report as well" in capsys.readouterr().err
     assert source.read_text() == "CCCO\n"
 
 
@@ -240,11 +245,23 @@ def test_command_with_sub_commands(model_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.startswith("file,record,name,homo_eV,homo_eV_uncertainty,outside,error\n,1,CCCO,")
     assert se3_fast_main(["--help"]) == 0
     assert "evaluate" in capsys.readouterr().out
-    assert se3_fast_main(["nonsense"]) == 2
-    for words in (["train"], ["train-forces"], ["evaluate"], ["predict"], ["data", "build-qm9"]):
-        with pytest.raises(SystemExit) as stop:
-            se3_fast_main([*words, "--help"])
-        assert stop.value.code == 0
+    assert se3_fast_main(["--version"]) == 0
+    assert capsys.readouterr().out == f"se3_fast {se3_fast.__version__}\n"
+    for command, named in (("nonsense --data x.csv", "'nonsense'"), ("data nonsense", "'data nonsense'")):
+        assert se3_fast_main(command.split()) == 2
+        assert f"error: no command {named}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_sub_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if command in ("data make-sample", "data make-force-sample"):
+        pytest.importorskip("tblite")
+    with pytest.raises(SystemExit) as stop:
+        se3_fast_main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.startswith(f"usage: se3-fast {command} [-h]")
+    assert "(default: )" not in told and not re.search(r"\(default: [^()]*\) \(default: ", told)
 
 
 def test_readers_read_no_more_than_is_asked_for(tmp_path: Path) -> None:

@@ -165,6 +165,12 @@ def test_other_objects_are_refused(predictor: Predictor) -> None:
         predictor.predict(["CCCO", 3])
 
 
+@pytest.mark.parametrize("molecule", ["CCCO", Chem.MolFromSmiles("CCCO")])
+def test_one_molecule_is_not_taken_apart(predictor: Predictor, molecule: str | Chem.Mol) -> None:
+    with pytest.raises(TypeError, match=r"molecules: expected a list, as in predict\(\[molecule\]\), got one (str|Mol)"):
+        predictor.predict(molecule)
+
+
 def test_records_are_read_as_they_are_needed(predictor: Predictor) -> None:
     taken = 0
 

@@ -14,7 +14,7 @@ from se3_fast.__main__ import main as se3_fast_main
 from se3_fast.data import QM9DataModule
 from se3_fast.pretrained import CHECKSUMS, file_checksum, find_model, model_names, model_summary
 from se3_fast.pretrained.pack import main as pack
-from se3_fast.training.checkpoint import CheckpointError, read_checkpoint
+from se3_fast.training.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from se3_fast.training.model_config import model_of_checkpoint
 from se3_fast.training.uncertainty import LastLayerUncertainty, pooled_features
 
@@ -86,3 +86,11 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     (tmp_path / "mine.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="its checksum is not the one in SHA256SUMS"):
         find_model("mine")
+
+
+def test_models_of_own_tables_are_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = read_checkpoint(find_model("homo"))
+    checkpoint["data"]["dataset"] = "table.csv"
+    write_checkpoint(tmp_path / "own.pth", checkpoint)
+    assert pack([str(tmp_path / "own.pth"), "--name", "own", "--folder", str(tmp_path)]) == 2
+    assert "own.pth: expected a model that was trained on sample or qm9" in capsys.readouterr().err

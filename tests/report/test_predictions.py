@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 pytest.importorskip("rdkit")
+from rdkit import Chem
 
 from se3_fast.predict.command import main
 from se3_fast.predict.predictor import Prediction, Predictor
@@ -92,3 +93,12 @@ def test_no_molecule_at_all() -> None:
     report.add(Prediction("", 1, "a", None, None, None, 0, "", "not a SMILES", None, None))
     page = report.page()
     assert "not a SMILES" in page and "viewer" not in page.split("<body>")[1].split("<script>")[0]
+
+
+def test_values_without_a_unit() -> None:
+    report = PredictionReport(Subject("model.pth", "y", ""))
+    for number in (1, 2):
+        report.add(Prediction("", number, "a", 1.0 * number, 0.1, None, 1, "", "", 1.5, Chem.MolFromSmiles("CCO")))
+    text = " ".join(" ".join(outline_of(report.page()).texts).split())
+    assert "Model model.pth; se3_fast" in text and "MAE of 2 known" in text and "y, known" in text
+    assert "()" not in text

@@ -27,8 +27,8 @@ def test_another_scale_changes_no_prediction() -> None:
         torch.testing.assert_close(other(*inputs) * 0.6 - 6.5, wanted, atol=1e-4, rtol=1e-5)
 
 
-def test_fine_tuning_begins_where_the_model_is(tmp_path: Path) -> None:
-    words = ["--dataset", "sample", "--from", "homo", "--seed", "1", "--log_dir", str(tmp_path), "--num_layers", "5"]
+def test_fine_tuning_begins_where_the_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dataset", "sample", "--from", "homo", "--seed", "1", "--log_dir", str(tmp_path), "--num_layers", "5", "--norm"]
     trainer = prepare(build_parser().parse_args(words), World(torch.device("cpu")))
     start = read_checkpoint(find_model("homo"))
     assert trainer.metadata["model_config"] == start["model_config"]  # not five layers
@@ -36,6 +36,7 @@ def test_fine_tuning_begins_where_the_model_is(tmp_path: Path) -> None:
     for name, wanted in start["state_dict"].items():
         torch.testing.assert_close(found[name], wanted.float(), atol=1e-5, rtol=1e-5)
     trainer.close()
+    assert capsys.readouterr().err == "warning: --num_layers 5 is not used: homo has 3\n"
 
 
 def test_no_such_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -224,7 +225,8 @@ def test_mistakes_get_one_line(
 
 def test_heads_that_do_not_divide_the_channels(few_molecules: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = options(few_molecules, log_dir=tmp_path, num_heads=3)
-    assert "num_heads" in one_line_error(capsys, train.main(words))
+    error = one_line_error(capsys, train.main(words))
+    assert re.search(r"--num_heads 3: expected a divisor of \d+, which is --num_channels \d+ by --channels_div 2", error)
 
 
 def test_inference_refuses_another_task(trained: Path, few_molecules: Path, capsys: pytest.CaptureFixture[str]) -> None:
