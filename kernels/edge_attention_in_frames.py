@@ -37,8 +37,6 @@ from .launching import launch
 from .precision import DTYPES, ROUNDINGS, power_of_two_below, sum_type
 from .resources import CompileCase, signature
 
-_VALUES_PER_THREAD = 16
-
 
 @triton.jit
 def _columns(first_head, HEADS: tl.constexpr, BLOCK_HEADS: tl.constexpr, SIDE: tl.constexpr, N: tl.constexpr):
@@ -475,13 +473,14 @@ def _constants_in_frames(layout: FrameLayout, tile: Tile) -> dict[str, object]:
 def _tile_in_frames(layout: FrameLayout, num_nodes: int, num_edges: int, dtype: torch.dtype) -> Tile:
     """The tile [edges, heads x channels] that a program has of every component of every degree.
 
-    All of them are live at once, several times in the backward kernel: a thread has about 16 values of all components together.
-    Edges are as many as a node has, rounded, on up to 4 warps: one warp in ``qm9``, where a node has 2 edges. Heads take what is
-    left; but what a program reads of an edge should fill the sectors of memory that it comes from, so narrow heads stay together.
+    All of them are live at once, several times in the backward kernel: a thread has about 16 values of all components together,
+    half as many where heads are wide. Edges are as many as a node has, rounded, on up to 4 warps: one warp in ``qm9``, where a node
+    has 2 edges. Heads take what is left; but what a program reads of an edge should fill the sectors of memory that it comes from,
+    so narrow heads stay together.
     """
     widest = max(*layout.values[1::4], *layout.keys[1::4], 1)
     components = sum(2 * degree + 1 for degree in layout.degrees[::3])
-    per_thread = power_of_two_below(_VALUES_PER_THREAD / components)
+    per_thread = power_of_two_below((16 if widest < 8 else 8) / components)
     room = max(4 * 32 * per_thread // widest, 1)  # for edges x heads
     all_heads = triton.next_power_of_2(layout.heads)
     fewest_heads = min(triton.next_power_of_2(triton.cdiv(SECTOR_BYTES, widest * dtype.itemsize)), all_heads, room)
@@ -538,11 +537,11 @@ def compile_cases() -> list[CompileCase]:
         for name in DTYPES:
             cases += _cases_in_frames(workload, name, *sizes)
     constants = {"ROW_AXIS": 1, "BLOCK_ROWS": _TRANSPOSE_TILE.rows, "BLOCK_COLUMNS": _TRANSPOSE_TILE.columns}
+    sizes_and_steps, steps = ("num_rows", "num_columns", "row_step", "column_step"), ("row_step", "column_step")
     for name in DTYPES:
-        types = signature(
-            _transpose_kernel, constants, dict.fromkeys(("num_rows", "num_columns", "row_step", "column_step"), "i32"), f"*{name}"
-        )
-        cases.append(CompileCase(f"transpose {name}", _transpose_kernel, types, constants, _TRANSPOSE_TILE.warps, NUM_STAGES))
+        types = signature(_transpose_kernel, constants, dict.fromkeys(sizes_and_steps, "i32"), f"*{name}")
+        tile = (_TRANSPOSE_TILE.warps, NUM_STAGES)
+        cases.append(CompileCase(f"transpose {name}", _transpose_kernel, types, constants, *tile, multiples_of_16=steps))
     return cases
 
 

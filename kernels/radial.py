@@ -151,6 +151,11 @@ def _second_layer_gradient(
         start = first_edge + block * EDGES
         is_edge = start + edge < num_edges
         place = edge[:, None] * WIDTH + unit[None]
+        of_hidden = tl.zeros((EDGES, WIDTH), SUM)
+        part = gradient + start * WIDTH
+        for _ in range(num_parts):
+            of_hidden += tl.load(part + place, mask=is_edge[:, None], other=0.0).to(SUM)
+            part += part_size
         sums = _first_sums(
             invariants + start * INPUTS, first, is_edge, INPUTS, CHUNK, WIDTH, EDGES, PRECISION, COMPUTE, OPERAND, SUM
         )  # fmt: skip
@@ -160,9 +165,6 @@ def _second_layer_gradient(
         sums = add_rounded_product(rectified, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
         bias, scale, shift = _load_vectors(second + WIDTH * WIDTH, WIDTH, HAS_NORM, SUM)
         normalised, inverse_deviation, shifted = _normalise(sums + bias, scale, shift, WIDTH, HAS_NORM, EPSILON)
-        of_hidden = tl.zeros((EDGES, WIDTH), SUM)
-        for part in range(num_parts):
-            of_hidden += tl.load(gradient + (part * part_size + start * WIDTH) + place, mask=is_edge[:, None], other=0.0).to(SUM)
         of_shifted = tl.where(shifted <= 0, 0.0, of_hidden)
         of_scale += tl.sum(of_shifted * normalised, 0)
         of_shift += tl.sum(of_shifted, 0)
@@ -244,8 +246,8 @@ def _backward_kernel(
     sums_gradient += group.to(tl.int64) * num_edges * WIDTH
     first_edge = tl.program_id(0).to(tl.int64) * num_blocks * EDGES
     _second_layer_gradient(
-        invariants, first, first + second_start, gradient, tl.load(parts + fields.PARTS_COUNT), part_size, sums_gradient,
-        row + second_start, first_edge, num_edges, num_blocks,
+        invariants, first, first + second_start, gradient, tl.load(parts + fields.PARTS_COUNT).to(tl.int32), part_size,
+        sums_gradient, row + second_start, first_edge, num_edges, num_blocks,
         INPUTS, CHUNK, WIDTH, HAS_NORM, EPSILON, EDGES, PRECISION, COMPUTE, OPERAND, SUM,
     )  # fmt: skip
     tl.debug_barrier()  # what one thread has written of du2, and then of du1, another reads
