@@ -137,6 +137,16 @@ def _forward_kernel(
 
 
 @triton.jit
+def _add_parts(part, place, is_edge, num_parts, part_size, SUM: tl.constexpr):
+    """The gradient of h of some edges, [edges, WIDTH], from its parts, of which the first one begins at ``part``."""
+    total = tl.zeros(place.shape, SUM)
+    for _ in range(num_parts):
+        total += tl.load(part + place, mask=is_edge[:, None], other=0.0).to(SUM)
+        part += part_size  # all parts together may be longer than 32 bits count
+    return total
+
+
+@triton.jit
 def _second_layer_gradient(
     invariants, first, second, gradient, num_parts, part_size, sums_gradient, row, first_edge, num_edges, num_blocks,
     INPUTS: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, HAS_NORM: tl.constexpr, EPSILON: tl.constexpr,
@@ -151,11 +161,8 @@ def _second_layer_gradient(
         start = first_edge + block * EDGES
         is_edge = start + edge < num_edges
         place = edge[:, None] * WIDTH + unit[None]
-        of_hidden = tl.zeros((EDGES, WIDTH), SUM)
-        part = gradient + start * WIDTH
-        for _ in range(num_parts):
-            of_hidden += tl.load(part + place, mask=is_edge[:, None], other=0.0).to(SUM)
-            part += part_size
+        if tl.float64 != SUM:  # which would spill here, and others where it is used
+            of_hidden = _add_parts(gradient + start * WIDTH, place, is_edge, num_parts, part_size, SUM)
         sums = _first_sums(
             invariants + start * INPUTS, first, is_edge, INPUTS, CHUNK, WIDTH, EDGES, PRECISION, COMPUTE, OPERAND, SUM
         )  # fmt: skip
@@ -165,6 +172,8 @@ def _second_layer_gradient(
         sums = add_rounded_product(rectified, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
         bias, scale, shift = _load_vectors(second + WIDTH * WIDTH, WIDTH, HAS_NORM, SUM)
         normalised, inverse_deviation, shifted = _normalise(sums + bias, scale, shift, WIDTH, HAS_NORM, EPSILON)
+        if tl.float64 == SUM:
+            of_hidden = _add_parts(gradient + start * WIDTH, place, is_edge, num_parts, part_size, SUM)
         of_shifted = tl.where(shifted <= 0, 0.0, of_hidden)
         of_scale += tl.sum(of_shifted * normalised, 0)
         of_shift += tl.sum(of_shifted, 0)
