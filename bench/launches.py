@@ -65,7 +65,7 @@ class Launches:
 
 def training_step(workload: Workload, optimizer: torch.optim.Optimizer, is_amp: bool) -> None:
     """One training step on the workload's batch, as if the batch were new: nothing is kept from one step to the next."""
-    fresh = _as_if_new(workload)
+    fresh = as_if_new(workload)
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(DEVICE.type, torch.float16, enabled=is_amp):
         loss = fresh.forward()
@@ -75,12 +75,12 @@ def training_step(workload: Workload, optimizer: torch.optim.Optimizer, is_amp: 
 
 def inference_step(workload: Workload, is_amp: bool) -> None:
     """A forward pass on the workload's batch without gradients, as if the batch were new."""
-    fresh = _as_if_new(workload)
+    fresh = as_if_new(workload)
     with torch.no_grad(), torch.autocast(DEVICE.type, torch.float16, enabled=is_amp):
         fresh.model(*fresh.inputs)
 
 
-def _as_if_new(workload: Workload) -> Workload:
+def as_if_new(workload: Workload) -> Workload:
     """With a graph of which nothing is known but its edge orders, and that no edge is without length."""
     graph, nodes, edges = workload.inputs
     fresh = Graph.from_orders(
