@@ -6,13 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from se3_fast.command_line import HelpFormatter
 from se3_fast.data import QM9DataModule
 from se3_fast.data.molecule_data import SPLITS, MoleculeDataModule
+from se3_fast.data.objective import Objective
 from se3_fast.model import SE3TransformerPooled
 from se3_fast.training.arguments import (
+    add_flag,
     add_model_arguments,
     add_run_arguments,
     add_training_arguments,
@@ -22,18 +24,25 @@ from se3_fast.training.checkpoint import check_same, read_checkpoint
 from se3_fast.training.command import common_seed, train_command
 from se3_fast.training.distributed import World
 from se3_fast.training.errors import run_command
-from se3_fast.training.evaluation import TargetScale
 from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
+from se3_fast.training.property_trainer import PropertyTrainer, report_properties
 from se3_fast.training.random_state import seed_everything
 from se3_fast.training.report import report_training
 from se3_fast.training.run_config import CONFIG_NAME, add_config, parse_with_config, write_config
 from se3_fast.training.starting_model import StartingModel, add_starting_model
 from se3_fast.training.trainer import Trainer, TrainingResult
-from se3_fast.training.uncertainty import FEWEST_MOLECULES, last_layer_uncertainty
+from se3_fast.training.uncertainty import FEWEST_MOLECULES, last_layer_uncertainties, uncertainty_entry
 
 _BATCH_SIZE = 240
-_OF_OWN_MOLECULES = {"smiles": "smiles", "target": None, "unit": "", "split": "random"}
+_OF_OWN_MOLECULES = {
+    "smiles": "smiles",
+    "target": None,
+    "unit": None,
+    "classification": False,
+    "split": "random",
+    "split_column": None,
+}
 """Options that say something about `--data` alone, with their defaults."""
 
 
@@ -68,34 +77,26 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
     seed = common_seed(arguments.seed, checkpoint, world)
     seed_everything(seed)
     start = StartingModel.read(arguments.starting_model) if arguments.starting_model is not None else None
-    if start is not None:
-        config = start.config
-        if world.is_main:
-            start.tell_unused(arguments, build_parser())
-    else:
-        config = model_config_from_arguments(arguments, QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
+    config = _model_config(arguments, start)
+    if start is not None and world.is_main:
+        start.tell_unused(arguments, build_parser())
     if checkpoint and "model_config" not in checkpoint:
         config = match_parameterisation(config, checkpoint["state_dict"])
+    data = {"dataset": _dataset(arguments), "task": _task(arguments)}
     if checkpoint:
         # Before the data are read: a wrong checkpoint should not cost that wait.
-        data = {"dataset": _dataset(arguments), "task": _task(arguments)}
         check_same(arguments.load_ckpt_path, "data set", checkpoint.get("data"), data)
         check_same(arguments.load_ckpt_path, "model", checkpoint.get("model_config"), config)
     data_module = _data_module(arguments, seed, world)
+    objective = data_module.objective
     metadata = {
         "model_config": config,
-        "data": {
-            "dataset": _dataset(arguments),
-            "task": _task(arguments),
-            **({} if arguments.data is None else {"unit": arguments.unit}),
-            "mean": float(data_module.targets_mean),
-            "std": float(data_module.targets_std),
-        },
+        "data": {**data, **_described(objective, is_own=arguments.data is not None)},
         "seed": seed,
         **data_module.description(),
     }
-    model = build_model(config) if start is None else start.model(_task(arguments), TargetScale.of(data_module))
-    trainer = Trainer(
+    model = build_model(config) if start is None else start.model(objective)
+    trainer = (Trainer if objective.is_one_number else PropertyTrainer)(
         model,
         data_module,
         training_options(arguments),
@@ -106,6 +107,23 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
     if world.is_main and not arguments.benchmark:
         write_config(arguments.log_dir / CONFIG_NAME, build_parser(), argparse.Namespace(**{**vars(arguments), "seed": seed}))
     return trainer
+
+
+def _model_config(arguments: argparse.Namespace, start: StartingModel | None) -> dict[str, Any]:
+    """Description of the model that is trained."""
+    num_properties = 1 if arguments.data is None else len(arguments.target)
+    if start is not None:
+        return {**start.config, "output_dim": num_properties}
+    sizes = (QM9DataModule.NODE_FEATURE_DIM, QM9DataModule.EDGE_FEATURE_DIM)
+    return model_config_from_arguments(arguments, *sizes, num_properties)
+
+
+def _described(objective: Objective, is_own: bool) -> dict[str, Any]:
+    """What is learned, for the entry `data` of checkpoints; one number as it has always been there."""
+    if not objective.is_one_number:
+        return {"objective": objective.description()}
+    (learned,) = objective.properties
+    return {**({"unit": learned.unit} if is_own else {}), "mean": learned.mean, "std": learned.std}
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -121,15 +139,21 @@ def train(arguments: argparse.Namespace) -> None:
 
 def _finish(trainer: Trainer, result: TrainingResult) -> None:
     """Report, and put the uncertainty of the trained model into its checkpoint."""
-    report_training(trainer, result, trainer.data_module.task)
+    if isinstance(trainer, PropertyTrainer):
+        report_properties(trainer, result)
+    else:
+        report_training(trainer, result, trainer.data_module.task)
     if trainer.options.save_ckpt_path is None:
         return
     model = cast(SE3TransformerPooled, trainer.model)
     # The main process alone writes, and what it has of the data is enough.
-    uncertainty = last_layer_uncertainty(model, trainer.data_module, trainer.world.device) if trainer.world.is_main else None
-    if trainer.world.is_main and uncertainty is None:
-        _tell_no_uncertainty(trainer)
-    trainer.add_metadata({} if uncertainty is None else {"uncertainty": uncertainty.description()})
+    entry: dict[str, Any] = {}
+    if trainer.world.is_main:
+        uncertainties = last_layer_uncertainties(model, trainer.data_module, trainer.world.device)
+        if not all(uncertainties):
+            _tell_no_uncertainty(trainer)
+        entry = uncertainty_entry(uncertainties)
+    trainer.add_metadata(entry)
 
 
 def _tell_no_uncertainty(trainer: Trainer) -> None:
@@ -146,25 +170,34 @@ def add_own_molecules(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("molecules of your own")
     group.add_argument("--data", type=Path, default=None, metavar="FILE", help="CSV with SMILES, or SDF, in place of --dataset")
     group.add_argument("--smiles", "--smiles_column", metavar="COLUMN", help="column of the SMILES")
-    group.add_argument("--target", metavar="NAME", help="column, or property of the SDF, to learn")
-    group.add_argument("--unit", help="unit of the target, for messages (default: none)")
+    group.add_argument(
+        "--target", nargs="+", metavar="NAME", help="column, or property of the SDF, to learn; several are learned at once"
+    )
+    group.add_argument("--unit", nargs="+", help="unit of each target (default: none)")
+    add_flag(group, "classification", "targets are 0 or 1, whose probability is learned")
     group.add_argument("--split", choices=SPLITS, help="how molecules to validate and to test on are chosen")
+    group.add_argument(
+        "--split_column", metavar="NAME", help="column, or property, that says train, validation or test, in place of --split"
+    )
     parser.set_defaults(**_OF_OWN_MOLECULES)
 
 
 def _check_data_options(arguments: argparse.Namespace) -> None:
     if arguments.data is not None and arguments.target is None:
         raise ValueError(f"--data {arguments.data}: expected --target, the column or property to learn")
+    if arguments.split_column is not None and arguments.split != _OF_OWN_MOLECULES["split"]:
+        raise ValueError(f"--split_column {arguments.split_column}: expected no --split beside it, got {arguments.split}")
     if arguments.data is None:
         # Before anything is downloaded that was not asked for.
         for name, value in _OF_OWN_MOLECULES.items():
             given = getattr(arguments, name)
             if given != value:
-                raise ValueError(f"--{name} {given}: expected --data as well, the table or SDF that it is about")
+                shown = " ".join(given) if isinstance(given, list) else given
+                raise ValueError(f"--{name} {shown}: expected --data as well, the table or SDF that it is about")
 
 
 def _task(arguments: argparse.Namespace) -> str:
-    return str(arguments.task if arguments.data is None else arguments.target)
+    return str(arguments.task) if arguments.data is None else ", ".join(arguments.target)
 
 
 def _dataset(arguments: argparse.Namespace) -> str:
@@ -179,9 +212,11 @@ def _data_module(arguments: argparse.Namespace, seed: int, world: World) -> Mole
         return OwnMoleculesDataModule(
             arguments.data,
             arguments.target,
-            unit=arguments.unit,
+            units=arguments.unit or (),
             smiles_column=arguments.smiles,
+            is_classification=arguments.classification,
             split=arguments.split,
+            split_column=arguments.split_column,
             batch_size=arguments.batch_size,
             seed=seed,
             num_degrees=arguments.num_degrees,

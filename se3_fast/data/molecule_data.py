@@ -1,7 +1,8 @@
-"""Molecules with one number each, ready for training, wherever they come from."""
+"""Molecules with one number each, or several, ready for training, wherever they come from."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from se3_fast.data.data_module import DataModule
 from se3_fast.data.domain import Domain
 from se3_fast.data.featuriser import FEATURISERS, Featuriser
 from se3_fast.data.molecules import DataError, MoleculeDataset, Molecules
+from se3_fast.data.objective import CLASSIFICATION, REGRESSION, Objective, Property
 from se3_fast.data.resident import AssembledMolecules, ResidentLoader, ResidentMolecules, device_with_room
 from se3_fast.geometry import EdgeGeometry
 
@@ -22,32 +24,54 @@ SPLITS = ("random", "scaffold")
 
 
 class MoleculeDataModule(DataModule):
-    """Molecules as bond graphs, for one property.
+    """Molecules as bond graphs, for one property or several.
 
     A batch is ``(graph, node_feats, edge_feats, target)``: a ``Graph`` with ``ndata['pos']`` [N, 3] and
     ``edata['rel_pos']`` [E, 3] (Angstrom), ``{'0': [N, 6, 1]}``, ``{'0': [E, 4, 1]}`` and standardised targets [B], all
-    float32. With ``precompute_bases`` an ``EdgeGeometry`` stands before the target.
+    float32. Of several properties targets are [B, P], NaN where unknown; those of a classification are 0 and 1. With
+    ``precompute_bases`` an ``EdgeGeometry`` stands before the target.
 
     The whole data set lies on the device, and batches are put together there: see :mod:`se3_fast.data.resident`.
 
-    A subclass sets all attributes but the last two, and the three sets, then calls :meth:`_serve`.
+    A subclass sets ``path``, ``featuriser``, kind, names and units of what is learned, and the three sets, then calls
+    :meth:`_serve`.
 
     Attributes:
         path: Where the molecules were read, for messages.
-        task: The property.
-        unit: Its unit.
         featuriser: What made the features.
-        targets_mean: Mean of the training targets, in ``unit``.
-        targets_std: Standard deviation of the training targets (divided by n - 1), in ``unit``.
+        objective: The properties, with mean and standard deviation (divided by n - 1) of their training targets.
+        task: The name of the property, or of several with commas between them.
+        unit: Of the one property; of several, or of a classification, empty.
+        targets_mean: Mean of the training targets of one property, in ``unit``; of several, or of a classification, 0.
+        targets_std: Standard deviation of the training targets of one property, in ``unit``; of several, or of a classification, 1.
     """
 
     path: Path
-    task: str
-    unit: str
     featuriser: Featuriser
-    targets_mean: float
-    targets_std: float
+    objective: Objective
+    _kind: str = REGRESSION
+    _named_units: Sequence[tuple[str, str]]
     _molecules: MoleculeDataset
+
+    @property
+    def task(self) -> str:
+        """See above."""
+        return ", ".join(name for name, _ in self._named_units)
+
+    @property
+    def unit(self) -> str:
+        """See above."""
+        return self.objective.properties[0].unit if self.objective.is_one_number else ""
+
+    @property
+    def targets_mean(self) -> float:
+        """See above."""
+        return self.objective.properties[0].mean if self.objective.is_one_number else 0.0
+
+    @property
+    def targets_std(self) -> float:
+        """See above."""
+        return self.objective.properties[0].std if self.objective.is_one_number else 1.0
 
     def _serve(self, num_degrees: int, precompute_bases: bool, device: torch.device | str) -> None:
         """Standardise the targets, and put the molecules where batches are made.
@@ -57,19 +81,34 @@ class MoleculeDataModule(DataModule):
         """
         molecules = self._molecules.molecules
         targets = molecules.targets[cast(Subset[Molecules], self.ds_train).indices].double()
-        if len(targets) < 2 or not targets.std() > 0:
-            raise DataError(
-                f"{self.path}: task {self.task} needs training molecules with different known targets, "
-                f"got {len(targets)} with a known one"
-            )
-        self.targets_mean = targets.mean().item()
-        self.targets_std = targets.std().item()
+        columns = targets.reshape(len(targets), -1).unbind(1)
+        properties = [self._property(name, unit, column) for (name, unit), column in zip(self._named_units, columns, strict=True)]
+        self.objective = Objective(self._kind, tuple(properties))
         self._max_degree = num_degrees - 1
         frame_values = sum((2 * degree + 1) ** 2 for degree in range(num_degrees)) if precompute_bases else 0
         self._resident = ResidentMolecules(molecules, device_with_room(molecules, device, frame_values))
         self._geometry = None
         if precompute_bases:
             self._geometry = _edge_geometry(self._resident.relative_positions(), self._max_degree).with_frames()
+        if len(properties) == 1:
+            self._shift: float | Tensor = properties[0].mean
+            self._scale: float | Tensor = properties[0].std
+        else:
+            self._shift, self._scale = (
+                torch.tensor(values.tolist(), dtype=torch.float32, device=self._resident.device)
+                for values in (self.objective.means, self.objective.stds)
+            )
+
+    def _property(self, name: str, unit: str, targets: Tensor) -> Property:
+        """The property whose training targets are [M] float64, NaN where unknown."""
+        known = targets[~targets.isnan()]
+        if len(known) < 2 or not known.std() > 0:
+            raise DataError(
+                f"{self.path}: task {name} needs training molecules with different known targets, got {len(known)} with a known one"
+            )
+        if self._kind == CLASSIFICATION:
+            return Property(name, unit)
+        return Property(name, unit, known.mean().item(), known.std().item())
 
     def description(self) -> dict[str, Any]:
         """Plain values that checkpoints carry: `featuriser`, and for its features `domain`, what the training set spans."""
@@ -88,7 +127,7 @@ class MoleculeDataModule(DataModule):
         graph, node_attr, edge_attr, edges, targets = molecules
         node_feats = {"0": node_attr.float().unsqueeze(-1)}  # [N, 6, 1]
         edge_feats = {"0": edge_attr.float().unsqueeze(-1)}  # [E, 4, 1]
-        target = (targets - self.targets_mean) / self.targets_std  # [B]
+        target = (targets - self._shift) / self._scale  # [B] or [B, P]
         if self._geometry is None and not is_padded:
             return graph, node_feats, edge_feats, target
         zero_length_edges = None if self._resident.has_zero_length_edges else edges.new_empty(0)

@@ -70,10 +70,7 @@ class QM9DataModule(MoleculeDataModule):
 
     The split is the same for every task. Molecules whose target is unknown (NaN) are then left out.
 
-    Attributes:
-        targets_mean: Mean of the training targets, in ``unit``.
-        targets_std: Standard deviation of the training targets (divided by n - 1), in ``unit``.
-        unit: Unit of the task.
+    Attributes: those of :class:`MoleculeDataModule`.
     """
 
     NODE_FEATURE_DIM = NUM_NODE_FEATURES
@@ -116,8 +113,7 @@ class QM9DataModule(MoleculeDataModule):
         if task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}")
         self.dataset = dataset
-        self.task = task
-        self.unit = TASK_UNITS[task]
+        self._named_units = [(task, TASK_UNITS[task])]
         self.path = SAMPLE_PATH if dataset == "sample" else Path(data_dir) / "qm9_edge.npz"
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
 

@@ -49,7 +49,7 @@ class AssembledMolecules(NamedTuple):
         node_attr: [N, 6] as stored.
         edge_attr: [E, 4] as stored.
         edges: [E] int64, the edges' numbers in the data set.
-        targets: [B].
+        targets: [B], or [B, P] of several tasks.
     """
 
     graph: Graph

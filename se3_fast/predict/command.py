@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
 
 from rdkit import rdBase
 from tqdm import tqdm
 
 from se3_fast.command_line import HelpFormatter
+from se3_fast.data.objective import Objective
 from se3_fast.files import check_writable
 from se3_fast.pretrained import find_model, model_names
 from se3_fast.report.predictions import PredictionReport, Subject
@@ -23,9 +24,9 @@ from se3_fast.training.errors import run_command, user_errors
 from se3_fast.training.signals import StopSignal
 
 from .predictor import BATCH_SIZE, Predictor
-from .readers import SUFFIXES, read_file, read_smiles
+from .readers import SUFFIXES, check_columns, read_file, read_smiles
 from .records import Record
-from .writers import WRITERS, Write, check_output, column_name, csv_writer, open_writer
+from .writers import WRITERS, Layout, Write, check_output, csv_writer, open_writer
 
 SOME_NOT_SERVED = 3
 """Exit status of a run that went through, with molecules that have no number."""
@@ -37,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Parser of all options of the command."""
     parser = argparse.ArgumentParser(
         prog="se3-fast predict",
-        description="Predict a property for molecules with a trained model. Every molecule has a row: its number, and in the "
+        description="Predict properties of molecules with a trained model. Every molecule has a row: its numbers, and in the "
         "column `outside` how it differs from the training molecules; or in the column `error` why it has none.",
         epilog="Exit status: 0, all molecules have a number; 3, some have none; 2, the input as a whole is at fault.",
         formatter_class=HelpFormatter,
@@ -52,7 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--smiles_column", default="smiles", metavar="NAME", help="column of the SMILES in CSV files")
     parser.add_argument(
-        "--target", default=None, metavar="NAME", help="column of CSV files, or property of SDF, with known values, for the report"
+        "--target",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="columns of CSV files, or properties of SDF, with known values, one for each property of the model, for the report",
     )
     parser.add_argument(
         "--report",
@@ -90,12 +95,13 @@ def predict(arguments: argparse.Namespace) -> int:
             _log.warning(
                 "warning: the checkpoint does not say what its training data span; sizes and kinds of atoms are not compared"
             )
-        if predictor.uncertainty is None:
+        if not all(predictor.uncertainties):
             _log.warning(
                 "warning: the checkpoint has no uncertainty of its predictions, as training had too few molecules or was not "
-                "finished; that column is empty"
+                "finished; that column is empty, and features far from those of training are not told"
             )
-        predictions = predictor.predict_records(_records(arguments), arguments.conformers, arguments.seed, arguments.batch_size)
+        records = _records(arguments, _known_columns(arguments, predictor.objective))
+        predictions = predictor.predict_records(records, arguments.conformers, arguments.seed, arguments.batch_size)
         report = _report(arguments, predictor) if arguments.report is not None else None
         served = unserved = 0
         with _writer(arguments, predictor) as write:
@@ -116,12 +122,14 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if not arguments.input and not arguments.smiles:
         raise ValueError("expected files of molecules, or --smiles")
     if arguments.target is not None and arguments.report is None:
-        raise ValueError(f"--target {arguments.target}: expected --report as well, the page that compares with known values")
+        target = " ".join(arguments.target)
+        raise ValueError(f"--target {target}: expected --report as well, the page that compares with known values")
     for path in arguments.input:
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{path}: expected a file whose name ends in {', '.join(SUFFIXES)}")
         with open(path, "rb"):
             pass
+        check_columns(path, arguments.smiles_column, arguments.target or ())
     if arguments.output is not None:
         check_output(arguments.output)
         if any(arguments.output.exists() and path.samefile(arguments.output) for path in arguments.input):
@@ -131,22 +139,33 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         check_writable(arguments.report)
 
 
-def _records(arguments: argparse.Namespace) -> Iterator[Record]:
-    files = (read_file(path, arguments.smiles_column, arguments.target) for path in arguments.input)
-    return chain(read_smiles(arguments.smiles or ()), chain.from_iterable(files))
+def _known_columns(arguments: argparse.Namespace, objective: Objective) -> dict[str, str]:
+    """Where known values stand, by the names of the properties."""
+    if arguments.target is None:
+        return {}
+    if len(arguments.target) != len(objective.properties):
+        raise ValueError(
+            f"--target {' '.join(arguments.target)}: expected one for each of the model's properties, {', '.join(objective.names)}"
+        )
+    return dict(zip(objective.names, arguments.target, strict=True))
+
+
+def _records(arguments: argparse.Namespace, known_columns: Mapping[str, str]) -> Iterator[Record]:
+    """The records of all inputs, with known values under the names of the properties."""
+    yield from read_smiles(arguments.smiles or ())
+    for path in arguments.input:
+        for record in read_file(path, arguments.smiles_column, list(known_columns.values())):
+            yield replace(record, columns={name: record.columns.get(column, "") for name, column in known_columns.items()})
 
 
 def _report(arguments: argparse.Namespace, predictor: Predictor) -> PredictionReport:
     model = arguments.model or str(arguments.load_ckpt_path)
-    return PredictionReport(Subject(model, predictor.task, predictor.unit))
+    return PredictionReport(Subject(model, predictor.objective))
 
 
 def _writer(arguments: argparse.Namespace, predictor: Predictor) -> AbstractContextManager[Write]:
-    column = column_name(predictor.task, predictor.unit)
-    has_spread = arguments.conformers > 1
-    if arguments.output is None:
-        return csv_writer(sys.stdout.buffer, column, has_spread)
-    return open_writer(arguments.output, column, has_spread)
+    layout = Layout.of(predictor.objective, has_spread=arguments.conformers > 1)
+    return csv_writer(sys.stdout.buffer, layout) if arguments.output is None else open_writer(arguments.output, layout)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from se3_fast.data.domain import Domain
 from se3_fast.data.featuriser import Featuriser, featuriser_of_checkpoint
 from se3_fast.data.molecule_arrays import ELEMENTS, MoleculeArrays
 from se3_fast.data.molecules import NUM_NODE_FEATURES
-from se3_fast.data.tasks import TASK_UNITS
+from se3_fast.data.objective import Objective
 from se3_fast.pretrained import find_model
 from se3_fast.training.checkpoint import read_checkpoint
 from se3_fast.training.errors import CheckpointError
 from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import model_of_checkpoint
-from se3_fast.training.uncertainty import NAME, VERSION, LastLayerUncertainty
+from se3_fast.training.uncertainty import LastLayerUncertainty, uncertainties_of_entry
 
 from .describe import described, not_in_training, unserved
 from .readers import read_smiles
@@ -32,7 +32,24 @@ from .records import Record, RecordError, first_line, molecule_of_ase
 BATCH_SIZE = 128
 _MOST_ATOMS_OF_BATCH = 8192
 _NEEDED = ("model_config", "data")
-_NEEDED_OF_DATA = ("task", "mean", "std")
+
+
+@dataclass(frozen=True)
+class PredictedValue:
+    """What a model says of one property of a molecule.
+
+    Attributes:
+        value: In the property's unit, or the probability of a 1; the mean over the conformers. None if there is an error.
+        uncertainty: Standard deviation of its error that is expected, in the property's unit; the mean over the conformers. None
+            if there is no value, the checkpoint has none, or the value is a probability.
+        spread: Standard deviation over the conformers; None for a single one.
+        target: The known value, where the record has one.
+    """
+
+    value: float | None = None
+    uncertainty: float | None = None
+    spread: float | None = None
+    target: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,28 +60,44 @@ class Prediction:
         file: Where the molecule stands, or empty.
         number: Of its line or place, from 1.
         name: Its title, or empty.
-        value: In the property's unit; the mean over the conformers. None if there is an error.
-        uncertainty: Standard deviation of its error that is expected, in the property's unit; the mean over the conformers. None
-            if there is no value, or the checkpoint has none.
-        spread: Standard deviation over the conformers; None for a single one.
+        values: By the name of each property.
         conformers: How many sets of positions were predicted for.
         outside: How the molecule differs from those that the model was trained on; empty if nothing is seen.
-        error: Why there is no value, or empty.
-        target: The known value, where the record has one.
+        error: Why there are no values, or empty.
         molecule: With the first of the positions; None for molecules that were no RDKit molecules or could not be read.
     """
 
     file: str
     number: int
     name: str
-    value: float | None
-    uncertainty: float | None
-    spread: float | None
-    conformers: int
-    outside: str
-    error: str
-    target: float | None
-    molecule: Chem.Mol | None
+    values: Mapping[str, PredictedValue]
+    conformers: int = 0
+    outside: str = ""
+    error: str = ""
+    molecule: Chem.Mol | None = None
+
+    @property
+    def value(self) -> float | None:
+        """That of the only property, or the first."""
+        return self._first().value
+
+    @property
+    def uncertainty(self) -> float | None:
+        """That of the only property, or the first."""
+        return self._first().uncertainty
+
+    @property
+    def spread(self) -> float | None:
+        """That of the only property, or the first."""
+        return self._first().spread
+
+    @property
+    def target(self) -> float | None:
+        """That of the only property, or the first."""
+        return self._first().target
+
+    def _first(self) -> PredictedValue:
+        return next(iter(self.values.values()))
 
 
 @dataclass(frozen=True)
@@ -79,46 +112,36 @@ class _Described:
 
 
 class Predictor:
-    """Predicts one property for molecules.
+    """Predicts the properties that a model has learned for molecules.
 
     Args:
         model: The model; it is put on the device and in evaluation mode.
-        task: The property.
-        unit: Its unit.
-        mean: What the standardised predictions are shifted by, in the property's unit.
-        std: What they are multiplied by.
+        objective: The properties, and how the model's outputs are read.
         featuriser: The function that makes the features that the model was trained on.
         domain: What the training set spans; None if it is not known.
-        uncertainty: Of the model's predictions; None if it is not known.
+        uncertainties: Of each property; None: it is not known of any.
         device: Where the model computes.
 
     Attributes:
-        task: The property.
-        unit: Its unit.
+        objective: The properties.
         domain: What the training set spans, or None.
-        uncertainty: Of the predictions, or None.
+        uncertainties: Of each property, or None.
     """
 
     def __init__(
         self,
         model: SE3TransformerPooled,
-        task: str,
-        unit: str,
-        mean: float,
-        std: float,
+        objective: Objective,
         featuriser: Featuriser,
         domain: Domain | None,
-        uncertainty: LastLayerUncertainty | None = None,
+        uncertainties: Sequence[LastLayerUncertainty | None] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.task = task
-        self.unit = unit
+        self.objective = objective
         self.domain = domain
-        self.uncertainty = uncertainty
+        self.uncertainties = uncertainties or [None] * len(objective.properties)
         self._device = torch.device(device)
         self._model = model.to(self._device).eval()
-        self._mean = mean
-        self._std = std
         self._featuriser = featuriser
 
     @classmethod
@@ -137,27 +160,23 @@ class Predictor:
             path = find_model(path.name)
         checkpoint = read_checkpoint(path)
         check_written_by("se3_fast.train", checkpoint, path)
-        missing = [name for name in _NEEDED if name not in checkpoint]
-        missing += [
-            f"data: {name}" for name in ("task", "mean", "std") if name not in checkpoint.get("data", {"task", "mean", "std"})
-        ]
-        if missing:
-            raise CheckpointError(
-                f"{path}: expected a checkpoint that describes model, task and scale; missing: {', '.join(missing)} (python "
-                "-m se3_fast.train --load_ckpt_path trains it on, and writes them)"
-            )
-        data = checkpoint["data"]
-        if "unit" not in data and data["task"] not in TASK_UNITS:
-            raise CheckpointError(f"{path}: data: task: expected one of {', '.join(TASK_UNITS)}, got {data['task']!r:.50}")
         try:
+            missing = [name for name in _NEEDED if name not in checkpoint]
+            if missing:
+                raise ValueError(f"missing: {', '.join(missing)}")
+            objective = Objective.of_data(checkpoint["data"])
             featuriser = featuriser_of_checkpoint(checkpoint)
+            model = model_of_checkpoint(path, checkpoint["model_config"], checkpoint["state_dict"])
+            config, count = checkpoint["model_config"], len(objective.properties)
+            if config["output_dim"] != count:
+                raise ValueError(f"model_config: output_dim: expected {count}, one for each property, got {config['output_dim']}")
+            width = config["fiber_out"][0]
+            entry = checkpoint.get("uncertainty")
+            uncertainties = None if entry is None else uncertainties_of_entry(entry, count, width)
         except ValueError as error:
-            raise CheckpointError(f"{path}: {error}") from None
-        model = model_of_checkpoint(path, checkpoint["model_config"], checkpoint["state_dict"])
+            raise _faulty(path, error) from None
         domain = Domain.of_description(checkpoint["domain"]) if "domain" in checkpoint else None
-        uncertainty = _uncertainty_of(path, checkpoint)
-        unit = data["unit"] if "unit" in data else TASK_UNITS[data["task"]]
-        return cls(model, data["task"], unit, data["mean"], data["std"], featuriser, domain, uncertainty, device)
+        return cls(model, objective, featuriser, domain, uncertainties, device)
 
     def predict(
         self, molecules: Iterable[Any], num_conformers: int = 1, seed: int = 0, batch_size: int = BATCH_SIZE
@@ -231,7 +250,7 @@ class Predictor:
 
     def _predict_batch(self, batch: list[_Described]) -> Iterator[Prediction]:
         molecules = [arrays for one in batch for arrays in one.arrays]
-        values, features = self._values(molecules) if molecules else (np.empty(0), np.empty((0, 1)))
+        values, features = self._values(molecules) if molecules else (np.empty((0, 1)), np.empty((0, 1)))
         first = 0
         for one in batch:
             part = slice(first, first + len(one.arrays))
@@ -240,7 +259,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _values(self, molecules: list[MoleculeArrays]) -> tuple[np.ndarray, np.ndarray]:
-        """The property of molecules, [M] float64, in its unit, and their pooled features [M, W] float64."""
+        """The properties of molecules, [M, P] float64, in their units, and their pooled features [M, W] float64."""
         n_node = [len(molecule.node_attr) for molecule in molecules]
         shift = np.repeat(np.cumsum(n_node) - n_node, [len(molecule.src) for molecule in molecules])  # [E]
         src, dst = (
@@ -254,50 +273,63 @@ class Predictor:
         node_feats = {"0": torch.from_numpy(node_attr).float().unsqueeze(-1).to(self._device)}  # [N, 6, 1]
         edge_feats = {"0": torch.from_numpy(edge_attr).float().unsqueeze(-1).to(self._device)}  # [E, 4, 1]
         features = self._model.transformer(graph.to(self._device), node_feats, edge_feats)  # [M, W]
-        prediction = self._model.mlp(features).squeeze(-1)  # [M]
-        # In float64: total energies would lose digits.
-        return prediction.double().cpu().numpy() * self._std + self._mean, features.double().cpu().numpy()
+        outputs = self._model.mlp(features)  # [M, P]
+        return self.objective.restore(outputs.cpu().numpy()), features.double().cpu().numpy()
 
     def _prediction(self, one: _Described, values: np.ndarray, features: np.ndarray) -> Prediction:
         record, error = one.record, one.error
         if len(values) and not np.isfinite(values).all():
             error = "the model's number is not finite"
         is_served = len(values) > 0 and not error
-        uncertainty, too_far = self._trust(features) if is_served else (None, "")
+        too_far = self._too_far(features) if is_served else ""
         return Prediction(
             file=record.file,
             number=record.number,
             name=record.name,
-            value=float(values.mean()) if is_served else None,
-            uncertainty=uncertainty,
-            spread=float(values.std(ddof=1)) if is_served and len(values) > 1 else None,
+            values={
+                learned.name: self._value(number, values, features if is_served else None, record)
+                for number, learned in enumerate(self.objective.properties)
+            },
             conformers=len(values),
             outside="; ".join(filter(None, [one.outside, too_far])),
             error=error,
-            target=record.target,
             molecule=one.molecule,
         )
 
-    def _trust(self, features: np.ndarray) -> tuple[float | None, str]:
-        """The uncertainty of a molecule with pooled features [conformers, W], and whether they are unlike those of training."""
-        if self.uncertainty is None:
-            return None, ""
-        deviation = self._std * float(self.uncertainty.deviations(features).mean())
-        distance, farthest = float(self.uncertainty.distances(features).mean()), self.uncertainty.farthest
-        too_far = f"features at distance {distance:.3g} from those of training, most others are within {farthest:.3g}"
-        return deviation, too_far if distance > farthest else ""
+    def _value(self, number: int, values: np.ndarray, features: np.ndarray | None, record: Record) -> PredictedValue:
+        """What is said of a property, with values [conformers, P] and features [conformers, W]; None: it is not served."""
+        learned, uncertainty = self.objective.properties[number], self.uncertainties[number]
+        target = record.number_in(learned.name)
+        if features is None:
+            return PredictedValue(target=target)
+        deviation = None
+        if uncertainty is not None and not self.objective.is_classification:
+            deviation = learned.std * float(uncertainty.deviations(features).mean())
+        return PredictedValue(
+            value=float(values[:, number].mean()),
+            uncertainty=deviation,
+            spread=float(values[:, number].std(ddof=1)) if len(values) > 1 else None,
+            target=target,
+        )
+
+    def _too_far(self, features: np.ndarray) -> str:
+        """That pooled features [conformers, W] are unlike those of training, or empty."""
+        for uncertainty in filter(None, self.uncertainties):
+            distance, farthest = float(uncertainty.distances(features).mean()), uncertainty.farthest
+            if distance > farthest:
+                return f"features at distance {distance:.3g} from those of training, most others are within {farthest:.3g}"
+        return ""
 
 
-def _uncertainty_of(path: Path, checkpoint: dict[str, Any]) -> LastLayerUncertainty | None:
-    if "uncertainty" not in checkpoint:
-        return None
-    description, width = checkpoint["uncertainty"], checkpoint["model_config"]["fiber_out"][0]
-    found, known = (description["name"], description["version"]), (NAME, VERSION)
-    if found != known:
-        raise CheckpointError(f"{path}: uncertainty: expected name and version {known}, which this version has, got {found}")
-    if len(description["mean"]) != width:
-        raise CheckpointError(f"{path}: uncertainty: expected the model's {width} features, got {len(description['mean'])}")
-    return LastLayerUncertainty.of_description(description)
+def _faulty(path: Path, error: ValueError) -> CheckpointError:
+    """The error of a checkpoint, with the path before it and, where something is missing, what writes it."""
+    text = str(error)
+    if text.startswith("missing: "):
+        return CheckpointError(
+            f"{path}: expected a checkpoint that describes model, task and scale; {text} (python -m se3_fast.train "
+            "--load_ckpt_path trains it on, and writes them)"
+        )
+    return error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: {text}")
 
 
 def _record_of(number: int, molecule: Any) -> Record:

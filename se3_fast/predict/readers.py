@@ -6,10 +6,9 @@ A record that cannot be read comes as one with a fault; the next one is read.
 from __future__ import annotations
 
 import csv
-import math
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice, takewhile
@@ -40,13 +39,14 @@ _NAME_COLUMNS = ("name", "id", "title")
 _PLAIN_COLUMNS = {"species": (0, 1), "pos": (1, 3)}
 
 
-def read_file(path: Path, smiles_column: str = "smiles", target_column: str | None = None) -> Iterator[Record]:
+def read_file(path: Path, smiles_column: str = "smiles", columns: Sequence[str] = ()) -> Iterator[Record]:
     """The molecules of a file, by the ending of its name: one of ``SUFFIXES``.
 
     Args:
         path: The file.
         smiles_column: Of a CSV file, the column of its SMILES; case does not matter.
-        target_column: Of a CSV file the column, of an SDF the property, of known values; None: none.
+        columns: Of a CSV file the columns, of an SDF the properties, whose contents records are to have; case does not matter in
+            CSV.
 
     Raises:
         ValueError: Another ending, or the whole file is none of its kind.
@@ -56,27 +56,31 @@ def read_file(path: Path, smiles_column: str = "smiles", target_column: str | No
     if suffix == ".npz":
         return _read_npz(path)
     if suffix == ".csv":
-        return _read_text(path, partial(_read_csv, path=path, column=smiles_column, target_column=target_column))
+        return _read_text(path, partial(_read_csv, path=path, smiles_column=smiles_column, columns=columns))
     if suffix not in _TEXT_READERS:
         raise ValueError(f"{path}: expected a file whose name ends in {', '.join(SUFFIXES)}")
     records = _read_text(path, _TEXT_READERS[suffix])
-    return records if target_column is None else (_with_target(record, target_column) for record in records)
+    return (_with_properties(record, columns) for record in records) if columns else records
 
 
-def _with_target(record: Record, name: str) -> Record:
-    """The record with the value of a property of its molecule, where it has one."""
+def check_columns(path: Path, smiles_column: str = "smiles", columns: Sequence[str] = ()) -> None:
+    """Check that a CSV file has the columns that :func:`read_file` is to read; other files have no list of what is in them.
+
+    Raises:
+        ValueError: It has not.
+        OSError: It cannot be read.
+    """
+    if path.suffix.lower() == ".csv":
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            _places(path, _titles(csv.reader(file)), smiles_column, columns)
+
+
+def _with_properties(record: Record, names: Sequence[str]) -> Record:
+    """The record with those of these properties that its molecule has."""
     molecule = record.molecule
-    text = molecule.GetProp(name) if isinstance(molecule, Chem.Mol) and molecule.HasProp(name) else ""
-    return replace(record, target=_number(text))
-
-
-def _number(text: str) -> float | None:
-    """A finite number, or None where there is none."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+    if not isinstance(molecule, Chem.Mol):
+        return record
+    return replace(record, columns={name: molecule.GetProp(name) for name in names if molecule.HasProp(name)})
 
 
 def read_smiles(texts: Iterable[str]) -> Iterator[Record]:
@@ -151,16 +155,32 @@ def _read_smiles_file(file: TextIO, name: str) -> Iterator[Record]:
         yield _record(partial(molecule_of_smiles, words[0]), name, number, title)
 
 
-def _read_csv(file: TextIO, name: str, path: Path, column: str, target_column: str | None) -> Iterator[Record]:
-    table = csv.reader(file)
-    header = [text.strip().lower() for text in next(table, [])]
-    if column.lower() not in header:
-        raise ValueError(f"{path}: expected a column {column!r} of SMILES, got {', '.join(header)[:200] or 'nothing'}")
-    if target_column is not None and target_column.lower() not in header:
-        raise ValueError(f"{path}: expected a column {target_column!r} of known values, got {', '.join(header)[:200]}")
-    of_smiles = header.index(column.lower())
-    of_target = None if target_column is None else header.index(target_column.lower())
+def _titles(table: Iterator[list[str]]) -> list[str]:
+    try:
+        return next(table, [])
+    except csv.Error:  # no table, so that it has no columns
+        return []
+
+
+def _places(
+    path: Path, titles: Sequence[str], smiles_column: str, columns: Sequence[str]
+) -> tuple[int, dict[str, int], int | None]:
+    """Where SMILES, further columns and names stand in a table with these titles.
+
+    Raises:
+        ValueError: One of the columns is not there.
+    """
+    header = [title.strip().lower() for title in titles]
+    for column, purpose in ((smiles_column, "of SMILES"), *((column, "as well") for column in columns)):
+        if column.lower() not in header:
+            raise ValueError(f"{path}: expected a column {column!r} {purpose}, got {', '.join(header)[:200] or 'nothing'}")
     of_name = next((header.index(title) for title in _NAME_COLUMNS if title in header), None)
+    return header.index(smiles_column.lower()), {column: header.index(column.lower()) for column in columns}, of_name
+
+
+def _read_csv(file: TextIO, name: str, path: Path, smiles_column: str, columns: Sequence[str]) -> Iterator[Record]:
+    table = csv.reader(file)
+    of_smiles, places, of_name = _places(path, _titles(table), smiles_column, columns)
     while True:
         try:
             row = next(table, None)
@@ -173,8 +193,8 @@ def _read_csv(file: TextIO, name: str, path: Path, column: str, target_column: s
             continue
         title = row[of_name] if of_name is not None and of_name < len(row) else ""
         smiles = row[of_smiles] if of_smiles < len(row) else ""
-        target = _number(row[of_target]) if of_target is not None and of_target < len(row) else None
-        yield replace(_record(partial(molecule_of_smiles, smiles), name, table.line_num, title), target=target)
+        contents = {column: row[place] for column, place in places.items() if place < len(row)}
+        yield replace(_record(partial(molecule_of_smiles, smiles), name, table.line_num, title), columns=contents)
 
 
 def _read_xyz(file: TextIO, name: str) -> Iterator[Record]:

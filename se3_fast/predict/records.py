@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class Record:
         name: Its title, or empty.
         molecule: An RDKit molecule, or arrays that are featurised already; None if it could not be read.
         fault: Why it could not be read, or empty.
-        target: The known value of the property, where the file has one.
+        columns: What stands in the columns of the file, or the properties of the SDF, that were asked for, by their names.
     """
 
     file: str = ""
@@ -42,7 +43,15 @@ class Record:
     name: str = ""
     molecule: Chem.Mol | MoleculeArrays | None = None
     fault: str = ""
-    target: float | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def number_in(self, column: str) -> float | None:
+        """The finite number in a column, or None where there is none."""
+        try:
+            value = float(self.columns.get(column, ""))
+        except ValueError:
+            return None
+        return value if math.isfinite(value) else None
 
 
 def molecule_of_smiles(smiles: str) -> Chem.Mol:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from rdkit import Chem
 
+from se3_fast.data.objective import Objective
 from se3_fast.files import atomic_file
 
-from .predictor import Prediction
+from .predictor import PredictedValue, Prediction
 
 _ROWS_OF_GROUP = 10_000
 _DIGITS = 6
@@ -27,39 +29,74 @@ class Write(Protocol):
         """Write it."""
 
 
-def column_name(task: str, unit: str) -> str:
-    """Name of the column of a property, with its unit: `homo_eV`, `Cv_cal_per_mol_K`."""
+@dataclass(frozen=True)
+class Layout:
+    """The columns of an output.
+
+    Attributes:
+        titles: By the name of each property, the title of its column, with the unit: `homo_eV`, `Cv_cal_per_mol_K`; of a class
+            `active_probability`.
+        has_uncertainty: Whether each has a column for its uncertainty.
+        has_spread: Whether each has a column for the spread over conformers.
+    """
+
+    titles: Mapping[str, str]
+    has_uncertainty: bool
+    has_spread: bool
+
+    @classmethod
+    def of(cls, objective: Objective, has_spread: bool) -> Layout:
+        """The columns for what a model says."""
+        is_classification = objective.is_classification
+        titles = {one.name: _title(one.name, "probability" if is_classification else one.unit) for one in objective.properties}
+        return cls(titles, not is_classification, has_spread)
+
+    @property
+    def columns(self) -> list[str]:
+        """Titles of all columns, in their order."""
+        return list(self.row(Prediction("", 0, "", {name: PredictedValue() for name in self.titles})))
+
+    @property
+    def number_columns(self) -> list[str]:
+        """Those of numbers with a fraction."""
+        return list(self._numbers(Prediction("", 0, "", {name: PredictedValue() for name in self.titles})))
+
+    def row(self, prediction: Prediction) -> dict[str, Any]:
+        """The columns of a prediction; None where there is no value."""
+        return {
+            "file": prediction.file,
+            "record": prediction.number,
+            "name": prediction.name,
+            **self._numbers(prediction),
+            **({"conformers": prediction.conformers} if self.has_spread else {}),
+            "outside": prediction.outside,
+            "error": prediction.error,
+        }
+
+    def _numbers(self, prediction: Prediction) -> dict[str, float | None]:
+        numbers: dict[str, float | None] = {}
+        for name, title in self.titles.items():
+            found = prediction.values[name]
+            numbers[title] = found.value
+            if self.has_uncertainty:
+                numbers[f"{title}_uncertainty"] = found.uncertainty
+            if self.has_spread:
+                numbers[f"{title}_spread"] = found.spread
+        return {title: None if value is None else round(value, _DIGITS) for title, value in numbers.items()}
+
+
+def _title(name: str, unit: str) -> str:
     plain = unit.replace("/", " per ").replace("^", "").replace("(", " ").replace(")", " ")
-    return "_".join([task, *plain.split()])
-
-
-def row_of(prediction: Prediction, column: str, has_spread: bool) -> dict[str, Any]:
-    """The columns of a prediction; None where there is no value."""
-
-    def rounded(value: float | None) -> float | None:
-        return None if value is None else round(value, _DIGITS)
-
-    spread = {f"{column}_spread": rounded(prediction.spread), "conformers": prediction.conformers} if has_spread else {}
-    return {
-        "file": prediction.file,
-        "record": prediction.number,
-        "name": prediction.name,
-        column: rounded(prediction.value),
-        f"{column}_uncertainty": rounded(prediction.uncertainty),
-        **spread,
-        "outside": prediction.outside,
-        "error": prediction.error,
-    }
+    return "_".join([name, *plain.split()])
 
 
 @contextmanager
-def open_writer(path: Path, column: str, has_spread: bool) -> Iterator[Write]:
+def open_writer(path: Path, layout: Layout) -> Iterator[Write]:
     """Open a file of predictions by the ending of its name, one of ``WRITERS``.
 
     Args:
         path: The file; it appears, whole, when the block ends without an error.
-        column: Name of the property's column.
-        has_spread: Whether there are columns for the spread over conformers.
+        layout: Its columns.
 
     Raises:
         ValueError: Another ending.
@@ -67,7 +104,7 @@ def open_writer(path: Path, column: str, has_spread: bool) -> Iterator[Write]:
         OSError: It cannot be written.
     """
     check_output(path)
-    with atomic_file(path) as file, WRITERS[path.suffix.lower()](file, column, has_spread) as write:
+    with atomic_file(path) as file, WRITERS[path.suffix.lower()](file, layout) as write:
         yield write
 
 
@@ -85,30 +122,29 @@ def check_output(path: Path) -> None:
 
 
 @contextmanager
-def csv_writer(file: BinaryIO, column: str, has_spread: bool) -> Iterator[Write]:
+def csv_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
     """Write CSV to a binary file."""
     with _text(file) as text:
-        table = csv.DictWriter(text, _columns(column, has_spread), lineterminator="\n")
+        table = csv.DictWriter(text, layout.columns, lineterminator="\n")
         table.writeheader()
-        yield lambda prediction: table.writerow(row_of(prediction, column, has_spread))
+        yield lambda prediction: table.writerow(layout.row(prediction))
 
 
 @contextmanager
-def _json_lines_writer(file: BinaryIO, column: str, has_spread: bool) -> Iterator[Write]:
+def _json_lines_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
     with _text(file) as text:
-        yield lambda prediction: _write_line(text, json.dumps(row_of(prediction, column, has_spread)))
+        yield lambda prediction: _write_line(text, json.dumps(layout.row(prediction)))
 
 
 @contextmanager
-def _parquet_writer(file: BinaryIO, column: str, has_spread: bool) -> Iterator[Write]:
+def _parquet_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
     arrow, parquet = _pyarrow()
-    floats = dict.fromkeys((column, f"{column}_uncertainty", f"{column}_spread"), arrow.float64())
-    kinds = {**floats, "record": arrow.int64(), "conformers": arrow.int64()}
-    schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in _columns(column, has_spread)])
+    kinds = {**dict.fromkeys(layout.number_columns, arrow.float64()), "record": arrow.int64(), "conformers": arrow.int64()}
+    schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in layout.columns])
     rows: list[dict[str, Any]] = []
 
     def write(prediction: Prediction) -> None:
-        rows.append(row_of(prediction, column, has_spread))
+        rows.append(layout.row(prediction))
         if len(rows) == _ROWS_OF_GROUP:
             write_group()
 
@@ -122,7 +158,7 @@ def _parquet_writer(file: BinaryIO, column: str, has_spread: bool) -> Iterator[W
 
 
 @contextmanager
-def _sdf_writer(file: BinaryIO, column: str, has_spread: bool) -> Iterator[Write]:
+def _sdf_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
     with _text(file) as text:
         writer = Chem.SDWriter(text)
         writer.SetKekulize(False)
@@ -130,7 +166,7 @@ def _sdf_writer(file: BinaryIO, column: str, has_spread: bool) -> Iterator[Write
         def write(prediction: Prediction) -> None:
             molecule = _writable(prediction.molecule)
             molecule.SetProp("_Name", _one_line(prediction.name))
-            for name, value in row_of(prediction, column, has_spread).items():
+            for name, value in layout.row(prediction).items():
                 molecule.ClearProp(name)  # of an earlier prediction, perhaps
                 if name != "name" and value not in (None, ""):
                     molecule.SetProp(name, _one_line(str(value)))
@@ -165,11 +201,6 @@ def _text(file: BinaryIO) -> Iterator[io.TextIOWrapper]:
         text.detach()
 
 
-def _columns(column: str, has_spread: bool) -> list[str]:
-    nothing = Prediction("", 0, "", None, None, None, 0, "", "", None, None)
-    return list(row_of(nothing, column, has_spread))
-
-
 def _pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow
@@ -179,7 +210,7 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-WRITERS: dict[str, Callable[[BinaryIO, str, bool], AbstractContextManager[Write]]] = {
+WRITERS: dict[str, Callable[[BinaryIO, Layout], AbstractContextManager[Write]]] = {
     ".csv": csv_writer,
     ".jsonl": _json_lines_writer,
     ".parquet": _parquet_writer,

@@ -19,7 +19,7 @@ from se3_fast.training.checkpoint import SAFETENSORS_SUFFIX, read_checkpoint, wr
 from se3_fast.training.errors import CheckpointError, run_command, user_errors
 from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import model_of_checkpoint
-from se3_fast.training.uncertainty import last_layer_uncertainty, pooled_features
+from se3_fast.training.uncertainty import last_layer_uncertainties, pooled_features
 
 from . import CHECKSUMS, file_checksum
 
@@ -58,7 +58,7 @@ def pack(source: Path, name: str, folder: Path, data_dir: Path, note: str) -> No
     data = checkpoint["data"]
     data_module = QM9DataModule(data_dir, data["task"], _BATCH_SIZE, dataset=data["dataset"])
     cpu = torch.device("cpu")
-    uncertainty = last_layer_uncertainty(model, data_module, cpu)
+    (uncertainty,) = last_layer_uncertainties(model, data_module, cpu)
     if uncertainty is None:
         raise CheckpointError(f"{source}: expected a model with finite features and more molecules to validate it on")
     features, errors = pooled_features(model, data_module.test_dataloader(), cpu)

@@ -6,29 +6,31 @@ It holds a few numbers of every molecule, and drawings of at most 60, whatever t
 from __future__ import annotations
 
 import heapq
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from rdkit import Chem
-from rdkit.Chem.Draw import rdMolDraw2D
 
 from se3_fast import __version__
+from se3_fast.data.objective import Objective, Property
 from se3_fast.files import atomic_file
-from se3_fast.predict.predictor import Prediction
+from se3_fast.predict.predictor import PredictedValue, Prediction
 from se3_fast.training.calibration import Calibration
+from se3_fast.training.plots import learning_curve, parity
+from se3_fast.training.property_trainer import STANDARD_DEVIATIONS
 from se3_fast.unit_text import in_unit
 
 from . import charts
+from .page import Card, document, drawings, figures, section, table
 
 _MOST_DRAWN = 60
 _MOST_ROWS = 5_000
-_DRAWING_SIZE = (220, 160)
-_ASSETS = Path(__file__).with_name("assets")
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,32 @@ class Subject:
 
     Attributes:
         model: Name or file of the model.
-        property_name: What is predicted.
-        unit: Its unit.
+        objective: What is predicted.
+        facts: Further names and values, which stand first.
+        history: Records of the epochs of a training, for the learning curve.
+        of_which: What the molecules are.
     """
 
     model: str
-    property_name: str
-    unit: str
+    objective: Objective
+    facts: Sequence[tuple[str, str]] = ()
+    history: Sequence[dict[str, Any]] = ()
+    of_which: str = "molecules"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Predictions of one property for the molecules whose value is known.
+
+    Attributes:
+        values: [m].
+        targets: [m].
+        uncertainties: [m], NaN where there is none.
+    """
+
+    values: np.ndarray
+    targets: np.ndarray
+    uncertainties: np.ndarray
 
 
 class PredictionReport:
@@ -55,7 +76,8 @@ class PredictionReport:
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
-        self._served: list[tuple[float, float, float]] = []  # value, uncertainty, known value; NaN where there is none
+        self._properties = subject.objective.properties
+        self._served: list[list[tuple[float, float, float]]] = []  # of each property value, uncertainty, known value; or NaN
         self._rows: list[str] = []
         self._failed = 0
         self._warned = 0
@@ -67,19 +89,24 @@ class PredictionReport:
         if prediction.value is None:
             self._failed += 1
         else:
-            known = _number(prediction.target)
-            self._served.append((prediction.value, _number(prediction.uncertainty), known))
+            values = [prediction.values[one.name] for one in self._properties]
+            self._served.append([(_number(one.value), _number(one.uncertainty), _number(one.target)) for one in values])
             self._warned += bool(prediction.outside)
-            self._keep_drawn(prediction, abs(prediction.value - known))
+            self._keep_drawn(prediction)
         if len(self._rows) < _MOST_ROWS:
-            self._rows.append(_row(prediction))
+            self._rows.append(self._row(prediction))
 
-    def _keep_drawn(self, prediction: Prediction, error: float) -> None:
+    def _keep_drawn(self, prediction: Prediction) -> None:
         """Of molecules with known values those with the largest errors are drawn; of others the first."""
         if prediction.molecule is None:
             return
         number = next(self._order)
-        entry = (-1.0 - number if np.isnan(error) else error, -number, prediction)
+        errors = [
+            abs(value - known) / one.std
+            for one, (value, _, known) in zip(self._properties, self._served[-1], strict=True)
+            if not np.isnan(known)
+        ]
+        entry = (max(errors, default=-1.0 - number), -number, prediction)
         if len(self._drawn) < _MOST_DRAWN:
             heapq.heappush(self._drawn, entry)
         else:
@@ -97,156 +124,130 @@ class PredictionReport:
     def page(self) -> str:
         """The page, HTML."""
         subject = self._subject
-        in_which = f"values in {subject.unit}; " if subject.unit else ""
-        title = f"{subject.property_name} of {len(self._served) + self._failed:,} molecules"
-        values = np.array(self._served).reshape(-1, 3)
-        is_known = ~np.isnan(values[:, 2])
-        drawn = [prediction for _, _, prediction in sorted(self._drawn, reverse=True, key=lambda entry: entry[:2])]
+        title = f"{', '.join(subject.objective.names)} of {len(self._served) + self._failed:,} {subject.of_which}"
+        units = ", ".join(one.unit for one in self._properties if one.unit)
+        note = f"Model {subject.model}; {f'values in {units}; ' if units else ''}se3_fast {__version__}"
+        values = np.array(self._served).reshape(-1, len(self._properties), 3)  # [M, P, 3]
+        plots = [charts.svg(figure) for figure in self._plots(values)]
+        cards = [self._card(prediction) for _, _, prediction in sorted(self._drawn, reverse=True, key=lambda entry: entry[:2])]
+        which = "the first" if np.isnan(values[:, :, 2]).all() else "those with the largest errors"
         sections = [
             f"<h1>{escape(title)}</h1>",
-            f'<p class="note">Model {escape(subject.model)}; {escape(in_which)}se3_fast {__version__}</p>',
-            _figures(self._summary(values, is_known)),
-            _section("Plots", f'<div class="plots">{"".join(self._plots(values, is_known))}</div>') if len(values) else "",
-            _drawings(drawn, subject, has_known=bool(is_known.any())),
+            f'<p class="note">{escape(note)}</p>',
+            figures([*subject.facts, *self._summary(values)]),
+            section("Plots", f'<div class="plots">{"".join(plots)}</div>') if plots else "",
+            drawings(cards, f"{len(cards)} molecules, {which}; a click shows one in space."),
             self._table(),
         ]
-        return _document(title, "\n".join(sections), has_view=bool(drawn))
+        return document(title, "\n".join(sections), has_view=bool(cards))
 
-    def _summary(self, values: np.ndarray, is_known: np.ndarray) -> list[tuple[str, str]]:
-        unit = self._subject.unit
-        figures = [("molecules with a number", f"{len(values):,}"), ("without a number", f"{self._failed:,}")]
-        figures.append(("outside of the training data", f"{self._warned:,}"))
-        if len(values):
-            figures.append((in_unit("mean", unit), f"{values[:, 0].mean():.4g}"))
-            if not np.isnan(values[:, 1]).all():
-                figures.append((in_unit("median uncertainty", unit), f"{np.nanmedian(values[:, 1]):.3g}"))
-        known = values[is_known]
-        if len(known):
-            errors = known[:, 0] - known[:, 2]
-            figures.append((in_unit(f"MAE of {len(known):,} known", unit), f"{np.abs(errors).mean():.4g}"))
-            figures.append((in_unit("RMSE", unit), f"{np.sqrt((errors**2).mean()):.4g}"))
-            spread = ((known[:, 2] - known[:, 2].mean()) ** 2).mean()
-            if spread > 0:
-                figures.append(("R2", f"{1 - (errors**2).mean() / spread:.4f}"))
-        return figures
+    def _summary(self, values: np.ndarray) -> list[tuple[str, str]]:
+        told = [("molecules with a number", f"{len(values):,}"), ("without a number", f"{self._failed:,}")]
+        told.append(("outside of the training data", f"{self._warned:,}"))
+        for number, one in enumerate(self._properties):
+            if len(values):
+                told += self._told_of(one, values[:, number])
+        return told
 
-    def _plots(self, values: np.ndarray, is_known: np.ndarray) -> list[str]:
-        name, unit = self._subject.property_name, self._subject.unit
-        known = values[is_known]
-        if not len(known):
-            return [charts.histogram(values[:, 0], name, unit)] if len(values) > 1 else []
-        plots = [charts.parity(known[:, 0], known[:, 2], name, unit)]
-        sure = known[~np.isnan(known[:, 1])]
-        if len(sure):
-            plots.append(charts.calibration(Calibration.of(sure[:, 0] - sure[:, 2], sure[:, 1])))
-        return plots
+    def _told_of(self, one: Property, values: np.ndarray) -> Iterator[tuple[str, str]]:
+        """Figures of a property with values [M, 3]; of several properties with its name."""
+        of_name, unit = (f" of {one.name}" if len(self._properties) > 1 else ""), one.unit
+        yield in_unit(f"mean{of_name}", unit), f"{values[:, 0].mean():.4g}"
+        if not np.isnan(values[:, 1]).all():
+            yield in_unit(f"median uncertainty{of_name}", unit), f"{np.nanmedian(values[:, 1]):.3g}"
+        known = _known(values)
+        if not len(known.values):
+            return
+        errors = known.values - known.targets
+        if self._subject.objective.is_classification:
+            yield f"accuracy{of_name}, {len(errors):,} known", f"{(np.abs(errors) < 0.5).mean():.4f}"
+            return
+        yield in_unit(f"MAE{of_name} of {len(errors):,} known", unit), f"{np.abs(errors).mean():.4g}"
+        yield in_unit(f"RMSE{of_name}", unit), f"{np.sqrt((errors**2).mean()):.4g}"
+        spread = ((known.targets - known.targets.mean()) ** 2).mean()
+        if spread > 0:
+            yield f"R2{of_name}", f"{1 - (errors**2).mean() / spread:.4f}"
+
+    def _plots(self, values: np.ndarray) -> Iterator[Figure]:
+        if self._subject.history:
+            objective = self._subject.objective
+            unit = self._properties[0].unit if objective.is_one_number else STANDARD_DEVIATIONS
+            yield learning_curve(self._subject.history, unit)
+        for number, one in enumerate(self._properties):
+            known = _known(values[:, number])
+            if not len(known.values):
+                if len(values) > 1:
+                    yield charts.histogram(values[:, number, 0], one.name, one.unit)
+            elif self._subject.objective.is_classification:
+                yield from _plots_of_classes(known, one)
+            else:
+                yield from _plots_of_numbers(known, one)
 
     def _table(self) -> str:
-        unit = escape(self._subject.unit)
-        columns = [
-            ("place", "number"),
-            ("name", "text"),
-            (in_unit("predicted", unit), "number"),
-            (in_unit("uncertainty", unit), "number"),
-            (in_unit("known", unit), "number"),
-            ("outside of the training data", "text"),
-            ("error", "text"),
-        ]
-        head = "".join(f'<th scope="col" data-kind="{kind}"><button type="button">{name}</button></th>' for name, kind in columns)
+        columns = [("place", "number"), ("name", "text")]
+        for one in self._properties:
+            of_name = f" {one.name}" if len(self._properties) > 1 else ""
+            columns += [(in_unit(f"{title}{of_name}", one.unit), "number") for title in self._titles()]
+        columns += [("outside of the training data", "text"), ("error", "text")]
         left_out = len(self._served) + self._failed - len(self._rows)
         note = f'<p class="note">The first {len(self._rows):,}; {left_out:,} more are in the output.</p>' if left_out else ""
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(self._rows)}</tbody></table>"
-        return _section("Molecules", f'{note}<div class="scroll">{table}</div>')
+        return section("Molecules", note + table(columns, self._rows))
+
+    def _titles(self) -> list[str]:
+        return ["probability", "known"] if self._subject.objective.is_classification else ["predicted", "uncertainty", "known"]
+
+    def _row(self, prediction: Prediction) -> str:
+        cells = "".join(_cells(prediction.values[one.name], len(self._titles()) == 3) for one in self._properties)
+        return (
+            f'<tr><td class="number">{prediction.number}</td><td>{escape(prediction.name)}</td>{cells}'
+            f'<td class="warn">{escape(prediction.outside)}</td><td class="bad">{escape(prediction.error)}</td></tr>'
+        )
+
+    def _card(self, prediction: Prediction) -> Card:
+        lines = [line for one in self._properties for line in _lines(prediction.values[one.name], one, len(self._properties) > 1)]
+        if prediction.outside:
+            lines.append(f'<span class="warn" title="{escape(prediction.outside)}">outside of the training data</span>')
+        molecule = Chem.Mol() if prediction.molecule is None else prediction.molecule
+        return Card(prediction.name or f"molecule {prediction.number}", molecule, lines)
 
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _row(prediction: Prediction) -> str:
-    numbers = "".join(
-        f'<td class="number" data-value="{"" if value is None else value}">{"" if value is None else f"{value:.4f}"}</td>'
-        for value in (prediction.value, prediction.uncertainty, prediction.target)
-    )
-    return (
-        f'<tr><td class="number">{prediction.number}</td><td>{escape(prediction.name)}</td>{numbers}'
-        f'<td class="warn">{escape(prediction.outside)}</td><td class="bad">{escape(prediction.error)}</td></tr>'
-    )
+def _known(values: np.ndarray) -> _Known:
+    """What is known of a property with value, uncertainty and known value [M, 3]."""
+    found, uncertainties, targets = values[~np.isnan(values[:, 2])].T
+    return _Known(found, targets, uncertainties)
 
 
-def _figures(figures: Sequence[tuple[str, str]]) -> str:
-    boxes = "".join(f'<div class="figure"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in figures)
-    return f'<div class="figures">{boxes}</div>'
+def _plots_of_numbers(known: _Known, one: Property) -> Iterator[Figure]:
+    yield parity(known.values, known.targets, one.name, one.unit)
+    is_told = ~np.isnan(known.uncertainties)
+    if is_told.any():
+        errors = known.values - known.targets
+        yield charts.calibration(Calibration.of(errors[is_told], known.uncertainties[is_told]), one.name)
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
+def _plots_of_classes(known: _Known, one: Property) -> Iterator[Figure]:
+    classes = known.targets
+    if set(classes.tolist()) == {0.0, 1.0}:
+        yield charts.receiver_operating_characteristic(known.values, classes, one.name)
+        yield charts.reliability(known.values, classes, one.name)
 
 
-def _drawings(predictions: Sequence[Prediction], subject: Subject, has_known: bool) -> str:
-    """Cards with drawings; a click shows the molecule in space."""
-    if not predictions:
-        return ""
-    blocks = [Chem.MolToMolBlock(prediction.molecule) for prediction in predictions]
-    # Within a script element only a slash could end it.
-    positions = json.dumps(blocks).replace("</", "<\\/")
-    cards = "".join(_card(number, prediction, subject.unit) for number, prediction in enumerate(predictions))
-    which = "those with the largest errors" if has_known else "the first"
+def _cells(found: PredictedValue, has_uncertainty: bool) -> str:
+    values = [found.value, *([found.uncertainty] if has_uncertainty else []), found.target]
     return "".join(
-        [
-            _section("In space", '<p class="note" id="shown"></p><div class="viewer" id="viewer"></div>'),
-            _section(
-                "Drawn",
-                f'<p class="note">{len(predictions)} molecules, {which}; a click shows one in space.</p>'
-                f'<div class="molecules">{cards}</div>',
-            ),
-            f'<script type="application/json" id="positions">{positions}</script>',
-        ]
+        f'<td class="number" data-value="{"" if value is None else value}">{"" if value is None else f"{value:.4f}"}</td>'
+        for value in values
     )
 
 
-def _card(number: int, prediction: Prediction, unit: str) -> str:
-    told = "" if prediction.uncertainty is None else f" &#177; {prediction.uncertainty:.2f}"
-    known = "" if prediction.target is None else f"<div>known {prediction.target:.3f}</div>"
-    warning = (
-        f'<div class="warn" title="{escape(prediction.outside)}">outside of the training data</div>' if prediction.outside else ""
-    )
-    name = escape(prediction.name or f"molecule {prediction.number}")
-    return (
-        f'<button type="button" class="molecule" data-index="{number}" title="{name}">{_drawing(prediction.molecule)}'
-        f'<div class="name">{name}</div><div><b>{prediction.value:.3f}</b>{told} {escape(unit)}</div>{known}{warning}</button>'
-    )
-
-
-def _drawing(molecule: Chem.Mol | None) -> str:
-    assert molecule is not None  # others are not kept
-    flat = Chem.RemoveHs(molecule)
-    flat.RemoveAllConformers()
-    drawer = rdMolDraw2D.MolDraw2DSVG(*_DRAWING_SIZE)
-    drawer.drawOptions().clearBackground = False  # type: ignore[assignment]  # RDKit gives it the type of its owner
-    rdMolDraw2D.PrepareAndDrawMolecule(drawer, flat)
-    drawer.FinishDrawing()
-    text = drawer.GetDrawingText()
-    return str(text[text.index("<svg") :])
-
-
-def _document(title: str, body: str, has_view: bool) -> str:
-    asset = {path.name: path.read_text(encoding="utf-8") for path in _ASSETS.iterdir() if path.is_file()}
-    view = f"<!--\n{asset['3Dmol-LICENSE.txt']}\n-->\n<script>{asset['3Dmol-min.js']}</script>" if has_view else ""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{asset["report.css"]}</style>
-{view}
-</head>
-<body>
-{body}
-<footer>Drawn with RDKit{" and 3Dmol.js (BSD-3-Clause)" if has_view else ""}; this page needs no network.</footer>
-<script>{asset["report.js"]}</script>
-</body>
-</html>
-"""
+def _lines(found: PredictedValue, one: Property, has_name: bool) -> Iterator[str]:
+    """What a card says of a property, HTML."""
+    name = f"{escape(one.name)} " if has_name else ""
+    told = "" if found.uncertainty is None else f" &#177; {found.uncertainty:.2f}"
+    yield f"{name}<b>{found.value:.3f}</b>{told} {escape(one.unit)}"
+    if found.target is not None:
+        yield f"known {found.target:.3f}"

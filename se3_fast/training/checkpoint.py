@@ -214,6 +214,10 @@ def check_same(path: Path, subject: str, saved: dict[str, Any] | None, wanted: d
 
 
 def _equal(saved: Any, wanted: Any) -> bool:
+    if isinstance(wanted, dict) and isinstance(saved, dict):
+        return saved.keys() == wanted.keys() and all(_equal(saved[name], wanted[name]) for name in wanted)
+    if isinstance(wanted, list) and isinstance(saved, list):
+        return len(saved) == len(wanted) and all(map(_equal, saved, wanted))
     if isinstance(wanted, float) and isinstance(saved, float):
         return abs(saved - wanted) <= 1e-6 * max(abs(saved), abs(wanted))
     return bool(saved == wanted)

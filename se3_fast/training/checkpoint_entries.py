@@ -197,6 +197,22 @@ def _check_data(name: str, description: Any) -> None:
     expect(is_number(description.get("mean", 0)), f"{name}: mean", "a finite number", description.get("mean"))
     scale = description.get("std", 1)
     expect(is_number(scale) and scale > 0, f"{name}: std", "a finite number above 0", scale)
+    if "objective" in description:
+        _check_objective(f"{name}: objective", description["objective"])
+
+
+def _check_objective(name: str, description: Any) -> None:
+    known = {"name", "version", "properties"}
+    expect(_is_named(description) and set(description) == known, name, f"the entries {', '.join(sorted(known))}", description)
+    expect(isinstance(description["name"], str), f"{name}: name", "a name", description["name"])
+    expect(is_count(description["version"]), f"{name}: version", "a whole number from 0 on", description["version"])
+    properties = description["properties"]
+    expect(isinstance(properties, list) and bool(properties), f"{name}: properties", "a list of properties", properties)
+    for one in properties:
+        expect(_is_named(one) and set(one) == {"name", "unit", "mean", "std"}, name, "name, unit, mean and std", one)
+        expect(isinstance(one["name"], str) and isinstance(one["unit"], str), name, "texts for name and unit", one)
+        are_numbers = is_number(one["mean"]) and is_number(one["std"]) and one["std"] > 0
+        expect(are_numbers, name, "finite numbers for mean and std, above 0 for std", one)
 
 
 def _check_featuriser(name: str, description: Any) -> None:
@@ -221,6 +237,18 @@ def _check_domain(name: str, description: Any) -> None:
 
 
 def _check_uncertainty(name: str, description: Any) -> None:
+    if not (_is_named(description) and set(description) == {"name", "version", "each"}):
+        _check_uncertainty_of_one(name, description)
+        return
+    _check_name(f"{name}: name", description["name"])
+    _check_count(f"{name}: version", description["version"])
+    expect(isinstance(description["each"], list), f"{name}: each", "a list with one for each property", description["each"])
+    for one in description["each"]:
+        if one is not None:
+            _check_uncertainty_of_one(f"{name}: each", one)
+
+
+def _check_uncertainty_of_one(name: str, description: Any) -> None:
     numbers = ("scale", "floor", "farthest")
     known = {*numbers, "name", "version", "mean", "slope", "factor"}
     expect(_is_named(description) and set(description) == known, name, f"the entries {', '.join(sorted(known))}", description)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from se3_fast.data.resident import NumberedBatch, ResidentLoader
+from se3_fast.unit_text import with_unit
 
 from .distributed import World
 from .precision import Precision
@@ -72,6 +73,14 @@ class Evaluation:
     targets: np.ndarray
     latencies: list[float] = field(default_factory=list)
     seconds: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        """What an epoch's record keeps of it, by name."""
+        return {"mae": self.mae}
+
+    def summary(self, unit: str) -> str:
+        """The same in words, in a unit."""
+        return f"MAE {with_unit(f'{self.mae:.4g}', unit)}"
 
 
 def move_batch(batch: Any, device: torch.device) -> Any:

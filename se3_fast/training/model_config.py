@@ -23,7 +23,9 @@ _SIZES = ("output_dim", "num_degrees", "num_channels", "num_layers", "num_heads"
 _SWITCHES = ("norm", "use_layer_norm", "tensor_cores", "low_memory")
 
 
-def model_config_from_arguments(arguments: argparse.Namespace, node_feature_dim: int, edge_feature_dim: int) -> dict[str, Any]:
+def model_config_from_arguments(
+    arguments: argparse.Namespace, node_feature_dim: int, edge_feature_dim: int, output_dim: int = 1
+) -> dict[str, Any]:
     """Description of the model that the command line asks for; plain values only.
 
     The parameterisation follows from `--low_memory` alone, never from the machine.
@@ -32,6 +34,7 @@ def model_config_from_arguments(arguments: argparse.Namespace, node_feature_dim:
         arguments: From `add_model_arguments`.
         node_feature_dim: Scalar features of a node.
         edge_feature_dim: Scalar features of an edge, without the distance that the model appends.
+        output_dim: Properties that are learned.
 
     Raises:
         ValueError: The heads do not divide the channels of the attention.
@@ -46,7 +49,7 @@ def model_config_from_arguments(arguments: argparse.Namespace, node_feature_dim:
         "fiber_in": {0: node_feature_dim},
         "fiber_edge": {0: edge_feature_dim},
         "fiber_out": {0: arguments.num_degrees * arguments.num_channels},
-        "output_dim": 1,
+        "output_dim": output_dim,
         "num_degrees": arguments.num_degrees,
         "num_channels": arguments.num_channels,
         "num_layers": arguments.num_layers,

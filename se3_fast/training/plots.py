@@ -1,4 +1,4 @@
-"""Plots of a finished run as PNG files (matplotlib without a display)."""
+"""Plots of a finished run (matplotlib without a display): as figures, and as PNG files."""
 
 from __future__ import annotations
 
@@ -7,80 +7,104 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from se3_fast.files import atomic_file
 from se3_fast.unit_text import in_unit, with_unit
 
+COLOUR = "#0b5cad"
+SECOND_COLOUR = "#c2410c"
 
-def plot_learning_curve(history: Sequence[dict[str, Any]], unit: str, path: Path) -> None:
-    """Training loss and validation MAE against the epoch.
+_FEWEST_FOR_DENSITY = 200
+_SMALLEST_SPREAD = 0.05  # of values, by their size; closer ones are drawn relative to one of them
+_METRICS = {"validation_mae": "Validation MAE", "validation_roc_auc": "Validation ROC-AUC"}
+
+
+def learning_curve(history: Sequence[dict[str, Any]], unit: str) -> Figure:
+    """Training loss against the epoch, and below it MAE or ROC-AUC on the validation set.
 
     Args:
-        history: Records with `epoch`, `train_loss` and, where it was evaluated, `validation_mae`.
+        history: Records with `epoch`, `train_loss` and, where it was evaluated, `validation_mae` or `validation_roc_auc`.
         unit: Unit of the MAE.
-        path: PNG file to write.
-
-    Raises:
-        OSError: The file cannot be written.
     """
-    figure = _figure(width=7.0)
-    loss_axes = figure.add_subplot()
-    loss_axes.plot(
-        [record["epoch"] for record in history],
-        [record["train_loss"] for record in history],
-        color="tab:blue",
-        marker="." if len(history) < 30 else "",
-    )
-    loss_axes.set(xlabel="epoch", ylabel="training loss (L1, standardised)", yscale="log")
-    loss_axes.yaxis.label.set_color("tab:blue")
-    evaluated = [record for record in history if "validation_mae" in record]
-    mae_axes = loss_axes.twinx()
-    mae_axes.plot(
-        [record["epoch"] for record in evaluated],
-        [record["validation_mae"] for record in evaluated],
-        color="tab:red",
-        marker="o",
-    )
-    mae_axes.set(ylabel=in_unit("validation MAE", unit))
-    mae_axes.yaxis.label.set_color("tab:red")
-    _save(figure, path)
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    loss_axes, metric_axes = figure.subplots(2, sharex=True)
+    _curve(loss_axes, history, "train_loss", COLOUR)
+    loss_axes.set(ylabel="loss", yscale="log", title="Training loss")
+    metric = next((name for name in _METRICS if any(name in record for record in history)), "validation_mae")
+    _curve(metric_axes, [record for record in history if metric in record], metric, SECOND_COLOUR)
+    is_error = metric == "validation_mae"
+    metric_axes.set(xlabel="epoch", ylabel=in_unit("MAE", unit) if is_error else "ROC-AUC", title=_METRICS[metric])
+    metric_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
-def plot_parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: str, path: Path, counted: str = "molecules") -> None:
-    """Predicted against known values.
+def _curve(axes: Axes, records: Sequence[dict[str, Any]], name: str, colour: str) -> None:
+    marker = "o" if len(records) < 30 else ""
+    axes.plot([one["epoch"] for one in records], [one[name] for one in records], color=colour, marker=marker, markersize=4)
+    axes.grid(alpha=0.3)
+
+
+def parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: str, counted: str = "molecules") -> Figure:
+    """Predicted against known values: points, or where they are many, their density.
+
+    Values whose differences are small beside their size, as total energies are, are drawn relative to one of them.
 
     Args:
-        predictions: [M] or [M, ...], in `unit`; nothing is drawn of no values.
+        predictions: [M] or [M, ...], in `unit`; at least one value.
         targets: Likewise.
         name: The property.
         unit: Its unit.
-        path: PNG file to write.
         counted: What the M values are of.
+    """
+    count, predictions, targets = len(targets), predictions.ravel(), targets.ravel()
+    error = np.abs(predictions - targets).mean()
+    spread, size = np.ptp(targets), np.abs(targets).max()
+    reference = np.round(targets.mean()) if 0 < spread < _SMALLEST_SPREAD * size else 0.0
+    predictions, targets = predictions - reference, targets - reference
+    low, high = min(targets.min(), predictions.min()), max(targets.max(), predictions.max())
+    margin = 0.03 * (high - low) or 1.0
+    ends = (low - margin, high + margin)
+    figure = Figure(figsize=(5.0, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    if len(targets) >= _FEWEST_FOR_DENSITY:
+        bins = axes.hexbin(targets, predictions, gridsize=45, bins="log", cmap="viridis", extent=(*ends, *ends), mincnt=1)
+        figure.colorbar(bins, ax=axes, label=counted)
+    else:
+        axes.scatter(targets, predictions, s=14, color=COLOUR, alpha=0.7, linewidths=0)
+    axes.plot(ends, ends, color="black", linewidth=0.8, label="equal")
+    relative = f" - ({reference:.0f})" if reference else ""
+    axes.set(
+        xlabel=in_unit(f"{name}{relative}, known", unit),
+        ylabel=in_unit(f"{name}{relative}, predicted", unit),
+        title=f"MAE {with_unit(f'{error:.4g}', unit)}, {count:,} {counted}",
+        xlim=ends,
+        ylim=ends,
+    )
+    axes.set_aspect("equal")
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
+def plot_learning_curve(history: Sequence[dict[str, Any]], unit: str, path: Path) -> None:
+    """Write :func:`learning_curve` as a PNG file.
 
     Raises:
         OSError: The file cannot be written.
     """
-    if targets.size == 0:
-        return
-    predictions, targets = predictions.ravel(), targets.ravel()
-    figure = _figure(width=5.5)
-    axes = figure.add_subplot()
-    axes.plot(targets, predictions, linestyle="", marker=".", markersize=3, alpha=0.4)
-    ends = [min(targets.min(), predictions.min()), max(targets.max(), predictions.max())]
-    axes.plot(ends, ends, color="black", linewidth=0.8)
-    error = np.abs(predictions - targets).mean()
-    axes.set(
-        xlabel=in_unit(f"{name}, known", unit),
-        ylabel=in_unit(f"{name}, predicted", unit),
-        title=f"MAE {with_unit(f'{error:.4g}', unit)}, {len(targets)} {counted}",
-        aspect="equal",
-    )
-    _save(figure, path)
+    _save(learning_curve(history, unit), path)
 
 
-def _figure(width: float) -> Figure:
-    return Figure(figsize=(width, 5.0), layout="constrained")
+def plot_parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: str, path: Path, counted: str = "molecules") -> None:
+    """Write :func:`parity` as a PNG file; nothing is written of no values.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if targets.size:
+        _save(parity(predictions, targets, name, unit, counted), path)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -34,7 +34,7 @@ def parse_with_config(parser: argparse.ArgumentParser, arguments: Sequence[str])
     if path is None:
         return parser.parse_args(arguments)
     try:
-        words = list(_words(_read(path), {name for name, _ in _options(parser)}))
+        words = list(_words(_read(path), dict(_options(parser))))
     except (OSError, ValueError, ImportError) as error:
         parser.error(f"argument --config: {path}: {one_line(error)}")
     return parser.parse_args([*words, *arguments])
@@ -75,10 +75,15 @@ def _read(path: Path) -> dict[Any, Any]:
     return options
 
 
-def _words(options: dict[Any, Any], known: set[str]) -> Iterator[str]:
+def _words(options: dict[Any, Any], known: dict[str, argparse.Action]) -> Iterator[str]:
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"no option {name!r:.50}")
+        if isinstance(value, list) and known[name].nargs == "+":
+            if not value or any(isinstance(each, dict | list) or str(each).startswith("-") for each in value):
+                raise ValueError(f"{name}: expected values that do not begin with a dash, got {value!r:.50}")
+            yield from (f"--{name}", *map(str, value))
+            continue
         if isinstance(value, dict | list):
             raise ValueError(f"{name}: expected one value, got {value!r:.50}")
         if value is not None:

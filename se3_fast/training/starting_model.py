@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from se3_fast.data.objective import Objective
 from se3_fast.model import SE3TransformerPooled
 from se3_fast.pretrained import find_model
 
 from .checkpoint import read_checkpoint
 from .errors import CheckpointError
-from .evaluation import TargetScale
 from .kinds import check_written_by
-from .model_config import model_of_checkpoint
+from .model_config import build_model, model_of_checkpoint
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,50 @@ class StartingModel:
             if given not in (own, parser.get_default(name)):
                 print(f"warning: --{name} {given} is not used: {self.path.stem} has {own}", file=sys.stderr)
 
-    def model(self, task: str, scale: TargetScale) -> SE3TransformerPooled:
-        """The model; for its own task its last layer is changed so that it predicts the same for other mean and deviation.
+    def config_for(self, objective: Objective) -> dict[str, Any]:
+        """Description of a model with as many outputs as there are properties."""
+        return {**self.config, "output_dim": len(objective.properties)}
+
+    def model(self, objective: Objective) -> SE3TransformerPooled:
+        """The model; for its own properties its last layer is changed so that it predicts the same for other means and deviations.
+
+        For others the last layer begins with random numbers, unless it is one number for one number.
 
         Args:
-            task: What is to be learned.
-            scale: How its targets are standardised.
+            objective: What is to be learned.
 
         Raises:
             CheckpointError: Description and parameters do not fit.
         """
-        model = model_of_checkpoint(self.path, self.config, self.state_dict)
-        if self.data.get("task") == task and {"mean", "std"} <= self.data.keys():
-            last = model.mlp[2]
-            assert isinstance(last, nn.Linear)
+        trained = model_of_checkpoint(self.path, self.config, self.state_dict)
+        own = self._objective()
+        if own is not None and own.kind == objective.kind and own.names == objective.names:
             with torch.no_grad():
-                last.weight.mul_(self.data["std"] / scale.std)
-                last.bias.mul_(self.data["std"] / scale.std).add_((self.data["mean"] - scale.mean) / scale.std)
+                last = _last_layer(trained)
+                ratio, shift = own.stds / objective.stds, (own.means - objective.means) / objective.stds  # [P]
+                last.weight.mul_(torch.from_numpy(ratio)[:, None])
+                last.bias.mul_(torch.from_numpy(ratio)).add_(torch.from_numpy(shift))
+            return trained
+        if objective.is_one_number and (own is None or own.is_one_number):
+            return trained
+        model = build_model(self.config_for(objective))
+        first, last = _last_layer(model), _last_layer(trained)
+        last.weight, last.bias = first.weight, first.bias
+        model.load_state_dict(trained.state_dict())
         return model
+
+    def _objective(self) -> Objective | None:
+        """What it has learned; None where it does not say."""
+        try:
+            return Objective.of_data(self.data)
+        except ValueError:
+            return None
+
+
+def _last_layer(model: SE3TransformerPooled) -> nn.Linear:
+    last = model.mlp[2]
+    assert isinstance(last, nn.Linear)
+    return last
 
 
 def add_starting_model(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from se3_fast.error_text import one_line
 from se3_fast.files import check_writable
-from se3_fast.unit_text import with_unit
 
 from .checkpoint import check_same, load_weights, read_checkpoint, write_checkpoint
 from .distributed import World
@@ -174,10 +173,10 @@ class Trainer:
         validation = None
         if is_last or _is_due(self.epochs_done + 1, self.options.eval_interval):
             validation = self._validate()
-            record["validation_mae"] = validation.mae
+            record |= {f"validation_{name}": value for name, value in validation.figures().items()}
         self._end_epoch()
         self.history.append(record)
-        self._report_epoch(record, time.perf_counter() - start)
+        self._report_epoch(record, validation, time.perf_counter() - start)
         return validation
 
     def train_epoch(self, loader: Any) -> float:
@@ -325,14 +324,14 @@ class Trainer:
             disable=True if self.options.silent or not self.world.is_main else None,  # None: unless in a terminal
         )
 
-    def _report_epoch(self, record: dict[str, Any], seconds: float) -> None:
+    def _report_epoch(self, record: dict[str, Any], validation: Evaluation | None, seconds: float) -> None:
         figures = {name: value for name, value in record.items() if name != "epoch"}
         self.loggers.log_metrics(figures, record["epoch"])
         if self.options.silent or not self.world.is_main:
             return
         line = f"epoch {record['epoch']}/{self.options.epochs}: loss {record['train_loss']:.4f}"
-        if "validation_mae" in record:
-            line += ", validation MAE " + with_unit(f"{record['validation_mae']:.4g}", self.scale.unit)
+        if validation is not None:
+            line += f", validation {validation.summary(self.scale.unit)}"
         print(f"{line}, {seconds:.1f} s", flush=True)
 
     def _stop(self, number: int) -> NoReturn:

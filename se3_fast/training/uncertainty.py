@@ -9,9 +9,9 @@ constant and ridge are those under which the errors on the validation set are th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from se3_fast.model import SE3TransformerPooled
 from .evaluation import move_batch
 
 NAME, VERSION = "last_layer", 1
+NAME_OF_EACH = "last_layer_of_each"
+"""Of several properties."""
+
 FEWEST_MOLECULES = 20
 """Of the validation set; with fewer there is no estimate."""
 
@@ -146,39 +149,108 @@ def _candidate(
     return surprise, replace(sloped, scale=scale, farthest=farthest)
 
 
+class PooledOutputs(NamedTuple):
+    """What a model makes of M molecules, float64.
+
+    Attributes:
+        features: [M, W], pooled.
+        outputs: [M, P], standardised numbers or logits.
+        targets: [M, P], standardised numbers, or 0 and 1; NaN where unknown.
+    """
+
+    features: np.ndarray
+    outputs: np.ndarray
+    targets: np.ndarray
+
+
 @torch.inference_mode()
-def pooled_features(
-    model: SE3TransformerPooled, batches: Iterable[Any], device: torch.device, most: int = _MOST_MOLECULES
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features [M, W] and errors [M, ...] of a model, in evaluation mode, on batches `(*inputs, target)`.
+def pooled_outputs(
+    model: SE3TransformerPooled, batches: Iterable[Any], device: torch.device, most: int | None = _MOST_MOLECULES
+) -> PooledOutputs:
+    """Pooled features and outputs of a model, in evaluation mode, on batches `(*inputs, target)`.
 
     Args:
         model: On the device.
         batches: Of a data module's loader.
         device: Where the model is.
-        most: No further batch is taken when there are so many molecules.
+        most: No further batch is taken when there are so many molecules; None takes all.
     """
     was_training = model.training
     model.eval()
-    features: list[Tensor] = []
-    errors: list[Tensor] = []
+    parts: list[list[Tensor]] = []
+    count = 0
     for batch in batches:
         *inputs, target = move_batch(batch, device)
-        features.append(model.transformer(*inputs))
-        errors.append(model.mlp(features[-1]).squeeze(-1) - target)
-        if sum(map(len, features)) >= most:
+        features = model.transformer(*inputs)
+        outputs = model.mlp(features)  # [B, P]
+        parts.append([features, outputs, target.view(outputs.shape)])
+        count += len(features)
+        if most is not None and count >= most:
             break
     model.train(was_training)
-    if not features:
-        return np.empty((0, 1)), np.empty(0)
-    return torch.cat(features).double().cpu().numpy(), torch.cat(errors).double().cpu().numpy()
+    if not parts:
+        return PooledOutputs(np.empty((0, 1)), np.empty((0, 1)), np.empty((0, 1)))
+    return PooledOutputs(*(torch.cat(tensors).double().cpu().numpy() for tensors in zip(*parts, strict=True)))
 
 
-def last_layer_uncertainty(model: SE3TransformerPooled, data_module: Any, device: torch.device) -> LastLayerUncertainty | None:
-    """The uncertainty of a trained model from the training and validation sets of a data module; None with too few molecules."""
-    train, _ = pooled_features(model, data_module.train_dataloader(), device)
-    validation, errors = pooled_features(model, data_module.val_dataloader(), device)
-    return LastLayerUncertainty.fit(train, validation, errors)
+def pooled_features(model: SE3TransformerPooled, batches: Iterable[Any], device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled features [M, W] and errors [M] of a model of one number on enough of the batches."""
+    found = pooled_outputs(model, batches, device)
+    return found.features, (found.outputs - found.targets)[:, 0]
+
+
+def last_layer_uncertainties(
+    model: SE3TransformerPooled, data_module: Any, device: torch.device
+) -> list[LastLayerUncertainty | None]:
+    """The uncertainty of each property of a trained model, from the training and validation sets of a molecule data module.
+
+    None for a property with too few molecules. Of a classification it is that of the probabilities.
+    """
+    train = pooled_outputs(model, data_module.train_dataloader(), device)
+    validation = pooled_outputs(model, data_module.val_dataloader(), device)
+    outputs = validation.outputs
+    if data_module.objective.is_classification:
+        outputs = data_module.objective.restore(outputs)
+    errors = outputs - validation.targets  # [m, P]
+    is_known = ~np.isnan(errors)
+    return [
+        LastLayerUncertainty.fit(train.features, validation.features[known], column[known])
+        for column, known in zip(errors.T, is_known.T, strict=True)
+    ]
+
+
+def uncertainty_entry(uncertainties: Sequence[LastLayerUncertainty | None]) -> dict[str, Any]:
+    """Plain values for the entry `uncertainty` of checkpoints; empty if there is none at all."""
+    described = [None if one is None else one.description() for one in uncertainties]
+    if not any(described):
+        return {}
+    first = described[0]
+    return {
+        "uncertainty": first if len(described) == 1 and first else {"name": NAME_OF_EACH, "version": VERSION, "each": described}
+    }
+
+
+def uncertainties_of_entry(entry: Mapping[str, Any], num_properties: int, width: int) -> list[LastLayerUncertainty | None]:
+    """What :func:`uncertainty_entry` has described.
+
+    Args:
+        entry: The entry `uncertainty` of a checkpoint.
+        num_properties: Of its model.
+        width: Number of its pooled features.
+
+    Raises:
+        ValueError: In one line: it is of a later version, or not this model's.
+    """
+    described = entry["each"] if entry["name"] == NAME_OF_EACH else [entry]
+    for one in [entry, *filter(None, described)]:
+        if one["name"] not in (NAME, NAME_OF_EACH) or one["version"] != VERSION:
+            found, known = (one["name"], one["version"]), (NAME, VERSION)
+            raise ValueError(f"uncertainty: expected name and version {known}, which this version has, got {found}")
+        if one["name"] == NAME and len(one["mean"]) != width:
+            raise ValueError(f"uncertainty: expected the model's {width} features, got {len(one['mean'])}")
+    if len(described) != num_properties:
+        raise ValueError(f"uncertainty: expected one for each of {num_properties} properties, got {len(described)}")
+    return [None if one is None else LastLayerUncertainty.of_description(one) for one in described]
 
 
 def _factor(covariance: np.ndarray, ridge: float) -> np.ndarray:

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("rdkit")
 from rdkit import Chem
 
+from se3_fast.checkpoints import convert_file
 from se3_fast.data import DataError
 from se3_fast.data.conformers import conformers
 from se3_fast.data.own_molecules import OwnMoleculesDataModule
@@ -72,7 +73,7 @@ def test_properties_of_an_sdf(tmp_path: Path) -> None:
     ("text", "target", "message"),
     [
         ("structure,y\nCCO,\n", "y", r"expected molecules with a number 'y', got none: no number 'y' \(1\)"),
-        ("structure,y\nCCO,1\n", "z", "expected a column 'z' of known values, got structure, y"),
+        ("structure,y\nCCO,1\n", "z", "expected a column 'z' as well, got structure, y"),
         ("structure,y\nCCO,1\nCCC,1\n", "y", "needs training molecules with different known targets"),
     ],
 )
@@ -127,3 +128,127 @@ def test_a_table_that_was_forgotten(words: list[str], tmp_path: Path, capsys: py
     assert train([*words, "--data_dir", str(tmp_path), "--log_dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {' '.join(words)}: expected --data as well, the table or SDF that it is about\n"
     assert not list(tmp_path.iterdir())
+
+
+SIZES = "--num_layers 1 --num_degrees 2 --num_channels 4 --num_heads 2 --batch_size 16 --epochs 2 --num_workers 0 --seed 3"
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def wide_table(tmp_path: Path) -> Path:
+    """Two numbers, some of them missing, a class and a set for each molecule."""
+    path = tmp_path / "wide.csv"
+    lines = ["smiles,length,other length,has_ring,part"]
+    for number, smiles in enumerate(SMILES):
+        length = "" if number % 4 == 1 else f"{len(smiles)}.5"
+        other = "unknown" if number % 4 == 2 else str(1000 + 10 * len(smiles))
+        part = "Test" if number % 10 == 3 else "valid" if number % 10 == 7 else "train"
+        lines.append(f"{smiles},{length},{other},{int('1' in smiles)},{part}")
+    path.write_text("\n".join([*lines, "CCCCO,,,,train", "CCCCO,1,1,1,elsewhere"]) + "\n")
+    return path
+
+
+def test_several_targets_of_which_some_are_missing(wide_table: Path) -> None:
+    data = OwnMoleculesDataModule(wide_table, ["length", "other length"], units=["A", "B"], split_column="part")
+    assert (data.task, data.unit, data.targets_mean, data.targets_std) == ("length, other length", "", 0.0, 1.0)
+    assert [part.indices for part in (data.ds_val, data.ds_test)] == [list(range(7, 60, 10)), list(range(3, 60, 10))]
+    train = np.array([[len(smiles) + 0.5, 1000 + 10 * len(smiles)] for smiles in SMILES], dtype=float)
+    train[1::4, 0] = train[2::4, 1] = np.nan
+    wanted = train[data.ds_train.indices]
+    first, second = data.objective.properties
+    assert (first.name, first.unit, second.name, second.unit) == ("length", "A", "other length", "B")
+    np.testing.assert_allclose(data.objective.means, np.nanmean(wanted, 0))
+    np.testing.assert_allclose(data.objective.stds, np.nanstd(wanted, 0, ddof=1))
+    *_, target = next(iter(data.test_dataloader()))
+    wanted = (train[data.ds_test.indices] - data.objective.means) / data.objective.stds
+    np.testing.assert_allclose(target.numpy(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_from_several_targets_to_predictions(wide_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, output, targets = tmp_path / "model.pth", tmp_path / "out.csv", ["length", "other length"]
+    own = [*SIZES.split(), "--data", str(wide_table), "--target", *targets, "--unit", "A", "B", "--log_dir", str(tmp_path)]
+    assert train([*own, "--save_ckpt_path", str(model)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(
+        r"^test MAE of other length: [\d.]+ B \(\d molecules; predicting the training mean gives [\d.]+ B\)$", told, re.M
+    )
+    assert re.search(r"epoch 2/2: loss [\d.]+, validation MAE [\d.]+ standard deviations", told)
+    assert {"learning_curve.png", "parity_length.png", "parity_other_length.png"} <= {path.name for path in tmp_path.iterdir()}
+    checkpoint = read_checkpoint(model)
+    assert checkpoint["data"]["task"] == "length, other length" and "mean" not in checkpoint["data"]
+    assert checkpoint["history"][-1].keys() >= {"validation_mae", "validation_mae_length", "validation_mae_other length"}
+    tensors = tmp_path / "model.safetensors"
+    convert_file(model, tensors)
+    for path in (model, tensors):
+        report = ["--target", *targets, "--report", str(tmp_path / "r.html")]
+        assert predict(["--load_ckpt_path", str(path), str(wide_table), "--output", str(output), *report]) == 0
+        rows = rows_of(output)
+        names = ["length_A", "length_A_uncertainty", "other length_B", "other length_B_uncertainty"]
+        assert list(rows[0])[3:7] == names
+        assert len({row["other length_B"] for row in rows}) > 30 and all(float(row["length_A"]) < 100 for row in rows)
+        assert all(float(row["other length_B"]) > 500 for row in rows)
+    page = (tmp_path / "r.html").read_text()
+    assert "MAE of length of 46 known (A)" in page and "MAE of other length of 46 known (B)" in page
+    capsys.readouterr()
+    assert (
+        predict(["--load_ckpt_path", str(model), str(wide_table), "--target", "length", "--report", str(tmp_path / "r.html")]) == 2
+    )
+    assert "--target length: expected one for each of the model's properties, length, other length" in capsys.readouterr().err
+    assert train([*own, "--save_ckpt_path", str(model), "--load_ckpt_path", str(model), "--epochs", "3"]) == 0
+    assert train([*own, "--target", "length", "--unit", "A", "--load_ckpt_path", str(model)]) == 2
+    assert "made with another data set: task is 'length, other length'" in capsys.readouterr().err
+
+
+def test_from_classes_to_probabilities(wide_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, output = tmp_path / "model.pth", tmp_path / "out.csv"
+    own = [*SIZES.split(), "--data", str(wide_table), "--target", "has_ring", "--log_dir", str(tmp_path), "--split_column", "part"]
+    assert train([*own, "--classification", "--epochs", "20", "--lr", "0.01", "--save_ckpt_path", str(model)]) == 0
+    told = capsys.readouterr().out
+    found = re.search(
+        r"^test ROC-AUC of has_ring: ([\d.]+) \(average precision [\d.]+, accuracy [\d.]+; 6 molecules\)$", told, re.M
+    )
+    assert found is not None
+    report = ["--target", "has_ring", "--report", str(tmp_path / "r.html")]
+    assert predict(["--load_ckpt_path", str(model), str(wide_table), "--output", str(output), *report]) == 0
+    rows = rows_of(output)[:60]
+    assert list(rows[0]) == ["file", "record", "name", "has_ring_probability", "outside", "error"]
+    probabilities = np.array([float(row["has_ring_probability"]) for row in rows])
+    is_ring = np.array(["1" in smiles for smiles in SMILES])
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    assert probabilities[is_ring].mean() > probabilities[~is_ring].mean() + 0.2
+    assert "ROC of has_ring: AUC" in (tmp_path / "r.html").read_text()
+    assert train([*own, "--load_ckpt_path", str(model)]) == 2
+    assert "made with another data set" in capsys.readouterr().err
+    assert train([*own, "--from", str(model), "--classification", "--epochs", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "length", "--classification"], "length: expected 0 or 1 for a classification, got "),
+        (["--target", "length", "length"], "target: expected different ones, got length, length"),
+        (["--target", "length", "has_ring", "--unit", "A"], "unit: expected one for each of 2 targets, or none, got 1"),
+        (["--target", "length", "--split_column", "nowhere"], "expected a column 'nowhere' as well"),
+        (["--target", "length", "--split_column", "part", "--split", "scaffold"], "--split_column part: expected no --split"),
+        (["--target", "length", "--split_column", "has_ring"], "has_ring: expected train, validation or test, got '"),
+    ],
+)
+def test_targets_of_no_use(wide_table: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train([*SIZES.split(), "--data", str(wide_table), *words, "--log_dir", str(wide_table.parent)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: ") and message in told
+
+
+def test_a_missing_column_is_told_before_anything_is_written(
+    wide_table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["--model", "homo", str(wide_table), "--target", "nothing", "--report", str(tmp_path / "r.html")]
+    assert predict(words) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and "expected a column 'nothing' as well, got smiles, length" in told.err
+    assert predict(["--model", "homo", str(wide_table), "--smiles_column", "nothing"]) == 2
+    assert capsys.readouterr().out == ""

@@ -65,9 +65,10 @@ def test_features_far_from_those_of_training_raise_the_flag() -> None:
     from se3_fast import Predictor
 
     predictor = Predictor.from_checkpoint("homo")
-    assert predictor.uncertainty is not None
+    (uncertainty,) = predictor.uncertainties
+    assert uncertainty is not None
     assert predictor.predict(["C1CCOCC1"])[0].outside == ""
-    predictor.uncertainty = replace(predictor.uncertainty, farthest=0.01)
+    predictor.uncertainties = [replace(uncertainty, farthest=0.01)]
     (prediction,) = predictor.predict(["C1CCOCC1"])
     assert re.fullmatch(r"features at distance [\d.]+ from those of training, most others are within 0.01", prediction.outside)
     assert prediction.value is not None

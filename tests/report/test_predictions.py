@@ -11,10 +11,12 @@ import pytest
 pytest.importorskip("rdkit")
 from rdkit import Chem
 
+from se3_fast.data.objective import Objective, Property
 from se3_fast.predict.command import main
-from se3_fast.predict.predictor import Prediction, Predictor
+from se3_fast.predict.predictor import PredictedValue, Prediction, Predictor
 from se3_fast.report.predictions import PredictionReport, Subject
 
+HOMO = Objective("regression", (Property("homo", "eV"),))
 SMILES = ["c1ccccc1O", "C1CCOCC1", "CC(=O)[O-]", "C" * 30, "<b>&"]
 
 
@@ -81,7 +83,7 @@ def test_nothing_of_the_input_becomes_code_and_nothing_is_fetched(page: str) -> 
 
 def test_size_does_not_grow_with_the_number_of_molecules() -> None:
     (one,) = Predictor.from_checkpoint("homo").predict(["CCCO"])
-    report = PredictionReport(Subject("homo", "homo", "eV"))
+    report = PredictionReport(Subject("homo", HOMO))
     for _ in range(6_000):
         report.add(one)
     page = report.page()
@@ -89,16 +91,17 @@ def test_size_does_not_grow_with_the_number_of_molecules() -> None:
 
 
 def test_no_molecule_at_all() -> None:
-    report = PredictionReport(Subject("homo", "homo", "eV"))
-    report.add(Prediction("", 1, "a", None, None, None, 0, "", "not a SMILES", None, None))
+    report = PredictionReport(Subject("homo", HOMO))
+    report.add(Prediction("", 1, "a", {"homo": PredictedValue()}, error="not a SMILES"))
     page = report.page()
     assert "not a SMILES" in page and "viewer" not in page.split("<body>")[1].split("<script>")[0]
 
 
 def test_values_without_a_unit() -> None:
-    report = PredictionReport(Subject("model.pth", "y", ""))
+    report = PredictionReport(Subject("model.pth", Objective("regression", (Property("y"),))))
     for number in (1, 2):
-        report.add(Prediction("", number, "a", 1.0 * number, 0.1, None, 1, "", "", 1.5, Chem.MolFromSmiles("CCO")))
+        values = {"y": PredictedValue(1.0 * number, 0.1, None, 1.5)}
+        report.add(Prediction("", number, "a", values, 1, molecule=Chem.MolFromSmiles("CCO")))
     text = " ".join(" ".join(outline_of(report.page()).texts).split())
     assert "Model model.pth; se3_fast" in text and "MAE of 2 known" in text and "y, known" in text
     assert "()" not in text

@@ -44,7 +44,9 @@ def test_files_of_no_use(tmp_path: Path, text: str, message: str, capsys: pytest
 
 def test_a_run_again_from_what_it_has_written(tmp_path: Path) -> None:
     parser = build_parser()
-    wanted = parser.parse_args(["--dataset", "sample", "--lr", "0.001", "--norm", "--target", "a: b", "--log_dir", str(tmp_path)])
+    wanted = parser.parse_args(
+        ["--dataset", "sample", "--lr", "0.001", "--norm", "--target", "a: b", "c", "--log_dir", str(tmp_path)]
+    )
     write_config(tmp_path / "config.yaml", parser, wanted)
     found = parse_with_config(parser, ["--config", str(tmp_path / "config.yaml")])
     assert {**vars(found), "config": None} == vars(wanted)

@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from se3_fast.data import QM9DataModule
+from se3_fast.data.objective import Objective, Property
 from se3_fast.pretrained import find_model
 from se3_fast.train import build_parser, main, prepare
 from se3_fast.training.checkpoint import read_checkpoint
 from se3_fast.training.distributed import World
-from se3_fast.training.evaluation import TargetScale
 from se3_fast.training.starting_model import StartingModel
 
 
 def test_another_scale_changes_no_prediction() -> None:
     start = StartingModel.read("homo")
     data = start.data
-    same = start.model("homo", TargetScale(data["mean"], data["std"], "eV")).eval()
-    other = start.model("homo", TargetScale(-6.5, 0.6, "eV")).eval()
+    same = start.model(Objective("regression", (Property("homo", "eV", data["mean"], data["std"]),))).eval()
+    other = start.model(Objective("regression", (Property("homo", "eV", -6.5, 0.6),))).eval()
     *inputs, _ = next(iter(QM9DataModule("unused", task="homo", dataset="sample", batch_size=8).test_dataloader()))
     with torch.no_grad():
         wanted = same(*inputs) * data["std"] + data["mean"]
