@@ -13,6 +13,7 @@ COMMANDS = {
     "train-forces": ("se3_fast.train_forces", "train a force field"),
     "predict": ("se3_fast.predict.command", "predict a property for molecules"),
     "models": ("se3_fast.pretrained.__main__", "list the trained models"),
+    "models pack": ("se3_fast.pretrained.pack", "make a named model of a checkpoint"),
     "evaluate": ("se3_fast.inference", "evaluate a trained model on the test set"),
     "data build-qm9": ("se3_fast.data.build_qm9", "build qm9_edge.npz from its sources"),
     "data make-sample": ("se3_fast.data.make_sample", "make the sample data set again"),
@@ -24,7 +25,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for count in (1, 2):
+    for count in (2, 1):
         name = " ".join(words[:count])
         if name in COMMANDS:
             return _run(COMMANDS[name][0], words[count:])

@@ -26,7 +26,7 @@ from se3_fast.training.distributed import World
 from se3_fast.training.errors import run_command
 from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import build_model, match_parameterisation, model_config_from_arguments
-from se3_fast.training.property_trainer import PropertyTrainer, report_properties
+from se3_fast.training.property_trainer import PropertyEvaluation, PropertyTrainer, report_properties
 from se3_fast.training.random_state import seed_everything
 from se3_fast.training.report import report_training
 from se3_fast.training.run_config import CONFIG_NAME, add_config, parse_with_config, write_config
@@ -138,7 +138,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def _finish(trainer: Trainer, result: TrainingResult) -> None:
-    """Report, and put the uncertainty of the trained model into its checkpoint."""
+    """Report, and put the uncertainty of the trained model, and its errors, into its checkpoint."""
     if isinstance(trainer, PropertyTrainer):
         report_properties(trainer, result)
     else:
@@ -152,8 +152,19 @@ def _finish(trainer: Trainer, result: TrainingResult) -> None:
         uncertainties = last_layer_uncertainties(model, trainer.data_module, trainer.world.device)
         if not all(uncertainties):
             _tell_no_uncertainty(trainer)
-        entry = uncertainty_entry(uncertainties)
+        entry = uncertainty_entry(uncertainties) | {"results": _results(trainer, result)}
     trainer.add_metadata(entry)
+
+
+def _results(trainer: Trainer, result: TrainingResult) -> dict[str, Any]:
+    """Errors on the test set by the names of the properties, and the number of molecules that trained."""
+    test = result.test
+    if isinstance(test, PropertyEvaluation):
+        scores = test.scores
+    else:
+        score = {"mae": test.mae, "mean_predictor_mae": test.mean_predictor_mae, "known": float(test.targets.size)}
+        scores = {trainer.data_module.task: score}
+    return {"test": scores, "num_train": len(trainer.data_module.ds_train)}
 
 
 def _tell_no_uncertainty(trainer: Trainer) -> None:

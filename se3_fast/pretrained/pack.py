@@ -1,4 +1,8 @@
-"""Make a named model of a checkpoint: `python -m se3_fast.pretrained.pack results/model.pth --name homo --folder models`."""
+"""Make a named model of a checkpoint: `se3-fast models pack results/model.pth --name mine --folder models`.
+
+Models of the sample and of QM9 are evaluated again, with rounded weights. Of others, which were trained on a file of one's own, the
+data are not at hand: their weights stay as they are, and the card has the errors that the training found.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import numpy as np
 import torch
 
 from se3_fast.data import QM9DataModule
+from se3_fast.data.objective import Objective
 from se3_fast.data.tasks import TASK_UNITS
 from se3_fast.files import atomic_file, check_writable
 from se3_fast.training.calibration import Calibration
@@ -20,6 +25,7 @@ from se3_fast.training.errors import CheckpointError, run_command, user_errors
 from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import model_of_checkpoint
 from se3_fast.training.uncertainty import last_layer_uncertainties, pooled_features
+from se3_fast.unit_text import with_unit
 
 from . import CHECKSUMS, file_checksum
 
@@ -31,9 +37,7 @@ _SETS = {
 
 
 def pack(source: Path, name: str, folder: Path, data_dir: Path, note: str) -> None:
-    """Write a checkpoint as a named model: half-precision weights, their uncertainty, a card with errors, a checksum.
-
-    The uncertainty and the errors are those of the rounded weights.
+    """Write a checkpoint as a named model: weights, their uncertainty, a card with errors, a checksum.
 
     Args:
         source: A checkpoint of `se3_fast.train`.
@@ -43,16 +47,24 @@ def pack(source: Path, name: str, folder: Path, data_dir: Path, note: str) -> No
         note: A sentence for the card, about the training.
 
     Raises:
-        CheckpointError: It is none, was trained on a file of one's own, or has too few validation molecules for an uncertainty.
+        CheckpointError: It is none, is not of a finished training, or has too few validation molecules for an uncertainty.
         OSError: A file cannot be written.
     """
     checkpoint = read_checkpoint(source)
     check_written_by("se3_fast.train", checkpoint, source)
-    if checkpoint.get("data", {}).get("dataset") not in _SETS:
-        raise CheckpointError(
-            f"{source}: expected a model that was trained on {' or '.join(_SETS)}, whose errors a card can have; "
-            "se3-fast predict --load_ckpt_path serves others as they are"
-        )
+    path = folder / f"{name}{SAFETENSORS_SUFFIX}"
+    check_writable(path)
+    if checkpoint.get("data", {}).get("dataset") in _SETS:
+        packed, card = _rounded(source, name, checkpoint, data_dir, note)
+    else:
+        packed, card = checkpoint, _card_of_own(source, name, checkpoint, note)
+    write_safetensors(path, packed)
+    _write_text(folder / f"{name}.md", card)
+    _add_checksum(path)
+
+
+def _rounded(source: Path, name: str, checkpoint: dict[str, Any], data_dir: Path, note: str) -> tuple[dict[str, Any], str]:
+    """The checkpoint with weights in half precision and the uncertainty of those, and its card with their errors."""
     state_dict = {key: tensor.half() for key, tensor in checkpoint["state_dict"].items()}
     model = model_of_checkpoint(source, checkpoint["model_config"], state_dict).eval()
     data = checkpoint["data"]
@@ -62,21 +74,54 @@ def pack(source: Path, name: str, folder: Path, data_dir: Path, note: str) -> No
     if uncertainty is None:
         raise CheckpointError(f"{source}: expected a model with finite features and more molecules to validate it on")
     features, errors = pooled_features(model, data_module.test_dataloader(), cpu)
-    path = folder / f"{name}{SAFETENSORS_SUFFIX}"
-    check_writable(path)
-    write_safetensors(path, {**checkpoint, "state_dict": state_dict, "uncertainty": uncertainty.description()})
     deviations = uncertainty.deviations(features) * data["std"]
-    _write_text(folder / f"{name}.md", _card(name, checkpoint, errors * data["std"], deviations, note))
-    _add_checksum(path)
+    card = _card(name, checkpoint, errors * data["std"], deviations, note)
+    return {**checkpoint, "state_dict": state_dict, "uncertainty": uncertainty.description()}, card
+
+
+def _card_of_own(source: Path, name: str, checkpoint: dict[str, Any], note: str) -> str:
+    missing = [entry for entry in ("data", "featuriser", "domain", "results") if entry not in checkpoint]
+    if missing:
+        raise CheckpointError(f"{source}: expected a checkpoint of a training that is finished; missing: {', '.join(missing)}")
+    data, results = checkpoint["data"], checkpoint["results"]
+    objective = Objective.of_data(data)
+    units = {one.name: one.unit for one in objective.properties}
+    errors = [_told(property_name, units[property_name], score) for property_name, score in results["test"].items()]
+    return f"""# {name}
+
+{data["task"]} of molecules, {errors[0]}
+
+| | |
+|---|---|
+| trained on | {results["num_train"]:,} molecules of `{Path(data["dataset"]).name}` |
+{_rows(checkpoint, note)}
+| test error | {"; ".join(errors)} |
+"""
+
+
+def _told(name: str, unit: str, score: dict[str, float]) -> str:
+    figures = ((key, score[key]) for key in ("mae", "roc_auc") if key in score)
+    key, value = next(figures)
+    told = with_unit(f"{value:.4g}", unit) if key == "mae" else f"{value:.4g}"
+    return f"test {'MAE' if key == 'mae' else 'ROC-AUC'} of {name}: {told} ({score['known']:.0f} molecules)"
+
+
+def _rows(checkpoint: dict[str, Any], note: str) -> str:
+    """Rows of a card about the training, the model and its molecules."""
+    config, domain = checkpoint["model_config"], checkpoint["domain"]
+    parameters = sum(tensor.numel() for tensor in checkpoint["state_dict"].values())
+    heavy_atoms = f"{domain['fewest_heavy_atoms']} to {domain['most_heavy_atoms']}"
+    elements = ", ".join(map(str, domain["elements"]))
+    return f"""| training | {" ".join([f"{checkpoint['epoch']} epochs, seed {checkpoint['seed']}.", note]).strip()} |
+| model | {config["num_layers"]} layers, degrees 0 to {config["num_degrees"] - 1}, {config["num_channels"]} channels; \
+{parameters:,} parameters |
+| molecules | neutral; elements of atomic numbers {elements}; {heavy_atoms} heavy atoms |"""
 
 
 def _card(name: str, checkpoint: dict[str, Any], errors: np.ndarray, deviations: np.ndarray, note: str) -> str:
-    data, config, domain = checkpoint["data"], checkpoint["model_config"], checkpoint["domain"]
+    data = checkpoint["data"]
     unit = TASK_UNITS[data["task"]]
-    parameters = sum(tensor.numel() for tensor in checkpoint["state_dict"].values())
     told = Calibration.of(errors, deviations)
-    heavy_atoms = f"{domain['fewest_heavy_atoms']} to {domain['most_heavy_atoms']}"
-    elements = ", ".join(map(str, domain["elements"]))
     return f"""# {name}
 
 {data["task"]} ({unit}) of molecules of {_SETS[data["dataset"]]}: test MAE {np.abs(errors).mean():.4g} {unit}
@@ -84,13 +129,11 @@ def _card(name: str, checkpoint: dict[str, Any], errors: np.ndarray, deviations:
 | | |
 |---|---|
 | trained on | {_SETS[data["dataset"]]}; the published split |
-| training | {checkpoint["epoch"]} epochs, seed {checkpoint["seed"]}. {note} |
-| model | {config["num_layers"]} layers, degrees 0 to {config["num_degrees"] - 1}, {config["num_channels"]} channels; \
-{parameters:,} parameters, stored in half precision |
+{_rows(checkpoint, note)}
+| weights | in half precision |
 | test error | MAE {np.abs(errors).mean():.4g} {unit}, RMSE {np.sqrt((errors**2).mean()):.4g} {unit}, {len(errors):,} molecules |
 | uncertainty | last layer; {told.within_one:.1%} of the test errors are within one, {told.within_two:.1%} within two; \
 rank correlation with the absolute error {told.rank_correlation:.2f} |
-| molecules | neutral; elements of atomic numbers {elements}; {heavy_atoms} heavy atoms |
 | licence | MIT, as the package |
 
 Numbers are those of the method that the training data were computed with, for positions of the method that their positions come
@@ -113,8 +156,9 @@ def _write_text(path: Path, text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, pack, and return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m se3_fast.pretrained.pack",
-        description="Make a named model of a checkpoint: weights in half precision, uncertainty, card and checksum.",
+        prog="se3-fast models pack",
+        description="Make a named model of a checkpoint: weights, uncertainty, card and checksum. SE3_FAST_MODELS names the folder "
+        "for se3-fast predict --model NAME.",
     )
     parser.add_argument("source", type=Path, help="checkpoint of se3_fast.train")
     parser.add_argument("--name", required=True, help="of the model")

@@ -327,5 +327,6 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "domain": _check_domain,
     "uncertainty": _check_uncertainty,
     "loss": _check_description,
+    "results": _check_description,
     "seed": _check_seed,
 }

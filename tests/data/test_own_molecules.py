@@ -18,6 +18,7 @@ from se3_fast.data.conformers import conformers
 from se3_fast.data.own_molecules import OwnMoleculesDataModule
 from se3_fast.data.qm9 import SAMPLE_PATH
 from se3_fast.predict.command import main as predict
+from se3_fast.pretrained.pack import main as pack
 from se3_fast.train import main as train
 from se3_fast.training.checkpoint import read_checkpoint
 
@@ -223,6 +224,8 @@ def test_from_classes_to_probabilities(wide_table: Path, tmp_path: Path, capsys:
     assert "ROC of has_ring: AUC" in (tmp_path / "r.html").read_text()
     assert train([*own, "--load_ckpt_path", str(model)]) == 2
     assert "made with another data set" in capsys.readouterr().err
+    assert pack([str(model), "--name", "ring", "--folder", str(tmp_path)]) == 0
+    assert f"test ROC-AUC of has_ring: {found[1]}" in (tmp_path / "ring.md").read_text()
     assert train([*own, "--from", str(model), "--classification", "--epochs", "1"]) == 0
 
 

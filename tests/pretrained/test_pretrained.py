@@ -89,9 +89,26 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         find_model("mine")
 
 
-def test_models_of_own_tables_are_not_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_of_own_tables_keep_their_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rdkit")
+    from se3_fast import Predictor
+
+    source = tmp_path / "own.pth"
+    words = ["models", "pack", str(source), "--name", "own", "--folder", str(tmp_path / "models"), "--note", "A try."]
     checkpoint = read_checkpoint(find_model("homo"))
-    checkpoint["data"]["dataset"] = "table.csv"
-    write_checkpoint(tmp_path / "own.pth", checkpoint)
-    assert pack([str(tmp_path / "own.pth"), "--name", "own", "--folder", str(tmp_path)]) == 2
-    assert "own.pth: expected a model that was trained on sample or qm9" in capsys.readouterr().err
+    checkpoint["data"] |= {"dataset": "somewhere/table.csv", "unit": "eV"}
+    write_checkpoint(source, checkpoint)
+    assert se3_fast_main(words) == 2
+    assert "own.pth: expected a checkpoint of a training that is finished; missing: results" in capsys.readouterr().err
+    score = {"mae": 0.125, "mean_predictor_mae": 0.5, "known": 12.0}
+    write_checkpoint(source, {**checkpoint, "results": {"test": {"homo": score}, "num_train": 1234}})
+    assert se3_fast_main(words) == 0
+    card = (tmp_path / "models" / "own.md").read_text()
+    assert "homo of molecules, test MAE of homo: 0.125 eV (12 molecules)" in card and "1,234 molecules of `table.csv`" in card
+    assert "A try. |" in card and "somewhere" not in card
+    monkeypatch.setenv("SE3_FAST_MODELS", str(tmp_path / "models"))
+    wanted = Predictor.from_checkpoint(source).predict(["CCCCO"])[0]
+    found = Predictor.from_checkpoint("own").predict(["CCCCO"])[0]
+    assert (found.value, found.uncertainty) == pytest.approx((wanted.value, wanted.uncertainty), abs=1e-6)
