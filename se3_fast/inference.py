@@ -19,11 +19,19 @@ from torch.utils.data import Subset
 from se3_fast.command_line import HelpFormatter
 from se3_fast.data import QM9DataModule
 from se3_fast.data.molecules import read_gdb_index
+from se3_fast.data.objective import REGRESSION, Objective, Property
 from se3_fast.data.qm9 import DATASETS
 from se3_fast.data.resident import ResidentLoader
 from se3_fast.files import atomic_file, check_writable
 from se3_fast.model import SE3TransformerPooled
-from se3_fast.training.arguments import add_cuda_graphs, add_flag, add_model_arguments, add_run_arguments
+from se3_fast.training.arguments import (
+    add_cuda_graphs,
+    add_flag,
+    add_model_arguments,
+    add_report,
+    add_run_arguments,
+    check_report,
+)
 from se3_fast.training.checkpoint import check_same, load_weights, read_checkpoint
 from se3_fast.training.distributed import World, open_world
 from se3_fast.training.errors import run_command, user_errors
@@ -47,6 +55,7 @@ from se3_fast.training.plots import plot_parity
 from se3_fast.training.precision import Precision
 from se3_fast.training.recorded import choose_recorder
 from se3_fast.training.signals import StopSignal
+from se3_fast.training.uncertainty import uncertainties_of_entry
 
 _BATCH_SIZE = 240
 _FROM_DATA = {"fiber_in": {0: QM9DataModule.NODE_FEATURE_DIM}, "fiber_edge": {0: QM9DataModule.EDGE_FEATURE_DIM}, "output_dim": 1}
@@ -62,6 +71,7 @@ class Inference:
         model: The trained model, on the device of `world`.
         data_module: The data that it is evaluated on.
         model_scale: What its outputs are standardised with.
+        checkpoint: As read.
         predictions: Its predictions on the test set.
         world: Where it runs.
     """
@@ -69,6 +79,7 @@ class Inference:
     model: SE3TransformerPooled
     data_module: QM9DataModule
     model_scale: TargetScale
+    checkpoint: dict[str, Any]
     predictions: Predictions
     world: World
 
@@ -93,15 +104,22 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_arguments(parser)
     results = parser.add_argument_group("results")
     results.add_argument(
-        "--output", type=Path, default=Path("predictions.csv"), metavar="FILE", help="table of predictions to write"
+        "--output",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="table of predictions to write (default: predictions.csv in the log folder)",
     )
-    results.add_argument("--log_dir", type=Path, default=Path("./results"), metavar="FOLDER", help="folder of the log and the plot")
+    results.add_argument(
+        "--log_dir", type=Path, default=Path("./results/evaluation"), metavar="FOLDER", help="folder of the log and the plot"
+    )
     results.add_argument(
         "--dllogger_name", default="dllogger_results.json", metavar="NAME", help="JSON-lines log in the log folder"
     )
     add_flag(results, "benchmark", "passes to warm up before the measured one")
     add_cuda_graphs(results, "record the forward pass on the GPU and replay it (default: with --benchmark, where it is possible)")
     add_flag(results, "silent", "print the error alone")
+    add_report(parser)
     return parser
 
 
@@ -132,6 +150,8 @@ def prepare(arguments: argparse.Namespace, world: World) -> Inference:
         check_same(path, "model", config, _FROM_DATA)
     for result in _results(arguments):
         check_writable(result)
+    if arguments.report is not None:
+        check_report(arguments.report)
     data_module = QM9DataModule(
         data_dir=arguments.data_dir,
         task=task,
@@ -150,7 +170,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> Inference:
     recorder = choose_recorder(arguments.cuda_graphs, arguments.benchmark, world.device, loader)
     direct = DirectPredictions(model, loader, precision, world.device)
     predictions = direct if recorder is None else RecordedPredictions(direct, cast(ResidentLoader, loader), recorder)
-    return Inference(model, data_module, model_scale, predictions, world)
+    return Inference(model, data_module, model_scale, checkpoint, predictions, world)
 
 
 def performance(evaluation: Evaluation) -> dict[str, float]:
@@ -209,6 +229,24 @@ def infer(arguments: argparse.Namespace) -> None:
             inference.evaluate()
         evaluation = inference.evaluate()
         report_inference(arguments, inference.data_module, evaluation)
+        if arguments.report is not None:
+            with user_errors():
+                _write_report(arguments, inference)
+
+
+def _write_report(arguments: argparse.Namespace, inference: Inference) -> None:
+    # Not at the top: it needs RDKit.
+    from se3_fast.report.predictions import Subject
+    from se3_fast.report.test_set import write_test_report
+
+    model, checkpoint, scale = inference.model, inference.checkpoint, inference.model_scale
+    objective = Objective(REGRESSION, (Property(inference.data_module.task, scale.unit, scale.mean, scale.std),))
+    entry = checkpoint.get("uncertainty")
+    width = checkpoint.get("model_config", {}).get("fiber_out", {}).get(0, 0)
+    uncertainties = [None] if entry is None else uncertainties_of_entry(entry, 1, width)
+    facts = [("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}")]
+    subject = Subject(str(arguments.load_ckpt_path), objective, facts, checkpoint.get("history", ()), of_which="test molecules")
+    write_test_report(arguments.report, model, inference.data_module, subject, uncertainties, inference.world.device)
 
 
 def report_inference(arguments: argparse.Namespace, data_module: QM9DataModule, evaluation: Evaluation) -> None:
@@ -221,8 +259,8 @@ def report_inference(arguments: argparse.Namespace, data_module: QM9DataModule, 
         latencies = ", ".join(f"{percent} %: {figures[f'latency_p{percent}']:.4g}" for percent in _PERCENTILES)
         print(f"latency of a batch in ms, percentiles: {latencies}")
     with user_errors():
-        write_predictions(arguments.output, evaluation, data_module)
-        _, plot, log = _results(arguments)
+        table, plot, log = _results(arguments)
+        write_predictions(table, evaluation, data_module)
         plot_parity(evaluation.predictions, evaluation.targets, task, unit, plot)
         logger = JsonLinesLogger(log)
         logger.log_metrics({"test_mae": evaluation.mae, **figures})
@@ -236,7 +274,8 @@ def _results(arguments: argparse.Namespace) -> tuple[Path, Path, Path]:
         ValueError: The log is not in the log folder.
     """
     plot = arguments.log_dir / "parity_inference.png"
-    return arguments.output, plot, log_path(arguments.log_dir, arguments.dllogger_name)
+    table = arguments.output or arguments.log_dir / "predictions.csv"
+    return table, plot, log_path(arguments.log_dir, arguments.dllogger_name)
 
 
 def _from_checkpoint(arguments: argparse.Namespace, name: str, checkpoint: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,12 +13,15 @@ from se3_fast.command_line import HelpFormatter
 from se3_fast.data import QM9DataModule
 from se3_fast.data.molecule_data import SPLITS, MoleculeDataModule
 from se3_fast.data.objective import Objective
+from se3_fast.error_text import one_line
 from se3_fast.model import SE3TransformerPooled
 from se3_fast.training.arguments import (
     add_flag,
     add_model_arguments,
+    add_report,
     add_run_arguments,
     add_training_arguments,
+    check_report,
     training_options,
 )
 from se3_fast.training.checkpoint import check_same, read_checkpoint
@@ -32,7 +36,7 @@ from se3_fast.training.report import report_training
 from se3_fast.training.run_config import CONFIG_NAME, add_config, parse_with_config, write_config
 from se3_fast.training.starting_model import StartingModel, add_starting_model
 from se3_fast.training.trainer import Trainer, TrainingResult
-from se3_fast.training.uncertainty import FEWEST_MOLECULES, last_layer_uncertainties, uncertainty_entry
+from se3_fast.training.uncertainty import FEWEST_MOLECULES, LastLayerUncertainty, last_layer_uncertainties, uncertainty_entry
 
 _BATCH_SIZE = 240
 _OF_OWN_MOLECULES = {
@@ -59,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_training_arguments(parser)
     add_starting_model(parser)
     add_own_molecules(parser)
+    add_report(parser)
     add_config(parser)
     return parser
 
@@ -72,6 +77,8 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
         ImportError: An option needs a package that is not installed.
     """
     _check_data_options(arguments)
+    if arguments.report is not None:
+        check_report(arguments.report)
     checkpoint = read_checkpoint(arguments.load_ckpt_path) if arguments.load_ckpt_path else {}
     check_written_by("se3_fast.train", checkpoint, arguments.load_ckpt_path)
     seed = common_seed(arguments.seed, checkpoint, world)
@@ -134,26 +141,50 @@ def train(arguments: argparse.Namespace) -> None:
         TrainingError: The run cannot go on, or its last checkpoint could not be written.
         Stopped: SIGINT or SIGTERM has ended it.
     """
-    train_command(arguments, prepare, _finish)
+    train_command(arguments, prepare, partial(_finish, arguments.report))
 
 
-def _finish(trainer: Trainer, result: TrainingResult) -> None:
+def _finish(report_path: Path | None, trainer: Trainer, result: TrainingResult) -> None:
     """Report, and put the uncertainty of the trained model, and its errors, into its checkpoint."""
     if isinstance(trainer, PropertyTrainer):
         report_properties(trainer, result)
     else:
         report_training(trainer, result, trainer.data_module.task)
-    if trainer.options.save_ckpt_path is None:
+    checkpoint = trainer.options.save_ckpt_path
+    if checkpoint is None and report_path is None:
         return
-    model = cast(SE3TransformerPooled, trainer.model)
-    # The main process alone writes, and what it has of the data is enough.
     entry: dict[str, Any] = {}
+    # The main process alone writes, and what it has of the data is enough.
     if trainer.world.is_main:
+        model = cast(SE3TransformerPooled, trainer.model)
         uncertainties = last_layer_uncertainties(model, trainer.data_module, trainer.world.device)
-        if not all(uncertainties):
+        if checkpoint is not None and not all(uncertainties):
             _tell_no_uncertainty(trainer)
         entry = uncertainty_entry(uncertainties) | {"results": _results(trainer, result)}
-    trainer.add_metadata(entry)
+        if report_path is not None:
+            _write_report(report_path, trainer, uncertainties)
+    if checkpoint is not None:
+        trainer.add_metadata(entry)
+
+
+def _write_report(path: Path, trainer: Trainer, uncertainties: Sequence[LastLayerUncertainty | None]) -> None:
+    """Write the page of a finished run; where that fails a warning says so, since what was trained is worth more."""
+    # Not at the top: it needs RDKit.
+    from se3_fast.report.predictions import Subject
+    from se3_fast.report.test_set import write_test_report
+
+    data_module, model = trainer.data_module, cast(SE3TransformerPooled, trainer.model)
+    facts = [
+        ("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"),
+        ("epochs", str(trainer.epochs_done)),
+        ("molecules trained on", f"{len(data_module.ds_train):,}"),
+    ]
+    name = str(trainer.options.save_ckpt_path or "not saved")
+    subject = Subject(name, data_module.objective, facts, trainer.history, of_which="test molecules")
+    try:
+        write_test_report(path, model, data_module, subject, uncertainties, trainer.world.device)
+    except OSError as error:
+        print(f"warning: the report could not be written ({one_line(error)})", file=sys.stderr)
 
 
 def _results(trainer: Trainer, result: TrainingResult) -> dict[str, Any]:

@@ -131,6 +131,43 @@ def molecule_arrays(molecule: Chem.Mol, positions: np.ndarray) -> MoleculeArrays
     )
 
 
+def molecule_of_arrays(arrays: MoleculeArrays) -> Chem.Mol:
+    """The molecule that arrays describe, with its positions, for drawings.
+
+    Charges are not in the arrays, so that valences may look wrong. Aromatic bonds for which no alternation of single and double
+    ones is found are single.
+    """
+    editable = Chem.RWMol()
+    conformer = Chem.Conformer(len(arrays.node_attr))
+    for row, (attributes, position) in enumerate(zip(arrays.node_attr, arrays.node_pos, strict=True)):
+        atom = Chem.Atom(int(attributes[5]))
+        atom.SetNoImplicit(True)
+        editable.AddAtom(atom)
+        conformer.SetAtomPosition(row, position.tolist())
+    kinds = [getattr(Chem.BondType, name) for name in BOND_TYPES]
+    for src, dst, kind in zip(arrays.src.tolist(), arrays.dst.tolist(), arrays.edge_attr.argmax(1).tolist(), strict=True):
+        if src < dst:
+            editable.AddBond(src, dst, kinds[kind])
+            is_aromatic = kinds[kind] == Chem.BondType.AROMATIC
+            editable.GetBondBetweenAtoms(src, dst).SetIsAromatic(is_aromatic)
+            for atom in (src, dst) if is_aromatic else ():
+                editable.GetAtomWithIdx(atom).SetIsAromatic(True)
+    molecule = editable.GetMol()
+    molecule.AddConformer(conformer)
+    molecule.UpdatePropertyCache(strict=False)
+    try:
+        Chem.Kekulize(molecule, clearAromaticFlags=True)
+    except ValueError:
+        for bond in molecule.GetBonds():
+            if bond.GetIsAromatic():
+                bond.SetBondType(Chem.BondType.SINGLE)
+                bond.SetIsAromatic(False)
+        for atom in molecule.GetAtoms():
+            atom.SetIsAromatic(False)
+    Chem.FastFindRings(molecule)
+    return molecule
+
+
 def stack_molecules(molecules: Sequence[MoleculeArrays], targets: np.ndarray) -> dict[str, np.ndarray]:
     """Join molecules into the arrays of ``qm9_edge.npz``.
 

@@ -125,7 +125,7 @@ class PredictionReport:
         """The page, HTML."""
         subject = self._subject
         title = f"{', '.join(subject.objective.names)} of {len(self._served) + self._failed:,} {subject.of_which}"
-        units = ", ".join(one.unit for one in self._properties if one.unit)
+        units = ", ".join(dict.fromkeys(one.unit for one in self._properties if one.unit))
         note = f"Model {subject.model}; {f'values in {units}; ' if units else ''}se3_fast {__version__}"
         values = np.array(self._served).reshape(-1, len(self._properties), 3)  # [M, P, 3]
         plots = [charts.svg(figure) for figure in self._plots(values)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from se3_fast.command_line import boolean
+from se3_fast.files import check_writable
 
 from .optimizers import OPTIMIZERS
 from .options import TrainingOptions
@@ -167,6 +169,29 @@ def _add_output_arguments(parser: argparse.ArgumentParser, default: TrainingOpti
     group.add_argument("--dllogger_name", default=default.dllogger_name, metavar="NAME", help="JSON-lines log in the log folder")
     add_flag(group, "wandb", "log to Weights & Biases too")
     add_flag(group, "silent", "no progress bar and no line for every epoch")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Add `--report`."""
+    parser.add_argument(
+        "--report",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="page to write about the test set: figures, plots, drawings, table, view in space (needs RDKit)",
+    )
+
+
+def check_report(path: Path) -> None:
+    """Check that a report can be made and written, before there is anything to lose.
+
+    Raises:
+        ImportError: RDKit is not installed.
+        OSError: The page cannot be written.
+    """
+    if find_spec("rdkit") is None:
+        raise ImportError("--report needs RDKit: pip install 'se3_fast[chem]'")
+    check_writable(path)
 
 
 def training_options(arguments: argparse.Namespace) -> TrainingOptions:

@@ -29,10 +29,12 @@ def learning_curve(history: Sequence[dict[str, Any]], unit: str) -> Figure:
         history: Records with `epoch`, `train_loss` and, where it was evaluated, `validation_mae` or `validation_roc_auc`.
         unit: Unit of the MAE.
     """
-    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    figure = Figure(figsize=(5.0, 4.8), layout="constrained")
     loss_axes, metric_axes = figure.subplots(2, sharex=True)
     _curve(loss_axes, history, "train_loss", COLOUR)
-    loss_axes.set(ylabel="loss", yscale="log", title="Training loss")
+    losses = [record["train_loss"] for record in history]
+    has_decades = bool(losses) and 0 < 10 * min(losses) < max(losses)
+    loss_axes.set(ylabel="loss", yscale="log" if has_decades else "linear", title="Training loss")
     metric = next((name for name in _METRICS if any(name in record for record in history)), "validation_mae")
     _curve(metric_axes, [record for record in history if metric in record], metric, SECOND_COLOUR)
     is_error = metric == "validation_mae"

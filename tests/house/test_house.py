@@ -127,9 +127,12 @@ OPTIONAL = {
 LAZY = {
     "se3_fast": "Predictor, for which most users have no use",
     "se3_fast.compat.original.se3_transformer.model.transformer": "the model's command line, as in the published code",
-    "se3_fast.train": "molecules of one's own, which need RDKit",
+    "se3_fast.train": "molecules of one's own and reports, which need RDKit",
+    "se3_fast.inference": "reports, which need RDKit",
     "se3_fast.so3": "e3nn, whose import takes longer than that of all the package",
     "se3_fast.training.evaluation": "torchmetrics, as slow to import as PyTorch, which most commands do without",
+    "se3_fast.training.property_trainer": "torchmetrics likewise",
+    "se3_fast.report.charts": "torchmetrics likewise",
     "se3_fast.kernels.resources": "Triton's compiler, which its interpreter does without",
 }
 """Modules that import inside functions, and what. ``backends/registry.py`` imports backends, by their names."""
