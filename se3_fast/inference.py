@@ -27,6 +27,7 @@ from se3_fast.model import SE3TransformerPooled
 from se3_fast.training.arguments import (
     add_cuda_graphs,
     add_flag,
+    add_log_level,
     add_model_arguments,
     add_report,
     add_run_arguments,
@@ -119,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(results, "benchmark", "passes to warm up before the measured one")
     add_cuda_graphs(results, "record the forward pass on the GPU and replay it (default: with --benchmark, where it is possible)")
     add_flag(results, "silent", "print the error alone")
+    add_log_level(results, "info")
     add_report(parser)
     return parser
 
@@ -218,7 +220,7 @@ def infer(arguments: argparse.Namespace) -> None:
         CommandError: The input is at fault.
         Stopped: SIGINT or SIGTERM has ended it.
     """
-    logging.basicConfig(level=logging.WARNING if arguments.silent else logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING if arguments.silent else arguments.log_level.upper(), format="%(message)s")
     with user_errors():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("inference runs in one process: expected no torchrun, got WORLD_SIZE above 1")

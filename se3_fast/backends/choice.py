@@ -183,6 +183,21 @@ def automatic_backend(device: torch.device) -> str:
     return "torch"
 
 
+def described_choice(device: torch.device) -> str:
+    """The backend for tensors on ``device``, and why it is that one, for people.
+
+    Raises:
+        ValueError: as :func:`selected_backend`.
+    """
+    name = selected_backend(device)
+    if chosen_backend() != "auto":
+        return f"{name} (asked for {'by the program' if _chosen.get() else f'by {ENVIRONMENT_VARIABLE}'})"
+    faster = {"cpu": "cpp", "cuda": "triton"}.get(device.type)
+    if name in FALLBACKS and faster is not None and not _is_there(faster):
+        return f"{name} ({faster} is not there: {registry.availability(faster).reason})"
+    return f"{name} (the fastest that is there)"
+
+
 def chosen_backend() -> str:
     """The name chosen for this context, ``auto`` included: what :func:`backend` takes to choose the same again.
 

@@ -120,6 +120,7 @@ class OwnMoleculesDataModule(MoleculeDataModule):
             parts = _random_split(len(read.arrays), self.seed) if split == "random" else _scaffold_split(read.scaffolds)
         _log.info("%s: %s molecules to train on, validate on and test on", path, ", ".join(str(len(part)) for part in parts))
         self._molecules = MoleculeDataset(_joined(read))
+        self.split = f"{split}, seed {self.seed}" if split_column is None else f"from the column {split_column!r}"
         self.ds_train, self.ds_val, self.ds_test = (Subset(self._molecules, part) for part in parts)
         self._serve(num_degrees, precompute_bases, device)
 

@@ -18,7 +18,7 @@ from se3_fast.data.objective import Objective
 from se3_fast.files import check_writable
 from se3_fast.pretrained import find_model, model_names
 from se3_fast.report.predictions import PredictionReport, Subject
-from se3_fast.training.arguments import natural_int, positive_int
+from se3_fast.training.arguments import add_log_level, natural_int, positive_int
 from se3_fast.training.distributed import open_world
 from se3_fast.training.errors import run_command, user_errors
 from se3_fast.training.signals import StopSignal
@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=natural_int, default=0, help="seed of the conformers")
     parser.add_argument("--batch_size", type=positive_int, default=BATCH_SIZE, help="molecules that are computed together")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    add_log_level(parser, "warning")
     return parser
 
 
@@ -85,7 +86,7 @@ def predict(arguments: argparse.Namespace) -> int:
         CommandError: The input as a whole is at fault.
         Stopped: SIGINT or SIGTERM has ended it.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=arguments.log_level.upper(), format="%(message)s")
     rdBase.DisableLog("rdApp.*")
     with StopSignal().watched(), open_world(arguments.device) as world, user_errors():
         _check_arguments(arguments)

@@ -15,6 +15,8 @@ from .optimizers import OPTIMIZERS
 from .options import TrainingOptions
 from .precision import AMP_DTYPES
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 
 def positive_int(text: str) -> int:
     """Read an integer above zero.
@@ -74,6 +76,11 @@ def _bounded(text: str, kind: Any, accepts: Any, expected: str) -> Any:
 def add_flag(group: argparse._ArgumentGroup, name: str, text: str) -> None:
     """Add a boolean option that is off by default: `--name`, `--name true` and `--name false` all work."""
     group.add_argument(f"--{name}", type=boolean, nargs="?", const=True, default=False, metavar="BOOL", help=text)
+
+
+def add_log_level(group: argparse._ArgumentGroup | argparse.ArgumentParser, default: str) -> None:
+    """Add `--log_level`."""
+    group.add_argument("--log_level", choices=LOG_LEVELS, default=default, help="least important messages that are shown")
 
 
 def add_cuda_graphs(group: argparse._ArgumentGroup, text: str) -> None:
@@ -169,6 +176,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser, default: TrainingOpti
     group.add_argument("--dllogger_name", default=default.dllogger_name, metavar="NAME", help="JSON-lines log in the log folder")
     add_flag(group, "wandb", "log to Weights & Biases too")
     add_flag(group, "silent", "no progress bar and no line for every epoch")
+    add_log_level(group, "info")
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

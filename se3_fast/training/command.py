@@ -12,6 +12,7 @@ import torch
 from .benchmark import benchmark_training
 from .distributed import World, open_world
 from .errors import Stopped, TrainingError, user_errors
+from .progress import block, run_facts
 from .signals import StopSignal
 from .trainer import Trainer, TrainingResult
 
@@ -26,7 +27,7 @@ def train_command(
     """Set a run up, train or measure the throughput, report.
 
     Args:
-        arguments: The parsed command line: `device`, `silent`, `benchmark`, and what `prepare` reads.
+        arguments: The parsed command line: `device`, `silent`, `log_level`, `benchmark`, and what `prepare` reads.
         prepare: Makes the trainer.
         report: Says what a finished run has reached.
 
@@ -38,9 +39,12 @@ def train_command(
     stop, stopped = StopSignal(), None
     with stop.watched(), open_world(arguments.device) as world:
         quiet = arguments.silent or not world.is_main
-        logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
+        logging.basicConfig(level=logging.WARNING if quiet else arguments.log_level.upper(), format="%(message)s")
         with user_errors():
             trainer = prepare(arguments, world)
+            facts = run_facts(trainer)
+        if not quiet:
+            print(block(facts), flush=True)
         trainer.stop_on(stop)
         try:
             _run(trainer, arguments.benchmark, report)

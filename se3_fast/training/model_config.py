@@ -39,12 +39,7 @@ def model_config_from_arguments(
     Raises:
         ValueError: The heads do not divide the channels of the attention.
     """
-    channels, remainder = divmod(arguments.num_channels, arguments.channels_div)
-    if not remainder and channels % arguments.num_heads:
-        raise ValueError(
-            f"--num_heads {arguments.num_heads}: expected a divisor of {channels}, which is --num_channels "
-            f"{arguments.num_channels} by --channels_div {arguments.channels_div}"
-        )
+    check_channels(arguments)
     return {
         "fiber_in": {0: node_feature_dim},
         "fiber_edge": {0: edge_feature_dim},
@@ -61,6 +56,24 @@ def model_config_from_arguments(
         "tensor_cores": not arguments.low_memory,
         "low_memory": arguments.low_memory,
     }
+
+
+def check_channels(arguments: argparse.Namespace) -> None:
+    """Check that `--num_channels`, `--channels_div` and `--num_heads` go together.
+
+    Raises:
+        ValueError: They do not.
+    """
+    channels, remainder = divmod(arguments.num_channels, arguments.channels_div)
+    if remainder:
+        raise ValueError(
+            f"--channels_div {arguments.channels_div}: expected a divisor of --num_channels, which is {arguments.num_channels}"
+        )
+    if channels % arguments.num_heads:
+        raise ValueError(
+            f"--num_heads {arguments.num_heads}: expected a divisor of {channels}, which is --num_channels "
+            f"{arguments.num_channels} by --channels_div {arguments.channels_div}"
+        )
 
 
 def match_parameterisation(config: dict[str, Any], state_dict: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from .optimizers import STATES_PER_PARAMETER, build_optimizer, build_schedule, l
 from .options import TrainingOptions
 from .position import EpochPosition
 from .precision import Precision
+from .progress import Pace, duration
 from .random_state import capture_random_state, restore_random_state
 from .recorded import choose_recorder
 from .signals import StopAgreement, StopSignal, dead_workers_are_known, is_of_dead_worker
@@ -100,6 +101,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._steps: tuple[Any, Steps] | None = None
         self.lost_checkpoint: str | None = None
+        self._pace = Pace(0)
         self.stop_on(StopSignal())
         self._saved_random_state: dict[str, Any] | None = None
         self._position: EpochPosition | None = None
@@ -149,6 +151,7 @@ class Trainer:
 
     def _fit(self) -> TrainingResult:
         loader = self.data_module.train_dataloader()
+        self._pace = Pace(self.steps_done)
         if self._saved_random_state is not None and self._position is None:
             restore_random_state(self._saved_random_state)
         validation = None
@@ -176,7 +179,7 @@ class Trainer:
             record |= {f"validation_{name}": value for name, value in validation.figures().items()}
         self._end_epoch()
         self.history.append(record)
-        self._report_epoch(record, validation, time.perf_counter() - start)
+        self._report_epoch(record, validation, time.perf_counter() - start, position.of_batches)
         return validation
 
     def train_epoch(self, loader: Any) -> float:
@@ -324,7 +327,7 @@ class Trainer:
             disable=True if self.options.silent or not self.world.is_main else None,  # None: unless in a terminal
         )
 
-    def _report_epoch(self, record: dict[str, Any], validation: Evaluation | None, seconds: float) -> None:
+    def _report_epoch(self, record: dict[str, Any], validation: Evaluation | None, seconds: float, batches: int) -> None:
         figures = {name: value for name, value in record.items() if name != "epoch"}
         self.loggers.log_metrics(figures, record["epoch"])
         if self.options.silent or not self.world.is_main:
@@ -332,7 +335,12 @@ class Trainer:
         line = f"epoch {record['epoch']}/{self.options.epochs}: loss {record['train_loss']:.4f}"
         if validation is not None:
             line += f", validation {validation.summary(self.scale.unit)}"
-        print(f"{line}, {seconds:.1f} s", flush=True)
+        line += f", {seconds:.1f} s"
+        if not self.finished:
+            steps = self.options.epochs * -(-batches // self.options.accumulate_grad_batches)
+            left = self._pace.seconds_left(self.steps_done, min(steps, self.options.max_steps or steps))
+            line += f"; {duration(left)} left"
+        print(line, flush=True)
 
     def _stop(self, number: int) -> NoReturn:
         """Write a checkpoint and end the run in order, all processes after the same step."""
