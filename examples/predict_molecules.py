@@ -17,7 +17,7 @@ def main() -> None:
         else:
             spread = "" if prediction.spread is None else f", {prediction.spread:.2f} over {prediction.conformers} conformers"
             warning = f" ({prediction.outside})" if prediction.outside else ""
-            print(f"{prediction.number}: {prediction.value:.2f} +- {prediction.uncertainty:.2f} {predictor.unit}{spread}{warning}")
+            print(f"{prediction.number}: {prediction.value:.2f} +- {prediction.uncertainty:.2f} eV{spread}{warning}")
 
 
 if __name__ == "__main__":
