@@ -1,7 +1,7 @@
 # make train   train on the sample data set          make test    run the tests, but for those that take long
 # make test-fast   the tests of a minute or two      make coverage   which lines the tests run
 # make bench   backends side by side                 make lint    ruff, mypy, shellcheck, hadolint
-# make docs    the site of docs/ in build/site
+# make docs    the site of docs/ in build/site       make release  archive and wheel in dist/, checked
 # make gpu     tests and measurements on a CUDA GPU, in the Python that has its PyTorch (PYTHON=...), which needs nothing installed;
 #              OUT=... folder of the results, GPU_SECONDS=570 for all of it, ONLY="tests operations" sections of bench/gpu.py,
 #              DATA_DIR=... folder of qm9_edge.npz, without which the sample is repeated
@@ -17,7 +17,7 @@ BIN := .venv/bin
 FUZZ_SECONDS ?= 1200
 SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: setup train test test-fast coverage fuzz bench bench-gpu gpu gpu-rehearsal reproduce sanitize lint docs clean
+.PHONY: setup train test test-fast coverage fuzz bench bench-gpu gpu gpu-rehearsal reproduce sanitize lint docs release clean
 
 setup: .venv/installed
 
@@ -78,6 +78,10 @@ lint: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+release: setup
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
 	rm -rf .venv results build dist *.egg-info

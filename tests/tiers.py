@@ -75,6 +75,7 @@ SLOW = (
     "test_compile.py::*",
     "test_export.py::*",
     "test_build.py::*",
+    "test_release.py::*",
     "test_install.py::*",
     "test_scripts.py::*",
     "test_examples.py::test_notebooks_run*",
