@@ -194,7 +194,7 @@ def described_choice(device: torch.device) -> str:
         return f"{name} (asked for {'by the program' if _chosen.get() else f'by {ENVIRONMENT_VARIABLE}'})"
     faster = {"cpu": "cpp", "cuda": "triton"}.get(device.type)
     if name in FALLBACKS and faster is not None and not _is_there(faster):
-        return f"{name} ({faster} is not there: {registry.availability(faster).reason})"
+        return f"{name} ({faster} is not there)"
     return f"{name} (the fastest that is there)"
 
 

@@ -208,9 +208,11 @@ def last_layer_uncertainties(
     """
     train = pooled_outputs(model, data_module.train_dataloader(), device)
     validation = pooled_outputs(model, data_module.val_dataloader(), device)
-    outputs = validation.outputs
-    if data_module.objective.is_classification:
-        outputs = data_module.objective.restore(outputs)
+    objective, outputs = data_module.objective, validation.outputs
+    if not len(outputs):
+        return [None] * len(objective.properties)
+    if objective.is_classification:
+        outputs = objective.restore(outputs)
     errors = outputs - validation.targets  # [m, P]
     is_known = ~np.isnan(errors)
     return [

@@ -246,6 +246,18 @@ def test_targets_of_no_use(wide_table: Path, words: list[str], message: str, cap
     assert told.startswith("error: ") and message in told
 
 
+def test_a_table_that_is_too_small_to_validate_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, model, page = (tmp_path / name for name in ("table.csv", "model.pth", "r.html"))
+    table.write_text("smiles,a,b\nCCCO,1,2\nCCCCO,2,3\nCCCCCO,3,4\n")
+    own = [*SIZES.split(), "--data", str(table), "--target", "a", "b", "--log_dir", str(tmp_path), "--save_ckpt_path", str(model)]
+    assert train([*own, "--report", str(page)]) == 0
+    told = capsys.readouterr()
+    assert "validation error of b: not known, as there are no samples" in told.out and "have no uncertainty" in told.err
+    assert page.exists()
+    assert predict(["--load_ckpt_path", str(model), "--smiles", "CCCO"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "file,record,name,a,a_uncertainty,b,b_uncertainty,outside,error"
+
+
 def test_a_missing_column_is_told_before_anything_is_written(
     wide_table: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
