@@ -40,6 +40,7 @@ EDGES_OF_DEGREES = 20_000 if DEVICE.type == "cuda" else 200
 """Edges of the other sweep: few enough for the materialised algorithm at most degrees."""
 
 ROUNDS = 7 if DEVICE.type == "cuda" else 3
+_LARGEST_DEVIATION = 0.1  # of a power law, as a share of the range of the logarithms
 LARGEST = 2**27
 """Edges at which the search for the largest graph ends."""
 
@@ -169,8 +170,8 @@ def fits(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """For every sweep and backend the exponents of time and memory, and for that over edges the bytes of one edge more.
 
     The exponent is that of the number of edges, or of the number of degrees (largest degree + 1). It is fitted to the larger half
-    of the sizes, at least three, where launches no longer count; None where there are fewer. The bytes are those between the two
-    largest sizes, divided by the edges between them.
+    of the sizes, at least three, where launches no longer count; None where there are fewer, or costs follow no power of the size.
+    The bytes are those between the two largest sizes, divided by the edges between them.
     """
     result = []
     measured = [row for row in rows if "step_ms" in row]
@@ -198,13 +199,14 @@ def _slope(smaller: dict[str, Any], larger: dict[str, Any]) -> float:
 
 
 def fitted_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
-    """The b of the least-squares line log cost = a + b log size; None for fewer than three points."""
-    if len(sizes) < 3:
+    """The b of the least-squares line log cost = a + b log size; None for fewer than three points, or if they are on no line."""
+    if len(sizes) < 3 or max(costs) == min(costs):
         return None
     x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
     x_mean, y_mean = math.fsum(x) / len(x), math.fsum(y) / len(y)
-    slope = math.fsum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True))
-    return slope / math.fsum((a - x_mean) ** 2 for a in x)
+    slope = math.fsum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True)) / math.fsum((a - x_mean) ** 2 for a in x)
+    farthest = max(abs(b - y_mean - slope * (a - x_mean)) for a, b in zip(x, y, strict=True))
+    return slope if farthest <= _LARGEST_DEVIATION * (max(y) - min(y)) else None
 
 
 def table(rows: Sequence[dict[str, Any]], fitted: Sequence[dict[str, Any]]) -> str:
@@ -244,7 +246,7 @@ def _exponents(fit: dict[str, Any]) -> str:
     parts = [f"{name} exponent {fit[f'{name}_exponent']:.2f}" for name in ("time", "memory") if fit[f"{name}_exponent"] is not None]
     if fit["bytes_per_edge"] is not None:
         parts.append(f"{fit['bytes_per_edge']:,.0f} bytes per edge")
-    return ", ".join(parts) or "too few sizes for an exponent"
+    return ", ".join(parts) or "no exponent: too few sizes, or no power law"
 
 
 def _one_line(error: Exception) -> str:

@@ -17,6 +17,8 @@ def test_exponents_of_power_laws() -> None:
     for exponent in (0.5, 1.0, 3.0):
         assert scaling.fitted_exponent(sizes, [7.0 * size**exponent for size in sizes]) == pytest.approx(exponent)
     assert scaling.fitted_exponent([1, 2], [1.0, 2.0]) is None
+    assert scaling.fitted_exponent(sizes, [5.0 + 0.01 * size for size in sizes]) is None  # a constant, then a line
+    assert scaling.fitted_exponent(sizes, [5.0] * 4) is None
 
 
 def known_rows() -> list[dict[str, Any]]:
