@@ -161,10 +161,10 @@ class ForceField(nn.Module):
         E = sum over atoms i of  reference[element of i] + scale * e_i
 
     Every atom begins as its element. In each layer (:class:`~se3_fast.layers.interaction.Interaction`) it hears of its neighbours
-    by a depthwise convolution, and products of what arrives tell what several neighbours are together; a perceptron makes the energy of
-    what the last layer leaves. An edge acts through harmonics of its direction and Bessel functions of its length that are zero at
-    the cutoff, so that it makes no difference whether a graph has edges beyond. The energy does not depend on where or how a
-    molecule lies, on the order of its atoms, nor on which of two mirror images it is.
+    by a depthwise convolution, and products of what arrives tell what several neighbours are together; a perceptron makes the
+    energy of what the last layer leaves. An edge acts through harmonics of its direction and Bessel functions of its length that
+    are zero at the cutoff, so that it makes no difference whether a graph has edges beyond. The energy does not depend on where or
+    how a molecule lies, on the order of its atoms, nor on which of two mirror images it is.
 
     Args:
         elements: atomic numbers of the elements that there may be.
@@ -332,4 +332,4 @@ def _check_config(config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> N
     expect(is_list, "model_config: elements", "a list of atomic numbers", elements)
     for name in ("cutoff", "average_neighbours"):
         expect(is_number(config[name]) and config[name] > 0, f"model_config: {name}", "a number above 0", config[name])
-    check_sizes(config, _SIZES, state_dict)
+    check_sizes(config, _SIZES, state_dict, projection=".after.")

@@ -53,19 +53,20 @@ class EdgeEmbedding(nn.Module):
         """
         squares = rel_pos.square().sum(1, keepdim=True)  # [E, 1]
         is_point = squares == 0
-        # The square root has no derivative at zero: there the length is that of another edge, and then taken out.
+        # Neither the square root nor sin(x) / x can be differentiated at zero by formula: an edge without length has another one
+        # here, and is given what it should have behind.
         length = squares.masked_fill(is_point, 1.0).sqrt()
-        direction = rel_pos / length
-        length = length.masked_fill(is_point, 0.0)
-        return self._harmonics(direction), self._radial(length)
+        scale = 2 * math.sqrt(2 / self.cutoff) * math.pi
+        radial = torch.where(is_point, scale * self.frequencies, self._radial(length))
+        return self._harmonics(rel_pos / length), radial
 
     def _radial(self, length: Tensor) -> Tensor:
         part, p = length / self.cutoff, self.power
         highest = part**p
         envelope = 1 - highest * ((p + 1) * (p + 2) / 2 - part * (p * (p + 2) - part * (p * (p + 1) / 2)))
         envelope = envelope.masked_fill(part >= 1, 0.0)
-        scale = 2 * math.sqrt(2 / self.cutoff) * math.pi
-        return torch.sinc(self.frequencies * length) * (scale * self.frequencies) * envelope
+        waves = torch.sin((math.pi * self.frequencies) * length) / length
+        return waves * (2 * math.sqrt(2 / self.cutoff) * envelope)
 
     def _harmonics(self, direction: Tensor) -> Tensor:
         """Degree by degree: that of d and 1 make d + 1."""

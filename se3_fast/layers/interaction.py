@@ -64,7 +64,7 @@ class Interaction(nn.Module):
             for degree, products in enumerate(self.products)
         ]
         self.out = _maps(widths, num_channels)
-        self.gates = nn.Parameter(_normal(widths[0], self.degree_out * num_channels, 1 / math.sqrt(widths[0])))
+        self.gates = _maps([widths[0]] * self.degree_out, num_channels)
 
     def forward(self, features: Sequence[Tensor], graph: Graph, embedding: tuple[Tensor, Tensor], kinds: Tensor) -> list[Tensor]:
         """Exchange messages.
@@ -83,18 +83,19 @@ class Interaction(nn.Module):
         arrived = arrived / math.sqrt(self.average_neighbours)
         sizes = [2 * degree + 1 for degree in range(self.plan.degree_out + 1)]
         mixed = [part @ weight for part, weight in zip(arrived.split(sizes, 1), self.after, strict=True)]
-        found = []
-        gates: Sequence[Tensor] = ()
+        found: list[Tensor] = []
+        scalars = features[0]
         for degree, (products, weight) in enumerate(zip(self.products, self.out, strict=True)):
             parts = [mixed[degree], *(_product(mixed[first], mixed[second], degree) for first, second in products)]
             if degree < len(features):
                 parts.append((features[degree][:, :, None] * kinds[:, None, :, None]).flatten(2))
             stacked = torch.cat(parts, 2)  # [N, 2d+1, .]
             if degree == 0:
+                scalars = stacked
                 found.append(SILU_SCALE * F.silu(stacked @ weight))
-                gates = (SIGMOID_SCALE * torch.sigmoid(stacked @ self.gates)).split(self.num_channels, 2)
             else:
-                found.append(gates[degree - 1] * (stacked @ weight))
+                gate = SIGMOID_SCALE * torch.sigmoid(scalars @ self.gates[degree - 1])
+                found.append(gate * (stacked @ weight))
         return found
 
 
