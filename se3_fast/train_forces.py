@@ -28,8 +28,8 @@ from se3_fast.training.random_state import seed_everything
 
 _DEFAULTS = {
     "epochs": 30,
-    "learning_rate": 0.01,
-    "min_learning_rate": 1e-4,
+    "learning_rate": 0.005,
+    "min_learning_rate": 5e-5,
     "weight_decay": 0.0,
     "gradient_clip": 10.0,
     "eval_interval": 5,

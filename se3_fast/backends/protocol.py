@@ -168,7 +168,7 @@ class Basis(Protocol):
 
 
 class DepthwiseConv(Protocol):
-    """:mod:`se3_fast.ops.depthwise_conv`."""
+    """:mod:`se3_fast.ops.depthwise_conv`; details: the number of coefficients of the plan."""
 
     def depthwise_conv(
         self, plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, radial: Tensor, profile: DepthwiseProfile

@@ -37,6 +37,20 @@ class Term(NamedTuple):
     coefficient: float
 
 
+class Run(NamedTuple):
+    """The terms of a path that give one component of the message.
+
+    Attributes:
+        path: number of the path.
+        component_out: of the message.
+        pairs: component of the features and its terms, ascending.
+    """
+
+    path: int
+    component_out: int
+    pairs: tuple[tuple[int, tuple[Term, ...]], ...]
+
+
 @dataclass(frozen=True)
 class DepthwisePlan:
     """The couplings of a depthwise convolution, paths by degree of the message, then by that of the source.
@@ -78,6 +92,15 @@ class DepthwisePlan:
         """The coefficients of a path that are not zero."""
         return _terms(path, sum(other.degree_out == path.degree_out for other in self.paths))
 
+    def runs(self) -> tuple[Run, ...]:
+        """All terms, grouped by path and component of the message, then by component of the features."""
+        return _runs(self)
+
+    @property
+    def num_terms(self) -> int:
+        """Of all paths."""
+        return sum(len(self.terms(path)) for path in self.paths)
+
     def coupling(self, path: Path) -> Tensor:
         """The same as a tensor, [2 J + 1, 2 d_in + 1, 2 d_out + 1] float64."""
         return _coupling(path, sum(other.degree_out == path.degree_out for other in self.paths))
@@ -107,3 +130,15 @@ def _terms(path: Path, num_paths: int) -> tuple[Term, ...]:
         Term(first_in + column, first_harmonic + order, first_out + row, float(coupling[order, column, row]))
         for order, column, row in coupling.abs().gt(1e-12).nonzero().tolist()
     )
+
+
+@cache
+def _runs(plan: DepthwisePlan) -> tuple[Run, ...]:
+    found = []
+    for number, path in enumerate(plan.paths):
+        by_component: dict[int, dict[int, list[Term]]] = {}
+        for term in plan.terms(path):
+            by_component.setdefault(term.component_out, {}).setdefault(term.component_in, []).append(term)
+        for component_out, pairs in sorted(by_component.items()):
+            found.append(Run(number, component_out, tuple((column, tuple(terms)) for column, terms in sorted(pairs.items()))))
+    return tuple(found)

@@ -44,4 +44,6 @@ def depthwise_conv(
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
         if tensor.dtype != features.dtype:
             raise ValueError(f"{name}: expected {features.dtype} as the features have, got {tensor.dtype}")
-    return implementation("depthwise_conv", features.device).depthwise_conv(plan, graph, features, harmonics, radial, profile)
+    return implementation("depthwise_conv", features.device, plan.num_terms).depthwise_conv(
+        plan, graph, features, harmonics, radial, profile
+    )

@@ -17,7 +17,7 @@ from se3_fast.ops.depthwise_conv import depthwise_conv
 from se3_fast.so3 import wigner_3j
 from tests.support import relative_error
 
-BACKENDS = ["torch", *(["cpp"] if library.is_available() else [])]
+BACKENDS = ["triton", "torch", *(["cpp"] if library.is_available() else [])]
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 # (degrees of features, messages, harmonics), channels, width of the profile, radial functions, nodes, edges
@@ -81,7 +81,7 @@ def _derivatives(name: str, backend: str, dtype: torch.dtype, with_weights: bool
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_against_the_formula(backend: str, name: str, dtype: torch.dtype, with_weights: bool) -> None:
-    """First derivatives, and second ones: of gradients of the rows (by hand on cpp), and of those of the weights (by formula)."""
+    """First derivatives, and second ones: of gradients of the rows (by hand), and of those of the weights (by formula)."""
     expected = _derivatives(name, "dense", torch.float64, with_weights)
     found = _derivatives(name, backend, dtype, with_weights)
     assert all(tensor.dtype == dtype for tensor in found)

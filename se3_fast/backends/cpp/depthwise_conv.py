@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from se3_fast.autograd.along import FormulaAlong
 from se3_fast.autograd.compute_dtype import accumulation_dtype, in_at_least_float32
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.dense.depthwise_conv import of_operands
 from se3_fast.backends.operands import DepthwiseProfile
 from se3_fast.backends.protocol import Support
-from se3_fast.contraction.depthwise import DepthwisePlan, Term
+from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.graph import Graph
 
 _CACHE_LINE = 64
@@ -24,7 +25,7 @@ _NUM_OF_ROWS = 3
 """The operands that have a row for each node or edge; behind them stand the weights."""
 
 
-def support(is_compiled: bool) -> Support:
+def support(is_compiled: bool, num_terms: int) -> Support:
     """Not in compiled graphs, which the formula serves as well."""
     return Support.no("compiled graphs take the formula") if is_compiled else Support()
 
@@ -86,79 +87,27 @@ class CppDepthwise(Operation):
         found = torch.ops.se3_fast_cpp.depthwise_conv_backward(gradient.contiguous(), list(operands), *self.arguments, with_weights)
         return [*found, *[None] * (len(operands) - len(found))]
 
+    def along(self, direction: list[Tensor], gradient: Tensor, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See :mod:`se3_fast.autograd.along`."""
+        moving = [part.contiguous() for part in direction]
+        return torch.ops.se3_fast_cpp.depthwise_conv_along(moving, gradient.contiguous(), list(operands), *self.arguments)
+
     @property
     def formula(self) -> PlainFormula:
-        """Its derivatives of first and second order by hand, others by formula."""
-        return _WithSecondDerivatives(in_at_least_float32(of_operands, self.plan, self.graph), self)
-
-
-@dataclass(frozen=True)
-class _WithSecondDerivatives(PlainFormula):
-    operation: CppDepthwise
-
-    def vjp(self, wanted: Wanted) -> PlainFormula:
-        return _Gradients(PlainFormula(self.function).vjp(wanted).function, self.operation, wanted)
-
-
-@dataclass(frozen=True)
-class _Gradients(PlainFormula):
-    """The gradients that are wanted, of operands and the gradient of the sums; differentiated by hand once more."""
-
-    operation: CppDepthwise
-    wanted: Wanted
-
-    def vjp(self, wanted: Wanted) -> PlainFormula:
-        return _SecondGradients(PlainFormula(self.function).vjp(wanted).function, self.operation, self.wanted, wanted)
-
-
-@dataclass(frozen=True)
-class _SecondGradients(PlainFormula):
-    """From operands, the gradient of the sums, and the gradients of the gradients that were wanted.
-
-    As long as these are of features, harmonics and radial functions they are a direction: the derivatives of the sums and of all
-    gradients along it are what is asked for. Otherwise by formula.
-    """
-
-    operation: CppDepthwise
-    first_wanted: Wanted
-    wanted: Wanted
-
-    def __call__(self, tensors: Tensors) -> Sequence[Tensor]:
-        num_operands = len(self.first_wanted)
-        operands, gradient = tensors[:num_operands], tensors[num_operands]
-        given = iter(tensors[num_operands + 1 :])
-        direction = [next(given) if is_wanted else None for is_wanted in self.first_wanted]
-        if gradient is None or any(part is not None for part in direction[_NUM_OF_ROWS:]):
-            return self.function(tensors)
-        rows = operands[:_NUM_OF_ROWS]
-        along = [
-            torch.zeros_like(operand) if part is None else part.contiguous()  # type: ignore[arg-type]
-            for operand, part in zip(rows, direction, strict=False)
-        ]
-        of_gradient, *of_operands_ = torch.ops.se3_fast_cpp.depthwise_conv_along(
-            along, gradient.contiguous(), list(operands), *self.operation.arguments
-        )
-        found = [*of_operands_, of_gradient]
-        return [tensor for tensor, is_wanted in zip(found, self.wanted, strict=False) if is_wanted]
-
-    def vjp(self, wanted: Wanted) -> PlainFormula:
-        return PlainFormula(self.function).vjp(wanted)
+        """Its second derivatives by hand too."""
+        function = in_at_least_float32(of_operands, self.plan, self.graph)
+        return FormulaAlong(function, self.along, _NUM_OF_ROWS)
 
 
 @cache
 def _table(plan: DepthwisePlan) -> tuple[list[int], list[float]]:
     """The plan as ``csrc/depthwise_conv.cpp`` reads it: sizes, then runs of pairs of terms, each list with its length first."""
-    runs: list[int] = []
+    numbers: list[int] = []
     coefficients: list[float] = []
-    num_runs = 0
-    for number, path in enumerate(plan.paths):
-        by_component: dict[int, dict[int, list[Term]]] = {}
-        for term in plan.terms(path):
-            by_component.setdefault(term.component_out, {}).setdefault(term.component_in, []).append(term)
-        for component_out, pairs in sorted(by_component.items()):
-            num_runs += 1
-            runs += [number, component_out, len(pairs)]
-            for component_in, terms in sorted(pairs.items()):
-                runs += [component_in, len(terms), *(term.harmonic for term in terms)]
-                coefficients += [term.coefficient for term in terms]
-    return [plan.components_in, plan.components_out, plan.num_harmonics, len(plan.paths), num_runs, *runs], coefficients
+    for path, component_out, pairs in plan.runs():
+        numbers += [path, component_out, len(pairs)]
+        for component_in, terms in pairs:
+            numbers += [component_in, len(terms), *(term.harmonic for term in terms)]
+            coefficients += [term.coefficient for term in terms]
+    sizes = [plan.components_in, plan.components_out, plan.num_harmonics, len(plan.paths), len(plan.runs())]
+    return [*sizes, *numbers], coefficients

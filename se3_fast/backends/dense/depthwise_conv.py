@@ -34,10 +34,22 @@ def depthwise_conv(
 
 def of_operands(plan: DepthwisePlan, graph: Graph, operands: Sequence[Tensor]) -> list[Tensor]:
     """The sums [N, components, C], in a list, from features, harmonics, radial functions and weights in a row."""
-    features, harmonics, radial, first, second, last = operands
+    features, harmonics, radial, *weights = operands
+    profile = DepthwiseProfile(*weights)
+    return of_hidden(plan, graph, [features, harmonics, hidden_layers(radial, profile), profile.last])
+
+
+def hidden_layers(radial: Tensor, profile: DepthwiseProfile) -> Tensor:
+    """h of the profile, [E, K], from the radial functions [E, B]."""
     hidden = radial
-    for weight in (first, second):
+    for weight in (profile.first, profile.second):
         hidden = SILU_SCALE * F.silu(hidden @ weight)
+    return hidden
+
+
+def of_hidden(plan: DepthwisePlan, graph: Graph, operands: Sequence[Tensor]) -> list[Tensor]:
+    """The sums from features, harmonics, h and the last weight; linear in each of them."""
+    features, harmonics, hidden, last = operands
     channels = features.shape[2]
     weights = (hidden @ last).unflatten(1, (len(plan.paths), channels))  # [E, paths, C]
     of_source = features.index_select(0, graph.src)  # [E, components, C]
