@@ -280,6 +280,7 @@ setup(
         "safetensors>=0.4",
         "pytorch_optimizer>=3.0",
         "PyYAML>=6",
+        "vesin>=0.6",
     ],
     extras_require={
         "dgl": ["dgl>=1.1"],

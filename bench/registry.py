@@ -15,6 +15,7 @@ import torch
 from bench.ops import (
     aligned_weights,
     basis,
+    depthwise_conv,
     edge_attention,
     edge_frames,
     equivariant_norm,
@@ -62,6 +63,7 @@ class Benchmark:
 
 BENCHMARKS: dict[str, Benchmark] = {
     "tfn_conv": Benchmark(tfn_conv.problem, orders=("edge", "source")),
+    "depthwise_conv": Benchmark(depthwise_conv.problem, dtypes=("float32",)),
     "edge_attention": Benchmark(edge_attention.problem),
     "radial": Benchmark(radial.problem),
     "equivariant_norm": Benchmark(equivariant_norm.problem),

@@ -10,50 +10,54 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from se3_fast.fiber import Fiber
-from se3_fast.geometry import edge_lengths
 from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
-from se3_fast.layers import ConvSE3FuseLevel
-from se3_fast.model import SE3Transformer
+from se3_fast.layers.edge_embedding import EdgeEmbedding
+from se3_fast.layers.interaction import Interaction
 from se3_fast.training.checkpoint import build_from, read_checkpoint
 from se3_fast.training.checkpoint_entries import check_sizes, expect, is_number
 from se3_fast.training.errors import CheckpointError
 
 LARGEST_ATOMIC_NUMBER = 118
-FIRST_CENTRE = 0.6
-"""Angstrom, centre of the first Gaussian: no bond is shorter (H-H: 0.74)."""
-
-LAST_CENTRE = 6.0
-"""Angstrom, centre of the last Gaussian where there is no cutoff; beyond, the plain distance is left."""
-
-_SIZES = ("num_layers", "num_degrees", "num_channels", "num_heads", "channels_div", "num_gaussians")
+_HEAD_WIDTH = 32
+_SIZES = ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width")
 
 
 def molecule_graph(
-    pos: Tensor, atomic_numbers: Tensor, batch_num_nodes: Sequence[int] | Tensor | None = None, cutoff: float | None = None
+    pos: Tensor,
+    atomic_numbers: Tensor,
+    batch_num_nodes: Sequence[int] | Tensor | None = None,
+    cutoff: float | None = None,
+    cell: Tensor | None = None,
+    pbc: bool | Sequence[bool] | Tensor = True,
 ) -> Graph:
-    """The graph of one molecule, or of several in a batch, that a :class:`ForceField` takes.
+    """The graph of a structure, or of several in a batch, that a :class:`ForceField` takes.
 
     Args:
         pos: [N, 3], Angstrom.
         atomic_numbers: [N] int64.
-        batch_num_nodes: [B] atoms of each molecule; default: one molecule.
-        cutoff: longest edge, in Angstrom; None: an edge between any two atoms of a molecule.
+        batch_num_nodes: [B] atoms of each structure; default: one structure.
+        cutoff: longest edge, in Angstrom; None: an edge between any two atoms, for molecules only. A force field takes both, and
+            gives the same.
+        cell: [3, 3] or [B, 3, 3], lattice vectors in rows, Angstrom; None: not periodic.
+        pbc: the periodic directions, see :func:`se3_fast.graph.radius_graph`.
 
     Returns:
-        A graph with ``ndata['pos']``, ``ndata['atomic_numbers']`` and ``edata['rel_pos']``.
+        A graph with ``ndata['pos']``, ``ndata['atomic_numbers']`` and ``edata['rel_pos']``, and where there is a cell
+        ``edata['offset']``.
 
     Raises:
-        ValueError: if shapes do not fit, or the cutoff is not positive.
+        ValueError: if shapes do not fit, the cutoff is not positive, or a cell comes without one.
     """
     if atomic_numbers.shape != pos.shape[:1]:
         raise ValueError(f"atomic_numbers: expected shape [{pos.shape[0]}], got {list(atomic_numbers.shape)}")
-    graph = complete_graph(pos, batch_num_nodes) if cutoff is None else radius_graph(pos, cutoff, batch_num_nodes)
+    if cutoff is None and cell is not None:
+        raise ValueError("cutoff: expected a length, since a periodic cell has edges without end, got None")
+    graph = complete_graph(pos, batch_num_nodes) if cutoff is None else radius_graph(pos, cutoff, batch_num_nodes, cell, pbc)
     graph.ndata["atomic_numbers"] = atomic_numbers
     return graph
 
@@ -64,7 +68,8 @@ def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: 
     Args:
         model: called as ``model(graph, *inputs)``; returns an energy per molecule, [B] or [B, 1]. It must read the positions from
             ``graph.edata['rel_pos']`` or ``graph.ndata['pos']`` alone.
-        graph: Graph, DGLGraph or PyTorch Geometric data with ``ndata['pos']`` [N, 3]. It is left as it is; edges stay those it has.
+        graph: Graph, DGLGraph or PyTorch Geometric data with ``ndata['pos']`` [N, 3], and in a periodic cell ``edata['offset']``
+            [E, 3]. It is left as it is; edges stay those it has.
         *inputs: what else the model takes, for example node and edge features.
         create_graph: keep what a loss on the results needs to be differentiated (training). Otherwise both are detached.
 
@@ -74,6 +79,62 @@ def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: 
     Raises:
         ValueError: if the graph has no positions, or the energies carry no gradient.
     """
+    moved, pos = _with_leaf_positions(graph)
+    with torch.enable_grad():
+        energies = _energies(model, moved, inputs)
+        (gradient,) = torch.autograd.grad(energies.sum(), pos, create_graph=create_graph, materialize_grads=True)
+    return (energies if create_graph else energies.detach()), -gradient
+
+
+class EnergyForcesStress(NamedTuple):
+    """What :func:`energy_forces_and_stress` gives.
+
+    Attributes:
+        energies: [B].
+        forces: [N, 3].
+        stress: [B, 3, 3], symmetric; energy over volume, positive where the cell would rather shrink (ASE's sign).
+    """
+
+    energies: Tensor
+    forces: Tensor
+    stress: Tensor
+
+
+def energy_forces_and_stress(
+    model: nn.Module, graph: Any, volumes: Tensor, *inputs: Any, create_graph: bool = False
+) -> EnergyForcesStress:
+    """As :func:`energy_and_forces`, with the stress: the derivative of the energy by the strain of everything, over the volume.
+
+        stress[a, b] = 1 / V  d E / d strain[a, b],   every relative position r becomes r + strain r
+
+    Args:
+        model: as for :func:`energy_and_forces`; it must read ``graph.edata['rel_pos']`` alone.
+        graph: with ``edata['offset']`` where it is periodic, and with its edges graph by graph, as builders and batches have them.
+        volumes: [B], of the cells.
+        *inputs: what else the model takes.
+        create_graph: keep what a loss on the results needs to be differentiated.
+
+    Raises:
+        ValueError: as :func:`energy_and_forces`, or if there is not a positive volume for each graph.
+    """
+    moved, pos = _with_leaf_positions(graph)
+    counts = moved.batch_num_edges()
+    if volumes.shape != counts.shape or not bool((volumes > 0).all()):
+        raise ValueError(f"volumes: expected a positive volume for each of the {len(counts)} graphs, got {volumes.tolist()}")
+    with torch.enable_grad():
+        strain = pos.new_zeros(len(counts), 3, 3).requires_grad_()
+        symmetric = (strain + strain.mT) / 2
+        rel_pos = moved.edata["rel_pos"]
+        of_edge = symmetric.repeat_interleave(counts, 0, output_size=len(rel_pos))
+        moved.edata["rel_pos"] = rel_pos + (rel_pos[:, None] @ of_edge).squeeze(1)
+        energies = _energies(model, moved, inputs)
+        gradients = torch.autograd.grad(energies.sum(), (pos, strain), create_graph=create_graph, materialize_grads=True)
+    stress = gradients[1] / volumes[:, None, None].to(gradients[1])
+    return EnergyForcesStress(energies if create_graph else energies.detach(), -gradients[0], stress)
+
+
+def _with_leaf_positions(graph: Any) -> tuple[Graph, Tensor]:
+    """The graph with positions that nothing else depends on, and edges that depend on them."""
     graph = as_graph(graph)
     if "pos" not in graph.ndata:
         raise ValueError(f"graph: expected ndata['pos'] of shape [N, 3], got ndata with {sorted(graph.ndata)}")
@@ -81,32 +142,39 @@ def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: 
     with torch.enable_grad():
         pos = graph.ndata["pos"].detach().requires_grad_()
         rel_pos = pos.index_select(0, graph.dst) - pos.index_select(0, graph.src)
+        if "offset" in graph.edata:
+            rel_pos = rel_pos + graph.edata["offset"]
         moved.ndata, moved.edata = {**graph.ndata, "pos": pos}, {**graph.edata, "rel_pos": rel_pos}
-        energies = model(moved, *inputs).view(-1)
-        if not energies.requires_grad:
-            raise ValueError("model: expected energies that depend on the positions, got ones without a gradient")
-        (gradient,) = torch.autograd.grad(energies.sum(), pos, create_graph=create_graph, materialize_grads=True)
-    return (energies if create_graph else energies.detach()), -gradient
+    return moved, pos
+
+
+def _energies(model: nn.Module, graph: Graph, inputs: Sequence[Any]) -> Tensor:
+    energies: Tensor = model(graph, *inputs).view(-1)
+    if not energies.requires_grad:
+        raise ValueError("model: expected energies that depend on the positions, got ones without a gradient")
+    return energies
 
 
 class ForceField(nn.Module):
-    """The energy of molecules: an SE(3)-Transformer on elements and distances, and a perceptron for the energy of each atom.
+    """The energy of atoms in molecules and in periodic cells. It is smooth; at the cutoff it has two continuous derivatives.
 
         E = sum over atoms i of  reference[element of i] + scale * e_i
 
-    An edge carries its length, Gaussians of it, and the elements of its two atoms. The energy does not depend on where or how a
-    molecule lies, nor on the order of its atoms.
+    Every atom begins as its element. In each layer (:class:`~se3_fast.layers.interaction.Interaction`) it hears of its neighbours
+    by a depthwise convolution, and products of what arrives tell what several neighbours are together; a perceptron makes the
+    energy of what the last layer leaves. An edge acts through harmonics of its direction and Bessel functions of its length that
+    are zero at the cutoff, so that it makes no difference whether a graph has edges beyond. The energy does not depend on where or
+    how a molecule lies, on the order of its atoms, nor on which of two mirror images it is.
 
     Args:
-        elements: atomic numbers of the elements that molecules may have.
-        num_layers: attention blocks.
+        elements: atomic numbers of the elements that there may be.
+        num_layers: layers; an atom hears of others at most ``num_layers * cutoff`` away.
         num_degrees: hidden features have the degrees 0..num_degrees-1.
         num_channels: channels of each hidden degree.
-        num_heads: attention heads; must divide ``num_channels / channels_div``.
-        channels_div: keys and values have this many times fewer channels.
-        num_gaussians: Gaussians of the distance, with centres from 0.6 Angstrom to the cutoff.
-        cutoff: longest edge of the graphs it is trained on, in Angstrom; None: they are complete (the last centre is at 6). With a
-            cutoff the energy jumps where an atom crosses it, because attention divides by a sum over neighbours.
+        num_radial: Bessel functions of the distance.
+        radial_width: of the hidden layers of the radial profiles.
+        cutoff: beyond it two atoms do not act on each other directly, Angstrom.
+        average_neighbours: of an atom in the training set, within the cutoff.
 
     Attributes:
         elements: the atomic numbers, ascending.
@@ -115,64 +183,67 @@ class ForceField(nn.Module):
         scale: [], eV.
 
     Raises:
-        ValueError: if there is no such element, or the sizes do not fit each other.
+        ValueError: if there is no such element, or a size is not positive.
     """
 
     reference_energies: Tensor
     scale: Tensor
     column_of_element: Tensor
-    centres: Tensor
 
     def __init__(
         self,
         elements: Sequence[int],
-        num_layers: int = 2,
+        num_layers: int = 3,
         num_degrees: int = 2,
-        num_channels: int = 16,
-        num_heads: int = 4,
-        channels_div: int = 2,
-        num_gaussians: int = 16,
-        cutoff: float | None = None,
+        num_channels: int = 64,
+        num_radial: int = 8,
+        radial_width: int = 32,
+        cutoff: float = 5.0,
+        average_neighbours: float = 10.0,
     ) -> None:
         super().__init__()
         elements = sorted(set(elements))
         if not elements or not 1 <= elements[0] <= elements[-1] <= LARGEST_ATOMIC_NUMBER:
             raise ValueError(f"elements: expected atomic numbers from 1 to {LARGEST_ATOMIC_NUMBER}, got {elements}")
-        if num_gaussians < 2:
-            raise ValueError(f"num_gaussians: expected at least 2, got {num_gaussians}")
-        if cutoff is not None and not cutoff > FIRST_CENTRE:
-            raise ValueError(f"cutoff: expected more than {FIRST_CENTRE} Angstrom, got {cutoff}")
+        sizes = {"num_layers": num_layers, "num_degrees": num_degrees, "num_channels": num_channels}
+        for name, size in (sizes | {"num_radial": num_radial, "radial_width": radial_width}).items():
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
+        if not average_neighbours > 0:
+            raise ValueError(f"average_neighbours: expected a number above 0, got {average_neighbours}")
         self.elements = elements
         self.config = {
             "elements": elements,
-            "num_layers": num_layers,
-            "num_degrees": num_degrees,
-            "num_channels": num_channels,
-            "num_heads": num_heads,
-            "channels_div": channels_div,
-            "num_gaussians": num_gaussians,
+            **sizes,
+            "num_radial": num_radial,
+            "radial_width": radial_width,
             "cutoff": cutoff,
+            "average_neighbours": average_neighbours,
         }
-        width = num_degrees * num_channels
-        self.transformer = SE3Transformer(
-            num_layers=num_layers,
-            fiber_in=Fiber({0: len(elements)}),
-            fiber_hidden=Fiber.create(num_degrees, num_channels),
-            fiber_out=Fiber({0: width}),
-            num_heads=num_heads,
-            channels_div=channels_div,
-            fiber_edge=Fiber({0: num_gaussians + 2 * len(elements)}),
-            return_type=0,
-            fuse_level=ConvSE3FuseLevel.FULL,
+        largest = num_degrees - 1
+        self.edge_embedding = EdgeEmbedding(num_radial, max(2 * largest, 1), cutoff)
+        self.atom_embedding = nn.Parameter(torch.randn(len(elements), num_channels))
+        self.layers = nn.ModuleList(
+            Interaction(
+                (largest if number else 0, largest, largest if number < num_layers - 1 else 0),
+                num_channels,
+                len(elements),
+                (num_radial, radial_width),
+                average_neighbours,
+            )
+            for number in range(num_layers)
         )
-        self.energy_of_atom = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+        self.energy_of_atom = nn.Sequential(nn.Linear(num_channels, _HEAD_WIDTH), nn.SiLU(), nn.Linear(_HEAD_WIDTH, 1))
         column_of_element = torch.full((LARGEST_ATOMIC_NUMBER + 1,), -1)
         column_of_element[elements] = torch.arange(len(elements))
-        centres = torch.linspace(FIRST_CENTRE, LAST_CENTRE if cutoff is None else cutoff, num_gaussians)
         self.register_buffer("column_of_element", column_of_element, persistent=False)
-        self.register_buffer("centres", centres, persistent=False)
         self.register_buffer("reference_energies", torch.zeros(LARGEST_ATOMIC_NUMBER + 1, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(()))
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom."""
+        return self.edge_embedding.cutoff
 
     def set_scale(self, reference_energies: Mapping[int, float], scale: float) -> None:
         """Choose the energies that atoms have before the network adds to them, and the size of what it adds.
@@ -189,7 +260,8 @@ class ForceField(nn.Module):
         """Evaluate the energy.
 
         Args:
-            graph: as from :func:`molecule_graph`: ``ndata['atomic_numbers']`` [N] and ``edata['rel_pos']`` [E, 3], Angstrom.
+            graph: as from :func:`molecule_graph`: ``ndata['atomic_numbers']`` [N] and ``edata['rel_pos']`` [E, 3], Angstrom, with
+                all edges that are shorter than the cutoff.
 
         Returns:
             [B] float64 (a total energy has more digits than single precision holds), eV.
@@ -198,12 +270,21 @@ class ForceField(nn.Module):
             ValueError: if the graph lacks the data, or has an element that the force field does not know.
         """
         graph = as_graph(graph)
-        if "atomic_numbers" not in graph.ndata:
-            raise ValueError(f"graph: expected ndata['atomic_numbers'] of shape [N], got ndata with {sorted(graph.ndata)}")
+        return _sum_over_atoms(self.atomic_energies(graph), graph)
+
+    def atomic_energies(self, graph: Any) -> Tensor:
+        """What each atom adds to the energy, [N] float64, eV; argument and errors as for :meth:`forward`."""
+        graph = as_graph(graph)
+        for data, name, shape in ((graph.ndata, "ndata['atomic_numbers']", "[N]"), (graph.edata, "edata['rel_pos']", "[E, 3]")):
+            if name.split("'")[1] not in data:
+                raise ValueError(f"graph: expected {name} of shape {shape}, got {name[:5]} with {sorted(data)}")
         kinds = self._kinds(graph.ndata["atomic_numbers"])  # [N, elements]
-        invariants = self.transformer(graph, {"0": kinds[:, :, None]}, {"0": self._edge_features(graph, kinds)})  # [N, C, 1]
-        own = self.energy_of_atom(invariants.squeeze(-1)).squeeze(-1)  # [N]
-        return self.reference_energy(graph) + _sum_over_atoms((self.scale * own).double(), graph)
+        embedding = self.edge_embedding(graph.edata["rel_pos"])
+        features = [(kinds @ self.atom_embedding)[:, None]]  # [N, 1, C]
+        for layer in self.layers:
+            features = layer(features, graph, embedding, kinds)
+        own = self.energy_of_atom(features[0].squeeze(1)).squeeze(-1)  # [N]
+        return (self.scale * own).double() + self.reference_energies[graph.ndata["atomic_numbers"]]
 
     def reference_energy(self, graph: Graph) -> Tensor:
         """The sum of the reference energies of each molecule's atoms, [B] float64, eV."""
@@ -215,14 +296,7 @@ class ForceField(nn.Module):
         if len(columns) and int(columns.min()) < 0:
             unknown = atomic_numbers[columns < 0].unique().tolist()
             raise ValueError(f"graph: expected the elements {self.elements}, got {unknown} in ndata['atomic_numbers']")
-        return nn.functional.one_hot(columns, len(self.elements)).to(self.centres.dtype)
-
-    def _edge_features(self, graph: Graph, kinds: Tensor) -> Tensor:
-        """Gaussians of the length, elements of source and destination, [E, ., 1]."""
-        length = edge_lengths(graph.edata["rel_pos"])[:, None]  # [E, 1]
-        spacing = self.centres[1] - self.centres[0]
-        gaussians = torch.exp(-0.5 * ((length - self.centres) / spacing).square())
-        return torch.cat([gaussians, kinds[graph.src], kinds[graph.dst]], 1)[:, :, None]
+        return nn.functional.one_hot(columns, len(self.elements)).to(self.atom_embedding.dtype)
 
 
 def _sum_over_atoms(values: Tensor, graph: Graph) -> Tensor:
@@ -251,10 +325,11 @@ def load_force_field(path: str | Path) -> ForceField:
 
 
 def _check_config(config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:
-    known = {*_SIZES, "elements", "cutoff"}
+    known = {*_SIZES, "elements", "cutoff", "average_neighbours"}
     expect(config.keys() == known, "model_config", f"the entries {', '.join(sorted(known))}", ", ".join(sorted(config)))
-    elements, cutoff = config["elements"], config["cutoff"]
+    elements = config["elements"]
     is_list = isinstance(elements, list) and all(type(element) is int for element in elements)
     expect(is_list, "model_config: elements", "a list of atomic numbers", elements)
-    expect(cutoff is None or is_number(cutoff), "model_config: cutoff", "a finite number or None", cutoff)
-    check_sizes(config, _SIZES, state_dict)
+    for name in ("cutoff", "average_neighbours"):
+        expect(is_number(config[name]) and config[name] > 0, f"model_config: {name}", "a number above 0", config[name])
+    check_sizes(config, _SIZES, state_dict, projection=".after.")

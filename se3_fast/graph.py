@@ -15,6 +15,7 @@ from torch import Tensor
 
 from se3_fast.autograd.modes import is_readable, made_beside, outside_inference_mode
 from se3_fast.autograd.transforms import is_batched, is_transformed, untransformed, values
+from se3_fast.neighbours import check_positions, neighbours_of_batch
 
 
 class EdgeOrder(NamedTuple):
@@ -283,28 +284,42 @@ def complete_graph(pos: Tensor, batch_num_nodes: Sequence[int] | Tensor | None =
     return _from_positions(pos, batch_num_nodes, connect)
 
 
-def radius_graph(pos: Tensor, cutoff: float, batch_num_nodes: Sequence[int] | Tensor | None = None) -> Graph:
-    """The graph with an edge between every ordered pair of distinct nodes of the same graph at most ``cutoff`` apart.
+def radius_graph(
+    pos: Tensor,
+    cutoff: float,
+    batch_num_nodes: Sequence[int] | Tensor | None = None,
+    cell: Tensor | None = None,
+    pbc: bool | Sequence[bool] | Tensor = True,
+) -> Graph:
+    """The graph with an edge between every ordered pair of nodes of the same graph at most ``cutoff`` apart.
+
+    A node is its own neighbour only where its image in a periodic cell is near. See :mod:`se3_fast.neighbours`.
 
     Args:
         pos: [N, 3] positions.
         cutoff: largest edge length, in the unit of ``pos``.
         batch_num_nodes: [B] nodes of each graph of a batch; default: one graph.
+        cell: [3, 3], or [B, 3, 3] for a batch: lattice vectors in rows; None: not periodic.
+        pbc: the periodic directions: one for all, [3], or [B, 3].
 
     Returns:
-        A graph with ``ndata['pos']`` and ``edata['rel_pos']``; edges ordered by source.
+        A graph with ``ndata['pos']`` and ``edata['rel_pos']``, and where there is a cell ``edata['offset']`` [E, 3], the lattice
+        translation that is part of ``rel_pos``: differentiable in positions and cell. Edges are ordered by source, then by
+        destination.
 
     Raises:
-        ValueError: if ``cutoff`` is not positive.
+        ValueError: if ``cutoff`` is not positive, the cell has no volume, or shapes do not fit each other.
     """
+    check_positions(pos)
     if not cutoff > 0:
         raise ValueError(f"cutoff: expected a positive length, got {cutoff}")
-
-    def connect(block: Tensor) -> tuple[Tensor, Tensor]:
-        distances = _distances(block)
-        return _where((distances <= cutoff) & ~torch.eye(len(block), dtype=torch.bool, device=block.device))
-
-    return _from_positions(pos, batch_num_nodes, connect)
+    sizes = _batch_sizes("batch_num_nodes", batch_num_nodes, len(pos), pos.device)
+    with outside_inference_mode():
+        src, dst, offset, counts = neighbours_of_batch(pos, sizes, cutoff, cell, pbc)
+        edata = {"rel_pos": _relative_positions(pos, src, dst)}
+        if offset is not None:
+            edata = {"rel_pos": edata["rel_pos"] + offset, "offset": offset}
+        return Graph(src, dst, len(pos), sizes, counts, ndata={"pos": pos}, edata=edata)
 
 
 def nearest_neighbour_graph(pos: Tensor, neighbours: int, batch_num_nodes: Sequence[int] | Tensor | None = None) -> Graph:
@@ -421,7 +436,7 @@ def _pyg_graph_sizes(data: Any, num_nodes: int) -> Tensor | None:
 
 
 def _from_positions(pos: Tensor, batch_num_nodes: Sequence[int] | Tensor | None, connect: Any) -> Graph:
-    _check_positions(pos)
+    check_positions(pos)
     sizes = _batch_sizes("batch_num_nodes", batch_num_nodes, len(pos), pos.device)
     with outside_inference_mode():
         none = torch.zeros(0, dtype=torch.int64, device=pos.device)
@@ -436,14 +451,6 @@ def _from_positions(pos: Tensor, batch_num_nodes: Sequence[int] | Tensor | None,
         src, dst = torch.cat(sources), torch.cat(destinations)
         edata = {"rel_pos": _relative_positions(pos, src, dst)}
         return Graph(src, dst, len(pos), sizes, edge_counts, ndata={"pos": pos}, edata=edata)
-
-
-def _check_positions(pos: Tensor) -> None:
-    if not isinstance(pos, Tensor) or pos.ndim != 2 or pos.shape[1] != 3 or not pos.is_floating_point():
-        raise ValueError(f"pos: expected a floating-point tensor of shape [N, 3], got {_shape_or_type(pos)}")
-    if is_readable(pos) and not pos.isfinite().all():
-        node = int((~pos.isfinite()).any(1).nonzero()[0])
-        raise ValueError(f"pos: expected finite positions, got {pos[node].tolist()} at node {node}")
 
 
 def _distances(block: Tensor) -> Tensor:

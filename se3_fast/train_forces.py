@@ -31,8 +31,8 @@ _MOST_DEGREES = 7  # second derivatives take spherical harmonics up to twice the
 
 _DEFAULTS = {
     "epochs": 30,
-    "learning_rate": 0.003,
-    "min_learning_rate": 3e-5,
+    "learning_rate": 0.005,
+    "min_learning_rate": 5e-5,
     "weight_decay": 0.0,
     "gradient_clip": 10.0,
     "eval_interval": 5,
@@ -72,20 +72,17 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--batch_size", type=positive_int, default=10, help="frames per batch and process")
     group.add_argument("--num_workers", type=natural_int, default=0, help="processes that load data; 0: none")
-    group.add_argument(
-        "--cutoff", type=positive_float, default=None, help="longest edge, Angstrom (default: none, complete graphs)"
-    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--num_layers", type=positive_int, default=2, help="attention layers")
-    group.add_argument("--num_heads", type=positive_int, default=4, help="attention heads")
+    group.add_argument("--cutoff", type=positive_float, default=5.0, help="beyond it atoms do not act on each other, Angstrom")
+    group.add_argument("--num_layers", type=positive_int, default=3, help="layers, each of which passes messages once")
     group.add_argument("--num_degrees", type=positive_int, default=2, help="degrees of the hidden features, from 0")
-    group.add_argument("--num_channels", type=positive_int, default=16, help="channels of every degree")
-    group.add_argument("--channels_div", type=positive_int, default=2, help="channels are divided by this inside the attention")
-    group.add_argument("--num_gaussians", type=positive_int, default=16, help="Gaussians that describe a distance")
+    group.add_argument("--num_channels", type=positive_int, default=64, help="channels of every degree")
+    group.add_argument("--num_radial", type=positive_int, default=8, help="Bessel functions that describe a distance")
+    group.add_argument("--radial_width", type=positive_int, default=32, help="width of the radial profiles' hidden layers")
 
 
 def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
@@ -112,8 +109,9 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         num_workers=arguments.num_workers,
         seed=seed,
     )
-    names = ("num_layers", "num_degrees", "num_channels", "num_heads", "channels_div", "num_gaussians", "cutoff")
-    model = ForceField(data_module.elements, **{name: getattr(arguments, name) for name in names})
+    names = ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width", "cutoff")
+    chosen = {name: getattr(arguments, name) for name in names}
+    model = ForceField(data_module.elements, **chosen, average_neighbours=data_module.average_neighbours)
     if checkpoint:
         check_same(arguments.load_ckpt_path, "model", checkpoint.get("model_config"), model.config)
     data = {

@@ -18,6 +18,20 @@ FrameForm = Literal["angles", "wigner"]
 """The forms of the edges' frames, see :class:`~se3_fast.geometry.EdgeGeometry`."""
 
 
+class DepthwiseProfile(NamedTuple):
+    """The weights of the radial profile of a depthwise convolution, inputs first.
+
+    Attributes:
+        first: [B, K].
+        second: [K, K].
+        last: [K, P C]; columns ordered (path, channel).
+    """
+
+    first: Tensor
+    second: Tensor
+    last: Tensor
+
+
 class RadialLayer(NamedTuple):
     """One hidden layer: ``weight`` [K, e], ``bias`` [K]; ``scale`` and ``shift`` [K] of its layer norm, or None without one."""
 

@@ -12,8 +12,18 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from se3_fast.backends.operands import AlignedMessages, AlignedWeights, Convolution, FrameForm, LayerParameters, Profiles, Recipe
+from se3_fast.backends.operands import (
+    AlignedMessages,
+    AlignedWeights,
+    Convolution,
+    DepthwiseProfile,
+    FrameForm,
+    LayerParameters,
+    Profiles,
+    Recipe,
+)
 from se3_fast.contraction import ContractionOrder, ConvolutionPlan
+from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.fiber import Features, Fiber, HeadFeatures
 from se3_fast.graph import Graph
 
@@ -157,6 +167,15 @@ class Basis(Protocol):
         """The fused bases, from the pairwise ones."""
 
 
+class DepthwiseConv(Protocol):
+    """:mod:`se3_fast.ops.depthwise_conv`; details: the number of coefficients of the plan."""
+
+    def depthwise_conv(
+        self, plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, radial: Tensor, profile: DepthwiseProfile
+    ) -> Tensor:
+        """Sums of messages whose channels do not mix."""
+
+
 class SharedFeatures(Protocol):
     """:mod:`se3_fast.ops.shared_features`."""
 
@@ -200,6 +219,7 @@ PROTOCOLS: dict[str, type] = {
     "edge_frames": EdgeFrames,
     "edge_attention": EdgeAttention,
     "basis": Basis,
+    "depthwise_conv": DepthwiseConv,
     "shared_features": SharedFeatures,
     "joint": Joint,
 }

@@ -14,8 +14,9 @@ from torch.utils.data import Dataset, Subset
 
 from se3_fast.data.data_module import DataModule
 from se3_fast.data.molecules import DataError, open_arrays, ragged_indices
-from se3_fast.forces import LARGEST_ATOMIC_NUMBER, molecule_graph
+from se3_fast.forces import LARGEST_ATOMIC_NUMBER
 from se3_fast.graph import Graph
+from se3_fast.neighbours import neighbours_of_batch
 
 FORCE_SAMPLE_PATH = Path(__file__).with_name("force_sample.npz")
 """The data set that is shipped with the package (made by ``se3_fast.data.make_force_sample``)."""
@@ -56,18 +57,47 @@ class ForceFrames:
         )
 
 
-class _FrameDataset(Dataset[ForceFrames]):
-    def __init__(self, frames: ForceFrames) -> None:
+@dataclass(frozen=True)
+class FrameBatch:
+    """Some frames, and the edges between their atoms.
+
+    Attributes:
+        frames: The frames.
+        src: [E] int64, counted over all atoms.
+        dst: [E] int64.
+        counts: [M] int64, edges of each frame.
+    """
+
+    frames: ForceFrames
+    src: Tensor
+    dst: Tensor
+    counts: Tensor
+
+
+class _FrameDataset(Dataset[FrameBatch]):
+    """Frames with the edges that are shorter than a cutoff; found once."""
+
+    def __init__(self, frames: ForceFrames, cutoff: float) -> None:
         self.frames = frames
+        found = neighbours_of_batch(frames.pos, frames.n_atoms, cutoff)
+        self.counts = torch.tensor(found.counts)
+        first_atom = (frames.n_atoms.cumsum(0) - frames.n_atoms).repeat_interleave(self.counts)
+        self._src, self._dst = found.src - first_atom, found.dst - first_atom  # counted within their frames
+        self._first_edge = self.counts.cumsum(0) - self.counts
 
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, number: int) -> ForceFrames:
-        return self.frames.select([number])
+    def __getitem__(self, number: int) -> FrameBatch:
+        return self.__getitems__([number])
 
-    def __getitems__(self, numbers: Sequence[int]) -> ForceFrames:
-        return self.frames.select(numbers)
+    def __getitems__(self, numbers: Sequence[int]) -> FrameBatch:
+        frames = self.frames.select(numbers)
+        chosen = torch.as_tensor(numbers, dtype=torch.int64)
+        counts = self.counts[chosen]
+        edges = ragged_indices(self._first_edge[chosen], counts)
+        first_atom = (frames.n_atoms.cumsum(0) - frames.n_atoms).repeat_interleave(counts)
+        return FrameBatch(frames, self._src[edges] + first_atom, self._dst[edges] + first_atom, counts)
 
 
 def read_force_frames(path: str | os.PathLike[str]) -> tuple[ForceFrames, Tensor | None]:
@@ -121,6 +151,7 @@ class ForceDataModule(DataModule):
         num_train: Number of them.
         num_validation: Number of validation frames.
         elements: Atomic numbers that occur.
+        average_neighbours: Of an atom of the training frames, within the cutoff; 1 where there are none.
         unit: Unit of forces.
     """
 
@@ -132,18 +163,18 @@ class ForceDataModule(DataModule):
         batch_size: int = 10,
         num_train: int | None = None,
         num_validation: int | None = None,
-        cutoff: float | None = None,
+        cutoff: float = 5.0,
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
-        """Read the data.
+        """Read the data, and find the neighbours of all atoms.
 
         Args:
             path: File of :func:`read_force_frames`.
             batch_size: Frames in a batch, on every process.
             num_train: Training frames; None: all that are marked so.
             num_validation: Validation frames; None: half of those that do not train. What is left tests.
-            cutoff: Longest edge, in Angstrom; None: complete graphs.
+            cutoff: Longest edge, in Angstrom.
             num_workers: Processes that assemble batches; 0 assembles them in the training process.
             seed: Seed of the training order; None means 0.
 
@@ -154,11 +185,12 @@ class ForceDataModule(DataModule):
         self.cutoff = cutoff
         frames, split = read_force_frames(self.path)
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        everything = _FrameDataset(frames)
+        everything = _FrameDataset(frames, cutoff)
         parts = self._divide(len(frames), split, num_train, num_validation)
         self.num_train, self.num_validation = len(parts[0]), len(parts[1])
         self.ds_train, self.ds_val, self.ds_test = (Subset(everything, part.tolist()) for part in parts)
         self.train_frames = frames.select(parts[0])
+        self.average_neighbours = float(everything.counts[parts[0]].sum()) / len(self.train_frames.pos) or 1.0
         self.elements = frames.atomic_numbers.unique().tolist()
         unseen = sorted(set(self.elements) - set(self.train_frames.atomic_numbers.tolist()))
         if unseen:
@@ -182,10 +214,13 @@ class ForceDataModule(DataModule):
             )
         return training[:num_train], others[:num_validation], others[num_validation:]
 
-    def _collate(self, samples: ForceFrames) -> tuple[Graph, Tensor, Tensor]:
+    def _collate(self, samples: FrameBatch) -> tuple[Graph, Tensor, Tensor]:
         """Make a batch of what the data set gives for a list of numbers."""
-        graph = molecule_graph(samples.pos, samples.atomic_numbers, samples.n_atoms, self.cutoff)
-        return graph, samples.forces, samples.energies
+        frames, pos = samples.frames, samples.frames.pos
+        rel_pos = pos.index_select(0, samples.dst) - pos.index_select(0, samples.src)
+        data = {"pos": pos, "atomic_numbers": frames.atomic_numbers}
+        graph = Graph(samples.src, samples.dst, len(pos), frames.n_atoms, samples.counts, data, {"rel_pos": rel_pos})
+        return graph, frames.forces, frames.energies
 
 
 def reference_energies(frames: ForceFrames) -> dict[int, float]:

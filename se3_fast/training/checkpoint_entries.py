@@ -71,7 +71,9 @@ def is_size(value: Any) -> bool:
     return type(value) is int and 1 <= value <= _LARGEST_SIZE
 
 
-def check_sizes(config: Mapping[str, Any], names: Iterable[str], state_dict: Mapping[str, Any]) -> None:
+def check_sizes(
+    config: Mapping[str, Any], names: Iterable[str], state_dict: Mapping[str, Any], projection: str = _PROJECTION
+) -> None:
     """Check the sizes in the description of a model, and that a state dict has parameters for its layers and degrees.
 
     Without that a few wrong bytes describe a model that takes hours to build.
@@ -80,6 +82,7 @@ def check_sizes(config: Mapping[str, Any], names: Iterable[str], state_dict: Map
         config: The description; its entries are by name.
         names: Those that are sizes, `num_layers` and `num_degrees` among them.
         state_dict: The parameters.
+        projection: Part of the names of those that each layer has one of for each degree.
 
     Raises:
         ValueError: In one line: which entry, what was expected and what came.
@@ -87,8 +90,7 @@ def check_sizes(config: Mapping[str, Any], names: Iterable[str], state_dict: Map
     for name in names:
         expect(is_size(config.get(name)), f"model_config: {name}", f"a whole number from 1 to {_LARGEST_SIZE}", config.get(name))
     layers, degrees = config["num_layers"], config["num_degrees"]
-    # Every attention block has a projection with a matrix for each degree.
-    projections = sum(_PROJECTION in key for key in state_dict)
+    projections = sum(projection in key for key in state_dict)
     if layers * degrees != projections:
         raise ValueError(
             f"model_config: expected num_layers times num_degrees to be the {projections} projections of the parameters, "

@@ -63,7 +63,7 @@ def make_what_is_needed(page: str, folder: Path) -> dict:
         write_checkpoint(results / "model.pth", read_checkpoint(find_model("homo")))
         return {"molecules": ["CCCO"]}
     if needed == "force field":
-        sizes = "--num_layers 1 --num_degrees 1 --num_channels 4 --num_heads 1 --num_gaussians 4 --max_steps 1 --num_train 20"
+        sizes = "--num_layers 1 --num_degrees 1 --num_channels 4 --num_radial 4 --max_steps 1 --num_train 20"
         files = f"--num_validation 10 --silent --log_dir {results} --save_ckpt_path {results / 'force_field.pth'}"
         assert main(["train-forces", *sizes.split(), *files.split()]) == 0
     return {}

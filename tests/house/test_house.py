@@ -12,7 +12,7 @@ PACKAGE = ROOT / "se3_fast"
 FLOORS = (
     ("kernels",),
     ("autograd",),
-    ("fiber", "so3", "graph", "contraction"),
+    ("fiber", "so3", "neighbours", "graph", "contraction"),
     ("backends",),
     ("ops", "geometry"),
     ("layers", "parameter_layout"),
@@ -129,6 +129,7 @@ LAZY = {
     "se3_fast.compat.original.se3_transformer.model.transformer": "the model's command line, as in the published code",
     "se3_fast.train": "molecules of one's own and reports, which need RDKit",
     "se3_fast.inference": "reports, which need RDKit",
+    "se3_fast.neighbours": "the library that searches for neighbours, which most models do without",
     "se3_fast.so3": "e3nn, whose import takes longer than that of all the package",
     "se3_fast.training.evaluation": "torchmetrics, as slow to import as PyTorch, which most commands do without",
     "se3_fast.training.property_trainer": "torchmetrics likewise",

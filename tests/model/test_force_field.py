@@ -1,4 +1,4 @@
-"""ForceField and energy_and_forces."""
+"""ForceField, energy_and_forces and energy_forces_and_stress."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import Fiber, SE3TransformerPooled, complete_graph
-from se3_fast.forces import ForceField, energy_and_forces, load_force_field, molecule_graph
+from se3_fast.backends.cpp import library
+from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress, load_force_field, molecule_graph
 from se3_fast.training import CheckpointError
 from tests.support import random_rotation, relative_error
 
+BACKENDS = ["dense", "torch", *(["cpp"] if library.is_available() else [])]
 NUMBERS = torch.tensor([8, 1, 1, 6, 1])
+CUTOFF = 4.0
 
 
-def _positions(seed: int = 0, spread: float = 1.5) -> Tensor:
-    return spread * torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _positions(seed: int = 0) -> Tensor:
+    """Five atoms, none nearer to another than 0.9 Angstrom."""
+    corners = torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], [1.1, 1.2, 0.9], [2.0, 1.5, 1.6]], dtype=torch.float64)
+    return corners + 0.05 * torch.randn(5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _cell(seed: int = 0) -> Tensor:
+    """A triclinic cell, smaller than the cutoff in one direction."""
+    noise = 0.2 * torch.randn(3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.diag(torch.tensor([3.4, 4.5, 5.0], dtype=torch.float64)) + noise
 
 
 class _Constant(torch.nn.Module):
@@ -28,42 +39,138 @@ class _Constant(torch.nn.Module):
 
 def _force_field(**arguments: int | float) -> ForceField:
     torch.manual_seed(0)
-    given = {"num_layers": 1, "num_degrees": 2, "num_channels": 4, "num_heads": 2, "num_gaussians": 5, **arguments}
+    given = {"num_layers": 2, "num_channels": 8, "num_radial": 5, "radial_width": 16, "cutoff": CUTOFF, **arguments}
     model = ForceField([8, 6, 1], **given).double()
-    model.set_scale({1: -10.0, 6: -50.0, 8: -100.0}, 0.7)
+    model.set_scale({1: -10.0, 6: -50.0, 8: -100.0}, 5.0)
     return model
 
 
-@pytest.mark.parametrize("backend", ["dense", "torch"])
-@pytest.mark.parametrize("cutoff", [None, 2.5])
-def test_forces_are_minus_the_gradient(backend: str, cutoff: float | None) -> None:
-    """Central differences of the energy of each molecule of a batch, which moves with its own atoms alone."""
-    model = _force_field(**({} if cutoff is None else {"cutoff": cutoff}))
+def _richardson(function: object, at: Tensor, place: tuple[int, ...], step: float = 2e-3) -> Tensor:
+    """A derivative by central differences of three steps, wrong by their sixth power."""
+    found = []
+    for size in (step, 2 * step, 3 * step):
+        shift = torch.zeros_like(at)
+        shift[place] = size
+        found.append((function(at + shift) - function(at - shift)) / (2 * size))  # type: ignore[operator]
+    return 1.5 * found[0] - 0.6 * found[1] + 0.1 * found[2]
+
+
+@pytest.mark.parametrize("num_degrees", [1, 2, 3])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forces_are_minus_the_gradient(backend: str, num_degrees: int) -> None:
+    """The energy of each molecule of a batch moves with its own atoms alone."""
+    model = _force_field(num_degrees=num_degrees)
     pos, numbers = torch.cat([_positions(), _positions(1)]), NUMBERS.repeat(2)
-    graph = molecule_graph(pos, numbers, [5, 5], cutoff)
-    step = 1e-5
+    graph = molecule_graph(pos, numbers, [5, 5], CUTOFF)
     with se3_fast.backend(backend):
         energies, forces = energy_and_forces(model, graph)
         assert energies.shape == (2,) and forces.shape == (10, 3)
         assert not energies.requires_grad and not forces.requires_grad and not graph.ndata["pos"].requires_grad
         for atom, axis in ((0, 0), (3, 1), (7, 2)):
-            shift = torch.zeros_like(pos)
-            shift[atom, axis] = step
-            above, below = (
-                energy_and_forces(model, molecule_graph(p, numbers, [5, 5], cutoff))[0] for p in (pos + shift, pos - shift)
+            with torch.no_grad():
+                slope = _richardson(lambda at: model(molecule_graph(at, numbers, [5, 5], CUTOFF)), pos, (atom, axis))
+            assert float((slope[atom // 5] + forces[atom, axis]).abs()) < 1e-8 * float(forces.abs().max())
+            assert float(slope[1 - atom // 5]) == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stress_is_the_derivative_by_strain(backend: str) -> None:
+    """In a small triclinic cell; a molecule of the batch beside it, in a box that nothing reaches across."""
+    model = _force_field()
+    pos, numbers, far = torch.cat([_positions(), _positions(1)]), NUMBERS.repeat(2), 50 * torch.eye(3, dtype=torch.float64)
+    cells = torch.stack([_cell(), far])
+
+    def energies(strain: Tensor) -> Tensor:
+        deformation = torch.eye(3, dtype=torch.float64) + (strain + strain.T) / 2
+        with torch.no_grad():
+            return model(molecule_graph(pos @ deformation, numbers, [5, 5], CUTOFF, cells @ deformation))
+
+    volumes = torch.linalg.det(cells)
+    with se3_fast.backend(backend):
+        found = energy_forces_and_stress(model, molecule_graph(pos, numbers, [5, 5], CUTOFF, cells), volumes)
+        plain = energy_and_forces(model, molecule_graph(pos, numbers, [5, 5], CUTOFF, cells))
+        assert relative_error(found.energies, plain[0]) < 1e-14 and relative_error(found.forces, plain[1]) < 1e-12
+        assert torch.equal(found.stress, found.stress.mT)
+        for place in ((0, 0), (1, 2), (2, 2)):
+            slope = _richardson(energies, torch.zeros(3, 3, dtype=torch.float64), place, 1e-3) / volumes
+            assert float((slope - found.stress[:, place[0], place[1]]).abs().max()) < 1e-8 * float(found.stress.abs().max())
+
+
+def test_periodic_images() -> None:
+    """Lattice translations of single atoms, twice the cell, another choice of lattice vectors, and rotation."""
+    model, pos, cell = _force_field(), _positions(), _cell()
+    energy, forces = energy_and_forces(model, molecule_graph(pos, NUMBERS, None, CUTOFF, cell))
+    assert float(forces.sum(0).abs().max()) < 1e-12 * float(forces.abs().max())
+    moved = pos + torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, -2, 1], [0, 0, 0], [3, 3, 3]], dtype=torch.float64) @ cell
+    again, forces_again = energy_and_forces(model, molecule_graph(moved, NUMBERS, None, CUTOFF, cell))
+    assert relative_error(again, energy) < 1e-13 and relative_error(forces_again, forces) < 1e-10
+    doubled = cell * torch.tensor([[1.0], [2.0], [1.0]], dtype=torch.float64)
+    both = molecule_graph(torch.cat([pos, pos + cell[1]]), NUMBERS.repeat(2), None, CUTOFF, doubled)
+    assert relative_error(model(both), 2 * energy) < 1e-13
+    skewed = cell + torch.stack([torch.zeros(3, dtype=torch.float64), cell[0], -cell[1]])
+    assert relative_error(model(molecule_graph(pos, NUMBERS, None, CUTOFF, skewed)), energy) < 1e-13
+    rotation = random_rotation()
+    turned = molecule_graph(pos @ rotation.T, NUMBERS, None, CUTOFF, cell @ rotation.T)
+    assert relative_error(energy_and_forces(model, turned)[1], forces @ rotation.T) < 1e-10
+    slab = molecule_graph(pos, NUMBERS, None, CUTOFF, cell * torch.tensor([[1.0], [1.0], [0.0]]).double(), [True, True, False])
+    higher = cell * torch.tensor([[1.0], [1.0], [9.0]], dtype=torch.float64)
+    assert relative_error(model(slab), model(molecule_graph(pos, NUMBERS, None, CUTOFF, higher))) < 1e-13
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_smooth_through_the_cutoff(backend: str) -> None:
+    """An atom that leaves by steps of a millionth of an Angstrom: energy and forces move as little, and beyond they stay."""
+    model, numbers = _force_field(), torch.tensor([8, 1, 6])
+    energies, forces = [], []
+    with se3_fast.backend(backend):
+        for step in range(-6, 7):
+            pos = torch.tensor([[0.0, 0, 0], [-1.0, 0, 0], [CUTOFF + step * 1e-6, 0, 0]], dtype=torch.float64)
+            for graph in (molecule_graph(pos, numbers), molecule_graph(pos, numbers, None, CUTOFF)):
+                energy, force = energy_and_forces(model, graph)
+                energies.append(energy)
+                forces.append(force)
+    spread = torch.stack(forces).std(0).max()
+    assert float(torch.stack(energies).std()) < 1e-10 * float(energies[0].abs())
+    # Without an envelope that takes slopes to zero too this is of the order of the forces.
+    assert float(spread) < 1e-5 * float(forces[0].abs().max())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_smooth_along_lines(backend: str) -> None:
+    """Third differences of the forces along a straight line are as small as the third power of the step: there are no kinks."""
+    model = _force_field()
+    direction = torch.randn(5, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    spreads = []
+    with se3_fast.backend(backend):
+        for step in (4e-3, 2e-3):
+            forces = torch.stack(
+                [
+                    energy_and_forces(model, molecule_graph(_positions() + number * step * direction, NUMBERS))[1]
+                    for number in range(16)
+                ]
             )
-            difference = (above - below) / (2 * step)
-            assert float((difference[atom // 5] + forces[atom, axis]).abs()) < 1e-7 * float(forces.abs().max())
-            assert float(difference[1 - atom // 5]) == 0
+            spreads.append(float(forces.diff(n=3, dim=0).abs().max()))
+    assert 6 < spreads[0] / spreads[1] < 11  # 8 for a smooth function, 2 where the slope jumps
+
+
+def test_atoms_in_one_place() -> None:
+    """An edge without direction has no harmonics but the constant: nothing divides by zero."""
+    model, pos = _force_field(), _positions()
+    pos[1] = pos[0]
+    energy, forces = energy_and_forces(model, molecule_graph(pos, NUMBERS), create_graph=True)
+    assert bool(energy.isfinite().all()) and bool(forces.isfinite().all())
+    gradients = torch.autograd.grad(forces.square().sum() + energy.sum(), list(model.layers.parameters()))
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def test_symmetries() -> None:
-    """Motion of the whole molecule, order of atoms, molecules beside it."""
-    model, pos, rotation = _force_field(), _positions(), random_rotation()
+    """Motion and reflection of the whole molecule, order of atoms, molecules beside it."""
+    model, pos, rotation = _force_field(num_degrees=3), _positions(), random_rotation()
     energy, forces = energy_and_forces(model, molecule_graph(pos, NUMBERS))
     assert relative_error(forces.sum(0) / forces.abs().max(), torch.zeros(3)) < 1e-12
-    moved_energy, moved_forces = energy_and_forces(model, molecule_graph(pos @ rotation.T + 3.0, NUMBERS))
-    assert relative_error(moved_energy, energy) < 1e-12 and relative_error(moved_forces, forces @ rotation.T) < 1e-10
+    for turn in (rotation, -rotation):
+        moved_energy, moved_forces = energy_and_forces(model, molecule_graph(pos @ turn.T + 3.0, NUMBERS))
+        assert relative_error(moved_energy, energy) < 1e-12 and relative_error(moved_forces, forces @ turn.T) < 1e-10
     order = torch.tensor([4, 2, 0, 3, 1])
     energy_again, forces_again = energy_and_forces(model, molecule_graph(pos[order], NUMBERS[order]))
     assert relative_error(energy_again, energy) < 1e-12 and relative_error(forces_again, forces[order]) < 1e-10
@@ -72,13 +179,28 @@ def test_symmetries() -> None:
     assert relative_error(energies[:1], energy) < 1e-12 and relative_error(both_forces[:5], forces) < 1e-10
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training_gradients_are_those_of_the_formula(backend: str) -> None:
+    """Of a loss on energies, forces and stress, with respect to all parameters."""
+    model = _force_field()
+    graph, volumes = molecule_graph(_positions(), NUMBERS, None, CUTOFF, _cell()), torch.linalg.det(_cell())[None]
+    results = []
+    for name in ("dense", backend):
+        with se3_fast.backend(name):
+            energies, forces, stress = energy_forces_and_stress(model, graph, volumes, create_graph=True)
+            loss = energies.sum() + forces.square().sum() + stress.square().sum()
+            results.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert max(map(relative_error, results[1], results[0])) < 1e-11
+
+
 def test_energy_is_that_of_the_atoms_and_what_the_network_adds() -> None:
     model, graph = _force_field(), molecule_graph(_positions(), NUMBERS)
     references = -100.0 - 50.0 - 3 * 10.0
     assert model.reference_energy(graph).tolist() == [references]
     added = model(graph) - references
-    model.set_scale({}, 1.4)
+    model.set_scale({}, 10.0)
     assert relative_error(model(graph) - references, 2 * added) < 1e-6  # the scale is kept in single precision
+    assert relative_error(model.atomic_energies(graph).sum(), model(graph)[0]) < 1e-14
     assert ForceField([1, 6, 8])(molecule_graph(_positions().float(), NUMBERS)).dtype == torch.float64
     lone = energy_and_forces(model, molecule_graph(torch.zeros(1, 3, dtype=torch.float64), torch.tensor([6])))
     assert torch.isfinite(lone[0]).all() and lone[1].tolist() == [[0.0, 0.0, 0.0]]
@@ -114,6 +236,8 @@ def test_faults_are_named(tmp_path: Path) -> None:
         energy_and_forces(model, molecule_graph(_positions(), NUMBERS.masked_fill(NUMBERS == 6, 9)))
     with pytest.raises(ValueError, match=r"graph: expected ndata\['atomic_numbers'\] of shape \[N\], got ndata with \['pos'\]"):
         energy_and_forces(model, complete_graph(_positions()))
+    with pytest.raises(ValueError, match=r"volumes: expected a positive volume for each of the 1 graphs, got \[0\.0\]"):
+        energy_forces_and_stress(model, graph, torch.zeros(1))
     graph.ndata.pop("pos")
     with pytest.raises(ValueError, match=r"graph: expected ndata\['pos'\] of shape \[N, 3\]"):
         energy_and_forces(model, graph)
@@ -121,12 +245,15 @@ def test_faults_are_named(tmp_path: Path) -> None:
         energy_and_forces(_Constant(), complete_graph(_positions()))
     with pytest.raises(ValueError, match=r"atomic_numbers: expected shape \[5\], got \[4\]"):
         molecule_graph(_positions(), NUMBERS[:4])
+    with pytest.raises(ValueError, match="cutoff: expected a length, since a periodic cell has edges without end, got None"):
+        molecule_graph(_positions(), NUMBERS, cell=_cell())
     with pytest.raises(ValueError, match="elements: expected atomic numbers from 1 to 118, got"):
         ForceField([0, 1])
-    with pytest.raises(ValueError, match=r"cutoff: expected more than 0\.6 Angstrom, got 0\.5"):
-        ForceField([1], cutoff=0.5)
-    with pytest.raises(ValueError, match="num_gaussians: expected at least 2, got 1"):
-        ForceField([1], num_gaussians=1)
+    for name, value in (("num_radial", 0), ("num_degrees", 0), ("average_neighbours", 0.0)):
+        with pytest.raises(ValueError, match=f"{name}: expected .*, got 0"):
+            ForceField([1], **{name: value})
+    with pytest.raises(ValueError, match=r"cutoff: expected a positive length, got -1\.0"):
+        ForceField([1], cutoff=-1.0)
     torch.save({"state_dict": {}, "optimizer_state_dict": {}, "epoch": 1}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other\.pth: expected a checkpoint of se3_fast\.train_forces"):
         load_force_field(tmp_path / "other.pth")

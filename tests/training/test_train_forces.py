@@ -18,7 +18,7 @@ from se3_fast.forces import energy_and_forces, load_force_field, molecule_graph
 from se3_fast.training import read_checkpoint
 
 Run = Callable[..., CompletedProcess[str]]
-TINY = "--num_layers 1 --num_channels 8 --num_heads 2 --num_gaussians 16 --num_train 40 --num_validation 10 --seed 5 --device cpu"
+TINY = "--num_layers 1 --num_channels 8 --radial_width 16 --num_train 40 --num_validation 10 --seed 5 --device cpu"
 
 
 @pytest.fixture(scope="session")
@@ -104,8 +104,6 @@ def test_options(few_frames: Path, tmp_path: Path, more: list[object], capsys: p
     [
         (["--data", "nowhere.npz"], "nowhere.npz: no such file"),
         (["--num_train", 1000], "few.npz: expected 1 to 80 training frames, got 1000"),
-        (["--num_heads", 3], "num_heads"),
-        (["--cutoff", 0.5], "cutoff: expected more than 0.6 Angstrom, got 0.5"),
         (["--energy_weight", 0, "--force_weight", 0], "energy_weight and force_weight: expected none below 0 and one above"),
         (["--load_ckpt_path", "{trained}/model.pth", "--num_channels", 4], "num_channels is 8 in the checkpoint, 4 in this run"),
         (["--load_ckpt_path", "{trained}/model.pth", "--num_train", 30], "num_train is 40 in the checkpoint, 30 in this run"),

@@ -450,7 +450,7 @@ class ForceFields(Reader):
     suffix = ".pth"
 
     def __init__(self, folder: Path) -> None:
-        model = ForceField([1, 6], num_layers=1, num_degrees=2, num_channels=4, num_heads=2, num_gaussians=4, cutoff=4.0)
+        model = ForceField([1, 6], num_layers=1, num_degrees=2, num_channels=4, num_radial=4, cutoff=4.0)
         self.checkpoint = {"state_dict": model.state_dict(), "optimizer_state_dict": {}, "epoch": 1, "model_config": model.config}
         path = folder / "forces.pth"
         path.write_bytes(_saved(self.checkpoint))

@@ -1,0 +1,113 @@
+"""The depthwise convolution by the compiled CPU operations (``csrc/depthwise_conv.cpp``): first and second derivatives by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from se3_fast.autograd.along import FormulaAlong
+from se3_fast.autograd.compute_dtype import accumulation_dtype, in_at_least_float32
+from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
+from se3_fast.backends.dense.depthwise_conv import of_operands
+from se3_fast.backends.operands import DepthwiseProfile
+from se3_fast.backends.protocol import Support
+from se3_fast.contraction.depthwise import DepthwisePlan
+from se3_fast.graph import Graph
+
+_CACHE_LINE = 64
+_NUM_OF_ROWS = 3
+"""The operands that have a row for each node or edge; behind them stand the weights."""
+
+
+def support(is_compiled: bool, num_terms: int) -> Support:
+    """Not in compiled graphs, which the formula serves as well."""
+    return Support.no("compiled graphs take the formula") if is_compiled else Support()
+
+
+def depthwise_conv(
+    plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, radial: Tensor, profile: DepthwiseProfile
+) -> Tensor:
+    """See :func:`se3_fast.ops.depthwise_conv.depthwise_conv`."""
+    dtype = accumulation_dtype(features.dtype)
+    lanes = _CACHE_LINE // dtype.itemsize
+    channels, width = features.shape[2], profile.second.shape[0]
+    more_channels, more_width = -channels % lanes, -width % lanes
+    last = profile.last.unflatten(1, (len(plan.paths), channels))
+    operands = (
+        [
+            F.pad(features, (0, more_channels)),
+            harmonics,
+            radial,
+            F.pad(profile.first, (0, more_width)),
+            F.pad(profile.second, (0, more_width, 0, more_width)),
+            F.pad(last, (0, more_channels, 0, 0, 0, more_width)).flatten(1),
+        ]
+        if more_channels or more_width
+        else [features, harmonics, radial, *profile]
+    )
+    (sums,) = CppDepthwise(plan, graph).apply(*(operand.to(dtype).contiguous() for operand in operands))
+    return sums[..., :channels].to(features.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class CppDepthwise(Operation):
+    """The convolution; keeps its operands only.
+
+    Operands: features [N, components, C], harmonics [E, .], radial [E, B], and the weights [B, K], [K, K], [K, P C]; C and
+    K fill cache lines. Result: [N, components, C].
+    """
+
+    plan: DepthwisePlan
+    graph: Graph
+
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """The edges."""
+        return self.graph.src, self.graph.dst
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Of the compiled operations, behind the operands."""
+        return self.graph.src, self.graph.dst, *self.graph.incoming(), *_table(self.plan)
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The sums."""
+        return [torch.ops.se3_fast_cpp.depthwise_conv(list(operands), *self.arguments)]
+
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
+        """Gradients of all operands; of the weights where one of them is wanted."""
+        with_weights = any(wanted[_NUM_OF_ROWS:])
+        (gradient,) = gradients
+        found = torch.ops.se3_fast_cpp.depthwise_conv_backward(gradient.contiguous(), list(operands), *self.arguments, with_weights)
+        return [*found, *[None] * (len(operands) - len(found))]
+
+    def along(self, direction: list[Tensor], gradient: Tensor, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See :mod:`se3_fast.autograd.along`."""
+        moving = [part.contiguous() for part in direction]
+        return torch.ops.se3_fast_cpp.depthwise_conv_along(moving, gradient.contiguous(), list(operands), *self.arguments)
+
+    @property
+    def formula(self) -> PlainFormula:
+        """Its second derivatives by hand too."""
+        function = in_at_least_float32(of_operands, self.plan, self.graph)
+        return FormulaAlong(function, self.along, _NUM_OF_ROWS)
+
+
+@cache
+def _table(plan: DepthwisePlan) -> tuple[list[int], list[float]]:
+    """The plan as ``csrc/depthwise_conv.cpp`` reads it: sizes, then runs of pairs of terms, each list with its length first."""
+    numbers: list[int] = []
+    coefficients: list[float] = []
+    for path, component_out, pairs in plan.runs():
+        numbers += [path, component_out, len(pairs)]
+        for component_in, terms in pairs:
+            numbers += [component_in, len(terms), *(term.harmonic for term in terms)]
+            coefficients += [term.coefficient for term in terms]
+    sizes = [plan.components_in, plan.components_out, plan.num_harmonics, len(plan.paths), len(plan.runs())]
+    return [*sizes, *numbers], coefficients

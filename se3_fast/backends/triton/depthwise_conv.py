@@ -1,0 +1,124 @@
+"""The depthwise convolution by Triton kernels (``kernels/depthwise_conv.py``): first and second derivatives by hand.
+
+The hidden layers of the radial profile are made by PyTorch, [E, K]; the last one, which is larger than all else, on chip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from se3_fast.autograd.along import FormulaAlong
+from se3_fast.autograd.compute_dtype import accumulation_dtype, in_at_least_float32
+from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
+from se3_fast.backends.dense.depthwise_conv import hidden_layers, of_hidden
+from se3_fast.backends.operands import DepthwiseProfile
+from se3_fast.backends.protocol import Support
+from se3_fast.contraction.depthwise import DepthwisePlan
+from se3_fast.graph import Graph
+from se3_fast.kernels import depthwise_conv as kernels
+from se3_fast.kernels.depthwise_conv import Couplings, Ends, Rows
+
+_NUM_OF_ROWS = 3
+_MOST_TERMS = 400
+"""Every term is an instruction of its own in the kernels: degrees up to 2."""
+
+
+def support(is_compiled: bool, num_terms: int) -> Support:
+    """Not in compiled graphs, which the formula serves as well, and not for large degrees."""
+    if is_compiled:
+        return Support.no("compiled graphs take the formula")
+    return (
+        Support() if num_terms <= _MOST_TERMS else Support.no(f"the kernels are unrolled, for at most {_MOST_TERMS} coefficients")
+    )
+
+
+def depthwise_conv(
+    plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, radial: Tensor, profile: DepthwiseProfile
+) -> Tensor:
+    """See :func:`se3_fast.ops.depthwise_conv.depthwise_conv`."""
+    dtype = accumulation_dtype(features.dtype)
+    wide = DepthwiseProfile(*(weight.to(dtype) for weight in profile))
+    operands = (features.to(dtype), harmonics.to(dtype), hidden_layers(radial.to(dtype), wide), wide.last)
+    (sums,) = TritonDepthwise(plan, graph).apply(*(operand.contiguous() for operand in operands))
+    return sums.to(features.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class TritonDepthwise(Operation):
+    """The convolution, from the hidden values of the radial profile; keeps its operands only.
+
+    Operands: features [N, components, C], harmonics [E, .], hidden [E, K], last [K, P C]. Result: [N, components, C].
+    """
+
+    plan: DepthwisePlan
+    graph: Graph
+
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """The edges."""
+        return self.graph.src, self.graph.dst
+
+    @property
+    def _by_destination(self) -> Ends:
+        return Ends(*self.graph.incoming(), self.graph.src)
+
+    @property
+    def _by_source(self) -> Ends:
+        return Ends(*self.graph.outgoing(), self.graph.dst)
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The sums."""
+        *rows, last = operands
+        return [kernels.sums(couplings(self.plan), Rows(*rows), last, self._by_destination)]
+
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
+        """Gradients of all operands that are wanted."""
+        *rows, last = operands
+        arguments = (couplings(self.plan), gradients[0].contiguous(), Rows(*rows), last)
+        of_features = kernels.source_gradient(*arguments, self._by_source) if wanted[0] else None
+        of_edges = kernels.edge_gradients(*arguments, self._by_destination, wanted[3]) if any(wanted[1:]) else None
+        if of_edges is None:
+            return [of_features, None, None, None]
+        of_last = None if of_edges.weights is None else operands[2].T @ of_edges.weights
+        return [of_features, of_edges.harmonics, of_edges.hidden, of_last]
+
+    def along(self, direction: list[Tensor], gradient: Tensor, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See :mod:`se3_fast.autograd.along`."""
+        *rows_of_operands, last = operands
+        rows, moving = Rows(*rows_of_operands), Rows(*(part.contiguous() for part in direction))
+        arguments = (couplings(self.plan), gradient.contiguous(), rows, last)
+        of_edges = kernels.edge_gradients(*arguments, self._by_destination, True, moving)
+        assert of_edges.weights is not None and of_edges.weights_along is not None
+        return [
+            kernels.sums(couplings(self.plan), rows, last, self._by_destination, moving),
+            kernels.source_gradient(*arguments, self._by_source, moving),
+            of_edges.harmonics,
+            of_edges.hidden,
+            rows.hidden.T @ of_edges.weights_along + moving.hidden.T @ of_edges.weights,
+        ]
+
+    @property
+    def formula(self) -> PlainFormula:
+        """Its second derivatives by hand too."""
+        return FormulaAlong(in_at_least_float32(of_hidden, self.plan, self.graph), self.along, _NUM_OF_ROWS)
+
+
+@cache
+def couplings(plan: DepthwisePlan) -> Couplings:
+    """The plan as the kernels take it."""
+    runs: list[tuple[int, int, int, int]] = []
+    pairs: list[tuple[int, int, int]] = []
+    terms: list[tuple[int, float]] = []
+    for number, component_out, by_component_in in plan.runs():
+        first_pair = len(pairs)
+        for component_in, of_pair in by_component_in:
+            pairs.append((component_in, len(terms), len(terms) + len(of_pair)))
+            terms += [(term.harmonic, term.coefficient) for term in of_pair]
+        runs.append((number, component_out, first_pair, len(pairs)))
+    sizes = (len(plan.paths), plan.components_in, plan.components_out, plan.num_harmonics)
+    return Couplings(tuple(runs), tuple(pairs), tuple(terms), *sizes)

@@ -1,0 +1,88 @@
+"""What a force field knows of an edge: spherical harmonics of its direction, and smooth functions of its length."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from se3_fast.autograd.modes import constant
+from se3_fast.so3 import spherical_harmonics, wigner_3j
+
+
+class EdgeEmbedding(nn.Module):
+    """Harmonics of edges, and Bessel functions of their lengths that a polynomial takes to zero at the cutoff.
+
+        B_n(d) = 2 sqrt(2 / c) sin(n pi d / c) / d  u(d / c),   n = 1..num_radial           (Gasteiger et al. 2020)
+        u(t) = 1 - (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) - p(p+1)/2 t^(p+2)  for t < 1, else 0
+
+    u has two continuous derivatives at 1, so that an edge that becomes longer than the cutoff leaves nothing behind. The harmonics
+    of degree d have the square sum 2 d + 1; those of an edge without length are zero but for degree 0.
+
+    Args:
+        num_radial: number of Bessel functions.
+        max_harmonic: largest degree of the harmonics.
+        cutoff: c, in the unit of the positions.
+        power: p.
+
+    Raises:
+        ValueError: if a size is below 1 or the cutoff not positive.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, num_radial: int, max_harmonic: int, cutoff: float, power: int = 6) -> None:
+        super().__init__()
+        for name, size in (("num_radial", num_radial), ("max_harmonic", max_harmonic), ("power", power)):
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
+        if not 0 < cutoff < math.inf:
+            raise ValueError(f"cutoff: expected a positive length, got {cutoff}")
+        self.max_harmonic, self.cutoff, self.power = max_harmonic, cutoff, power
+        self.register_buffer("frequencies", torch.arange(1, num_radial + 1) / cutoff, persistent=False)
+
+    def forward(self, rel_pos: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed.
+
+        Args:
+            rel_pos: [E, 3] relative positions.
+
+        Returns:
+            Harmonics [E, (max_harmonic + 1)^2] and radial functions [E, num_radial].
+        """
+        squares = rel_pos.square().sum(1, keepdim=True)  # [E, 1]
+        is_point = squares == 0
+        # Neither the square root nor sin(x) / x can be differentiated at zero by formula: an edge without length has another one
+        # here, and is given what it should have behind.
+        length = squares.masked_fill(is_point, 1.0).sqrt()
+        scale = 2 * math.sqrt(2 / self.cutoff) * math.pi
+        radial = torch.where(is_point, scale * self.frequencies, self._radial(length))
+        return self._harmonics(rel_pos / length), radial
+
+    def _radial(self, length: Tensor) -> Tensor:
+        part, p = length / self.cutoff, self.power
+        highest = part**p
+        envelope = 1 - highest * ((p + 1) * (p + 2) / 2 - part * (p * (p + 2) - part * (p * (p + 1) / 2)))
+        envelope = envelope.masked_fill(part >= 1, 0.0)
+        waves = torch.sin((math.pi * self.frequencies) * length) / length
+        return waves * (2 * math.sqrt(2 / self.cutoff) * envelope)
+
+    def _harmonics(self, direction: Tensor) -> Tensor:
+        """Degree by degree: that of d and 1 make d + 1."""
+        found = [torch.ones_like(direction[:, :1]), math.sqrt(3) * direction]
+        for degree in range(2, self.max_harmonic + 1):
+            pairs = (found[-1][:, :, None] * direction[:, None, :]).flatten(1)  # [E, (2d-1) * 3]
+            found.append(pairs @ _next_harmonic(degree).to(direction))
+        return torch.cat(found, 1)
+
+
+@constant
+def _next_harmonic(degree: int) -> Tensor:
+    """The map from products of the harmonics of degree - 1 and a direction to those of ``degree``, [(2d-1) * 3, 2d+1] float64."""
+    coupling = wigner_3j(degree - 1, 1, degree).flatten(0, 1)
+    direction = torch.tensor([[0.36, 0.48, 0.8]], dtype=torch.float64)
+    harmonics = spherical_harmonics(direction, degree) * math.sqrt(4 * math.pi)
+    before, wanted = harmonics[0, (degree - 1) ** 2 : degree**2], harmonics[0, degree**2 :]
+    found = (before[:, None] * direction).flatten() @ coupling
+    return coupling * (wanted @ found / (found @ found))

@@ -1,0 +1,129 @@
+"""The layer of a force field: atoms hear of their neighbours, and of what their neighbours are together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from se3_fast.backends.dense.depthwise_conv import SILU_SCALE
+from se3_fast.backends.operands import DepthwiseProfile
+from se3_fast.contraction.depthwise import DepthwisePlan
+from se3_fast.graph import Graph
+from se3_fast.ops.depthwise_conv import depthwise_conv
+from se3_fast.so3 import wigner_3j
+
+SIGMOID_SCALE = 1.8467
+"""One over the root mean square of the logistic function for normal inputs."""
+
+
+class Interaction(nn.Module):
+    """A depthwise convolution, products of what arrives with itself, linear maps, and gates.
+
+        a = sum over incoming edges of messages of x V                       depthwise, sqrt(average number of neighbours) taken out
+        b = a U
+        f_d = b_d, and all b_d1 x b_d2 that give degree d, and x_d of the atom itself by element
+        y_d = f_d W_d;   x'_0 = silu(y_0),   x'_d = sigmoid(gate_d) y_d
+
+    Products of two neighbours' messages tell what three atoms do together (body order, as in the atomic cluster expansion).
+    Features stand degree by degree, [N, 2d+1, C]. Maps act on channels alone, so that the layer is equivariant; paths whose degrees
+    sum to an odd number are left out, so that it is under reflections too.
+
+    Args:
+        degrees: largest degree of the features that come, of what the convolution gives, and of the features that leave.
+        num_channels: C.
+        num_elements: how many elements atoms may be of.
+        radial_widths: radial functions of an edge, and width of the hidden layers of the radial profile.
+        average_neighbours: of an atom, in the training set.
+    """
+
+    def __init__(
+        self,
+        degrees: tuple[int, int, int],
+        num_channels: int,
+        num_elements: int,
+        radial_widths: tuple[int, int],
+        average_neighbours: float,
+    ) -> None:
+        super().__init__()
+        degree_in, degree_hidden, self.degree_out = degrees
+        self.plan = DepthwisePlan(degree_in, degree_hidden, max(2 * degree_hidden, 1))
+        self.num_channels, self.average_neighbours = num_channels, average_neighbours
+        self.before = _maps([num_channels] * (degree_in + 1), num_channels)
+        num_radial, radial_width = radial_widths
+        profile = ((num_radial, radial_width), (radial_width, radial_width), (radial_width, len(self.plan.paths) * num_channels))
+        self.profile = nn.ParameterList([_normal(*sizes, 1 / math.sqrt(sizes[0])) for sizes in profile])
+        self.after = _maps([num_channels] * (degree_hidden + 1), num_channels)
+        self.products = [_products(degree, degree_hidden) for degree in range(self.degree_out + 1)]
+        widths = [
+            num_channels * (1 + len(products) + (num_elements if degree <= degree_in else 0))
+            for degree, products in enumerate(self.products)
+        ]
+        self.out = _maps(widths, num_channels)
+        self.gates = _maps([widths[0]] * self.degree_out, num_channels)
+
+    def forward(self, features: Sequence[Tensor], graph: Graph, embedding: tuple[Tensor, Tensor], kinds: Tensor) -> list[Tensor]:
+        """Exchange messages.
+
+        Args:
+            features: [N, 2d+1, C] of the degrees that come.
+            graph: N atoms, E edges.
+            embedding: harmonics [E, .] and radial functions [E, .] of the edges.
+            kinds: [N, num_elements], one-hot.
+
+        Returns:
+            [N, 2d+1, C] of the degrees that leave.
+        """
+        sent = torch.cat([feature @ weight for feature, weight in zip(features, self.before, strict=True)], 1)
+        arrived = depthwise_conv(self.plan, graph, sent, *embedding, DepthwiseProfile(*self.profile))
+        arrived = arrived / math.sqrt(self.average_neighbours)
+        sizes = [2 * degree + 1 for degree in range(self.plan.degree_out + 1)]
+        mixed = [part @ weight for part, weight in zip(arrived.split(sizes, 1), self.after, strict=True)]
+        found: list[Tensor] = []
+        scalars = features[0]
+        for degree, (products, weight) in enumerate(zip(self.products, self.out, strict=True)):
+            parts = [mixed[degree], *(_product(mixed[first], mixed[second], degree) for first, second in products)]
+            if degree < len(features):
+                parts.append((features[degree][:, :, None] * kinds[:, None, :, None]).flatten(2))
+            stacked = torch.cat(parts, 2)  # [N, 2d+1, .]
+            if degree == 0:
+                scalars = stacked
+                found.append(SILU_SCALE * F.silu(stacked @ weight))
+            else:
+                gate = SIGMOID_SCALE * torch.sigmoid(scalars @ self.gates[degree - 1])
+                found.append(gate * (stacked @ weight))
+        return found
+
+
+def _normal(inputs: int, outputs: int, deviation: float) -> Tensor:
+    return torch.randn(inputs, outputs) * deviation
+
+
+def _maps(widths: Sequence[int], channels: int) -> nn.ParameterList:
+    """A map to the channels for each degree, in variance the same."""
+    return nn.ParameterList([_normal(width, channels, 1 / math.sqrt(width)) for width in widths])
+
+
+def _products(degree: int, max_degree: int) -> list[tuple[int, int]]:
+    """Pairs of degrees whose products have a part of ``degree`` that does not change sign when a mirror does not change it."""
+    return [
+        (first, second)
+        for first, second in combinations_with_replacement(range(max_degree + 1), 2)
+        if second - first <= degree <= second + first and (first + second + degree) % 2 == 0
+    ]
+
+
+def _product(first: Tensor, second: Tensor, degree: int) -> Tensor:
+    """The part of ``degree`` of the product of two features, channel by channel, [N, 2d+1, C]."""
+    size = first.shape[1], second.shape[1]
+    if size[0] == 1:
+        return first * second
+    if degree == 0:
+        return (first * second).sum(1, keepdim=True) / math.sqrt(size[0])
+    coupling = wigner_3j(degree, size[0] // 2, size[1] // 2).to(first) * math.sqrt(2 * degree + 1)
+    pairs = (first[:, :, None] * second[:, None, :]).flatten(1, 2)  # [N, (2d1+1)(2d2+1), C]
+    return coupling.flatten(1) @ pairs

@@ -1,0 +1,177 @@
+"""Which atoms are near each other, in molecules and in periodic cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from se3_fast.autograd.modes import is_readable
+
+Periodicity = bool | Sequence[bool] | Tensor
+
+
+class Neighbours(NamedTuple):
+    """Pairs of nodes, ordered by source, then by destination, then by shift.
+
+    Attributes:
+        src: [E] int64.
+        dst: [E] int64.
+        shift: [E, 3] int64: the destination is the image of its node that lies so many lattice vectors away.
+    """
+
+    src: Tensor
+    dst: Tensor
+    shift: Tensor
+
+
+def neighbour_list(pos: Tensor, cutoff: float, cell: Tensor | None = None, pbc: Periodicity = True) -> Neighbours:
+    """All ordered pairs of nodes at most ``cutoff`` apart, in time and memory proportional to their number.
+
+    Args:
+        pos: [N, 3] positions; of any device, they are read on the CPU.
+        cutoff: largest distance, in the unit of ``pos``.
+        cell: [3, 3], a lattice vector in each row; None: not periodic. A cell may be smaller than the cutoff: a node then has
+            several images of another, and of itself, as neighbours.
+        pbc: in the direction of which lattice vectors it is periodic: all or none, or one for each. A vector of another direction
+            may be zero.
+
+    Raises:
+        ValueError: if the cutoff is not positive, a position not finite, or the cell without volume.
+    """
+    # Not at the top: only who searches for neighbours needs its library.
+    from vesin import NeighborList
+
+    check_positions(pos)
+    if not 0 < cutoff < math.inf:
+        raise ValueError(f"cutoff: expected a positive length, got {cutoff}")
+    if len(pos) == 0:
+        nothing = torch.zeros(0, dtype=torch.int64, device=pos.device)
+        return Neighbours(nothing, nothing, nothing.new_zeros(0, 3))
+    box, periodic = _box(cell, pbc)
+    # It takes distances below its cutoff; those that equal ours are taken too. One thread: the same order every time.
+    search = NeighborList(cutoff=float(cutoff) * (1 + 1e-9), full_list=True, n_threads=1)
+    *pairs, distances = search.compute(pos.detach().cpu().double().numpy(), box, periodic, "ijSd")
+    is_near = torch.from_numpy(distances <= cutoff)
+    found = Neighbours(*(torch.from_numpy(part.astype(np.int64))[is_near] for part in pairs))
+    order = _rank(found, len(pos)).argsort()
+    return Neighbours(*(part[order].to(pos.device) for part in found))
+
+
+def _box(cell: Tensor | None, pbc: Periodicity) -> tuple[np.ndarray, np.ndarray]:
+    """Lattice vectors and periodic directions; vectors of other directions are made to span space with them."""
+    if cell is None:
+        return np.zeros((3, 3)), np.zeros(3, dtype=bool)
+    if cell.shape != (3, 3):
+        raise ValueError(f"cell: expected shape [3, 3], got {list(cell.shape)}")
+    vectors = cell.detach().cpu().double().numpy().copy()
+    periodic = np.broadcast_to(np.asarray(torch.as_tensor(pbc).cpu()), (3,)).astype(bool)
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"cell: expected finite lattice vectors, got {vectors.tolist()}")
+    if not periodic.any():
+        return np.zeros((3, 3)), periodic
+    if not periodic.all():
+        # The rest of an orthonormal basis whose first vectors span the periodic directions.
+        basis = np.linalg.svd(vectors[periodic])[2]
+        vectors[~periodic] = basis[periodic.sum() :]
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not abs(np.linalg.det(vectors)) > 1e-6 * lengths.prod():
+        raise ValueError(f"cell: expected lattice vectors that span a volume, got {vectors.tolist()}")
+    return vectors, periodic
+
+
+def _rank(found: Neighbours, num_nodes: int) -> Tensor:
+    """A number for each pair, ascending in the order of :class:`Neighbours`, [E] int64."""
+    rank = found.src * num_nodes + found.dst
+    for axis in range(3):
+        shift = found.shift[:, axis]
+        if len(shift):
+            least, most = shift.aminmax()
+            rank = rank * (most - least + 1) + (shift - least)
+    return rank
+
+
+class Translated(NamedTuple):
+    """The edges of a batch of graphs.
+
+    Attributes:
+        src: [E] int64, counted over the batch.
+        dst: [E] int64.
+        offset: [E, 3], the lattice translation of the destination, differentiable in the cell; None where nothing is periodic.
+        counts: edges of each graph.
+    """
+
+    src: Tensor
+    dst: Tensor
+    offset: Tensor | None
+    counts: list[int]
+
+
+def neighbours_of_batch(
+    pos: Tensor, sizes: Tensor, cutoff: float, cell: Tensor | None = None, pbc: Periodicity = True
+) -> Translated:
+    """The neighbours of :func:`neighbour_list` for each graph of a batch.
+
+    Args:
+        pos: [N, 3].
+        sizes: [B], nodes of each graph.
+        cutoff: largest distance.
+        cell: [3, 3], or one for each graph, [B, 3, 3].
+        pbc: for all, [3], or [B, 3].
+
+    Raises:
+        ValueError: as :func:`neighbour_list`, or if a shape does not fit the others.
+    """
+    cells = _of_each("cell", cell, (3, 3), len(sizes))
+    periodic = torch.as_tensor(pbc)
+    periodic = periodic.expand(3) if periodic.ndim == 0 else periodic
+    of_each = _of_each("pbc", periodic, (3,), len(sizes))
+    found, start = [], 0
+    for number, size in enumerate(sizes.tolist()):
+        block = pos[start : start + size].detach()
+        box = None if cells is None or of_each is None else (cells[number], of_each[number])
+        src, dst, shift = _neighbours(block, cutoff, box)
+        found.append((src + start, dst + start, shift))
+        start += size
+    none = (sizes.new_zeros(0), sizes.new_zeros(0), sizes.new_zeros(0, 3))
+    src, dst, shift = (torch.cat(parts) for parts in zip(none, *found, strict=True))
+    counts = [len(part[0]) for part in found]
+    if cells is None:
+        return Translated(src, dst, None, counts)
+    of_edge = cells.to(pos).repeat_interleave(torch.tensor(counts, device=pos.device), 0)  # [E, 3, 3]
+    return Translated(src, dst, (shift.to(pos)[:, None] @ of_edge).squeeze(1), counts)
+
+
+def check_positions(pos: Tensor) -> None:
+    """Raise a ValueError for anything but finite positions, [N, 3]."""
+    if not isinstance(pos, Tensor) or pos.ndim != 2 or pos.shape[1] != 3 or not pos.is_floating_point():
+        came = f"{list(pos.shape)}, {pos.dtype}" if isinstance(pos, Tensor) else f"an object of type {type(pos).__name__}"
+        raise ValueError(f"pos: expected a floating-point tensor of shape [N, 3], got {came}")
+    if is_readable(pos) and not pos.isfinite().all():
+        node = int((~pos.isfinite()).any(1).nonzero()[0])
+        raise ValueError(f"pos: expected finite positions, got {pos[node].tolist()} at node {node}")
+
+
+def _neighbours(block: Tensor, cutoff: float, box: tuple[Tensor, Tensor] | None) -> Neighbours:
+    """Of one graph. On other devices than the CPU molecules stay there: all distances are made."""
+    if box is not None:
+        return neighbour_list(block, cutoff, *box)
+    if block.device.type == "cpu" and is_readable(block):
+        return neighbour_list(block, cutoff)
+    wide = block if block.dtype == torch.float64 else block.float()
+    distances = torch.cdist(wide, wide, compute_mode="donot_use_mm_for_euclid_dist")
+    src, dst = ((distances <= cutoff) & ~torch.eye(len(block), dtype=torch.bool, device=block.device)).nonzero(as_tuple=True)
+    return Neighbours(src, dst, src.new_zeros(len(src), 3))
+
+
+def _of_each(name: str, values: Tensor | None, shape: tuple[int, ...], count: int) -> Tensor | None:
+    """[B, ...] from values for all graphs or for each."""
+    if values is None:
+        return None
+    if tuple(values.shape) not in (shape, (count, *shape)):
+        raise ValueError(f"{name}: expected shape {list(shape)} or {[count, *shape]}, got {list(values.shape)}")
+    return values.expand(count, *shape)

@@ -1,0 +1,79 @@
+"""Neighbours in molecules and periodic cells, against all distances to all images."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from se3_fast import radius_graph
+from se3_fast.neighbours import neighbour_list
+
+
+def _problem(seed: int) -> tuple[Tensor, Tensor, list[bool]]:
+    """Five nodes in and out of a small triclinic cell that is periodic in some directions."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(3, 3, generator=generator, dtype=torch.float64) - 0.5
+    cell = 2.2 * torch.eye(3, dtype=torch.float64) + noise
+    pos = 3 * torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    return pos, cell, [bool(seed & bit) for bit in (1, 2, 4)]
+
+
+def _by_distances(pos: Tensor, cutoff: float, cell: Tensor, pbc: list[bool]) -> set[tuple[int, ...]]:
+    most = 14
+    found = set()
+    for shift in product(*(range(-most, most + 1) if is_periodic else (0,) for is_periodic in pbc)):
+        away = torch.tensor(shift, dtype=torch.float64) @ cell
+        distances = (pos[None] - pos[:, None] + away).norm(dim=-1)
+        for src, dst in (distances <= cutoff).nonzero().tolist():
+            if src != dst or any(shift):
+                found.add((src, dst, *shift))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_against_all_distances(seed: int) -> None:
+    pos, cell, pbc = _problem(seed)
+    found = neighbour_list(pos, 3.0, cell, pbc)
+    rows = torch.cat([found.src[:, None], found.dst[:, None], found.shift], 1).tolist()
+    assert sorted(rows) == rows and len(set(map(tuple, rows))) == len(rows)
+    assert set(map(tuple, rows)) == _by_distances(pos, 3.0, cell, pbc)
+
+
+def test_a_direction_that_is_not_periodic_needs_no_vector() -> None:
+    pos, cell, _ = _problem(0)
+    flat = cell.clone()
+    flat[1] = 0
+    found, expected = (neighbour_list(pos, 3.0, vectors, [True, False, True]) for vectors in (flat, cell))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_batches_of_cells() -> None:
+    """A graph of a batch has the edges that it has by itself; gradients reach positions and cells."""
+    (pos, cell, _), (other, wide, _) = _problem(1), _problem(2)
+    cells = torch.stack([cell, wide]).requires_grad_()
+    leaf = torch.cat([pos, other]).requires_grad_()
+    graph = radius_graph(leaf, 3.0, [5, 5], cells, torch.tensor([[True, True, True], [True, False, False]]))
+    first, second = radius_graph(pos, 3.0, cell=cell), radius_graph(other, 3.0, cell=wide, pbc=[True, False, False])
+    assert graph.batch_num_edges().tolist() == [first.num_edges(), second.num_edges()]
+    assert torch.equal(graph.src, torch.cat([first.src, second.src + 5]))
+    assert torch.allclose(graph.edata["rel_pos"], torch.cat([first.edata["rel_pos"], second.edata["rel_pos"]]))
+    of_pos, of_cells = torch.autograd.grad(graph.edata["rel_pos"].square().sum(), (leaf, cells))
+    assert float(of_pos.abs().max()) > 0 and float(of_cells[0].abs().min()) > 0 and float(of_cells[1, 1:].abs().max()) == 0
+
+
+def test_faults_are_named() -> None:
+    pos, cell, _ = _problem(0)
+    flat = torch.stack([cell[0], cell[1], cell[0] + cell[1]])
+    with pytest.raises(ValueError, match="cell: expected lattice vectors that span a volume, got"):
+        neighbour_list(pos, 3.0, flat)
+    with pytest.raises(ValueError, match=r"cell: expected shape \[3, 3\] or \[1, 3, 3\], got \[3\]"):
+        radius_graph(pos, 3.0, cell=cell[0])
+    with pytest.raises(ValueError, match=r"pbc: expected shape \[3\] or \[1, 3\], got \[2\]"):
+        radius_graph(pos, 3.0, cell=cell, pbc=[True, False])
+    with pytest.raises(ValueError, match="cell: expected finite lattice vectors, got"):
+        neighbour_list(pos, 3.0, cell * torch.nan)
+    with pytest.raises(ValueError, match="cutoff: expected a positive length, got inf"):
+        neighbour_list(pos, float("inf"))
