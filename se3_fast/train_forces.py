@@ -24,7 +24,6 @@ from se3_fast.training.distributed import World
 from se3_fast.training.errors import run_command
 from se3_fast.training.force_trainer import ForceTrainer, report_forces
 from se3_fast.training.kinds import check_written_by
-from se3_fast.training.model_config import check_channels
 from se3_fast.training.random_state import seed_everything
 
 _MOST_DEGREES = 7  # second derivatives take spherical harmonics up to twice the highest degree, of which e3nn has 12
@@ -93,7 +92,6 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         OSError: A file cannot be read or written.
         ImportError: An option needs a package that is not installed.
     """
-    check_channels(arguments)
     if arguments.num_degrees > _MOST_DEGREES:
         raise ValueError(f"--num_degrees {arguments.num_degrees}: expected at most {_MOST_DEGREES}")
     checkpoint = read_checkpoint(arguments.load_ckpt_path) if arguments.load_ckpt_path else {}

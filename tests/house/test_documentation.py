@@ -25,9 +25,9 @@ from tests.training.conftest import write_few_molecules
 NOT_RUN = {"se3_fast.data.make_force_sample"}
 """Commands that are tried elsewhere, by their last words."""
 
-TINY = "--num_layers 1 --num_degrees 2 --num_channels 4 --num_heads 2 --max_steps 1 --num_workers 0 --device cpu --silent"
+TINY = "--num_layers 1 --num_degrees 2 --num_channels 4 --max_steps 1 --num_workers 0 --device cpu --silent"
 FEW_STEPS = {
-    "train": f"{TINY} --batch_size 16",
+    "train": f"{TINY} --num_heads 2 --batch_size 16",
     "train-forces": f"{TINY} --num_train 10 --num_validation 5",
     "evaluate": "--num_workers 0 --device cpu",
 }
