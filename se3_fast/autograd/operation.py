@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.transforms import apply, apply_in_backward, is_forward
+from se3_fast.autograd.transforms import apply, apply_in_backward, asked_for, is_forward
 
 Tensors = Sequence[Tensor | None]
 Evaluate = Callable[[Any], Sequence[Tensor]]
@@ -172,6 +172,7 @@ class _Evaluation(torch.autograd.Function):
         num_results = len(output) - operation.num_kept
         saved = operation.saved(operands)
         ctx.operation, ctx.num_saved, ctx.num_results = operation, len(saved), num_results
+        ctx.are_tensors = [False, *(operand is not None for operand in operands)]
         if is_forward():
             ctx.save_for_forward(*operation.formula_operands(operands))
         if is_forward() or not operation.takes_missing:
@@ -182,7 +183,7 @@ class _Evaluation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        operation, wanted = ctx.operation, ctx.needs_input_grad[1:]
+        operation, wanted = ctx.operation, asked_for(ctx, ctx.are_tensors)[1:]
         given: Tensors = gradients[: ctx.num_results]
         if all(gradient is None for gradient in given):
             return None, *[None] * len(wanted)

@@ -96,3 +96,27 @@ def apply_in_backward(function: type[torch.autograd.Function], *arguments: Any) 
     return [
         None if column[0] is None else torch._add_batch_dim(torch.stack(column), 0, level) for column in zip(*entries, strict=True)
     ]
+
+
+def asked_for(ctx: Any, are_tensors: Sequence[bool]) -> tuple[bool, ...]:
+    """Which inputs of a function the backward pass that is running wants gradients of.
+
+    ``ctx.needs_input_grad`` says which require one. Of these ``torch.autograd.grad`` may want a part: forces are gradients of the
+    positions alone, though all parameters require one too.
+
+    Args:
+        ctx: of the function, in its backward.
+        are_tensors: which of its inputs are tensors.
+    """
+    if torch.compiler.is_compiling() or is_transformed():
+        return ctx.needs_input_grad
+    nodes = (node for node, _ in ctx.next_functions)  # of the tensors alone
+    reached = (next(nodes) if is_tensor else None for is_tensor in are_tensors)
+    return tuple(needs and _is_reached(node) for needs, node in zip(ctx.needs_input_grad, reached, strict=True))
+
+
+def _is_reached(node: Any) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that autograd.grad was given itself
+        return True
