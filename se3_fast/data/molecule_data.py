@@ -81,7 +81,7 @@ class MoleculeDataModule(DataModule):
         """
         molecules = self._molecules.molecules
         targets = molecules.targets[cast(Subset[Molecules], self.ds_train).indices].double()
-        columns = targets.reshape(len(targets), -1).unbind(1)
+        columns = (targets if targets.ndim == 2 else targets[:, None]).unbind(1)
         properties = [self._property(name, unit, column) for (name, unit), column in zip(self._named_units, columns, strict=True)]
         self.objective = Objective(self._kind, tuple(properties))
         self._max_degree = num_degrees - 1

@@ -100,10 +100,11 @@ def _card_of_own(source: Path, name: str, checkpoint: dict[str, Any], note: str)
 
 
 def _told(name: str, unit: str, score: dict[str, float]) -> str:
-    figures = ((key, score[key]) for key in ("mae", "roc_auc") if key in score)
-    key, value = next(figures)
-    told = with_unit(f"{value:.4g}", unit) if key == "mae" else f"{value:.4g}"
-    return f"test {'MAE' if key == 'mae' else 'ROC-AUC'} of {name}: {told} ({score['known']:.0f} molecules)"
+    if "roc_auc" in score:
+        error = f"ROC-AUC of {name}: {score['roc_auc']:.4g}"
+    else:
+        error = f"MAE of {name}: {with_unit(format(score['mae'], '.4g'), unit)}"
+    return f"test {error} ({score['known']:.0f} molecules)"
 
 
 def _rows(checkpoint: dict[str, Any], note: str) -> str:

@@ -77,6 +77,7 @@ class PredictionReport:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._properties = subject.objective.properties
+        self._has_uncertainty = not subject.objective.is_classification
         self._served: list[list[tuple[float, float, float]]] = []  # of each property value, uncertainty, known value; or NaN
         self._rows: list[str] = []
         self._failed = 0
@@ -187,17 +188,15 @@ class PredictionReport:
         columns = [("place", "number"), ("name", "text")]
         for one in self._properties:
             of_name = f" {one.name}" if len(self._properties) > 1 else ""
-            columns += [(in_unit(f"{title}{of_name}", one.unit), "number") for title in self._titles()]
+            titles = ("predicted", "uncertainty", "known") if self._has_uncertainty else ("probability", "known")
+            columns += [(in_unit(f"{title}{of_name}", one.unit), "number") for title in titles]
         columns += [("outside of the training data", "text"), ("error", "text")]
         left_out = len(self._served) + self._failed - len(self._rows)
         note = f'<p class="note">The first {len(self._rows):,}; {left_out:,} more are in the output.</p>' if left_out else ""
         return section("Molecules", note + table(columns, self._rows))
 
-    def _titles(self) -> list[str]:
-        return ["probability", "known"] if self._subject.objective.is_classification else ["predicted", "uncertainty", "known"]
-
     def _row(self, prediction: Prediction) -> str:
-        cells = "".join(_cells(prediction.values[one.name], len(self._titles()) == 3) for one in self._properties)
+        cells = "".join(_cells(prediction.values[one.name], self._has_uncertainty) for one in self._properties)
         return (
             f'<tr><td class="number">{prediction.number}</td><td>{escape(prediction.name)}</td>{cells}'
             f'<td class="warn">{escape(prediction.outside)}</td><td class="bad">{escape(prediction.error)}</td></tr>'

@@ -122,8 +122,7 @@ def run_shell_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.fixture
 def with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that pages speak of, which is the current one."""
-    from rdkit import Chem
-
+    Chem = pytest.importorskip("rdkit.Chem")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     write_few_molecules(tmp_path / "data")
