@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,15 +95,17 @@ def test_a_run_tells_before_its_first_step_and_how_long_it_takes(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("command", "words", "message"),
     [
-        ("--num_heads 3", "--num_heads 3: expected a divisor of 8, which is --num_channels 16 by --channels_div 2"),
-        ("--num_channels 5", "--channels_div 2: expected a divisor of --num_channels, which is 5"),
-        ("--num_degrees 8", "--num_degrees 8: expected at most 7"),
+        (train, "--num_heads 3", "--num_heads 3: expected a divisor of 16, which is --num_channels 32 by --channels_div 2"),
+        (train, "--num_channels 5", "--channels_div 2: expected a divisor of --num_channels, which is 5"),
+        (train_forces, "--num_degrees 8", "--num_degrees 8: expected at most 7"),
     ],
 )
-def test_force_fields_name_the_options(words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_forces([*words.split(), "--log_dir", str(tmp_path)]) == 2
+def test_sizes_that_do_not_fit_name_the_options(
+    command: Callable[[list[str]], int], words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command([*words.split(), "--log_dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
