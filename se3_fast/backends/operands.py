@@ -112,17 +112,11 @@ class Geometry(Protocol):
     """What convolutions read of the edges' directions: :class:`se3_fast.geometry.EdgeGeometry`."""
 
     rel_pos: Tensor
+    num_edges: int
     max_degree: int
+    is_given: bool
     factor: Tensor | None
     by_formula: Tensor | None
-
-    @property
-    def num_edges(self) -> int:
-        """E."""
-
-    @property
-    def needs_formula(self) -> bool:
-        """Whether only the tensors given say what the messages are."""
 
     @property
     def angles(self) -> Tensor:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "se3_fast"
 FLOORS = (
     ("kernels",),
     ("autograd",),
-    ("fiber", "so3", "graph", "contraction"),
+    ("fiber", "so3", "edge_orders", "graph", "contraction"),
     ("backends",),
     ("ops", "geometry"),
     ("layers", "parameter_layout"),

@@ -124,6 +124,8 @@ class Launches:
             for (degree, _), feature in zip(self.plan.node_channels, features[:num_node_degrees], strict=True)
         ]
         self._launch_align(of_nodes, self.graph.src, aligned_features)
+        if not self.plan.edge_channels:
+            return aligned_features
         of_edges = [
             self._block(self.rows_in, degree, dict(self.plan.node_channels)[degree], feature)
             for (degree, _), feature in zip(self.plan.edge_channels, features[num_node_degrees:], strict=True)
