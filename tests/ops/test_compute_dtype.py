@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from se3_fast import EdgeGeometry, Fiber, Graph, SE3TransformerPooled, backend
+from se3_fast import EdgeGeometry, Graph, backend
 from se3_fast import geometry as geometry_module
 from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, go_together
 from se3_fast.backends import choice
 from se3_fast.backends.choice import BACKENDS, implementation
+from tests.models import pooled_model
 from tests.support import random_graph, relative_error
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -19,19 +20,7 @@ HALF_TOLERANCE = 5e-2
 
 
 def _model(tensor_cores: bool) -> nn.Module:
-    torch.manual_seed(0)
-    return SE3TransformerPooled(
-        fiber_in=Fiber({0: 3}),
-        fiber_out=Fiber({0: 4}),
-        fiber_edge=Fiber({0: 1}),
-        num_degrees=2,
-        num_channels=4,
-        output_dim=1,
-        num_layers=1,
-        num_heads=2,
-        channels_div=1,
-        tensor_cores=tensor_cores,
-    )
+    return pooled_model(3, 4, 1, channels_div=1, tensor_cores=tensor_cores)
 
 
 def _inputs(dtype: torch.dtype) -> tuple[Graph, dict[str, Tensor], dict[str, Tensor]]:

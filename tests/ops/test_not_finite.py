@@ -34,7 +34,7 @@ from se3_fast.ops.perceptron import perceptron
 from se3_fast.ops.pooling import pooling
 from se3_fast.ops.radial import RadialLayer, radial
 from se3_fast.ops.tfn_conv import tfn_conv
-from tests.support import TRITON_DEVICE, make_convolution, random_graph
+from tests.support import device_of, make_convolution, random_graph
 
 NAN, INFINITY = float("nan"), float("inf")
 NUM_NODES, NUM_EDGES, WIDTH = 4, 7, 16
@@ -260,7 +260,7 @@ def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def test_goes_through_as_in_the_formula(case: str, backend: str) -> None:
     operation = OPERATIONS[CASES[case]]
     inputs = inputs_of(operation)
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     for place in [*inputs, "gradient"]:
         for value in (NAN, INFINITY, -INFINITY) if backend != "triton" else (NAN,):  # the interpreter takes its time
             dense, formula = expected(CASES[case], place, value)
@@ -278,7 +278,7 @@ def test_goes_through_as_in_the_formula(case: str, backend: str) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_maximum_shows_nan(backend: str) -> None:
     """The node that is NaN has the gradient; other graphs are not touched."""
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     feature = torch.tensor([1.0, 3.0, 2.0, NAN, 5.0], device=device).view(5, 1, 1).requires_grad_()
     with se3_fast.backend(backend):
         pooled = pooling(feature, torch.tensor([2, 3], device=device), "max")
@@ -293,7 +293,7 @@ def test_maximum_shows_nan(backend: str) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_directions_that_are_none(axis: int, value: float, backend: str) -> None:
     """Positions on a device are not looked at: one that is not finite has frames that are not, and no other edge's are touched."""
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     rel_pos = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     with se3_fast.backend(backend):
         geometry = EdgeGeometry(rel_pos, 2)
