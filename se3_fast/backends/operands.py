@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -70,6 +70,22 @@ class Recipe(NamedTuple):
 def scaled(hidden: Tensor, scales: Tensor) -> Tensor:
     """h times a factor, in the dtype of h."""
     return (hidden * scales).to(hidden.dtype)
+
+
+class Norm(NamedTuple):
+    """How norms are normalised, and what is made of them.
+
+    Attributes:
+        scale: [C] weight; of a group normalisation [D * C], channels of all D degrees side by side, degrees ascending.
+        shift: bias, of the same shape.
+        epsilon: added to the variance.
+        nonlinearity: applied to the normalised norms.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    epsilon: float
+    nonlinearity: Callable[[Tensor], Tensor]
 
 
 class LayerParameters(NamedTuple):

@@ -6,13 +6,22 @@ operation in ``se3_fast/ops`` asks with. Without it everything is served.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from se3_fast.backends.operands import AlignedMessages, AlignedWeights, Convolution, FrameForm, LayerParameters, Profiles, Recipe
+from se3_fast.backends.operands import (
+    AlignedMessages,
+    AlignedWeights,
+    Convolution,
+    FrameForm,
+    LayerParameters,
+    Norm,
+    Profiles,
+    Recipe,
+)
 from se3_fast.contraction import ContractionOrder, ConvolutionPlan
 from se3_fast.fiber import Features, Fiber, HeadFeatures
 from se3_fast.graph import Graph
@@ -53,20 +62,10 @@ class Linear(Protocol):
 class EquivariantNorm(Protocol):
     """:mod:`se3_fast.ops.equivariant_norm`; details: the type of the nonlinearity."""
 
-    def group_norm(
-        self,
-        features: Features,
-        scale: Tensor,
-        shift: Tensor,
-        epsilon: float,
-        nonlinearity: Callable[[Tensor], Tensor],
-        row: Tensor | None,
-    ) -> Features:
+    def group_norm(self, features: Features, norm: Norm, row: Tensor | None) -> Features:
         """Over the norms of all degrees."""
 
-    def layer_norm(
-        self, feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def layer_norm(self, feature: Tensor, norm: Norm) -> Tensor:
         """Over the norms of one degree."""
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import se3_fast
 from se3_fast import Fiber, NormSE3
 from se3_fast.backends.dense import equivariant_norm as formula
+from se3_fast.backends.operands import Norm
 from se3_fast.ops import equivariant_norm
 from tests.support import (
     BACKENDS,
@@ -115,11 +116,11 @@ def test_parameters_of_another_dtype_and_features_that_are_not_contiguous(backen
     features = torch.randn(5, 3, 4, device=device).transpose(1, 2).half().requires_grad_()
     scale, shift = (torch.randn(4, device=device).requires_grad_() for _ in range(2))
     with se3_fast.backend(backend):
-        output = equivariant_norm.layer_norm(features, scale, shift, 1e-5, nn.ReLU())
+        output = equivariant_norm.layer_norm(features, Norm(scale, shift, 1e-5, nn.ReLU()))
     output.sum().backward()
     assert output.dtype == features.grad.dtype == torch.float16
     assert scale.grad is not None and scale.grad.dtype == torch.float32
-    truth = formula.layer_norm(features.double(), scale.double(), shift.double(), 1e-5, nn.ReLU())
+    truth = formula.layer_norm(features.double(), Norm(scale.double(), shift.double(), 1e-5, nn.ReLU()))
     assert relative_error(output, truth) < TOLERANCE[torch.float16]
 
 

@@ -28,7 +28,7 @@ from se3_fast.backends.operands import Convolution
 from se3_fast.contraction import RadialGroup
 from se3_fast.ops.basis import get_basis
 from se3_fast.ops.edge_attention import edge_attention, message_attention, takes_messages
-from se3_fast.ops.equivariant_norm import group_norm, layer_norm
+from se3_fast.ops.equivariant_norm import Norm, group_norm, layer_norm
 from se3_fast.ops.linear import linear
 from se3_fast.ops.perceptron import perceptron
 from se3_fast.ops.pooling import pooling
@@ -120,7 +120,7 @@ RADIAL_SHAPES = {"invariants": (NUM_EDGES, 3)} | {
 
 def normed(inputs: Tensors) -> list[Tensor]:
     features = {degree: inputs[degree] for degree in ("0", "1")}
-    return list(group_norm(features, inputs["Scale"], inputs["Shift"], 1e-5, nn.ReLU()).values())
+    return list(group_norm(features, Norm(inputs["Scale"], inputs["Shift"], 1e-5, nn.ReLU())).values())
 
 
 def normed_by_formula(inputs: Tensors) -> list[Tensor]:
@@ -152,7 +152,7 @@ OPERATIONS = {
     ),
     "layer norm": Operation(
         {"1": (NUM_NODES, 3, 3), "Scale": (3,), "Shift": (3,)},
-        lambda inputs: [layer_norm(*inputs.values(), 1e-5, nn.ReLU())],
+        lambda inputs: [layer_norm(inputs["1"], Norm(inputs["Scale"], inputs["Shift"], 1e-5, nn.ReLU()))],
     ),
     "linear": Operation(
         {"Weight 0": (2, 3), "Weight 1": (2, 2), "0": (NUM_NODES, 3, 1), "1": (NUM_NODES, 2, 3)},

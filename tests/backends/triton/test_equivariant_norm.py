@@ -13,7 +13,7 @@ from se3_fast import Fiber
 from se3_fast.backends.dense import equivariant_norm as formula
 from se3_fast.backends.triton.equivariant_norm import FusedNorm
 from se3_fast.backends.triton.shared_features import SharedFeatures
-from se3_fast.ops.equivariant_norm import group_norm
+from se3_fast.ops.equivariant_norm import Norm, group_norm
 from se3_fast.ops.shared_features import shared_features
 from tests.model.test_golden import FILES, Golden, run_norm
 from tests.ops.test_equivariant_norm import CASES, assert_equal, run
@@ -48,7 +48,7 @@ def test_gradients_of_several_readers_and_of_parameters_in_a_row(num_parts: int)
         features = {key: value.to(TRITON_DEVICE).requires_grad_() for key, value in random_features(Fiber.create(3, 3), 33).items()}
         parameters = [row] if is_shared else [scale.requires_grad_(), shift.requires_grad_()]
         with se3_fast.backend("triton" if is_shared else "dense"):
-            outputs = group_norm(features, scale, shift, 1e-5, nn.ReLU(), row if is_shared else None)
+            outputs = group_norm(features, Norm(scale, shift, 1e-5, nn.ReLU()), row if is_shared else None)
         copies = shared_features(outputs, 3)
         assert isinstance(outputs, SharedFeatures) == is_shared
         weights = [1.0, -2.0, 0.5]
