@@ -55,7 +55,7 @@ class EdgeOrders:
         self._outgoing: EdgeOrder | None
         self._incoming, self._outgoing = given or (None, None)
         self._sources: tuple[Tensor, list[int]] | None = None
-        self._versions = self._versions_of_edges()
+        self._versions = version_of(src), version_of(dst)
 
     def incoming(self) -> EdgeOrder:
         """Edges grouped by destination."""
@@ -84,12 +84,11 @@ class EdgeOrders:
         return nodes[: len(counts)], counts
 
     def _forget_changed_edges(self) -> None:
-        if not self._is_given and any(map(has_changed, (self._src, self._dst), self._versions)):
+        if self._is_given:
+            return
+        if has_changed(self._src, self._versions[0]) or has_changed(self._dst, self._versions[1]):
             self._incoming = self._outgoing = self._sources = None
-            self._versions = self._versions_of_edges()
-
-    def _versions_of_edges(self) -> tuple[int, int]:
-        return version_of(self._src), version_of(self._dst)
+            self._versions = version_of(self._src), version_of(self._dst)
 
     def map(self, function: Callable[[Tensor], Tensor], src: Tensor, dst: Tensor) -> EdgeOrders:
         """What has been made, by a function that moves tensors; ``src`` and ``dst`` are the edges there."""
@@ -103,15 +102,21 @@ class EdgeOrders:
 
 
 def _group_by(node_of_edge: Tensor, num_nodes: int) -> EdgeOrder:
-    return EdgeOrder(*made_beside(node_of_edge, lambda: _edge_order(node_of_edge, num_nodes)))
+    if torch.compiler.is_compiling():
+        return EdgeOrder(*_edge_order(node_of_edge, num_nodes))
+    return EdgeOrder(*made_beside(node_of_edge, lambda: _sorted_edges(node_of_edge, num_nodes)))
+
+
+def _sorted_edges(node_of_edge: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    nodes, order = node_of_edge.sort(stable=True)
+    return order, torch.searchsorted(nodes, torch.arange(num_nodes + 1, device=nodes.device))
 
 
 @torch.library.custom_op("se3_fast::edge_order", mutates_args=())
 def _edge_order(node_of_edge: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
     """Order and offsets as one node of compiled graphs, which may run in inference mode while the graph keeps them for training."""
     with torch.inference_mode(False), torch.no_grad():
-        nodes, order = node_of_edge.sort(stable=True)
-        return order, torch.searchsorted(nodes, torch.arange(num_nodes + 1, device=nodes.device))
+        return _sorted_edges(node_of_edge, num_nodes)
 
 
 @_edge_order.register_fake

@@ -119,7 +119,7 @@ def version_of(tensor: Tensor) -> int:
 
 def has_changed(tensor: Tensor, version: int) -> bool:
     """Whether the tensor has been changed in place since :func:`version_of` was asked; not seen while PyTorch compiles."""
-    return not torch.compiler.is_compiling() and version_of(tensor) != version
+    return not torch.compiler.is_compiling() and (0 if tensor.is_inference() else tensor._version) != version
 
 
 def is_readable(tensor: Tensor) -> bool:
