@@ -16,8 +16,8 @@ from bench.children import run_command
 
 TESTS = Path(__file__).parents[1] / "tests"
 FOLDERS = ("gpu", "backends/triton", "backends/cuda")
-MARK = "TRITON_DEVICE"
-"""What a test names that runs kernels where there is a GPU (tests/support.py)."""
+MARKS = ("TRITON_DEVICE", "device_of")
+"""What a test names one of that runs kernels where there is a GPU (tests/support.py)."""
 
 LOG, SECONDS, BEGUN = "SE3_FAST_TEST_LOG", "SE3_FAST_TEST_SECONDS", "SE3_FAST_TESTS_BEGUN"
 """Variables that tell :mod:`bench.pytest_guard` where outcomes go, what a test may take, and which file lists those that
@@ -34,8 +34,13 @@ OUTCOMES = ("passed", "skipped", "failed")
 def files() -> list[str]:
     """The files of the tests that run on a GPU where there is one, those that only a GPU can run first."""
     folders = [path for folder in FOLDERS for path in sorted((TESTS / folder).glob("test_*.py"))]
-    others = [path for path in sorted(TESTS.rglob("test_*.py")) if path not in folders and MARK in path.read_text()]
+    others = [path for path in sorted(TESTS.rglob("test_*.py")) if path not in folders and _runs_kernels(path)]
     return [str(path.relative_to(TESTS.parent)) for path in (*folders, *others)]
+
+
+def _runs_kernels(path: Path) -> bool:
+    text = path.read_text()
+    return any(mark in text for mark in MARKS)
 
 
 def run(tests: Sequence[str], out: Path, seconds: float, test_seconds: float) -> dict[str, Any]:

@@ -3,58 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype
-from se3_fast.autograd.modes import is_readable, made_beside
-from se3_fast.autograd.transforms import is_batched, is_followed, is_variable, values
+from se3_fast.autograd.modes import has_changed, is_readable, made_beside, version_of
+from se3_fast.autograd.transforms import is_followed, is_variable, values
 from se3_fast.backends.choice import implementation
 from se3_fast.backends.dense import basis as reference_basis
-from se3_fast.backends.dense.edge_frames import edge_directions
 from se3_fast.backends.operands import FrameForm
 from se3_fast.contraction import RADIAL_WIDTH
-from se3_fast.graph import version_of
 from se3_fast.ops.basis import get_basis
+from se3_fast.ops.edge_frames import directions, edges_without_length, frame_angles, wigner_blocks
 from se3_fast.ops.given_bases import directions_of
-
-
-@torch.library.custom_op("se3_fast::wigner_blocks", mutates_args=())
-def _wigner_blocks(direction: Tensor, max_degree: int) -> Tensor:
-    """:func:`~se3_fast.backends.dense.edge_frames.wigner_blocks` as one node of compiled graphs."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(direction.device.type, enabled=False):
-        return implementation("edge_frames", direction.device).wigner_blocks(direction, max_degree)
-
-
-@_wigner_blocks.register_fake
-def _(direction: Tensor, max_degree: int) -> Tensor:
-    return direction.new_empty(direction.shape[0], sum((2 * degree + 1) ** 2 for degree in range(max_degree + 1)))
-
-
-@_wigner_blocks.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], direction: Tensor, max_degree: int) -> tuple[Tensor, int]:
-    batch = direction.movedim(in_dims[0] or 0, 0)  # edges of a batch are as good as others
-    return _wigner_blocks(batch.flatten(0, 1), max_degree).unflatten(0, batch.shape[:2]), 0
-
-
-@torch.library.custom_op("se3_fast::frame_angles", mutates_args=())
-def _frame_angles(rel_pos: Tensor) -> Tensor:
-    """:func:`~se3_fast.backends.dense.edge_frames.frame_angles` as one node of compiled graphs."""
-    with torch.inference_mode(False), torch.no_grad():
-        return implementation("edge_frames", rel_pos.device).frame_angles(rel_pos)
-
-
-@_frame_angles.register_fake
-def _(rel_pos: Tensor) -> Tensor:
-    return rel_pos.new_empty(4, rel_pos.shape[0])
-
-
-@_frame_angles.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], rel_pos: Tensor) -> tuple[Tensor, int]:
-    batch = rel_pos.movedim(in_dims[0] or 0, 0)
-    return _frame_angles(batch.flatten(0, 1).contiguous()).unflatten(1, batch.shape[:2]), 1
 
 
 def edge_lengths(rel_pos: Tensor) -> Tensor:
@@ -75,6 +37,7 @@ class EdgeGeometry:
     Attributes:
         rel_pos: [E, 3] relative positions, or directions of any length where only a basis was given. If it requires grad, the
             convolutions differentiate with respect to it.
+        num_edges: E.
         max_degree: largest degree of the features that this geometry serves.
         factor: [E], by which the bases are multiplied (a cutoff), or None; with its graph where it has one. As in the published
             formula the messages from degree 0 to degree 0 of a convolution without fused pairs have no basis, and so no factor.
@@ -99,6 +62,7 @@ class EdgeGeometry:
         if bases is None:
             _check_relative_positions(rel_pos, with_values=zero_length_edges is None)  # else they have been looked at
         self.rel_pos = rel_pos
+        self.num_edges = rel_pos.shape[0]  # len() would fix the number in a graph that is exported
         self.max_degree = max_degree
         self.factor = factor
         self.is_given = False
@@ -172,29 +136,19 @@ class EdgeGeometry:
         return geometry
 
     @property
-    def num_edges(self) -> int:
-        """Number of edges E."""
-        return self.rel_pos.shape[0]  # len() would fix the number in a graph that is exported
-
-    @property
-    def _working_positions(self) -> Tensor:
-        """Constants in at least float32."""
-        return self.rel_pos.detach().to(accumulation_dtype(self.rel_pos.dtype))
-
-    @property
     def direction(self) -> Tensor:
         """[E, 3] unit vectors in at least float32, (0, 0, 0) for zero-length edges; constants."""
-        return self._once("direction", lambda: edge_directions(self._working_positions))
+        return self._once("direction", lambda: directions(self.rel_pos))
 
     @property
     def wigner(self) -> Tensor:
         """[E, sum of (2d+1)^2] Wigner D blocks of the edge frames (see backends/dense/edge_frames.py); constants."""
-        return self._once("wigner", lambda: _wigner_blocks(self.direction, self.max_degree))
+        return self._once("wigner", lambda: wigner_blocks(self.direction, self.max_degree))
 
     @property
     def angles(self) -> Tensor:
         """[4, E] cos and sin of the two angles of each edge's frame (``kernels/edge_frames.py``); constants."""
-        return self._once("angles", lambda: _frame_angles(self._working_positions))
+        return self._once("angles", lambda: frame_angles(self.rel_pos))
 
     def angles_by(self, edges: Tensor, dtype: torch.dtype) -> Tensor:
         """The angles with the edges in another order, [n] int64; kept for the next layer."""
@@ -208,17 +162,7 @@ class EdgeGeometry:
     @property
     def zero_length_edges(self) -> Tensor:
         """[n] int64, the edges that have no direction."""
-        return self._once("zero_length_edges", self._find_zero_length_edges)
-
-    def _find_zero_length_edges(self) -> Tensor:
-        if not is_batched(self.rel_pos):
-            return (self.direction == 0).all(-1).nonzero().squeeze(-1)
-        if (values(self.rel_pos) == 0).all(-1).any():
-            raise ValueError(
-                "rel_pos: expected no edge of length zero within vmap, got some; backend dense serves them "
-                "(with se3_fast.backend('dense'))"
-            )
-        return torch.empty(0, dtype=torch.int64, device=self.rel_pos.device)
+        return self._once("zero_length_edges", lambda: edges_without_length(self.rel_pos))
 
     def _once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What ``make`` makes, kept; not ``cached_property``, whose lock ``torch.compile`` cannot follow."""
@@ -229,7 +173,7 @@ class EdgeGeometry:
 
     def _forget_changed_positions(self) -> None:
         """Drop what was made of positions that have been changed in place since."""
-        if torch.compiler.is_compiling() or version_of(self.rel_pos) == self._version:
+        if not has_changed(self.rel_pos, self._version):
             return
         self._made.clear()
         self._casts.clear()
@@ -309,11 +253,6 @@ class EdgeGeometry:
         if form is not None:
             self.frames(form)
         return self
-
-    @property
-    def needs_formula(self) -> bool:
-        """Whether only the tensors given say what the messages are; in compiled graphs also where that is so of some edges."""
-        return self.is_given or (self.by_formula is not None and torch.compiler.is_compiling())
 
     def has_constant_frames(self) -> bool:
         """Whether every edge has a frame, and none is differentiated with respect to."""
@@ -398,7 +337,7 @@ def _check_relative_positions(rel_pos: Tensor, with_values: bool) -> None:
         raise ValueError(f"rel_pos: expected shape [E, 3], got {list(rel_pos.shape)}")
     if not rel_pos.is_floating_point():
         raise ValueError(f"rel_pos: expected floating-point values, got {rel_pos.dtype}")
-    if not with_values or torch.compiler.is_compiling():
+    if not with_values:
         return
     given = values(rel_pos)
     if is_readable(given) and not given.isfinite().all():

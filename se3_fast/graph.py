@@ -8,39 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.modes import is_readable, made_beside, outside_inference_mode
+from se3_fast.autograd.modes import is_of_inference_mode, is_readable, outside_inference_mode
 from se3_fast.autograd.transforms import is_batched, is_transformed, untransformed, values
+from se3_fast.edge_orders import EdgeOrder, EdgeOrders, check_order
 from se3_fast.neighbours import check_positions, neighbours_of_batch
 
-
-class EdgeOrder(NamedTuple):
-    """Edges grouped by one of their end nodes (compressed sparse rows).
-
-    Attributes:
-        order: [E] int64; edge numbers, those of node 0 first; edges of one node keep their order.
-        offsets: [N + 1] int64; the edges of node n are ``order[offsets[n]:offsets[n + 1]]``.
-    """
-
-    order: Tensor
-    offsets: Tensor
-
-
-def check_order(name: str, order: EdgeOrder, num_edges: int, num_nodes: int, device: torch.device) -> EdgeOrder:
-    """The order, contiguous, as kernels read it; what is in it is not looked at.
-
-    Raises:
-        ValueError: for other shapes, another dtype than int64, or another device, naming ``name``.
-    """
-    for part, tensor, size in (("order", order.order, num_edges), ("offsets", order.offsets, num_nodes + 1)):
-        if tensor.dtype != torch.int64 or tensor.shape != (size,) or tensor.device != device:
-            came = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            raise ValueError(f"{name}.{part}: expected torch.int64 [{size}] on {device}, got {came}")
-    return EdgeOrder(order.order.contiguous(), order.offsets.contiguous())
+__all__ = [
+    "EdgeOrder",
+    "Graph",
+    "as_graph",
+    "complete_graph",
+    "nearest_neighbour_graph",
+    "radius_graph",
+    "relative_positions",
+]
 
 
 class Graph:
@@ -84,10 +70,7 @@ class Graph:
         self._batch_num_edges = _edges_of_graphs(self.src, self.dst, self._batch_num_nodes, batch_num_edges)
         self.ndata = dict(ndata or {})
         self.edata = dict(edata or {})
-        self._incoming: EdgeOrder | None = None
-        self._outgoing: EdgeOrder | None = None
-        self._sources: tuple[Tensor, list[int]] | None = None
-        self._versions: tuple[int, int] | None = self._versions_of_edges()
+        self._orders = EdgeOrders(self.src, self.dst, self._num_nodes)
 
     @staticmethod
     def from_orders(
@@ -109,16 +92,37 @@ class Graph:
             ValueError: if shapes, dtypes or devices do not fit each other.
         """
         _check_shapes(src, dst)
+        num_nodes = incoming.offsets.shape[0] - 1
+        given = (
+            check_order("incoming", incoming, src.shape[0], num_nodes, src.device),
+            check_order("outgoing", outgoing, src.shape[0], num_nodes, src.device),
+        )
+        src, dst = src.long().contiguous(), dst.long().contiguous()
+        sizes = [src.new_empty(0) if part is None else part.long().contiguous() for part in (batch_num_nodes, batch_num_edges)]
+        return Graph._known(EdgeOrders(src, dst, num_nodes, given), (src, dst), num_nodes, sizes, ndata or {}, edata or {})
+
+    @staticmethod
+    def _known(
+        orders: EdgeOrders,
+        edges: tuple[Tensor, Tensor],
+        num_nodes: int,
+        sizes: Sequence[Tensor],
+        ndata: dict[str, Tensor],
+        edata: dict[str, Tensor],
+    ) -> Graph:
+        """A graph of parts that fit each other."""
         graph = object.__new__(Graph)
-        graph.src, graph.dst = src.long().contiguous(), dst.long().contiguous()
-        graph._num_nodes = num_nodes = incoming.offsets.shape[0] - 1
-        graph._batch_num_nodes = src.new_empty(0) if batch_num_nodes is None else batch_num_nodes.long().contiguous()
-        graph._batch_num_edges = src.new_empty(0) if batch_num_edges is None else batch_num_edges.long().contiguous()
-        graph.ndata, graph.edata = dict(ndata or {}), dict(edata or {})
-        graph._incoming = check_order("incoming", incoming, src.shape[0], num_nodes, src.device)
-        graph._outgoing = check_order("outgoing", outgoing, src.shape[0], num_nodes, src.device)
-        graph._sources = graph._versions = None
+        graph.src, graph.dst = edges
+        graph._num_nodes = num_nodes
+        graph._batch_num_nodes, graph._batch_num_edges = sizes
+        graph.ndata, graph.edata = dict(ndata), dict(edata)
+        graph._orders = orders
         return graph
+
+    def without_data(self) -> Graph:
+        """The edges alone, as layers read them: no node data, no edge data; the orders of the edges are kept for both graphs."""
+        sizes = (self._batch_num_nodes, self._batch_num_edges)
+        return Graph._known(self._orders, (self.src, self.dst), self._num_nodes, sizes, {}, {})
 
     @property
     def device(self) -> torch.device:
@@ -172,41 +176,15 @@ class Graph:
 
     def incoming(self) -> EdgeOrder:
         """Edges grouped by destination; made at the first call and kept."""
-        self._forget_changed_edges()
-        if self._incoming is None:
-            self._incoming = _group_by(self.dst, self._num_nodes)
-        return self._incoming
+        return self._orders.incoming()
 
     def outgoing(self) -> EdgeOrder:
         """Edges grouped by source; made at the first call and kept."""
-        self._forget_changed_edges()
-        if self._outgoing is None:
-            self._outgoing = _group_by(self.src, self._num_nodes)
-        return self._outgoing
+        return self._orders.outgoing()
 
     def sources_by_out_degree(self) -> tuple[Tensor, list[int]]:
         """Nodes that have outgoing edges, those with most first, and their out-degrees; made at the first call and kept."""
-        self._forget_changed_edges()
-        if self._sources is None:
-            self._sources = made_beside(self.src, self._make_sources)
-        return self._sources
-
-    def _make_sources(self) -> tuple[Tensor, list[int]]:
-        out_degrees, nodes = self.out_degrees().sort(descending=True, stable=True)
-        counts = out_degrees[out_degrees > 0].tolist()
-        return nodes[: len(counts)], counts
-
-    def _forget_changed_edges(self) -> None:
-        """Drop what was made of edges that have been changed in place since. Orders that were given stay."""
-        if torch.compiler.is_compiling() or self._versions is None:
-            return
-        versions = self._versions_of_edges()
-        if versions != self._versions:
-            self._incoming = self._outgoing = self._sources = None
-            self._versions = versions
-
-    def _versions_of_edges(self) -> tuple[int, int]:
-        return version_of(self.src), version_of(self.dst)
+        return self._orders.sources_by_out_degree()
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Graph:
         """This graph with all its tensors on ``device`` (itself if they are there already)."""
@@ -221,19 +199,15 @@ class Graph:
             return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Any) -> Graph:
-        self._forget_changed_edges()
-        mapped = object.__new__(Graph)
-        mapped.src, mapped.dst = function(self.src), function(self.dst)
-        mapped._num_nodes = self._num_nodes
-        mapped._batch_num_nodes = function(self._batch_num_nodes)
-        mapped._batch_num_edges = function(self._batch_num_edges)
-        mapped.ndata = {name: function(tensor) for name, tensor in self.ndata.items()}
-        mapped.edata = {name: function(tensor) for name, tensor in self.edata.items()}
-        mapped._incoming = EdgeOrder(*map(function, self._incoming)) if self._incoming else None
-        mapped._outgoing = EdgeOrder(*map(function, self._outgoing)) if self._outgoing else None
-        mapped._sources = (function(self._sources[0]), self._sources[1]) if self._sources else None
-        mapped._versions = None if self._versions is None else mapped._versions_of_edges()
-        return mapped
+        src, dst = function(self.src), function(self.dst)
+        return Graph._known(
+            self._orders.map(function, src, dst),
+            (src, dst),
+            self._num_nodes,
+            (function(self._batch_num_nodes), function(self._batch_num_edges)),
+            {name: function(tensor) for name, tensor in self.ndata.items()},
+            {name: function(tensor) for name, tensor in self.edata.items()},
+        )
 
     def __repr__(self) -> str:
         return (
@@ -381,6 +355,23 @@ def as_graph(graph: Any) -> Graph:
     )
 
 
+def relative_positions(graph: Graph) -> Tensor:
+    """``edata['rel_pos']`` of a graph.
+
+    Raises:
+        ValueError: if it is not there, or not of shape [E, 3].
+    """
+    if "rel_pos" not in graph.edata:
+        raise ValueError(f"graph: expected edata['rel_pos'] of shape [E, 3], got edata with {sorted(graph.edata)}")
+    rel_pos = graph.edata["rel_pos"]
+    if not isinstance(rel_pos, Tensor):
+        came = type(rel_pos).__name__
+        raise ValueError(f"graph: expected edata['rel_pos'] as a tensor of shape [E, 3], got an object of type {came}")
+    if rel_pos.shape != (graph.num_edges(), 3):
+        raise ValueError(f"graph: expected edata['rel_pos'] of shape [{graph.num_edges()}, 3], got {list(rel_pos.shape)}")
+    return rel_pos
+
+
 def _from_pyg(data: Any) -> Graph:
     src, dst = _pyg_edges(data)
     num_nodes = int(data.num_nodes)
@@ -468,17 +459,6 @@ def _where(adjacency: Tensor) -> tuple[Tensor, Tensor]:
     return src, dst
 
 
-def _group_by(node_of_edge: Tensor, num_nodes: int) -> EdgeOrder:
-    if torch.compiler.is_compiling():
-        return EdgeOrder(*_edge_order(node_of_edge, num_nodes))
-    return EdgeOrder(*made_beside(node_of_edge, lambda: _sorted_edges(node_of_edge, num_nodes)))
-
-
-def _sorted_edges(node_of_edge: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
-    nodes, order = node_of_edge.sort(stable=True)
-    return order, torch.searchsorted(nodes, torch.arange(num_nodes + 1, device=nodes.device))
-
-
 def _unwrapped(name: str, ends: Tensor) -> Tensor:
     """Ends of edges within ``torch.func`` transforms: node numbers are the same to all of them."""
     if is_batched(ends):
@@ -486,30 +466,13 @@ def _unwrapped(name: str, ends: Tensor) -> Tensor:
     return values(ends)
 
 
-@torch.library.custom_op("se3_fast::edge_order", mutates_args=())
-def _edge_order(node_of_edge: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
-    """Order and offsets as one node of compiled graphs, which may run in inference mode while the graph keeps them for training."""
-    with torch.inference_mode(False), torch.no_grad():
-        return _sorted_edges(node_of_edge, num_nodes)
-
-
-@_edge_order.register_fake
-def _(node_of_edge: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(node_of_edge), node_of_edge.new_empty(num_nodes + 1)
-
-
 def _index(numbers: Tensor) -> Tensor:
     """As the operations read it, contiguous int64, and so that backward passes can keep it."""
     numbers = numbers.long().contiguous()
-    if torch.compiler.is_compiling() or not numbers.is_inference():
+    if not is_of_inference_mode(numbers):
         return numbers
     with outside_inference_mode():
         return numbers.clone()
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often the tensor has been changed in place, as far as PyTorch counts: not in inference mode, nor while it compiles."""
-    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 def _check_shapes(src: Tensor, dst: Tensor) -> None:

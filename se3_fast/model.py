@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.geometry import EdgeGeometry, edge_lengths
-from se3_fast.graph import as_graph
+from se3_fast.graph import as_graph, relative_positions
 from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, LinearSE3, NormSE3
 from se3_fast.layers.attention import ChannelsDivisor
-from se3_fast.layers.convolution import relative_positions
 from se3_fast.layers.head import Head
 from se3_fast.layers.inputs import check_kinds, named
 from se3_fast.layers.joint import join_parameters
@@ -170,24 +169,24 @@ class SE3Transformer(nn.Module):
             ValueError: if features do not fit the fibers or the graph, or positions are not finite.
         """
         graph = as_graph(graph)
-        rel_pos = relative_positions(graph)
+        rel_pos, edges = relative_positions(graph), graph.without_data()  # the layers have the geometry
         if basis is None:
             directions = rel_pos.detach() if self.compute_gradients is False else rel_pos
             basis = EdgeGeometry.from_relative_positions(directions, self.max_degree)
         elif not isinstance(basis, EdgeGeometry):
             basis = EdgeGeometry.from_bases(basis, self.max_degree, rel_pos)
         num_nodes = self.fiber_in.check_features(node_feats, "node_feats")
-        if num_nodes != graph.num_nodes():
-            raise ValueError(f"node_feats: expected features of the graph's {graph.num_nodes()} nodes, got {num_nodes}")
+        if num_nodes != edges.num_nodes():
+            raise ValueError(f"node_feats: expected features of the graph's {edges.num_nodes()} nodes, got {num_nodes}")
         edge_feats = {} if edge_feats is None else _as_floats(edge_feats, rel_pos.dtype)
         self.fiber_edge.check_features(edge_feats, "edge_feats")
         tensors = {"graph.edata['rel_pos']": rel_pos} | named("node_feats", node_feats) | named("edge_feats", edge_feats)
-        check_kinds(self, graph, tensors)
+        check_kinds(self, edges, tensors)
         edge_feats = with_edge_length(rel_pos, edge_feats, self.populate_edge)
-        joint = join_parameters(self.graph_modules, edge_feats, graph, basis)
-        result = self.graph_modules(node_feats, edge_feats, graph=graph, basis=basis, joint=joint)
+        joint = join_parameters(self.graph_modules, edge_feats, edges, basis)
+        result = self.graph_modules(node_feats, edge_feats, graph=edges, basis=basis, joint=joint)
         if self.pooling is not None:
-            return self.pooling_module(result, graph=graph)
+            return self.pooling_module(result, graph=edges)
         if self.return_type is not None:
             return result[str(self.return_type)]
         return result

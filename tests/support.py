@@ -10,6 +10,7 @@ from torch import Tensor
 
 from se3_fast import ConvSE3FuseLevel, Fiber, Graph
 from se3_fast.backends.dense.edge_frames import wigner_blocks
+from se3_fast.backends.registry import availability
 from se3_fast.layers.convolution import ConvSE3
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -18,6 +19,17 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, tor
 
 TRITON_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """Where tests of the Triton kernels run: on the CPU in Triton's interpreter."""
+
+BACKENDS = ("dense", "torch", *(name for name in ("cpp", "triton") if availability(name).is_supported))
+"""Those that are there: each holds the contract of every operation, also where it has no kernels of its own."""
+
+FAST_BACKENDS = BACKENDS[1:]
+"""Those that are compared with ``dense`` in float64."""
+
+
+def device_of(backend: str) -> torch.device:
+    """Where the tests of a backend run."""
+    return TRITON_DEVICE if backend in ("triton", "cuda") else torch.device("cpu")
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:

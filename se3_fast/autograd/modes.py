@@ -9,7 +9,7 @@ kept must be none of that, whoever asks for it first. So tensors that are kept c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -99,6 +99,27 @@ def outside_inference_mode() -> Iterator[None]:
         return
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def not_in_inference_mode() -> AbstractContextManager[object]:
+    """Inside, changes of the tensors that are made are counted. To leave inference mode turns grad mode on."""
+    is_left = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+    return torch.inference_mode(False) if is_left else nullcontext()
+
+
+def is_of_inference_mode(tensor: Tensor) -> bool:
+    """Whether the tensor was made in inference mode: it cannot be kept for a backward pass, and its changes are not counted."""
+    return not torch.compiler.is_compiling() and tensor.is_inference()
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often the tensor has been changed in place, as far as PyTorch counts: not in inference mode, nor while it compiles."""
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
+def has_changed(tensor: Tensor, version: int) -> bool:
+    """Whether the tensor has been changed in place since :func:`version_of` was asked; not seen while PyTorch compiles."""
+    return not torch.compiler.is_compiling() and (0 if tensor.is_inference() else tensor._version) != version
 
 
 def is_readable(tensor: Tensor) -> bool:

@@ -23,8 +23,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
-from se3_fast.autograd.transforms import apply, apply_in_backward, asked_for, is_forward
+from se3_fast.autograd.transforms import asked_for, is_forward, is_recording, is_transformed
 
 Tensors = Sequence[Tensor | None]
 Evaluate = Callable[[Any], Sequence[Tensor]]
@@ -377,3 +378,31 @@ def _for_each_entry(
     columns = list(zip(*entries, strict=True))
     results = tuple(None if column[0] is None else torch.stack(column) for column in columns)
     return results, tuple(None if result is None else 0 for result in results)
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Any, ...]:
+    """The results of ``function``, without the way through autograd where nothing is recorded."""
+    if torch.compiler.is_compiling() or is_transformed():
+        return function.apply(*arguments)
+    alive = [_functorch.unwrap_if_dead(one) if isinstance(one, Tensor) else one for one in arguments]
+    if is_recording():
+        # What Function.apply comes to here, without the look at the signature of its forward in every call.
+        return super(torch.autograd.Function, function).apply(*alive)  # type: ignore[misc]
+    return function.forward(*alive)
+
+
+def apply_in_backward(function: type[torch.autograd.Function], *arguments: Any) -> Sequence[Tensor | None]:
+    """As :func:`apply`, for each entry of the batch where autograd has batched its gradients."""
+    places = [place for place, one in enumerate(arguments) if isinstance(one, Tensor) and _functorch.is_legacy_batchedtensor(one)]
+    if not places:
+        return apply(function, *arguments)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    batches = {place: torch._remove_batch_dim(arguments[place], level, 0, 0) for place in places}
+    entries = [
+        apply_in_backward(function, *(batches[place][entry] if place in batches else one for place, one in enumerate(arguments)))
+        for entry in range(len(batches[places[0]]))
+    ]
+    return [
+        None if column[0] is None else torch._add_batch_dim(torch.stack(column), 0, level) for column in zip(*entries, strict=True)
+    ]

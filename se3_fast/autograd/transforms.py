@@ -3,7 +3,7 @@
 A tensor there is a wrapper with no values of its own to point at; so is every tensor made there, even of constants.
 
 Where autograd itself runs a backward pass for a batch of gradients at once (``is_grads_batched``, ``vectorize=True``) it takes an
-older ``vmap``, of which a :class:`torch.autograd.Function` is told nothing: :func:`apply_in_backward` is for that.
+older ``vmap``, of which a :class:`torch.autograd.Function` is told nothing: ``apply_in_backward`` in ``operation.py`` is for that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch
-from torch._C._functorch import unwrap_if_dead
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
@@ -62,40 +61,12 @@ def is_variable(tensor: Tensor) -> bool:
 def values(tensor: Tensor) -> Tensor:
     """The values behind a tensor: of all entries, on axes in front, within ``vmap``; otherwise the tensor, or what it wraps."""
     num_batches = 0
-    while _functorch.is_functorch_wrapped_tensor(tensor):
+    while not torch.compiler.is_compiling() and _functorch.is_functorch_wrapped_tensor(tensor):
         axis = _functorch.maybe_get_bdim(tensor) if _functorch.is_batchedtensor(tensor) else None
         tensor = _functorch.get_unwrapped(tensor)
         if axis is not None:
             tensor, num_batches = tensor.movedim(axis + num_batches, 0), num_batches + 1
     return tensor
-
-
-def apply(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Any, ...]:
-    """The results of ``function``, without the way through autograd where nothing is recorded."""
-    if torch.compiler.is_compiling() or is_transformed():
-        return function.apply(*arguments)
-    alive = [unwrap_if_dead(one) if isinstance(one, Tensor) else one for one in arguments]
-    if is_recording():
-        # What Function.apply comes to here, without the look at the signature of its forward in every call.
-        return super(torch.autograd.Function, function).apply(*alive)  # type: ignore[misc]
-    return function.forward(*alive)
-
-
-def apply_in_backward(function: type[torch.autograd.Function], *arguments: Any) -> Sequence[Tensor | None]:
-    """As :func:`apply`, for each entry of the batch where autograd has batched its gradients."""
-    places = [place for place, one in enumerate(arguments) if isinstance(one, Tensor) and _functorch.is_legacy_batchedtensor(one)]
-    if not places:
-        return apply(function, *arguments)
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    batches = {place: torch._remove_batch_dim(arguments[place], level, 0, 0) for place in places}
-    entries = [
-        apply_in_backward(function, *(batches[place][entry] if place in batches else one for place, one in enumerate(arguments)))
-        for entry in range(len(batches[places[0]]))
-    ]
-    return [
-        None if column[0] is None else torch._add_batch_dim(torch.stack(column), 0, level) for column in zip(*entries, strict=True)
-    ]
 
 
 def asked_for(ctx: Any, are_tensors: Sequence[bool]) -> tuple[bool, ...]:

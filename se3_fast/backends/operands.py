@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -86,6 +86,22 @@ def scaled(hidden: Tensor, scales: Tensor) -> Tensor:
     return (hidden * scales).to(hidden.dtype)
 
 
+class Norm(NamedTuple):
+    """How norms are normalised, and what is made of them.
+
+    Attributes:
+        scale: [C] weight; of a group normalisation [D * C], channels of all D degrees side by side, degrees ascending.
+        shift: bias, of the same shape.
+        epsilon: added to the variance.
+        nonlinearity: applied to the normalised norms.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    epsilon: float
+    nonlinearity: Callable[[Tensor], Tensor]
+
+
 class LayerParameters(NamedTuple):
     """The parameters of a layer.
 
@@ -126,17 +142,11 @@ class Geometry(Protocol):
     """What convolutions read of the edges' directions: :class:`se3_fast.geometry.EdgeGeometry`."""
 
     rel_pos: Tensor
+    num_edges: int
     max_degree: int
+    is_given: bool
     factor: Tensor | None
     by_formula: Tensor | None
-
-    @property
-    def num_edges(self) -> int:
-        """E."""
-
-    @property
-    def needs_formula(self) -> bool:
-        """Whether only the tensors given say what the messages are."""
 
     @property
     def angles(self) -> Tensor:

@@ -6,7 +6,7 @@ operation in ``se3_fast/ops`` asks with. Without it everything is served.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from se3_fast.backends.operands import (
     DepthwiseProfile,
     FrameForm,
     LayerParameters,
+    Norm,
     Profiles,
     Recipe,
 )
@@ -63,20 +64,10 @@ class Linear(Protocol):
 class EquivariantNorm(Protocol):
     """:mod:`se3_fast.ops.equivariant_norm`; details: the type of the nonlinearity."""
 
-    def group_norm(
-        self,
-        features: Features,
-        scale: Tensor,
-        shift: Tensor,
-        epsilon: float,
-        nonlinearity: Callable[[Tensor], Tensor],
-        row: Tensor | None,
-    ) -> Features:
+    def group_norm(self, features: Features, norm: Norm, row: Tensor | None) -> Features:
         """Over the norms of all degrees."""
 
-    def layer_norm(
-        self, feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def layer_norm(self, feature: Tensor, norm: Norm) -> Tensor:
         """Over the norms of one degree."""
 
 

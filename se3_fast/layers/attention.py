@@ -173,7 +173,7 @@ class AttentionBlockSE3(nn.Module):
         geometry = (self.to_key_value.prepare_geometry if self.low_memory else self.to_key_value.geometry)(graph, basis)
         of_query, of_messages, beside = shared_features(node_features, 3)
         query: Features | HeadFeatures
-        if keeps_frames(geometry, RADIAL_WIDTH) and self._leaves_frames():
+        if (joint is not None or keeps_frames(geometry, RADIAL_WIDTH)) and self._leaves_frames():
             query = self.to_query.per_head(of_query, self.attention.num_heads, joint)
         else:
             query = self.to_query(of_query)

@@ -18,7 +18,7 @@ from se3_fast.backends.operands import Convolution, PreparedRadial, Profiles, Ra
 from se3_fast.contraction import RADIAL_WIDTH, ContractionOrder, ConvolutionPlan, RadialGroup
 from se3_fast.fiber import Features, Fiber
 from se3_fast.geometry import EdgeGeometry
-from se3_fast.graph import Graph, as_graph
+from se3_fast.graph import Graph, as_graph, relative_positions
 from se3_fast.layers.inputs import check_kinds, named
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.layers.prepared import JointParameters
@@ -458,23 +458,6 @@ def _hidden(
     if profiles is not None:
         return radial(invariants, profiles), recipe(invariants, profiles)
     return [reduce(lambda values, module: module(values), modules, invariants) for modules in networks.hidden], None
-
-
-def relative_positions(graph: Graph) -> Tensor:
-    """``edata['rel_pos']`` of a graph.
-
-    Raises:
-        ValueError: if it is not there, or not of shape [E, 3].
-    """
-    if "rel_pos" not in graph.edata:
-        raise ValueError(f"graph: expected edata['rel_pos'] of shape [E, 3], got edata with {sorted(graph.edata)}")
-    rel_pos = graph.edata["rel_pos"]
-    if not isinstance(rel_pos, Tensor):
-        came = type(rel_pos).__name__
-        raise ValueError(f"graph: expected edata['rel_pos'] as a tensor of shape [E, 3], got an object of type {came}")
-    if rel_pos.shape != (graph.num_edges(), 3):
-        raise ValueError(f"graph: expected edata['rel_pos'] of shape [{graph.num_edges()}, 3], got {list(rel_pos.shape)}")
-    return rel_pos
 
 
 def _over_incoming_edges(sums: Features, graph: Graph) -> Features:

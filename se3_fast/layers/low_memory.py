@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from se3_fast.autograd.modes import version_of
 from se3_fast.autograd.transforms import is_transformed
 from se3_fast.backends.choice import backend, chosen_backend
 from se3_fast.geometry import EdgeGeometry
-from se3_fast.graph import Graph, version_of
+from se3_fast.graph import Graph
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")

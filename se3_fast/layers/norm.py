@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
 from se3_fast.layers.prepared import JointParameters
-from se3_fast.ops.equivariant_norm import group_norm, layer_norm
+from se3_fast.ops.equivariant_norm import Norm, group_norm, layer_norm
 
 
 class NormSE3(nn.Module):
@@ -51,7 +51,7 @@ class NormSE3(nn.Module):
         if self.group_norm is not None:
             norm = self.group_norm
             row = joint.row(self) if joint else None
-            return group_norm(features, norm.weight, norm.bias, norm.eps, self.nonlinearity, row)
+            return group_norm(features, Norm(norm.weight, norm.bias, norm.eps, self.nonlinearity), row)
         return {degree: self._layer_norm(degree, feature) for degree, feature in features.items()}
 
     def row_parameters(self) -> list[Tensor]:
@@ -62,4 +62,4 @@ class NormSE3(nn.Module):
         assert self.layer_norms is not None
         norm = self.layer_norms[degree]
         assert isinstance(norm, nn.LayerNorm)
-        return layer_norm(feature, norm.weight, norm.bias, norm.eps, self.nonlinearity)
+        return layer_norm(feature, Norm(norm.weight, norm.bias, norm.eps, self.nonlinearity))

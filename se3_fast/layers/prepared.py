@@ -10,7 +10,7 @@ from se3_fast.backends.operands import PreparedRadial
 
 
 class JointParameters(Protocol):
-    """Parameters of layers, and what follows from them."""
+    """Parameters of layers, and what follows from them; made only where the edges keep their frames (``ops/tfn_conv.py``)."""
 
     def row(self, layer: nn.Module) -> Tensor | None:
         """The parameters of a layer in a row, [P, n], if they are there: the same P times over, their gradient in P parts."""

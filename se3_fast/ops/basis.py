@@ -7,13 +7,12 @@ the published implementation, and the formula of the convolution.
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import dtype_name
-from se3_fast.autograd.modes import known_when_compiled
+from se3_fast.autograd.modes import known_when_compiled, not_in_inference_mode
 from se3_fast.backends import compiled
 from se3_fast.backends.choice import implementation
 from se3_fast.backends.dense.basis import connected, pairwise_keys
@@ -45,16 +44,10 @@ def get_basis(
     if relative_pos.ndim != 2 or relative_pos.shape[1] != 3:
         raise ValueError(f"relative_pos: expected shape [E, 3], got {list(relative_pos.shape)}")
     with_gradients = compute_gradients and torch.is_grad_enabled()
-    with _not_in_inference_mode(), torch.set_grad_enabled(with_gradients):
+    with not_in_inference_mode(), torch.set_grad_enabled(with_gradients):
         bases = _pairwise(relative_pos, max_degree, use_pad_trick, amp)
         remember_pairwise(bases, relative_pos)
     return bases
-
-
-def _not_in_inference_mode() -> AbstractContextManager[object]:
-    """Tensors made in inference mode do not count their changes; the bases have to. To leave it turns grad mode on."""
-    is_left = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
-    return torch.inference_mode(False) if is_left else nullcontext()
 
 
 def _pairwise(rel_pos: Tensor, max_degree: int, is_padded: bool, amp: bool) -> dict[str, Tensor]:
@@ -92,7 +85,7 @@ def update_basis_with_fused(basis: dict[str, Tensor], max_degree: int, use_pad_t
     if is_padded != use_pad_trick:
         raise ValueError(f"use_pad_trick: expected {is_padded}, as the bases were made, got {use_pad_trick}")
     is_grad_enabled = torch.is_grad_enabled()
-    with _not_in_inference_mode(), torch.set_grad_enabled(is_grad_enabled):
+    with not_in_inference_mode(), torch.set_grad_enabled(is_grad_enabled):
         fused = implementation("basis", basis["0,0"].device).fused(basis, max_degree, use_pad_trick, fully_fused)
         remember_fused(fused, basis)
     return {key: tensor for key, tensor in basis.items() if key != "0,0"} | fused

@@ -52,7 +52,7 @@ def tfn_conv(call: Convolution) -> Features:
 
 
 def _backend_of(call: Convolution) -> Any:
-    if call.geometry.needs_formula:
+    if _needs_formula(call.geometry):
         return choice.formula("tfn_conv")
     hidden = call.hidden[0]
     return choice.implementation("tfn_conv", hidden.device, hidden.dtype, hidden.shape[-1])
@@ -122,7 +122,7 @@ def prepare_geometry(plan: ConvolutionPlan, graph: Graph, geometry: EdgeGeometry
         geometry: their directions.
         by_formula: whether it is :func:`tfn_conv_by_formula` that will read them.
     """
-    if by_formula or geometry.needs_formula or geometry.frames_read() is None:
+    if by_formula or _needs_formula(geometry) or geometry.frames_read() is None:
         with _by_formula(geometry):
             for key in filter(None, map(formula.basis_key, plan.groups)):
                 geometry.basis(key)
@@ -130,6 +130,11 @@ def prepare_geometry(plan: ConvolutionPlan, graph: Graph, geometry: EdgeGeometry
         graph.incoming()
         graph.outgoing()
         geometry.with_frames()
+
+
+def _needs_formula(geometry: Geometry) -> bool:
+    """Whether only the tensors given say what the messages are; in compiled graphs also where that is so of some edges."""
+    return geometry.is_given or (geometry.by_formula is not None and torch.compiler.is_compiling())
 
 
 def _by_formula(geometry: EdgeGeometry) -> AbstractContextManager[None]:

@@ -11,17 +11,12 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import ConvSE3, ConvSE3FuseLevel, Fiber, Graph, SE3Transformer
-from tests.support import TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
+from tests.support import BACKENDS, device_of, make_convolution, random_features, random_graph, relative_error
 
-BACKENDS = ["dense", "torch", "cpp", "triton"]
 NUM_NODES, NUM_EDGES = 4, 9
 FIBER = Fiber({0: 2, 1: 2})
 
 Inputs = dict[str, Tensor]
-
-
-def device_of(backend: str) -> torch.device:
-    return TRITON_DEVICE if backend == "triton" else torch.device("cpu")
 
 
 def make_model(**arguments: object) -> SE3Transformer:

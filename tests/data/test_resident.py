@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 import se3_fast
-from se3_fast import Fiber, Graph, SE3TransformerPooled
+from se3_fast import Graph
 from se3_fast.data import QM9DataModule
 from se3_fast.data.molecules import Molecules, read_molecules
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.resident import NumberedBatch, ResidentLoader, ResidentMolecules, device_with_room
 from tests.data.conftest import random_arrays
+from tests.models import pooled_model
 from tests.support import relative_error
 
 Batch = tuple[Any, ...]
@@ -128,21 +129,7 @@ def test_padded_sizes_hold_every_batch_and_are_few(data: QM9DataModule) -> None:
 @pytest.mark.parametrize("backend", ["dense", "torch", "cpp"])
 @pytest.mark.parametrize("pooling", ["max", "avg"])
 def test_padding_changes_no_output_and_no_gradient(data: QM9DataModule, backend: str, pooling: str) -> None:
-    torch.manual_seed(0)
-    model = SE3TransformerPooled(
-        fiber_in=Fiber({0: 6}),
-        fiber_out=Fiber({0: 6}),
-        fiber_edge=Fiber({0: 4}),
-        num_degrees=2,
-        num_channels=4,
-        output_dim=1,
-        num_layers=2,
-        num_heads=2,
-        channels_div=2,
-        pooling=pooling,
-        norm=True,
-        use_layer_norm=True,
-    )
+    model = pooled_model(6, 6, 4, num_layers=2, pooling=pooling)
     loader = data.train_dataloader()
     batch = next(loader.numbered_batches())
     num_nodes, num_edges = loader.padded_size(batch)

@@ -135,3 +135,14 @@ def test_pyg_data_and_batch() -> None:
     assert torch.equal(ours.src, expected.src) and torch.equal(ours.edata["rel_pos"], expected.edata["rel_pos"])
     assert ours.batch_num_nodes().tolist() == [3, 1, 4] and ours.batch_num_edges().tolist() == [6, 0, 12]
     assert as_graph(data[0]).batch_size == 1
+
+
+def test_without_data_the_edges_are_shared() -> None:
+    graph = random_graph(4, 9)
+    alone = graph.without_data()
+    assert alone.ndata == alone.edata == {}
+    assert alone.src is graph.src and alone.num_nodes() == 4 and torch.equal(alone.batch_num_nodes(), graph.batch_num_nodes())
+    assert alone.incoming() is graph.incoming() and graph.outgoing() is alone.outgoing()
+    graph.dst[0] = 3
+    assert alone.incoming() is graph.incoming()
+    assert alone.in_degrees().tolist() == torch.bincount(graph.dst, minlength=4).tolist()

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "se3_fast"
 FLOORS = (
     ("kernels",),
     ("autograd",),
-    ("fiber", "so3", "neighbours", "graph", "contraction"),
+    ("fiber", "so3", "edge_orders", "neighbours", "graph", "contraction"),
     ("backends",),
     ("ops", "geometry"),
     ("layers", "parameter_layout"),

@@ -20,9 +20,8 @@ from se3_fast.backends.choice import backend
 from se3_fast.fiber import Features
 from se3_fast.layers.convolution import RadialConvolution, RadialProfile
 from tests.layers.test_given_bases import levels, model, on_all_backends
-from tests.support import make_convolution, random_features, random_graph, relative_error
+from tests.support import FAST_BACKENDS, make_convolution, random_features, random_graph, relative_error
 
-BACKENDS = ["torch", "cpp", "triton"]
 LEVELS = list(ConvSE3FuseLevel)
 FIBER = Fiber({0: 2, 1: 2})
 NUM_NODES, NUM_EDGES = 6, 12
@@ -294,7 +293,7 @@ def test_dense_calls_the_networks(change: str) -> None:
         assert max(relative_error(found[degree], before[degree]) for degree in found) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["dense", *BACKENDS])
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
 @pytest.mark.parametrize("low_memory", [False, True], ids=["kept", "low memory"])
 def test_dropout_trains_with_one_mask(low_memory: bool, name: str) -> None:
     """Forward, backward and recomputation see the same mask: the gradients are those of the function that was evaluated."""
@@ -326,7 +325,7 @@ def test_second_derivatives(change: str, name: str) -> None:
         assert relative_error(value, true) < 1e-9
 
 
-@pytest.mark.parametrize("name", ["dense", *BACKENDS])
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
 def test_hooks_on_all_modules(name: str) -> None:
     called: list[str] = []
     module = make_convolution(FIBER, FIBER)
@@ -385,7 +384,7 @@ def test_quantised_layers(name: str) -> None:
         assert relative_error(true, exact[degree]) > 1e-5
 
 
-@pytest.mark.parametrize("name", ["dense", *BACKENDS])
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
 def test_modules_are_looked_up(name: str) -> None:
     """Copies, replicas and exchanged modules have their own radial networks."""
     module = make_convolution(FIBER, FIBER, fuse_level=ConvSE3FuseLevel.PARTIAL)
@@ -405,7 +404,7 @@ def test_modules_are_looked_up(name: str) -> None:
         assert relative_error(found["1"], by_hand(copied)["1"]) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["dense", *BACKENDS])
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
 def test_parts_of_the_convolution_that_were_changed(name: str) -> None:
     class Doubled(RadialConvolution):
         def forward(self, features: Tensor, invariant_edge_feats: Tensor, basis: Tensor | None) -> Tensor:
@@ -487,7 +486,7 @@ def test_the_parts_give_the_whole(level: ConvSE3FuseLevel) -> None:
         assert relative_error(found[degree], true) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["dense", *BACKENDS])
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
 def test_layers_make_the_geometry_from_the_graph(name: str) -> None:
     graph, nodes, edges = problem()
     rel_pos = graph.edata["rel_pos"].requires_grad_()
@@ -516,7 +515,7 @@ def test_compiled_profiles_that_were_changed() -> None:
             assert relative_error(found[degree], true) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["dense", *BACKENDS])
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
 def test_hooks_on_the_layers_of_a_block(name: str) -> None:
     """What is fast together is called apart where somebody listens."""
     graph, nodes, edges = problem()

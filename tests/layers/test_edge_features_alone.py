@@ -7,13 +7,13 @@ import torch
 
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber
-from tests.support import TRITON_DEVICE, leaves, make_convolution, random_features, random_graph, relative_error
+from tests.support import device_of, leaves, make_convolution, random_features, random_graph, relative_error
 
 FIBER_IN, FIBER_EDGE = Fiber({0: 2, 1: 0}), Fiber({1: 3})
 
 
 def messages_and_gradients(backend: str, fuse_level: ConvSE3FuseLevel) -> list[torch.Tensor]:
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     convolution = make_convolution(FIBER_IN, Fiber({0: 2, 1: 2}), FIBER_EDGE, fuse_level, pool=False).to(device)
     graph = random_graph(3, 4).to(device)
     rel_pos = graph.edata["rel_pos"]

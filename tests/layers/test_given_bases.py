@@ -23,10 +23,9 @@ from se3_fast import (
 )
 from se3_fast.backends.choice import backend
 from se3_fast.ops import basis_origin, given_bases
-from tests.support import make_convolution, random_features, random_graph, relative_error
+from tests.support import FAST_BACKENDS, make_convolution, random_features, random_graph, relative_error
 
 Bases = dict[str, Tensor]
-BACKENDS = ["torch", "cpp", "triton"]
 LEVELS = list(ConvSE3FuseLevel)
 NUM_NODES, NUM_EDGES, MAX_DEGREE = 6, 14, 1
 
@@ -360,7 +359,7 @@ def test_second_derivatives_on_triton() -> None:
         assert relative_error(value, true) < 1e-9
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", FAST_BACKENDS)
 def test_gradients_with_respect_to_the_bases(name: str) -> None:
     """Bases that require grad themselves, or retain theirs, get it."""
     graph, module = problem(), model()
@@ -422,7 +421,7 @@ def test_half_precision(change: str, dtype: torch.dtype, name: str) -> None:
         assert relative_error(outputs(module, graph, bases), expected) < (3e-2 if dtype == torch.bfloat16 else 4e-3)
 
 
-@pytest.mark.parametrize("name", ["dense", *BACKENDS])
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
 def test_degree_zero_alone(name: str) -> None:
     """There is no direction, and every change is a factor."""
     fiber, graph = Fiber({0: 2}), problem()
@@ -442,7 +441,7 @@ def test_degree_zero_alone(name: str) -> None:
                     assert relative_error(gradient, (plain.sum((1, 2)) * gate.exp())) < 1e-11
 
 
-@pytest.mark.parametrize("name", ["dense", *BACKENDS])
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
 def test_a_factor_of_the_geometry(name: str) -> None:
     """``EdgeGeometry.from_relative_positions(factor=)`` is the same as a dict of bases times that factor."""
     module, graph = model(low_memory=True), problem()
@@ -544,7 +543,7 @@ def test_compiled_models_take_what_is_given(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", FAST_BACKENDS)
 def test_bases_that_are_not_finite(name: str, value: float) -> None:
     graph, module = problem(), model()
     bases = get_basis(graph.edata["rel_pos"], MAX_DEGREE)

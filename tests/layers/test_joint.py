@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast import Fiber, SE3Transformer, SE3TransformerPooled, radius_graph
+from se3_fast import Fiber, SE3Transformer, radius_graph
 from se3_fast.backends.triton.shared_features import SharedFeatures
 from se3_fast.layers import joint
 from se3_fast.layers.prepared import JointParameters
 from se3_fast.ops.shared_features import shared_features
+from tests.models import pooled_model
 from tests.support import TRITON_DEVICE, relative_error
 
 pytest.importorskip("triton")
@@ -111,19 +112,7 @@ def test_joined_is_as_apart_under_autocast(joined: list[JointParameters | None],
 
 
 def test_a_pooled_model_agrees_with_the_published_formula(joined: list[JointParameters | None]) -> None:
-    torch.manual_seed(0)
-    model = SE3TransformerPooled(
-        fiber_in=Fiber({0: 3}),
-        fiber_out=Fiber({0: 4}),
-        fiber_edge=Fiber({0: 2}),
-        num_degrees=2,
-        num_channels=4,
-        output_dim=1,
-        num_layers=2,
-        num_heads=2,
-        channels_div=2,
-        tensor_cores=True,
-    ).to(TRITON_DEVICE)
+    model = pooled_model(3, 4, 2, num_layers=2, tensor_cores=True).to(TRITON_DEVICE)
     together = run(model, torch.float64)
     expected = run(model, torch.float64, backend="dense")
     assert joined[0] is not None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 import se3_fast
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber
-from tests.support import TRITON_DEVICE, make_convolution, random_features, random_graph
+from tests.support import device_of, make_convolution, random_features, random_graph
 
 
 @pytest.mark.parametrize("fuse_level", ConvSE3FuseLevel, ids=lambda level: level.name)
 @pytest.mark.parametrize("backend", ["dense", "torch", "cpp", "triton"])
 def test_degrees_ascend_where_the_fiber_does_not(backend: str, fuse_level: ConvSE3FuseLevel) -> None:
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     fiber_in = Fiber({0: 2, 1: 1})
     convolution = make_convolution(fiber_in, Fiber({0: 3, 1: 2, 2: 1}), fuse_level=fuse_level, pool=False).to(device)
     graph = random_graph(3, 4).to(device)

@@ -24,15 +24,10 @@ from se3_fast import (
 from se3_fast.backends.operands import Convolution
 from se3_fast.ops.basis import get_basis
 from se3_fast.ops.tfn_conv import tfn_conv
-from tests.support import TRITON_DEVICE, make_convolution, random_features, random_graph
+from tests.support import BACKENDS, TRITON_DEVICE, device_of, make_convolution, random_features, random_graph
 
-BACKENDS = ["dense", "torch", "cpp", "triton"]
 NUM_NODES, NUM_EDGES = 5, 12
 FIBER = Fiber({0: 4, 1: 4})
-
-
-def device_of(backend: str) -> torch.device:
-    return TRITON_DEVICE if backend == "triton" else torch.device("cpu")
 
 
 def features(count: int, device: torch.device, fiber: Fiber = FIBER) -> dict[str, Tensor]:

@@ -12,9 +12,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from torch.utils.checkpoint import checkpoint
 
 from se3_fast import AttentionBlockSE3, Fiber, Graph, SE3Transformer, backend
-from tests.support import random_features, random_graph, relative_error
+from tests.support import BACKENDS, random_features, random_graph, relative_error
 
-BACKENDS = ["dense", "torch", "cpp", "triton"]
 FIBER = Fiber({0: 2, 1: 2})
 
 

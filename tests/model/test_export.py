@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import se3_fast
-from se3_fast import Fiber, Graph, SE3TransformerPooled
+from se3_fast import Graph
+from tests.models import pooled_model
 from tests.support import relative_error
 
 
@@ -19,19 +20,7 @@ class Property(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        torch.manual_seed(0)
-        self.model = SE3TransformerPooled(
-            num_layers=1,
-            fiber_in=Fiber({0: 6}),
-            fiber_out=Fiber({0: 8}),
-            fiber_edge=Fiber({0: 4}),
-            num_degrees=2,
-            num_channels=4,
-            output_dim=1,
-            num_heads=2,
-            channels_div=2,
-            tensor_cores=True,
-        )
+        self.model = pooled_model(6, 8, 4, tensor_cores=True)
 
     def forward(
         self, src: Tensor, dst: Tensor, pos: Tensor, num_nodes: Tensor, num_edges: Tensor, atoms: Tensor, bonds: Tensor

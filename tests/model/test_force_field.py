@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast import Fiber, SE3TransformerPooled, complete_graph
+from se3_fast import complete_graph
 from se3_fast.backends.cpp import library
 from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress, load_force_field, molecule_graph
 from se3_fast.training import CheckpointError
+from tests.models import pooled_model
 from tests.support import random_rotation, relative_error
 
 BACKENDS = ["dense", "torch", *(["cpp"] if library.is_available() else [])]
@@ -207,19 +208,7 @@ def test_energy_is_that_of_the_atoms_and_what_the_network_adds() -> None:
 
 
 def test_other_models_and_their_inputs() -> None:
-    torch.manual_seed(0)
-    model = SE3TransformerPooled(
-        fiber_in=Fiber({0: 2}),
-        fiber_out=Fiber({0: 16}),
-        fiber_edge=Fiber({}),
-        num_degrees=2,
-        num_channels=4,
-        output_dim=1,
-        num_layers=1,
-        num_heads=2,
-        channels_div=2,
-        pooling="avg",
-    ).double()
+    model = pooled_model(2, 16, 0, pooling="avg").double()
     pos, features = _positions(), {"0": torch.randn(5, 2, 1, dtype=torch.float64)}
     energies, forces = energy_and_forces(model, complete_graph(pos), features, create_graph=True)
     (forces.square().sum() + energies.sum()).backward()

@@ -252,3 +252,14 @@ def test_unknown_arguments_are_named_in_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SE3Transformer(**ARGUMENTS)
+
+
+def test_layers_get_the_edges_and_no_data() -> None:
+    graph, nodes, edges = problem()
+    seen: list[Graph] = []
+    model = SE3TransformerPooled(**POOLED)
+    for module in model.transformer.graph_modules:
+        module.register_forward_pre_hook(lambda module, inputs, keywords: seen.append(keywords["graph"]), with_kwargs=True)
+    with torch.no_grad():
+        model(graph, nodes, edges)
+    assert seen and all(not one.edata and not one.ndata and one.incoming() is graph.incoming() for one in seen)

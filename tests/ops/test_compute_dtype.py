@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from se3_fast import EdgeGeometry, Fiber, Graph, SE3TransformerPooled, backend
-from se3_fast import geometry as edge_frames
+from se3_fast import EdgeGeometry, Graph, backend
+from se3_fast import geometry as geometry_module
 from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, go_together
 from se3_fast.backends import choice
 from se3_fast.backends.choice import BACKENDS, implementation
+from tests.models import pooled_model
 from tests.support import random_graph, relative_error
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -19,19 +20,7 @@ HALF_TOLERANCE = 5e-2
 
 
 def _model(tensor_cores: bool) -> nn.Module:
-    torch.manual_seed(0)
-    return SE3TransformerPooled(
-        fiber_in=Fiber({0: 3}),
-        fiber_out=Fiber({0: 4}),
-        fiber_edge=Fiber({0: 1}),
-        num_degrees=2,
-        num_channels=4,
-        output_dim=1,
-        num_layers=1,
-        num_heads=2,
-        channels_div=1,
-        tensor_cores=tensor_cores,
-    )
+    return pooled_model(3, 4, 1, channels_div=1, tensor_cores=tensor_cores)
 
 
 def _inputs(dtype: torch.dtype) -> tuple[Graph, dict[str, Tensor], dict[str, Tensor]]:
@@ -100,8 +89,8 @@ def test_policy(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_prepared_frames_are_those_that_the_convolution_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "selected_backend", lambda device: name)
-    monkeypatch.setattr(edge_frames, "_frame_angles", lambda rel_pos: rel_pos.new_zeros(4, len(rel_pos)))
-    monkeypatch.setattr(edge_frames, "_wigner_blocks", lambda direction, degree: direction.new_zeros(len(direction), 10))
+    monkeypatch.setattr(geometry_module, "frame_angles", lambda rel_pos: rel_pos.new_zeros(4, len(rel_pos)))
+    monkeypatch.setattr(geometry_module, "wigner_blocks", lambda direction, degree: direction.new_zeros(len(direction), 10))
     for dtype in (torch.float32, torch.float64):
         geometry = EdgeGeometry(torch.ones(3, 3, dtype=dtype), 1).with_frames()
         read = implementation("tfn_conv", torch.device("cpu"), dtype, 32).FRAMES
@@ -118,6 +107,6 @@ def test_convolutions_make_no_frames_beside_the_prepared_ones(name: str, monkeyp
 
     with backend(name), torch.no_grad():
         geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 1).with_frames()
-        monkeypatch.setattr(edge_frames, "_frame_angles", refuse)
-        monkeypatch.setattr(edge_frames, "_wigner_blocks", refuse)
+        monkeypatch.setattr(geometry_module, "frame_angles", refuse)
+        monkeypatch.setattr(geometry_module, "wigner_blocks", refuse)
         assert model(graph, nodes, edges, geometry).isfinite().all()

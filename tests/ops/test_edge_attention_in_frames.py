@@ -16,7 +16,7 @@ from se3_fast import ConvSE3, EdgeGeometry, Fiber, Graph
 from se3_fast.layers.attention import AttentionBlockSE3
 from se3_fast.ops import convolution_attention
 from se3_fast.ops.edge_attention import aligned_edge_attention, edge_attention
-from tests.support import TOLERANCE, TRITON_DEVICE, leaves, random_features, random_graph, relative_error
+from tests.support import TOLERANCE, TRITON_DEVICE, device_of, leaves, random_features, random_graph, relative_error
 
 pytest.importorskip("triton")
 
@@ -230,7 +230,7 @@ BLOCKS = {
 def run_block(block: Block, backend: str) -> dict[str, Tensor]:
     """Outputs and all gradients."""
     torch.manual_seed(0)
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     fiber_in, fiber_out, fiber_edge = Fiber(block.fiber_in), Fiber(block.fiber_out), Fiber(block.fiber_edge)
     max_degree = max(*block.fiber_in, *block.fiber_out)
     layer = AttentionBlockSE3(

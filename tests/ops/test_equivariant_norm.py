@@ -1,10 +1,175 @@
+"""The norms: what holds on every backend. The output and every gradient are compared with ``dense`` in float64."""
+
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import se3_fast
 from se3_fast import Fiber, NormSE3
-from tests.support import TOLERANCE, random_features, random_rotation, relative_error, rotate_features
+from se3_fast.backends.dense import equivariant_norm as formula
+from se3_fast.backends.operands import Norm
+from se3_fast.ops import equivariant_norm
+from tests.support import (
+    BACKENDS,
+    FAST_BACKENDS,
+    TOLERANCE,
+    device_of,
+    leaves,
+    random_features,
+    random_rotation,
+    relative_error,
+    rotate_features,
+)
+
+CASES = {
+    "four degrees": ({0: 5, 1: 5, 2: 5, 3: 5}, 33),
+    "32 channels, several blocks": ({0: 32, 1: 32}, 33),
+    "17 channels, degrees apart": ({1: 17, 4: 17}, 3),
+    "nine degrees": ({degree: 3 for degree in range(9)}, 2),
+    "one channel, one node": ({0: 1, 1: 1}, 1),
+    "unequal channels": ({0: 17, 1: 3, 2: 1}, 5),
+    "no nodes": ({0: 3, 1: 3}, 0),
+}
+
+
+@pytest.fixture
+def two_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward pass of the Triton kernel with few programs, each of which walks over several blocks of nodes."""
+    monkeypatch.setattr("se3_fast.kernels.equivariant_norm._MAX_PARTIAL_SUMS", 2)
+
+
+def run(
+    structure: dict[int, int],
+    num_nodes: int,
+    backend: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    nonlinearity: nn.Module | None = None,
+    below_clamp: float = 2.0**-26,
+) -> dict[str, Tensor]:
+    """Outputs and gradients; inputs are exact in bfloat16, so that dtypes can be compared.
+
+    Some features are zero, some small and some of length ``below_clamp``, which float16 has but zero for.
+    """
+    torch.manual_seed(0)
+    fiber = Fiber(structure)
+    module = NormSE3(fiber, nonlinearity)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter).data.copy_(parameter.to(torch.bfloat16))
+    module = module.to(device, dtype)
+    features = {key: value.to(torch.bfloat16).to(device, dtype) for key, value in random_features(fiber, num_nodes).items()}
+    for value in features.values():
+        value[:1, :1] = 0.0
+        value[1:2, :1] = 2.0**-6
+        value[2:3, :1, :1] = below_clamp
+        value[2:3, :1, 1:] = 0.0
+        value.requires_grad_()
+    with se3_fast.backend(backend):
+        outputs = module(features)
+    cotangents = random_features(fiber, num_nodes, seed=2)
+    torch.autograd.backward(list(outputs.values()), [cotangents[key].to(torch.bfloat16).to(device, dtype) for key in outputs])
+    gradients = {f"gradient of {key}": value.grad for key, value in features.items()}
+    parameters = {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
+    return {name: value.detach() for name, value in (outputs | gradients | parameters).items() if value is not None}
+
+
+def assert_equal(result: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float) -> None:
+    """Gradients of small features are large, up to 2^24: those that the dtype has are compared apart from the rest."""
+    assert result.keys() == truth.keys()
+    for name, value in result.items():
+        size = truth[name].abs()
+        for part in (size < 10, (size >= 10) & (size <= torch.finfo(value.dtype).max)):
+            assert relative_error(value.where(part, 0), truth[name].where(part, 0)) < tolerance, name
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("two_programs")
+def test_equals_dense(name: str, backend: str) -> None:
+    results = [run(*CASES[name], one, torch.float64, device_of(backend)) for one in (backend, "dense")]
+    assert_equal(*results, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["four degrees", "unequal channels"])
+def test_in_each_dtype(name: str, dtype: torch.dtype, backend: str) -> None:
+    device = device_of(backend)
+    result = run(*CASES[name], backend, dtype, device, below_clamp=0.0)
+    assert {value.dtype for value in result.values()} == {dtype}
+    assert_equal(result, run(*CASES[name], "dense", torch.float64, device, below_clamp=0.0), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.usefixtures("two_programs")
+def test_two_runs_are_identical(backend: str) -> None:
+    first, second = (run(*CASES["four degrees"], backend, torch.float32, device_of(backend)) for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_parameters_of_another_dtype_and_features_that_are_not_contiguous(backend: str) -> None:
+    device = device_of(backend)
+    features = torch.randn(5, 3, 4, device=device).transpose(1, 2).half().requires_grad_()
+    scale, shift = (torch.randn(4, device=device).requires_grad_() for _ in range(2))
+    with se3_fast.backend(backend):
+        output = equivariant_norm.layer_norm(features, Norm(scale, shift, 1e-5, nn.ReLU()))
+    output.sum().backward()
+    assert output.dtype == features.grad.dtype == torch.float16
+    assert scale.grad is not None and scale.grad.dtype == torch.float32
+    truth = formula.layer_norm(features.double(), Norm(scale.double(), shift.double(), 1e-5, nn.ReLU()))
+    assert relative_error(output, truth) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_bad_values_show(value: float, backend: str) -> None:
+    device = device_of(backend)
+    features = {"0": torch.full((2, 3, 1), 1.0, device=device), "1": torch.ones(2, 3, 3, device=device)}
+    features["1"][1, 1, 1] = value
+    with se3_fast.backend(backend):
+        output = NormSE3(Fiber({0: 3, 1: 3})).to(device)(features)
+    assert output["0"].isfinite().all() and output["1"][0].isfinite().all() and output["1"][1, 1].isnan().all()
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("is_strided", [False, True])
+def test_second_derivatives(is_strided: bool, backend: str) -> None:
+    """Also of features that are not contiguous, of which the kernel takes a copy, and of zero features."""
+    device = device_of(backend)
+    fiber = Fiber({0: 3, 1: 3})
+    results = []
+    for name in ("dense", backend):
+        torch.manual_seed(0)
+        module = NormSE3(fiber).double().to(device)
+        isolated = torch.tensor([1])
+        values = {key: value.index_fill(0, isolated, 0.0).to(device) for key, value in random_features(fiber, 4).items()}
+        inputs = {key: (value.mT.contiguous() if is_strided else value).requires_grad_() for key, value in values.items()}
+        with se3_fast.backend(name):
+            normed = module({key: leaf.mT if is_strided else leaf for key, leaf in inputs.items()})
+            loss = torch.stack([value.square().sum() for value in normed.values()]).sum()
+            first = torch.autograd.grad(loss, list(inputs.values()), create_graph=True)
+            loss = torch.stack([gradient.square().sum() for gradient in first]).sum()
+            results.append([*first, *torch.autograd.grad(loss, [*inputs.values(), *module.parameters()], allow_unused=True)])
+    for truth, found in zip(*results, strict=True):
+        assert (truth is None and found is None) or relative_error(found, truth) < 1e-10
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("channels", [(2, 0), (0, 0)], ids=["one degree empty", "all empty"])
+def test_degrees_without_channels(backend: str, channels: tuple[int, int]) -> None:
+    device = device_of(backend)
+    norm = NormSE3(Fiber(dict(enumerate(channels)))).double().to(device)
+    inputs = leaves(tensor.to(device) for tensor in random_features(norm.fiber, 3).values())
+    with se3_fast.backend(backend):
+        outputs = norm(dict(zip(map(str, norm.fiber.degrees), inputs, strict=True)))
+    torch.stack([output.sum() for output in outputs.values()]).sum().backward()
+    assert [output.shape for output in outputs.values()] == [tensor.shape for tensor in inputs]
+    assert all(tensor.grad is not None and tensor.grad.shape == tensor.shape for tensor in inputs)
+    assert all(parameter.grad is not None for parameter in norm.parameters())
 
 
 @pytest.mark.parametrize("structure", [{0: 4, 1: 4, 2: 4}, {0: 5, 1: 3}, {0: 1}, {1: 1, 3: 1}])
@@ -40,10 +205,10 @@ def test_second_derivatives_at_zero_features_are_finite() -> None:
         key: value.index_fill(0, torch.tensor([1]), 0.0).requires_grad_() for key, value in random_features(fiber, 3).items()
     }
     normed = NormSE3(fiber).double()(features)
-    leaves = list(features.values())
+    inputs = list(features.values())
     loss = torch.stack([value.square().sum() for value in normed.values()]).sum()
-    first = torch.autograd.grad(loss, leaves, create_graph=True)
-    second = torch.autograd.grad(torch.stack([value.square().sum() for value in first]).sum(), leaves)
+    first = torch.autograd.grad(loss, inputs, create_graph=True)
+    second = torch.autograd.grad(torch.stack([value.square().sum() for value in first]).sum(), inputs)
     assert all(value.isfinite().all() for value in (*first, *second))
 
 

@@ -28,13 +28,13 @@ from se3_fast.backends.operands import Convolution
 from se3_fast.contraction import RadialGroup
 from se3_fast.ops.basis import get_basis
 from se3_fast.ops.edge_attention import edge_attention, message_attention, takes_messages
-from se3_fast.ops.equivariant_norm import group_norm, layer_norm
+from se3_fast.ops.equivariant_norm import Norm, group_norm, layer_norm
 from se3_fast.ops.linear import linear
 from se3_fast.ops.perceptron import perceptron
 from se3_fast.ops.pooling import pooling
 from se3_fast.ops.radial import RadialLayer, radial
 from se3_fast.ops.tfn_conv import tfn_conv
-from tests.support import TRITON_DEVICE, make_convolution, random_graph
+from tests.support import device_of, make_convolution, random_graph
 
 NAN, INFINITY = float("nan"), float("inf")
 NUM_NODES, NUM_EDGES, WIDTH = 4, 7, 16
@@ -120,7 +120,7 @@ RADIAL_SHAPES = {"invariants": (NUM_EDGES, 3)} | {
 
 def normed(inputs: Tensors) -> list[Tensor]:
     features = {degree: inputs[degree] for degree in ("0", "1")}
-    return list(group_norm(features, inputs["Scale"], inputs["Shift"], 1e-5, nn.ReLU()).values())
+    return list(group_norm(features, Norm(inputs["Scale"], inputs["Shift"], 1e-5, nn.ReLU())).values())
 
 
 def normed_by_formula(inputs: Tensors) -> list[Tensor]:
@@ -152,7 +152,7 @@ OPERATIONS = {
     ),
     "layer norm": Operation(
         {"1": (NUM_NODES, 3, 3), "Scale": (3,), "Shift": (3,)},
-        lambda inputs: [layer_norm(*inputs.values(), 1e-5, nn.ReLU())],
+        lambda inputs: [layer_norm(inputs["1"], Norm(inputs["Scale"], inputs["Shift"], 1e-5, nn.ReLU()))],
     ),
     "linear": Operation(
         {"Weight 0": (2, 3), "Weight 1": (2, 2), "0": (NUM_NODES, 3, 1), "1": (NUM_NODES, 2, 3)},
@@ -260,7 +260,7 @@ def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def test_goes_through_as_in_the_formula(case: str, backend: str) -> None:
     operation = OPERATIONS[CASES[case]]
     inputs = inputs_of(operation)
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     for place in [*inputs, "gradient"]:
         for value in (NAN, INFINITY, -INFINITY) if backend != "triton" else (NAN,):  # the interpreter takes its time
             dense, formula = expected(CASES[case], place, value)
@@ -278,7 +278,7 @@ def test_goes_through_as_in_the_formula(case: str, backend: str) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_maximum_shows_nan(backend: str) -> None:
     """The node that is NaN has the gradient; other graphs are not touched."""
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     feature = torch.tensor([1.0, 3.0, 2.0, NAN, 5.0], device=device).view(5, 1, 1).requires_grad_()
     with se3_fast.backend(backend):
         pooled = pooling(feature, torch.tensor([2, 3], device=device), "max")
@@ -293,7 +293,7 @@ def test_maximum_shows_nan(backend: str) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_directions_that_are_none(axis: int, value: float, backend: str) -> None:
     """Positions on a device are not looked at: one that is not finite has frames that are not, and no other edge's are touched."""
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     rel_pos = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     with se3_fast.backend(backend):
         geometry = EdgeGeometry(rel_pos, 2)

@@ -14,9 +14,8 @@ import se3_fast
 from se3_fast import EdgeGeometry, Fiber, GPooling, Graph, NormSE3, SE3Transformer
 from se3_fast.graph import EdgeOrder, as_graph
 from se3_fast.ops.perceptron import perceptron
-from tests.support import TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
+from tests.support import BACKENDS, TRITON_DEVICE, device_of, make_convolution, random_features, random_graph, relative_error
 
-BACKENDS = ["dense", "torch", "cpp", "triton"]
 NUM_NODES, NUM_EDGES = 6, 14
 FIBER_IN, FIBER_OUT = Fiber({0: 2, 1: 2}), Fiber({0: 2, 1: 1})
 
@@ -69,7 +68,7 @@ def make_model(**arguments: object) -> SE3Transformer:
 def evaluate(model: SE3Transformer, graph: Graph, backend: str, change: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
     """Outputs and all gradients of their sum, whose gradients are expanded; ``change`` gives inputs other strides."""
     change = change or (lambda tensor: tensor)
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     inputs = [
         random_graph(NUM_NODES, NUM_EDGES).edata["rel_pos"],
         *random_features(FIBER_IN, NUM_NODES).values(),
@@ -145,7 +144,7 @@ def test_parameters(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_norm_pooling_and_perceptron(backend: str) -> None:
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     fiber = Fiber({0: 2, 1: 2})
     sizes = torch.tensor([[2, 7], [4, 7]])[:, 0]
     empty = torch.zeros(0, dtype=torch.int64)
@@ -173,7 +172,7 @@ def test_norm_pooling_and_perceptron(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["torch", "cpp", "triton"])
 def test_geometry(backend: str) -> None:
     """The tensors that a geometry is given, and those of chosen edges."""
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     graph = random_graph(NUM_NODES, NUM_EDGES).to(device)
     rel_pos = graph.edata["rel_pos"].float()
     nodes = {key: tensor.float().to(device) for key, tensor in random_features(Fiber({0: 2, 1: 2}), NUM_NODES).items()}
@@ -193,7 +192,7 @@ def test_geometry(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
 def test_compiled_graphs(backend: str) -> None:
     """A graph that is made of strided edges where the compiler traces."""
-    device = TRITON_DEVICE if backend == "triton" else torch.device("cpu")
+    device = device_of(backend)
     graph = random_graph(NUM_NODES, NUM_EDGES).to(device)
     rel_pos = graph.edata["rel_pos"].float()
     nodes = [tensor.float().to(device) for tensor in random_features(FIBER_IN, NUM_NODES).values()]

@@ -1,4 +1,7 @@
-"""The convolution of backend ``torch`` against ``dense`` in float64: output and every gradient, both contraction orders."""
+"""The convolution: what holds on every backend, in both contraction orders; output and every gradient against ``dense`` in float64.
+
+Triton's interpreter is slow: ``tests/backends/triton`` has the comparisons of that backend on smaller graphs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from se3_fast.backends.torch import tfn_conv as aligned
 from se3_fast.contraction import ConvolutionPlan, is_less_arithmetic_by_source
 from se3_fast.layers.convolution import ConvSE3
 from se3_fast.ops.tfn_conv import tfn_conv
-from tests.support import TOLERANCE, TRITON_DEVICE, make_convolution, random_features, random_graph, relative_error
+from tests.support import FAST_BACKENDS, TOLERANCE, device_of, make_convolution, random_features, random_graph, relative_error
+
+ON_PROCESSORS = [name for name in FAST_BACKENDS if name != "triton"]
+"""The backends that are fast enough for all cases."""
 
 FULL, PARTIAL, NONE = ConvSE3FuseLevel.FULL, ConvSE3FuseLevel.PARTIAL, ConvSE3FuseLevel.NONE
 
@@ -89,10 +95,6 @@ def run(
     return Result(outputs, {name: gradient for name, gradient in gradients.items() if gradient is not None})
 
 
-def device_of(backend: str) -> torch.device:
-    return TRITON_DEVICE if backend in ("triton", "cuda") else torch.device("cpu")
-
-
 def leaf_features(fiber: Fiber, count: int, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Tensor]:
     return {key: feature.to(device, dtype).requires_grad_() for key, feature in random_features(fiber, count, seed).items()}
 
@@ -111,11 +113,12 @@ def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return request.param
 
 
+@pytest.mark.parametrize("backend", ON_PROCESSORS)
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.usefixtures("order")
-def test_equals_dense(case: Case, pool: bool) -> None:
-    assert_equal(run(case, "torch", pool=pool), run(case, "dense", pool=pool), TOLERANCE[torch.float64])
+def test_equals_dense(case: Case, pool: bool, backend: str) -> None:
+    assert_equal(run(case, backend, pool=pool), run(case, "dense", pool=pool), TOLERANCE[torch.float64])
 
 
 def run_operation(case: Case, backend: str, dtype: torch.dtype) -> Result:
@@ -168,11 +171,12 @@ def operands(
     return random_graph(num_nodes, num_edges), nodes, hidden, weights
 
 
+@pytest.mark.parametrize("backend", ON_PROCESSORS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["full, 4 degrees", "by output, mixed", "by input, mixed", "pairs, protein fibers"])
 @pytest.mark.usefixtures("order")
-def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
-    result = run_operation(CASES[name], "torch", dtype)
+def test_operation_in_each_dtype(name: str, dtype: torch.dtype, backend: str) -> None:
+    result = run_operation(CASES[name], backend, dtype)
     assert {value.dtype for value in (result.outputs | result.gradients).values()} == {dtype}
     assert_equal(result, run_operation(CASES[name], "dense", torch.float64), TOLERANCE[dtype])
 
@@ -186,8 +190,9 @@ def test_small_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_equal(run(CASES[name], "torch", pool=True), truth, TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize("backend", ["torch", "dense"])
+@pytest.mark.parametrize("backend", ["dense", *ON_PROCESSORS])
 @pytest.mark.parametrize("name", ["full, 4 degrees", "by output, mixed", "edge features of degree 1 and 2"])
+@pytest.mark.usefixtures("order")
 def test_low_memory_has_every_gradient(name: str, backend: str) -> None:
     kept, recomputed = (run(CASES[name], backend, low_memory=low_memory) for low_memory in (False, True))
     assert_equal(recomputed, kept, TOLERANCE[torch.float64])
@@ -200,9 +205,10 @@ def test_two_runs_are_identical() -> None:
         assert torch.equal(value, (second.outputs | second.gradients)[name]), name
 
 
+@pytest.mark.parametrize("backend", ON_PROCESSORS)
 @pytest.mark.parametrize("fuse_level", [FULL, NONE], ids=["full", "pairs"])
 @pytest.mark.usefixtures("order")
-def test_gradcheck(fuse_level: ConvSE3FuseLevel) -> None:
+def test_gradcheck(fuse_level: ConvSE3FuseLevel, backend: str) -> None:
     fiber = Fiber({0: 2, 1: 2})
     module = make_convolution(fiber, fiber, fuse_level=fuse_level, pool=True)
     graph = random_graph(4, 6)
@@ -211,35 +217,34 @@ def test_gradcheck(fuse_level: ConvSE3FuseLevel) -> None:
         geometry = EdgeGeometry.from_relative_positions(rel_pos, 1)
         length = rel_pos.norm(dim=-1)[:, None, None]
         nodes = dict(zip(("0", "1"), features, strict=True))
-        return tuple(module(nodes, {"0": length}, graph, geometry).values())
+        with se3_fast.backend(backend):
+            return tuple(module(nodes, {"0": length}, graph, geometry).values())
 
     inputs = [graph.edata["rel_pos"], *random_features(fiber, 4).values()]
-    assert torch.autograd.gradcheck(convolve, [tensor.requires_grad_() for tensor in inputs])
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    assert torch.autograd.gradcheck(convolve, inputs, fast_mode=backend == "torch")  # every entry takes it long
 
 
-@pytest.mark.parametrize("distance_from_pole", [0.0, 1e-7])
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("pole", [1.0, -1.0])
 @pytest.mark.usefixtures("order")
-def test_position_gradient_at_the_poles(pole: float, distance_from_pole: float) -> None:
-    fiber = Fiber({0: 3, 1: 3, 2: 3})
-    module = make_convolution(fiber, fiber, pool=False)
-    graph = random_graph(3, 2)
-    nodes = random_features(fiber, 3)
+def test_position_gradient_at_the_poles(pole: float, backend: str) -> None:
+    """On the axis, beside it, and at no distance at all."""
+    fiber, device = Fiber({0: 2, 1: 2, 2: 2}), device_of(backend)
+    module = make_convolution(fiber, fiber, pool=False).to(device)
+    graph = random_graph(3, 3).to(device)
+    nodes = {key: value.to(device) for key, value in random_features(fiber, 3).items()}
     gradients = []
-    for backend in ("dense", "torch"):
-        rel_pos = torch.tensor(
-            [[0.0, pole, 0.0], [distance_from_pole, 2 * pole, -distance_from_pole]], dtype=torch.float64, requires_grad=True
-        )
-        with se3_fast.backend(backend):
-            outputs = module(
-                nodes,
-                {"0": rel_pos.norm(dim=-1)[:, None, None]},
-                graph,
-                EdgeGeometry.from_relative_positions(rel_pos, 2),
-            )
-        sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values()).backward()
-        gradients.append(rel_pos.grad)
-    assert relative_error(gradients[1], gradients[0]) < 1e-12
+    for name in ("dense", backend):
+        places = [[0.0, pole, 0.0], [1e-7, 2 * pole, -1e-7], [0.0, 0.0, 0.0]]
+        rel_pos = torch.tensor(places, dtype=torch.float64, device=device, requires_grad=True)
+        with se3_fast.backend(name):
+            length = rel_pos.detach().norm(dim=-1)[:, None, None]
+            outputs = module(nodes, {"0": length}, graph, EdgeGeometry.from_relative_positions(rel_pos, 2))
+        weighted = [(output * (1 + torch.arange(output.shape[-1], device=device))).sum() for output in outputs.values()]
+        gradients.append(torch.autograd.grad(torch.stack(weighted).sum(), rel_pos)[0])
+    assert relative_error(gradients[1][:2], gradients[0][:2]) < TOLERANCE[torch.float64]
+    assert not gradients[1][2].any()
 
 
 @pytest.mark.parametrize("low_memory", [False, True])

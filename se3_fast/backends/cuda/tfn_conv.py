@@ -20,7 +20,7 @@ from se3_fast.backends.operands import Convolution, FrameForm
 from se3_fast.backends.protocol import Support
 from se3_fast.backends.torch.second_derivatives import Edges, Setting
 from se3_fast.backends.triton.tfn_conv import FusedConvolution, in_one_tensor
-from se3_fast.backends.triton.tfn_conv_by_edge import Launches
+from se3_fast.backends.triton.tfn_conv_by_edge import Launches, WithGradient
 from se3_fast.contraction import ConvolutionPlan, FeatureRows, aligned_weight
 from se3_fast.graph import EdgeOrder
 from se3_fast.kernels.table_rows import Item, PairRow, Term
@@ -152,18 +152,9 @@ class CudaLaunches(Launches):
             )
         return of_hidden.sum(0, keepdim=True).to(self.dtype), of_weights.to(self.dtype)
 
-    def position_gradient(
-        self,
-        rel_pos: Tensor,
-        gradient: Tensor,
-        messages: Tensor,
-        input_gradient: Tensor,
-        inputs: Tensor,
-        input_rows: FeatureRows | None = None,
-    ) -> Tensor:
+    def position_gradient(self, rel_pos: Tensor, outputs: WithGradient, inputs: WithGradient) -> Tensor:
         """The gradient of rel_pos through the directions, [E, 3], by the torque identity in the frames (DESIGN 1.2)."""
-        torque = self._torque(self.rows_out, gradient, messages)
-        torque = torque - self._torque(input_rows or self.rows_in, input_gradient, inputs)
+        torque = self._torque(outputs) - self._torque(inputs)
         turned = torch.stack([-torque[1], torch.zeros_like(torque[0]), torque[0]])  # [3, E]: torque x polar axis
         output = rel_pos.new_empty(len(rel_pos), 1, 3, dtype=torch.float32)
         self._launch_rotation("rotate_float", [turned, self.angles], 1, output, (0, 1))
@@ -173,12 +164,12 @@ class CudaLaunches(Launches):
         length = largest * scaled.norm(dim=-1, keepdim=True)
         return (output.squeeze(1) / torch.where(has_length, length, 1.0)).to(rel_pos.dtype)
 
-    def _torque(self, rows: FeatureRows, gradient: Tensor, values: Tensor) -> Tensor:
+    def _torque(self, of: WithGradient) -> Tensor:
         """<g, G_a v> about the axes x and z, [2, E] float32."""
-        torque = torch.zeros(2, values.shape[1], device=values.device)
-        for degree, channels in rows.channels:
-            part = slice(rows.starts[degree], rows.starts[degree] + (2 * degree + 1) * channels)
-            left, right = (tensor[part].float().view(2 * degree + 1, channels, -1) for tensor in (gradient, values))
+        torque = torch.zeros(2, of.values.shape[1], device=of.values.device)
+        for degree, channels in of.rows.channels:
+            part = slice(of.rows.starts[degree], of.rows.starts[degree] + (2 * degree + 1) * channels)
+            left, right = (tensor[part].float().view(2 * degree + 1, channels, -1) for tensor in (of.gradient, of.values))
             overlaps = torch.einsum("ice,jce->eij", left, right)
             torque += torch.einsum("eij,aij->ae", overlaps, generators(degree)[[0, 2]].to(torque))
         return torque

@@ -9,34 +9,23 @@ x / n has x / n^2 in it, which float16 does not hold for n < 2^-16, and infinity
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from se3_fast.backends.dense.layer_norm import layer_norm as normalised_over_channels
+from se3_fast.backends.operands import Norm
 from se3_fast.fiber import Features
 
 NORM_CLAMP = 2.0**-24
 """Smallest norm; the smallest positive number of float16, so that no norm is zero in half precision."""
 
 
-def group_norm(
-    features: Features,
-    scale: Tensor,
-    shift: Tensor,
-    epsilon: float,
-    nonlinearity: Callable[[Tensor], Tensor],
-    row: Tensor | None = None,
-) -> Features:
+def group_norm(features: Features, norm: Norm, row: Tensor | None = None) -> Features:
     """Group normalisation over the fused norms.
 
     Args:
         features: ``{d: [N, C, 2d+1]}``, all with the same C.
-        scale: [D * C] weight, channels of all D degrees side by side, degrees ascending.
-        shift: [D * C] bias.
-        epsilon: added to the variance.
-        nonlinearity: phi.
+        norm: how; its nonlinearity is phi.
         row: not read.
 
     Returns:
@@ -48,19 +37,19 @@ def group_norm(
     fused = torch.stack(norms, 1).squeeze(-1)  # [N, D, C]
     # Every degree for itself, which is what a group normalisation is; PyTorch's takes longer on the CPU, and its second derivatives
     # know no vmap.
-    normalised = normalised_over_channels(fused, None, None, epsilon).flatten(1)
-    normalised = torch.addcmul(shift.to(fused.dtype), normalised, scale.to(fused.dtype))
-    rescaled = nonlinearity(normalised)[..., None].chunk(len(keys), 1)
-    outputs = (feature / norm * new for feature, norm, new in zip(wide, norms, rescaled, strict=True))
+    normalised = normalised_over_channels(fused, None, None, norm.epsilon).flatten(1)
+    normalised = torch.addcmul(norm.shift.to(fused.dtype), normalised, norm.scale.to(fused.dtype))
+    rescaled = norm.nonlinearity(normalised)[..., None].chunk(len(keys), 1)
+    outputs = (feature / length * new for feature, length, new in zip(wide, norms, rescaled, strict=True))
     return {key: output.to(features[key].dtype) for key, output in zip(keys, outputs, strict=True)}
 
 
-def layer_norm(feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]) -> Tensor:
-    """Layer normalisation over the norms of one degree: [N, C, 2d+1] to the same; ``scale`` and ``shift`` are [C]."""
+def layer_norm(feature: Tensor, norm: Norm) -> Tensor:
+    """Layer normalisation over the norms of one degree: [N, C, 2d+1] to the same."""
     wide = _at_least_float32(feature)
-    norm = _clamped_norm(wide)
-    normalised = normalised_over_channels(norm.squeeze(-1), scale, shift, epsilon)
-    return (wide / norm * nonlinearity(normalised)[..., None]).to(feature.dtype)
+    length = _clamped_norm(wide)
+    normalised = normalised_over_channels(length.squeeze(-1), norm.scale, norm.shift, norm.epsilon)
+    return (wide / length * norm.nonlinearity(normalised)[..., None]).to(feature.dtype)
 
 
 def _at_least_float32(feature: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Results have the dtype of the features under autocast too; half precision is com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends import compiled
 from se3_fast.backends.dense import equivariant_norm as formula
+from se3_fast.backends.operands import Norm
 from se3_fast.backends.protocol import Support
 from se3_fast.backends.triton.shared_features import SharedFeatures
 from se3_fast.fiber import Features
@@ -29,27 +30,20 @@ def support(is_compiled: bool, nonlinearity: Hashable) -> Support:
     return Support() if nonlinearity is nn.ReLU else Support.no(f"the kernel knows ReLU only, not {nonlinearity}")
 
 
-def group_norm(
-    features: Features,
-    scale: Tensor,
-    shift: Tensor,
-    epsilon: float,
-    nonlinearity: Callable[[Tensor], Tensor],
-    row: Tensor | None,
-) -> Features:
+def group_norm(features: Features, norm: Norm, row: Tensor | None) -> Features:
     """See :func:`se3_fast.ops.equivariant_norm.group_norm`; where gradients are followed, as :class:`SharedFeatures`."""
     keys = sorted(features, key=int)
-    parameters = [scale, shift] if row is None else [row]
+    parameters = [norm.scale, norm.shift] if row is None else [row]
     operands = [*parameters, *(features[key] for key in keys)]
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return dict(zip(keys, _fused(epsilon, row is not None, 1, operands), strict=True))
-    outputs = _fused(epsilon, row is not None, READERS, operands)
+        return dict(zip(keys, _fused(norm.epsilon, row is not None, 1, operands), strict=True))
+    outputs = _fused(norm.epsilon, row is not None, READERS, operands)
     return SharedFeatures([dict(zip(keys, outputs[start::READERS], strict=True)) for start in range(READERS)])
 
 
-def layer_norm(feature: Tensor, scale: Tensor, shift: Tensor, epsilon: float, nonlinearity: Callable[[Tensor], Tensor]) -> Tensor:
+def layer_norm(feature: Tensor, norm: Norm) -> Tensor:
     """See :func:`se3_fast.ops.equivariant_norm.layer_norm`."""
-    (output,) = _fused(epsilon, False, 1, [scale, shift, feature])
+    (output,) = _fused(norm.epsilon, False, 1, [norm.scale, norm.shift, feature])
     return output
 
 
@@ -108,7 +102,7 @@ class FusedNorm(Operation):
     def _in_pytorch(self, operands: Any) -> list[Tensor]:
         scale, shift, features = _parted(self.has_row, operands)
         by_degree = {str(degree): feature for degree, feature in enumerate(features)}
-        return self._for_readers(formula.group_norm(by_degree, scale, shift, self.epsilon, torch.relu).values())
+        return self._for_readers(formula.group_norm(by_degree, Norm(scale, shift, self.epsilon, torch.relu)).values())
 
     def _for_readers(self, outputs: Iterable[Tensor]) -> list[Tensor]:
         """Each once for every reader; they share their memory."""

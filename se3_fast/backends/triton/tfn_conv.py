@@ -17,7 +17,7 @@ from se3_fast.backends.operands import AlignedMessages, Convolution, FrameForm, 
 from se3_fast.backends.protocol import Support
 from se3_fast.backends.torch.second_derivatives import SHARED, ConvolutionOperands, EdgeFormula, Edges, Role, Setting
 from se3_fast.backends.triton.aligned_weights import aligned_weights
-from se3_fast.backends.triton.tfn_conv_by_edge import Launches
+from se3_fast.backends.triton.tfn_conv_by_edge import Launches, WithGradient
 from se3_fast.backends.triton.tfn_conv_by_source import SourceLaunches, source_order
 from se3_fast.contraction import (
     ContractionOrder,
@@ -157,7 +157,9 @@ class FusedConvolution(Operation):
         of_positions = None
         if wanted[1]:
             messages = launches.contract(aligned_features, hidden, weights)
-            of_positions = launches.position_gradient(rel_pos, gradient, messages, feature_gradient, aligned_features)
+            outputs = WithGradient(messages, gradient, launches.rows_out)
+            inputs = WithGradient(aligned_features, feature_gradient, launches.rows_in)
+            of_positions = launches.position_gradient(rel_pos, outputs, inputs)
         return None, of_positions, *of_radial, None, *launches.rotate_input_gradients(feature_gradient)
 
     @property

@@ -7,6 +7,7 @@ that tell the kernels what to do; here they become tensors, once per plan and de
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,6 +84,14 @@ def _wigner_table(degree: int, dtype: torch.dtype, device: torch.device) -> Tens
     return wigner_table(axis_swap(degree)).to(device, dtype)
 
 
+class WithGradient(NamedTuple):
+    """Features in the edges' frames and their gradient, both [rows, E], and which rows those are."""
+
+    values: Tensor
+    gradient: Tensor
+    rows: FeatureRows
+
+
 class Launches:
     """The kernel launches of one convolution, with the tables and sizes that they share.
 
@@ -124,6 +133,8 @@ class Launches:
             for (degree, _), feature in zip(self.plan.node_channels, features[:num_node_degrees], strict=True)
         ]
         self._launch_align(of_nodes, self.graph.src, aligned_features)
+        if not self.plan.edge_channels:
+            return aligned_features
         of_edges = [
             self._block(self.rows_in, degree, dict(self.plan.node_channels)[degree], feature)
             for (degree, _), feature in zip(self.plan.edge_channels, features[num_node_degrees:], strict=True)
@@ -188,23 +199,11 @@ class Launches:
         ]
         return [*of_nodes, *of_edges]
 
-    def position_gradient(
-        self,
-        rel_pos: Tensor,
-        gradient: Tensor,
-        messages: Tensor,
-        input_gradient: Tensor,
-        inputs: Tensor,
-        input_rows: FeatureRows | None = None,
-    ) -> Tensor:
-        """The gradient of rel_pos through the directions, [E, 3], from y~, x~ and their gradients.
-
-        ``input_rows`` are the rows of ``inputs`` if those are not x~.
-        """
-        table = generator_table(self.rows_out, input_rows or self.rows_in, self.angles.device)
-        return kernels.position_gradient(
-            gradient, messages, input_gradient, inputs, table, rel_pos, self.angles, self.wigner_table(1)
-        )
+    def position_gradient(self, rel_pos: Tensor, outputs: WithGradient, inputs: WithGradient) -> Tensor:
+        """The gradient of rel_pos through the directions, [E, 3], from y~, and x~ or what stands for it, and their gradients."""
+        table = generator_table(outputs.rows, inputs.rows, self.angles.device)
+        pairs = (outputs.gradient, outputs.values, inputs.gradient, inputs.values)
+        return kernels.position_gradient(*pairs, table, rel_pos, self.angles, self.wigner_table(1))
 
     def _block(self, rows: FeatureRows, degree: int, first_channel: int, features: Tensor) -> DegreeBlock:
         return DegreeBlock(degree, features.contiguous(), *rows.place(degree, first_channel))

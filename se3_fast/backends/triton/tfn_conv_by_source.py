@@ -26,7 +26,7 @@ from se3_fast.backends.launch_tables import (
     source_pairs,
     values_per_node,
 )
-from se3_fast.backends.triton.tfn_conv_by_edge import Launches
+from se3_fast.backends.triton.tfn_conv_by_edge import Launches, WithGradient
 from se3_fast.contraction import ConvolutionPlan, output_rows
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.kernels import tfn_conv_by_source as kernels
@@ -194,8 +194,9 @@ class SourceLaunches:
             self._add_gradients(features, blocks, edges, products, block_gradients, feature_gradients)
         rel_pos_gradient = None
         if is_turning and rel_pos is not None:
-            turned = (gradient, messages, frame_gradient, frames, self.rows_frame)
-            rel_pos_gradient = self.shared.position_gradient(rel_pos[self.order.edges], *turned)[self.order.places]
+            outputs = WithGradient(messages, gradient, self.shared.rows_out)
+            columns = WithGradient(frames, frame_gradient, self.rows_frame)
+            rel_pos_gradient = self.shared.position_gradient(rel_pos[self.order.edges], outputs, columns)[self.order.places]
         elif rel_pos is not None:
             rel_pos_gradient = torch.zeros_like(rel_pos)
         of_blocks = [total.to(block.dtype) for total, block in zip(block_gradients, blocks, strict=True)]

@@ -85,24 +85,6 @@ def test_gradcheck_and_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(function, tensors)
 
 
-def test_autocast() -> None:
-    tensors = leaves(CASES["two profiles"], torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = evaluate(tensors, 2, True, "cpp")
-    assert hidden.dtype == torch.bfloat16
-    assert relative_error(hidden, evaluate(tensors, 2, True, "dense")) < TOLERANCE[torch.bfloat16]
-
-
-def test_constant_invariants_have_no_gradient() -> None:
-    invariants, *parameters = leaves(CASES["two profiles"], torch.float64)
-    hidden = evaluate([invariants.detach(), *parameters], 2, True, "cpp")
-    assert isinstance(hidden, Tensor)
-    gradients = torch.autograd.grad(hidden.sum(), parameters)
-    expected = torch.autograd.grad(evaluate([invariants, *parameters], 2, True, "cpp").sum(), parameters)
-    for gradient, truth in zip(gradients, expected, strict=True):
-        assert torch.equal(gradient, truth)
-
-
 def test_shapes_for_the_compiler() -> None:
     """Schema and fake results of both operations agree with what they do."""
     invariants, *parameters = (tensor.detach() for tensor in leaves((5, 3, 4, 2, True), torch.float64))

@@ -1,4 +1,4 @@
-"""The C++ convolution, by edge and by source, against ``dense`` in float64: output and every gradient."""
+"""What only the C++ convolution has, by edge and by source, and what its tiles and threads make of more cases."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast import ConvSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
+from se3_fast import ConvSE3, EdgeGeometry, Fiber, Graph
 from se3_fast.backends.cpp import library
 from se3_fast.backends.operands import Convolution
 from se3_fast.contraction import is_by_source, is_less_arithmetic_by_source
 from se3_fast.ops.tfn_conv import tfn_conv
-from tests.ops.test_tfn_conv import CASES, FULL, NONE, PARTIAL, Case, assert_equal, operands, run, run_operation, run_width
+from tests.ops import test_tfn_conv as contract
+from tests.ops.test_tfn_conv import CASES, FULL, PARTIAL, Case, assert_equal, operands, run, run_width
 from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
 
 if not library.is_available():
@@ -26,7 +27,7 @@ if not library.is_available():
 from se3_fast.backends.cpp import tfn_conv_by_source as by_source
 from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
 
-CPP_CASES = CASES | {
+FURTHER_CASES = {
     "full, tiles of two vectors and a rest": Case({0: 33, 1: 33}, {0: 50, 1: 50}, num_edges=45),
     "full, several blocks": Case({0: 5, 1: 5, 2: 5}, {0: 17, 1: 17, 2: 17}, num_nodes=40, num_edges=97),
     "by output, edge features": Case({0: 4, 1: 3}, {0: 5, 1: 2}, PARTIAL, {0: 2, 1: 3}),
@@ -46,17 +47,9 @@ in_order = partial(pytest.mark.parametrize, "order", indirect=True)
 
 
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
-@pytest.mark.parametrize("case", CPP_CASES.values(), ids=CPP_CASES.keys())
+@pytest.mark.parametrize("case", FURTHER_CASES.values(), ids=FURTHER_CASES.keys())
 def test_equals_dense(case: Case, pool: bool) -> None:
     assert_equal(run(case, "cpp", pool=pool), run(case, "dense", pool=pool), TOLERANCE[torch.float64])
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["full, 4 degrees", "by output, mixed", "by input, mixed", "pairs, protein fibers"])
-def test_operation_in_each_dtype(name: str, dtype: torch.dtype) -> None:
-    result = run_operation(CASES[name], "cpp", dtype)
-    assert {value.dtype for value in (result.outputs | result.gradients).values()} == {dtype}
-    assert_equal(result, run_operation(CASES[name], "dense", torch.float64), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("width", [1, 5, 33, 70])
@@ -79,35 +72,17 @@ def test_source_with_very_many_edges(pool: bool) -> None:
     assert_equal(run(case, "cpp", pool=pool), run(case, "torch", pool=pool), TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize("name", ["full, 4 degrees", "by output, mixed", "edge features of degree 1 and 2"])
-def test_low_memory_has_every_gradient(name: str) -> None:
-    kept, recomputed = (run(CASES[name], "cpp", low_memory=low_memory) for low_memory in (False, True))
-    assert_equal(recomputed, kept, TOLERANCE[torch.float64])
-
-
-@pytest.mark.parametrize("name", ["full, several blocks", "pairs, protein fibers"])
+@pytest.mark.parametrize(
+    "case",
+    [FURTHER_CASES["full, several blocks"], CASES["pairs, protein fibers"]],
+    ids=["full, several blocks", "pairs, protein fibers"],
+)
 @pytest.mark.usefixtures("threads")
-def test_two_runs_are_identical(name: str) -> None:
-    first, second = (run(CPP_CASES[name], "cpp", torch.float32, pool=True) for _ in range(2))
-    assert_equal(first, run(CPP_CASES[name], "dense", pool=True), TOLERANCE[torch.float32])
+def test_two_runs_are_identical(case: Case) -> None:
+    first, second = (run(case, "cpp", torch.float32, pool=True) for _ in range(2))
+    assert_equal(first, run(case, "dense", pool=True), TOLERANCE[torch.float32])
     for key, value in (first.outputs | first.gradients).items():
         assert torch.equal(value, (second.outputs | second.gradients)[key]), key
-
-
-@pytest.mark.parametrize("fuse_level", [FULL, NONE], ids=["full", "pairs"])
-def test_gradcheck(fuse_level: ConvSE3FuseLevel) -> None:
-    fiber = Fiber({0: 2, 1: 2})
-    module = make_convolution(fiber, fiber, fuse_level=fuse_level, pool=True)
-    graph = random_graph(4, 6)
-
-    def convolve(rel_pos: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
-        geometry = EdgeGeometry.from_relative_positions(rel_pos, 1)
-        nodes = dict(zip(("0", "1"), features, strict=True))
-        with se3_fast.backend("cpp"):
-            return tuple(module(nodes, {"0": rel_pos.norm(dim=-1)[:, None, None]}, graph, geometry).values())
-
-    inputs = [graph.edata["rel_pos"], *random_features(fiber, 4).values()]
-    assert torch.autograd.gradcheck(convolve, [tensor.requires_grad_() for tensor in inputs])
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
@@ -126,24 +101,6 @@ def test_position_gradient_of_edges_of_any_length(pole: float, scale: float) -> 
             outputs = tfn_conv(Convolution(plan, graph, geometry, nodes, {}, hidden, weights, False, ConvSE3.contraction_order))
         total = sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values())
         gradients.append(torch.autograd.grad(total, rel_pos)[0] * unit)
-    assert relative_error(gradients[1], gradients[0]) < TOLERANCE[torch.float64]
-
-
-@pytest.mark.parametrize("distance_from_pole", [0.0, 1e-7])
-@pytest.mark.parametrize("pole", [1.0, -1.0])
-def test_position_gradient_at_the_poles(pole: float, distance_from_pole: float) -> None:
-    fiber = Fiber({0: 3, 1: 3, 2: 3})
-    module = make_convolution(fiber, fiber, pool=False)
-    graph, nodes = random_graph(3, 2), random_features(fiber, 3)
-    gradients = []
-    for backend in ("dense", "cpp"):
-        near_pole = [distance_from_pole, 2 * pole, -distance_from_pole]
-        rel_pos = torch.tensor([[0.0, pole, 0.0], near_pole], dtype=torch.float64, requires_grad=True)
-        with se3_fast.backend(backend):
-            geometry = EdgeGeometry.from_relative_positions(rel_pos, 2)
-            outputs = module(nodes, {"0": rel_pos.norm(dim=-1)[:, None, None]}, graph, geometry)
-        sum((output * (1 + torch.arange(output.shape[-1]))).sum() for output in outputs.values()).backward()
-        gradients.append(rel_pos.grad)
     assert relative_error(gradients[1], gradients[0]) < TOLERANCE[torch.float64]
 
 
@@ -182,7 +139,7 @@ def test_hidden_values_are_not_kept() -> None:
 @in_order(["by edge"])
 def test_node_order_does_not_matter() -> None:
     """Edges sorted by destination and edges in any order: the same sums, in the order of the edges."""
-    case = CPP_CASES["full, several blocks"]
+    case = FURTHER_CASES["full, several blocks"]
     plan = make_convolution(Fiber(case.fiber_in), Fiber(case.fiber_out)).plan
     graph, nodes, hidden, weights = operands(plan, 40, 97, 32)
     order = graph.dst.argsort(stable=True)
@@ -255,9 +212,9 @@ def test_order_of_contraction(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(torch.ops.se3_fast_cpp.instruction_set() != "avx512", reason="this is a lesser processor itself")
 @pytest.mark.parametrize("instructions", ["baseline", "avx2"])
 def test_on_lesser_processors(instructions: str) -> None:
-    """Some of this file's comparisons with ``dense`` once more in a process that takes the processor for an older one."""
-    chosen = "test_radial_widths or (test_operation_in_each_dtype and mixed) or (test_equals_dense and (several or tiles))"
-    command = [sys.executable, "-m", "pytest", "-q", __file__, "-k", chosen]
+    """Some comparisons with ``dense`` once more in a process that takes the processor for an older one."""
+    chosen = "test_radial_widths or (test_operation_in_each_dtype and mixed and cpp) or (test_equals_dense and (several or tiles))"
+    command = [sys.executable, "-m", "pytest", "-q", __file__, contract.__file__, "-k", chosen]
     environment = os.environ | {"SE3_FAST_INSTRUCTIONS": instructions}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout

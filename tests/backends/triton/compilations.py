@@ -7,37 +7,18 @@ compilations there are after each batch.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
 
 import se3_fast
+from bench.modelled.recording import compiling_for_gpu
 from se3_fast import Fiber, Graph, SE3TransformerPooled
-from se3_fast.kernels.resources import all_cases
 
 NUM_NODES = (40, 48, 41, 64, 57)
 """Of the batches; twice as many edges: some multiples of 16, some not."""
-
-
-class Driver:
-    """Says what a launcher asks of the driver of a CUDA device."""
-
-    def get_current_device(self) -> int:
-        """The only one."""
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        """The default."""
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        """An H200."""
-        return GPUTarget("cuda", 90, 32)
 
 
 def training_step(model: torch.nn.Module, num_nodes: int) -> None:
@@ -53,21 +34,18 @@ def training_step(model: torch.nn.Module, num_nodes: int) -> None:
 
 def main() -> None:
     """Count."""
-    all_cases()  # imports every kernel, which are not for the interpreter then
-    os.environ["TRITON_INTERPRET"] = "1"  # the backend takes tensors on the CPU for its sake
     keys: dict[str, set[str]] = defaultdict(set)
 
     def asked(**launch: Any) -> bool:
         keys[f"{launch['fn'].module}.{launch['fn'].name}"].add(launch["key"])
         return True  # nothing is compiled
 
-    driver.set_active(Driver())
     triton.knobs.runtime.jit_cache_hook = asked
     sizes = {"num_degrees": 3, "num_channels": 16, "num_layers": 2, "num_heads": 2, "channels_div": 2, "output_dim": 1}
     fibers = {"fiber_in": Fiber({0: 4}), "fiber_out": Fiber({0: 16}), "fiber_edge": Fiber({0: 3})}
     model = SE3TransformerPooled(**fibers, **sizes, norm=True, use_layer_norm=True)  # type: ignore[arg-type]
     counts = []
-    with se3_fast.backend("triton"):
+    with compiling_for_gpu(), se3_fast.backend("triton"):
         for num_nodes in NUM_NODES:
             training_step(model, num_nodes)
             counts.append({kernel: len(found) for kernel, found in keys.items()})

@@ -1,4 +1,4 @@
-"""The Triton norm against ``dense`` in float64: output and every gradient. In Triton's interpreter where there is no GPU."""
+"""What only the Triton norm has. In Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 
@@ -6,134 +6,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import se3_fast
-from se3_fast import Fiber, NormSE3
+from se3_fast import Fiber
 from se3_fast.backends.dense import equivariant_norm as formula
 from se3_fast.backends.triton.equivariant_norm import FusedNorm
 from se3_fast.backends.triton.shared_features import SharedFeatures
-from se3_fast.ops import equivariant_norm
-from se3_fast.ops.equivariant_norm import group_norm
+from se3_fast.ops.equivariant_norm import Norm, group_norm
 from se3_fast.ops.shared_features import shared_features
 from tests.model.test_golden import FILES, Golden, run_norm
+from tests.ops.test_equivariant_norm import CASES, assert_equal, run
 from tests.support import TOLERANCE, TRITON_DEVICE, random_features, relative_error
 
 pytest.importorskip("triton")
-
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-
-CASES = {
-    "four degrees": ({0: 5, 1: 5, 2: 5, 3: 5}, 33),
-    "32 channels, several blocks": ({0: 32, 1: 32}, 33),
-    "17 channels, degrees apart": ({1: 17, 4: 17}, 3),
-    "nine degrees": ({degree: 3 for degree in range(9)}, 2),
-    "one channel, one node": ({0: 1, 1: 1}, 1),
-    "unequal channels": ({0: 17, 1: 3, 2: 1}, 5),
-    "no nodes": ({0: 3, 1: 3}, 0),
-}
-
-
-@pytest.fixture
-def two_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backward pass with few programs, each of which walks over several blocks of nodes."""
-    from se3_fast.kernels import equivariant_norm as kernels
-
-    monkeypatch.setattr(kernels, "_MAX_PARTIAL_SUMS", 2)
-
-
-def run(
-    structure: dict[int, int],
-    num_nodes: int,
-    backend: str,
-    dtype: torch.dtype,
-    nonlinearity: nn.Module | None = None,
-    below_clamp: float = 2.0**-26,
-) -> dict[str, Tensor]:
-    """Outputs and gradients; inputs are exact in bfloat16, so that dtypes can be compared.
-
-    Some features are zero, some small and some of length ``below_clamp``, which float16 has but zero for.
-    """
-    torch.manual_seed(0)
-    fiber = Fiber(structure)
-    module = NormSE3(fiber, nonlinearity)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter).data.copy_(parameter.to(torch.bfloat16))
-    module = module.to(TRITON_DEVICE, dtype)
-    features = {key: value.to(torch.bfloat16).to(TRITON_DEVICE, dtype) for key, value in random_features(fiber, num_nodes).items()}
-    for value in features.values():
-        value[:1, :1] = 0.0
-        value[1:2, :1] = 2.0**-6
-        value[2:3, :1, :1] = below_clamp
-        value[2:3, :1, 1:] = 0.0
-        value.requires_grad_()
-    with se3_fast.backend(backend):
-        outputs = module(features)
-    cotangents = random_features(fiber, num_nodes, seed=2)
-    torch.autograd.backward(
-        list(outputs.values()), [cotangents[key].to(torch.bfloat16).to(TRITON_DEVICE, dtype) for key in outputs]
-    )
-    gradients = {f"gradient of {key}": value.grad for key, value in features.items()}
-    parameters = {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
-    return {name: value.detach() for name, value in (outputs | gradients | parameters).items() if value is not None}
-
-
-def assert_equal(result: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float) -> None:
-    """Gradients of small features are large, up to 2^24: those that the dtype has are compared apart from the rest."""
-    assert result.keys() == truth.keys()
-    for name, value in result.items():
-        size = truth[name].abs()
-        for part in (size < 10, (size >= 10) & (size <= torch.finfo(value.dtype).max)):
-            assert relative_error(value.where(part, 0), truth[name].where(part, 0)) < tolerance, name
-
-
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("two_programs")
-def test_equals_dense(name: str) -> None:
-    results = [run(*CASES[name], backend, torch.float64) for backend in ("triton", "dense")]
-    assert_equal(*results, TOLERANCE[torch.float64])
-
-
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize("name", ["four degrees", "unequal channels"])
-def test_in_each_dtype(name: str, dtype: torch.dtype) -> None:
-    result = run(*CASES[name], "triton", dtype, below_clamp=0.0)
-    assert {value.dtype for value in result.values()} == {dtype}
-    assert_equal(result, run(*CASES[name], "dense", torch.float64, below_clamp=0.0), TOLERANCE[dtype])
-
-
-@pytest.mark.usefixtures("two_programs")
-def test_two_runs_are_identical() -> None:
-    first, second = (run(*CASES["four degrees"], "triton", torch.float32) for _ in range(2))
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-
-
-def test_parameters_of_another_dtype_and_features_that_are_not_contiguous() -> None:
-    features = torch.randn(5, 3, 4, device=TRITON_DEVICE).transpose(1, 2).half().requires_grad_()
-    scale, shift = (torch.randn(4, device=TRITON_DEVICE).requires_grad_() for _ in range(2))
-    with se3_fast.backend("triton"):
-        output = equivariant_norm.layer_norm(features, scale, shift, 1e-5, nn.ReLU())
-    output.sum().backward()
-    assert output.dtype == features.grad.dtype == torch.float16
-    assert scale.grad is not None and scale.grad.dtype == torch.float32
-    truth = formula.layer_norm(features.double(), scale.double(), shift.double(), 1e-5, nn.ReLU())
-    assert relative_error(output, truth) < TOLERANCE[torch.float16]
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_bad_values_show(value: float) -> None:
-    features = {"0": torch.full((2, 3, 1), 1.0, device=TRITON_DEVICE), "1": torch.ones(2, 3, 3, device=TRITON_DEVICE)}
-    features["1"][1, 1, 1] = value
-    with se3_fast.backend("triton"):
-        output = NormSE3(Fiber({0: 3, 1: 3})).to(TRITON_DEVICE)(features)
-    assert output["0"].isfinite().all() and output["1"][0].isfinite().all() and output["1"][1, 1].isnan().all()
 
 
 def test_other_nonlinearities_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FusedNorm, "apply", lambda *_: pytest.fail("the kernel knows ReLU only"))
     for name in ("four degrees", "unequal channels"):
-        results = [run(*CASES[name], backend, torch.float64, nn.SiLU()) for backend in ("triton", "dense")]
+        results = [run(*CASES[name], backend, torch.float64, TRITON_DEVICE, nn.SiLU()) for backend in ("triton", "dense")]
         assert_equal(*results, TOLERANCE[torch.float64])
 
 
@@ -143,27 +35,6 @@ def test_golden(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(formula, name, lambda *_: pytest.fail("expected the kernel to run"))
     with se3_fast.backend("triton"):
         run_norm(Golden(path, TRITON_DEVICE))
-
-
-@pytest.mark.parametrize("is_strided", [False, True])
-def test_second_derivatives(is_strided: bool) -> None:
-    """Also of features that are not contiguous, of which the kernel takes a copy, and of zero features."""
-    fiber = Fiber({0: 3, 1: 3})
-    results = []
-    for backend in ("dense", "triton"):
-        torch.manual_seed(0)
-        module = NormSE3(fiber).double().to(TRITON_DEVICE)
-        isolated = torch.tensor([1])
-        values = {key: value.index_fill(0, isolated, 0.0).to(TRITON_DEVICE) for key, value in random_features(fiber, 4).items()}
-        leaves = {key: (value.mT.contiguous() if is_strided else value).requires_grad_() for key, value in values.items()}
-        with se3_fast.backend(backend):
-            normed = module({key: leaf.mT if is_strided else leaf for key, leaf in leaves.items()})
-            loss = torch.stack([value.square().sum() for value in normed.values()]).sum()
-            first = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
-            loss = torch.stack([gradient.square().sum() for gradient in first]).sum()
-            results.append([*first, *torch.autograd.grad(loss, [*leaves.values(), *module.parameters()], allow_unused=True)])
-    for truth, found in zip(*results, strict=True):
-        assert (truth is None and found is None) or relative_error(found, truth) < 1e-10
 
 
 @pytest.mark.parametrize("num_parts", [1, 3, 64], ids="{} parts".format)
@@ -177,7 +48,7 @@ def test_gradients_of_several_readers_and_of_parameters_in_a_row(num_parts: int)
         features = {key: value.to(TRITON_DEVICE).requires_grad_() for key, value in random_features(Fiber.create(3, 3), 33).items()}
         parameters = [row] if is_shared else [scale.requires_grad_(), shift.requires_grad_()]
         with se3_fast.backend("triton" if is_shared else "dense"):
-            outputs = group_norm(features, scale, shift, 1e-5, nn.ReLU(), row if is_shared else None)
+            outputs = group_norm(features, Norm(scale, shift, 1e-5, nn.ReLU()), row if is_shared else None)
         copies = shared_features(outputs, 3)
         assert isinstance(outputs, SharedFeatures) == is_shared
         weights = [1.0, -2.0, 0.5]
