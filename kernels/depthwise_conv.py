@@ -36,7 +36,9 @@ from .precision import DTYPES, add_product, padded, product_constants
 from .resources import CompileCase, signature
 
 _EDGES = 16
-_MOST_CHANNELS = 64  # of a block
+_MOST_CHANNELS, _FEWER_CHANNELS = 64, 32  # of a block; fewer where values, their gradients and derivatives fill the registers
+_NUM_WARPS = 4
+_NUM_STAGES = 1  # software pipelining would take shared memory for what comes from the caches
 
 Runs = tuple[tuple[int, int, int, int], ...]
 Pairs = tuple[tuple[int, int, int], ...]
@@ -286,7 +288,11 @@ def _edge_gradient_kernel(
         tl.store(of_hidden + (edge[:, None] * K + unit[None]), for_hidden, mask=is_edge[:, None] & (unit < K)[None])
 
 
-def _constants(couplings: Couplings, channels: int, width: int, dtype: torch.dtype) -> dict[str, object]:
+def _block(channels: int, is_along: bool) -> int:
+    return padded(channels, _FEWER_CHANNELS if is_along else _MOST_CHANNELS)
+
+
+def _constants(couplings: Couplings, channels: int, width: int, dtype: torch.dtype, is_along: bool) -> dict[str, object]:
     return {
         "RUNS": couplings.runs,
         "PAIRS": couplings.pairs,
@@ -298,7 +304,8 @@ def _constants(couplings: Couplings, channels: int, width: int, dtype: torch.dty
         "CHANNELS": channels,
         "K": width,
         "EDGES": _EDGES,
-        "BLOCK": padded(channels, _MOST_CHANNELS),
+        "ALONG": is_along,
+        "BLOCK": _block(channels, is_along),
         "WIDTH": padded(width),
         **product_constants(dtype),
     }
@@ -308,10 +315,10 @@ def sums(couplings: Couplings, rows: Rows, last: Tensor, ends: Ends, direction: 
     """y, [N, components_out, C], or its derivative along a direction of the rows; edges by destination."""
     num_nodes, _, channels = rows.features.shape
     result = rows.features.new_empty(num_nodes, couplings.components_out, channels)
-    constants = _constants(couplings, channels, rows.hidden.shape[1], result.dtype)
-    grid = (num_nodes, couplings.components_out, triton.cdiv(channels, padded(channels, _MOST_CHANNELS)))
+    constants = _constants(couplings, channels, rows.hidden.shape[1], result.dtype, direction is not None)
+    grid = (num_nodes, couplings.components_out, triton.cdiv(channels, _block(channels, direction is not None)))
     arguments = (result, tuple(rows), tuple(direction or rows), last, tuple(ends))
-    launch(_sums_kernel, grid, *arguments, ALONG=direction is not None, num_warps=4, **constants)
+    launch(_sums_kernel, grid, *arguments, num_warps=_NUM_WARPS, num_stages=_NUM_STAGES, **constants)
     return result
 
 
@@ -321,10 +328,10 @@ def source_gradient(
     """dx, [N, components_in, C], or its derivative along a direction; edges by source."""
     result = torch.empty_like(rows.features)
     num_nodes, _, channels = result.shape
-    constants = _constants(couplings, channels, rows.hidden.shape[1], result.dtype)
-    grid = (num_nodes, couplings.components_in, triton.cdiv(channels, padded(channels, _MOST_CHANNELS)))
+    constants = _constants(couplings, channels, rows.hidden.shape[1], result.dtype, direction is not None)
+    grid = (num_nodes, couplings.components_in, triton.cdiv(channels, _block(channels, direction is not None)))
     arguments = (result, gradient, tuple(rows), tuple(direction or rows), last, tuple(ends))
-    launch(_source_gradient_kernel, grid, *arguments, ALONG=direction is not None, num_warps=4, **constants)
+    launch(_source_gradient_kernel, grid, *arguments, num_warps=_NUM_WARPS, num_stages=_NUM_STAGES, **constants)
     return result
 
 
@@ -352,11 +359,12 @@ def edge_gradients(
     is_along = direction is not None
     of_weights = rows.hidden.new_empty(len(rows.hidden), last.shape[1]) if with_weights else None
     of_weights_dot = torch.empty_like(of_weights) if of_weights is not None and is_along else None
-    constants = _constants(couplings, channels, rows.hidden.shape[1], last.dtype)
+    constants = _constants(couplings, channels, rows.hidden.shape[1], last.dtype, is_along)
     stored = (of_hidden if of_weights is None else of_weights, of_hidden if of_weights_dot is None else of_weights_dot)
     arguments = (of_harmonics, of_hidden, *stored, gradient, tuple(rows), tuple(direction or rows), last, tuple(ends))
-    more = {"ALONG": is_along, "WITH_WEIGHTS": with_weights, "COLUMNS": triton.next_power_of_2(couplings.harmonics)}
-    launch(_edge_gradient_kernel, (num_nodes,), *arguments, num_warps=4, **more, **constants)
+    constants["BLOCK"] = padded(channels, _FEWER_CHANNELS)
+    more = {"WITH_WEIGHTS": with_weights, "COLUMNS": triton.next_power_of_2(couplings.harmonics)}
+    launch(_edge_gradient_kernel, (num_nodes,), *arguments, num_warps=_NUM_WARPS, num_stages=_NUM_STAGES, **more, **constants)
     return EdgeGradients(of_harmonics, of_hidden, of_weights, of_weights_dot)
 
 
@@ -390,12 +398,12 @@ def compile_cases() -> list[CompileCase]:
         value = f"*{name}"
         types = {"ends": integers, "rows": (value,) * 3, "direction": (value,) * 3}
         for is_along in (False, True):
-            constants = _constants(couplings, 64, 32, DTYPES[name]) | {"ALONG": is_along}
+            constants = _constants(couplings, 64, 32, DTYPES[name], is_along)
             suffix = f"{'along ' if is_along else ''}{name}"
             for title, kernel in (("sums", _sums_kernel), ("source gradient", _source_gradient_kernel)):
                 typed = signature(kernel, constants, types, value)
-                cases.append(CompileCase(f"{title} {suffix}", kernel, typed, constants, num_warps=4, num_stages=3))
-            more = constants | {"WITH_WEIGHTS": True, "COLUMNS": 16}
+                cases.append(CompileCase(f"{title} {suffix}", kernel, typed, constants, _NUM_WARPS, _NUM_STAGES))
+            more = constants | {"BLOCK": _FEWER_CHANNELS, "WITH_WEIGHTS": True, "COLUMNS": 16}
             typed = signature(_edge_gradient_kernel, more, types, value)
-            cases.append(CompileCase(f"edge gradient {suffix}", _edge_gradient_kernel, typed, more, num_warps=4, num_stages=3))
+            cases.append(CompileCase(f"edge gradient {suffix}", _edge_gradient_kernel, typed, more, _NUM_WARPS, _NUM_STAGES))
     return cases
