@@ -29,7 +29,18 @@ from .pickle_outline import ForeignObjectError, Outline, OutlineError, Storage
 ModelType = TypeVar("ModelType", bound=nn.Module)
 
 SAFETENSORS_SUFFIX = ".safetensors"
-_DESCRIPTION_KEYS = ("epoch", "step", "optimizer", "model_config", "data", "featuriser", "domain", "uncertainty", "seed")
+_DESCRIPTION_KEYS = (
+    "epoch",
+    "step",
+    "optimizer",
+    "model_config",
+    "data",
+    "featuriser",
+    "domain",
+    "closest_pairs",
+    "uncertainty",
+    "seed",
+)
 _DESCRIPTION = "checkpoint"
 _CHECKSUM = "checkpoint_sha256"
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -46,7 +57,7 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
         checkpoint: The published keys `state_dict`, `optimizer_state_dict` and `epoch` (number of epochs
             done), and what this package adds: `scheduler_state_dict`, `scaler_state_dict`, `rng` (a state per
             process), `step`, `optimizer`, `history`, `model_config`, `data`, `featuriser`, `domain`,
-            `uncertainty`, `seed`.
+            `closest_pairs`, `uncertainty`, `seed`.
 
     Raises:
         OSError: The file cannot be written.
