@@ -11,6 +11,8 @@ from se3_fast import __version__
 COMMANDS = {
     "train": ("se3_fast.train", "train on a molecular property"),
     "train-forces": ("se3_fast.train_forces", "train a force field"),
+    "md": ("se3_fast.simulation.md", "run molecular dynamics with a force field"),
+    "relax": ("se3_fast.simulation.relax", "relax structures with a force field"),
     "predict": ("se3_fast.predict.command", "predict a property for molecules"),
     "models": ("se3_fast.pretrained.__main__", "list the trained models"),
     "evaluate": ("se3_fast.inference", "evaluate a trained model on the test set"),
