@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": ("se3_fast.predict.command", "predict a property for molecules"),
     "models": ("se3_fast.pretrained.__main__", "list the trained models"),
     "evaluate": ("se3_fast.inference", "evaluate a trained model on the test set"),
+    "evaluate-forces": ("se3_fast.simulation.evaluate", "compare a force field with labelled frames"),
     "data build-qm9": ("se3_fast.data.build_qm9", "build qm9_edge.npz from its sources"),
     "data make-sample": ("se3_fast.data.make_sample", "make the sample data set again"),
     "data make-force-sample": ("se3_fast.data.make_force_sample", "make the sample data set of forces again"),
