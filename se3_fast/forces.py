@@ -7,7 +7,7 @@ then in the model's unit of energy over that of the positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -272,8 +272,20 @@ class ForceField(nn.Module):
         graph = as_graph(graph)
         return _sum_over_atoms(self.atomic_energies(graph), graph)
 
-    def atomic_energies(self, graph: Any) -> Tensor:
-        """What each atom adds to the energy, [N] float64, eV; argument and errors as for :meth:`forward`."""
+    def atomic_energies(self, graph: Any, exchange: Callable[[list[Tensor]], list[Tensor]] | None = None) -> Tensor:
+        """What each atom adds to the energy.
+
+        Args:
+            graph: as for :meth:`forward`.
+            exchange: gives the features [N, 2d+1, C] that a layer but the first reads for those that the one before has left. For
+                programs that divide space among processes, whose atoms near a border are copies of others'.
+
+        Returns:
+            [N] float64, eV.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
         graph = as_graph(graph)
         for data, name, shape in ((graph.ndata, "ndata['atomic_numbers']", "[N]"), (graph.edata, "edata['rel_pos']", "[E, 3]")):
             if name.split("'")[1] not in data:
@@ -281,7 +293,9 @@ class ForceField(nn.Module):
         kinds = self._kinds(graph.ndata["atomic_numbers"])  # [N, elements]
         embedding = self.edge_embedding(graph.edata["rel_pos"])
         features = [(kinds @ self.atom_embedding)[:, None]]  # [N, 1, C]
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            if number and exchange is not None:
+                features = exchange(features)
             features = layer(features, graph, embedding, kinds)
         own = self.energy_of_atom(features[0].squeeze(1)).squeeze(-1)  # [N]
         return (self.scale * own).double() + self.reference_energies[graph.ndata["atomic_numbers"]]

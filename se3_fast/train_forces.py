@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from se3_fast.command_line import HelpFormatter
-from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, ForceDataModule
+from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, ForceDataModule, FrameFiles
+from se3_fast.data.frames import LabelNames
 from se3_fast.forces import ForceField
 from se3_fast.training.arguments import (
+    add_label_names,
     add_training_arguments,
+    fraction,
     natural_float,
     natural_int,
     positive_float,
@@ -53,6 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
     loss.add_argument(
         "--force_weight", type=natural_float, default=1.0, help="weight of the error of force components, eV/Angstrom"
     )
+    loss.add_argument(
+        "--stress_weight",
+        type=natural_float,
+        default=0.0,
+        help="weight of the error of stress components, eV/Angstrom^3, of frames that are periodic and have a stress",
+    )
     parser.set_defaults(**_DEFAULTS, amp=False, amp_dtype="auto")
     return parser
 
@@ -60,7 +69,19 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", type=Path, default=FORCE_SAMPLE_PATH, metavar="FILE", help="frames, .npz (default: the sample in the package)"
+        "--data",
+        type=Path,
+        nargs="+",
+        default=None,
+        metavar="FILE",
+        help="frames: .npz, extended XYZ, or any file that ASE reads (default: the sample in the package)",
+    )
+    for name, use in (("validation", "validate"), ("test", "test")):
+        text = f"frames that {use} (default: some of those of --data)"
+        group.add_argument(f"--{name}_data", type=Path, nargs="+", default=None, metavar="FILE", help=text)
+    add_label_names(group)
+    group.add_argument(
+        "--train_fraction", type=fraction, default=0.8, help="part of the frames of --data that train, where no file says which"
     )
     group.add_argument("--num_train", type=positive_int, default=None, help="training frames (default: all that are marked so)")
     group.add_argument(
@@ -98,8 +119,16 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
     check_written_by("se3_fast.train_forces", checkpoint, arguments.load_ckpt_path)
     seed = common_seed(arguments.seed, checkpoint, world)
     seed_everything(seed)
+    files = FrameFiles(
+        arguments.data or [FORCE_SAMPLE_PATH],
+        arguments.validation_data or (),
+        arguments.test_data or (),
+        index=arguments.index,
+        names=LabelNames(arguments.energy_name, arguments.forces_name, arguments.stress_name),
+        train_fraction=arguments.train_fraction,
+    )
     data_module = ForceDataModule(
-        arguments.data,
+        files,
         batch_size=arguments.batch_size,
         num_train=arguments.num_train,
         num_validation=arguments.num_validation,
@@ -113,18 +142,28 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
     if checkpoint:
         check_same(arguments.load_ckpt_path, "model", checkpoint.get("model_config"), model.config)
     data = {
-        "file": arguments.data.name,
+        "file": ", ".join(Path(path).name for path in (*files.training, *files.validation, *files.test)),
         "num_train": data_module.num_train,
         "num_validation": data_module.num_validation,
     }
-    loss = {"energy_weight": arguments.energy_weight, "force_weight": arguments.force_weight}
+    loss = {
+        "energy_weight": arguments.energy_weight,
+        "force_weight": arguments.force_weight,
+        "stress_weight": arguments.stress_weight,
+    }
     return ForceTrainer(
         model,
         data_module,
         training_options(arguments),
         **loss,
         world=world,
-        metadata={"model_config": model.config, "data": data, "loss": loss, "seed": seed},
+        metadata={
+            "model_config": model.config,
+            "data": data,
+            "closest_pairs": data_module.closest_pairs(),
+            "loss": loss,
+            "seed": seed,
+        },
         resume_from=arguments.load_ckpt_path,
     )
 

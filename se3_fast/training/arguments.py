@@ -88,6 +88,15 @@ def add_cuda_graphs(group: argparse._ArgumentGroup, text: str) -> None:
     group.add_argument("--cuda_graphs", type=boolean, nargs="?", const=True, default=None, metavar="BOOL", help=text)
 
 
+def add_label_names(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Add which frames of files are read, and the names that their labels have there."""
+    group.add_argument(
+        "--index", default=":", metavar="INDEX", help="which frames of files that ASE reads: a number, or start:stop:step"
+    )
+    for name in ("energy", "forces", "stress"):
+        group.add_argument(f"--{name}_name", default=name, metavar="NAME", help=f"name of the {name} in files that ASE reads")
+
+
 def add_run_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """Add where the data are, how they are read, and what computes."""
     data = parser.add_argument_group("data loading")

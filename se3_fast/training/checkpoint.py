@@ -37,6 +37,7 @@ _DESCRIPTION_KEYS = (
     "data",
     "featuriser",
     "domain",
+    "closest_pairs",
     "uncertainty",
     "results",
     "seed",
@@ -57,7 +58,7 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
         checkpoint: The published keys `state_dict`, `optimizer_state_dict` and `epoch` (number of epochs
             done), and what this package adds: `scheduler_state_dict`, `scaler_state_dict`, `rng` (a state per
             process), `step`, `optimizer`, `history`, `model_config`, `data`, `featuriser`, `domain`,
-            `uncertainty`, `results`, `seed`.
+            `closest_pairs`, `uncertainty`, `results`, `seed`.
 
     Raises:
         OSError: The file cannot be written.

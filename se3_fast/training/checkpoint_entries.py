@@ -19,6 +19,7 @@ _LONGEST_NAME = 1000
 _LARGEST_COUNT = 2**53
 _LARGEST_SIZE = 2**20
 _PROJECTION = ".project.weights."
+_ATOMIC_NUMBERS = frozenset(map(str, range(1, 119)))
 _SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
@@ -238,6 +239,15 @@ def _check_domain(name: str, description: Any) -> None:
         _check_counts(f"{name}: atom_kinds", kind)
 
 
+def _check_closest_pairs(name: str, distances: Any) -> None:
+    expect(_is_named(distances), name, "a dictionary by names", distances)
+    for pair, distance in distances.items():
+        numbers = pair.split("-")
+        is_pair = len(numbers) == 2 and all(number in _ATOMIC_NUMBERS for number in numbers)
+        is_length = is_number(distance) and distance > 0
+        expect(is_pair and is_length, name, "lengths by pairs of atomic numbers", {pair: distance})
+
+
 def _check_uncertainty(name: str, description: Any) -> None:
     if not (_is_named(description) and set(description) == {"name", "version", "each"}):
         _check_uncertainty_of_one(name, description)
@@ -327,6 +337,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "data": _check_data,
     "featuriser": _check_featuriser,
     "domain": _check_domain,
+    "closest_pairs": _check_closest_pairs,
     "uncertainty": _check_uncertainty,
     "loss": _check_description,
     "results": _check_description,

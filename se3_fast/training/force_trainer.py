@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import l1_loss
 
 from se3_fast.data.force_frames import ForceDataModule, reference_energies
-from se3_fast.forces import ForceField, energy_and_forces
+from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress
 
 from .distributed import World
 from .evaluation import Evaluation, move_batch
@@ -22,6 +21,8 @@ from .options import TrainingOptions
 from .plots import plot_learning_curve, plot_parity
 from .report import plots_may_fail
 from .trainer import Trainer, TrainingResult
+
+_EVALUATED = ("energies", "known_energies", "references", "forces", "known_forces", "stress", "known_stress")
 
 
 @dataclass(kw_only=True)
@@ -31,13 +32,17 @@ class ForceEvaluation(Evaluation):
     Attributes:
         energies: The same of energies, in eV per molecule. Their mean predictor is the sum of the atoms' reference energies; that
             of forces predicts none, so that its error is the mean absolute component.
+        stress: The same of stress components, in eV/Angstrom^3; None: no frame has a stress. Their mean predictor is none, too.
     """
 
     energies: Evaluation
+    stress: Evaluation | None = None
 
 
 class ForceTrainer(Trainer):
-    """Trains a force field with an L1 loss on energies and forces, in units of the mean absolute force of the training set.
+    """Trains a force field with an L1 loss on energies, forces and stress, in units of the mean absolute force of the training set.
+
+    Frames add to the part of the loss whose label they have.
 
     Args:
         model: The force field. Its reference energies and scale are set from the training frames.
@@ -45,6 +50,7 @@ class ForceTrainer(Trainer):
         options: What the run was told; mixed precision is not used.
         energy_weight: Weight of the mean absolute error of the energy of a molecule.
         force_weight: Weight of the mean absolute error of the force components.
+        stress_weight: Weight of the mean absolute error of the stress components, in eV/Angstrom^3.
         world: The processes of the run; None: this one alone, on the CPU.
         metadata: As for :class:`Trainer`.
         resume_from: Checkpoint of an earlier run, which this one goes on from.
@@ -60,6 +66,7 @@ class ForceTrainer(Trainer):
         options: TrainingOptions,
         energy_weight: float = 0.1,
         force_weight: float = 1.0,
+        stress_weight: float = 0.0,
         world: World | None = None,
         metadata: dict[str, Any] | None = None,
         resume_from: Path | None = None,
@@ -69,17 +76,27 @@ class ForceTrainer(Trainer):
                 f"energy_weight and force_weight: expected none below 0 and one above, got {energy_weight} and {force_weight}"
             )
         frames = data_module.train_frames
-        # The smallest scale is for frames without forces, such as single atoms.
-        model.set_scale(reference_energies(frames), max(float(frames.forces.abs().mean()), 1e-3))
-        self.energy_weight, self.force_weight = energy_weight, force_weight
+        if stress_weight < 0 or (stress_weight > 0 and frames.stresses is None):
+            came = f"{stress_weight} and frames without stress" if stress_weight > 0 else stress_weight
+            raise ValueError(f"stress_weight: expected 0, or a number above and frames with stress, got {came}")
+        # The smallest scale is for frames whose forces are all zero, such as single atoms.
+        model.set_scale(reference_energies(frames), max(float(frames.forces.abs().nanmean()), 1e-3))
+        self.energy_weight, self.force_weight, self.stress_weight = energy_weight, force_weight, stress_weight
         self.force_field = model
         super().__init__(model, data_module, options, world, metadata, resume_from)
 
     def batch_loss(self, model: nn.Module, batch: Any, num_padding_graphs: int = 0) -> Tensor:
-        """The loss [] of a batch ``(graph, forces, energies)``; frames are not padded."""
-        graph, known_forces, known_energies = batch
-        energies, forces = energy_and_forces(model, graph, create_graph=True)
-        error = self.force_weight * l1_loss(forces, known_forces) + self.energy_weight * l1_loss(energies, known_energies)
+        """The loss [] of a batch of :class:`ForceDataModule`; frames are not padded."""
+        graph, known_forces, known_energies, *periodic = batch
+        if self.stress_weight > 0:
+            known_stress, volumes = periodic
+            energies, forces, stress = energy_forces_and_stress(model, graph, volumes, create_graph=True)
+            error = self.stress_weight * _known_l1(stress, known_stress)
+        else:
+            energies, forces = energy_and_forces(model, graph, create_graph=True)
+            error = forces.new_zeros(())
+        error = error + self.force_weight * _known_l1(forces, known_forces)
+        error = error + self.energy_weight * _known_l1(energies, known_energies)
         return error / self.force_field.scale
 
     def evaluate(self, loader: Any) -> ForceEvaluation:
@@ -99,35 +116,50 @@ def evaluate_forces(model: ForceField, loader: Any, world: World) -> ForceEvalua
     model.eval()
     start = time.perf_counter()
     latencies: list[float] = []
-    found: dict[str, list[Tensor]] = {"forces": [], "known_forces": [], "energies": [], "known_energies": [], "references": []}
+    found: dict[str, list[Tensor]] = {name: [] for name in _EVALUATED}
     for batch in loader:
         batch_start = time.perf_counter()
-        graph, known_forces, known_energies = move_batch(batch, world.device)
-        energies, forces = energy_and_forces(model, graph)
-        tensors = (forces, known_forces, energies, known_energies, model.reference_energy(graph))
-        for parts, tensor in zip(found.values(), tensors, strict=True):
-            parts.append(tensor.flatten().double().cpu())
+        graph, known_forces, known_energies, *periodic = move_batch(batch, world.device)
+        tensors = {"known_forces": known_forces, "known_energies": known_energies, "references": model.reference_energy(graph)}
+        if periodic:
+            known_stress, volumes = periodic
+            tensors |= energy_forces_and_stress(model, graph, volumes)._asdict() | {"known_stress": known_stress}
+        else:
+            tensors["energies"], tensors["forces"] = energy_and_forces(model, graph)
+        for name, tensor in tensors.items():
+            found[name].append(tensor.flatten().double().cpu())
         latencies.append(time.perf_counter() - batch_start)
     model.train(was_training)
     values = {name: torch.cat([torch.empty(0), *chain(*world.gather(parts))]).numpy() for name, parts in found.items()}
+    forces = _errors(values["forces"], values["known_forces"])
     return ForceEvaluation(
-        mae=_mean_absolute(values["forces"] - values["known_forces"]),
-        mean_predictor_mae=_mean_absolute(values["known_forces"]),
-        predictions=values["forces"],
-        targets=values["known_forces"],
-        latencies=latencies,
-        seconds=time.perf_counter() - start,
-        energies=Evaluation(
-            mae=_mean_absolute(values["energies"] - values["known_energies"]),
-            mean_predictor_mae=_mean_absolute(values["references"] - values["known_energies"]),
-            predictions=values["energies"],
-            targets=values["known_energies"],
-        ),
+        **vars(forces) | {"latencies": latencies, "seconds": time.perf_counter() - start},
+        energies=_errors(values["energies"], values["known_energies"], values["references"]),
+        stress=_errors(values["stress"], values["known_stress"]) if len(values["stress"]) else None,
     )
 
 
+def _errors(predictions: np.ndarray, known: np.ndarray, references: np.ndarray | float = 0.0) -> Evaluation:
+    """Where a label is known; `references` are what is predicted without a model."""
+    is_known = np.isfinite(known)
+    predictions, targets, guesses = (np.broadcast_to(values, known.shape)[is_known] for values in (predictions, known, references))
+    return Evaluation(
+        mae=_mean_absolute(predictions - targets),
+        mean_predictor_mae=_mean_absolute(guesses - targets),
+        predictions=predictions,
+        targets=targets,
+    )
+
+
+def _known_l1(values: Tensor, known: Tensor) -> Tensor:
+    """Mean absolute error [] where a label is known; 0 where none is."""
+    is_known = known.isfinite()
+    errors = (values - known.nan_to_num(0.0)) * is_known
+    return errors.abs().sum() / is_known.sum().clamp(min=1)
+
+
 def _mean_absolute(values: np.ndarray) -> float:
-    return float(np.abs(values).mean())
+    return float(np.abs(values).mean()) if len(values) else float("nan")
 
 
 def report_forces(trainer: ForceTrainer, result: TrainingResult) -> None:
@@ -142,13 +174,11 @@ def report_forces(trainer: ForceTrainer, result: TrainingResult) -> None:
         assert isinstance(evaluation, ForceEvaluation)
         forces, energies = evaluation, evaluation.energies
         ratio = forces.mae / forces.mean_predictor_mae
-        print(
-            f"{name}: force MAE {forces.mae:.4g} eV/Å, {100 * ratio:.3g} % of the mean absolute force "
-            f"{forces.mean_predictor_mae:.4g} eV/Å; energy MAE {energies.mae:.4g} eV (reference energies of the atoms: "
-            f"{energies.mean_predictor_mae:.4g} eV); {len(energies.targets)} frames"
-        )
+        print(f"{name}: {errors_on_one_line(evaluation)}")
         figures |= {f"{name}_force_mae": forces.mae, f"{name}_mean_absolute_force": forces.mean_predictor_mae}
         figures |= {f"{name}_force_ratio": ratio, f"{name}_energy_mae": energies.mae}
+        if evaluation.stress is not None:
+            figures[f"{name}_stress_mae"] = evaluation.stress.mae
     trainer.loggers.log_metrics(figures)
     folder = trainer.options.log_dir
     test = result.test
@@ -158,3 +188,16 @@ def report_forces(trainer: ForceTrainer, result: TrainingResult) -> None:
         plot_parity(test.predictions, test.targets, "force", "eV/Å", folder / "parity_forces.png", counted="force components")
         energies = test.energies
         plot_parity(energies.predictions, energies.targets, "energy", "eV", folder / "parity_energies.png", counted="frames")
+
+
+def errors_on_one_line(evaluation: ForceEvaluation) -> str:
+    """The errors beside what predicting nothing, or the reference energies, would have."""
+    energies, stress = evaluation.energies, evaluation.stress
+    parts = [
+        f"force MAE {evaluation.mae:.4g} eV/Å, {100 * evaluation.mae / evaluation.mean_predictor_mae:.3g} % of the mean absolute "
+        f"force {evaluation.mean_predictor_mae:.4g} eV/Å",
+        f"energy MAE {energies.mae:.4g} eV (reference energies of the atoms: {energies.mean_predictor_mae:.4g} eV)",
+    ]
+    if stress is not None and len(stress.targets):
+        parts.append(f"stress MAE {stress.mae:.4g} eV/Å³ (mean absolute component: {stress.mean_predictor_mae:.4g} eV/Å³)")
+    return "; ".join([*parts, f"{len(energies.targets)} frames"])

@@ -1,0 +1,179 @@
+"""Force fields in LAMMPS, by the unified Python interface of its package ML-IAP (needs the extra ``ase``).
+
+    pair_style mliap unified force_field.pkl 0
+    pair_coeff * * C H O
+
+The file is made by ``se3-fast export-lammps``. A force field of more than one layer has messages of messages: LAMMPS then has to
+copy what the atoms of a layer have become to their images and to neighbouring processes, which its KOKKOS version does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from se3_fast.command_line import HelpFormatter
+from se3_fast.files import atomic_file
+from se3_fast.forces import ForceField, load_force_field
+from se3_fast.graph import Graph
+from se3_fast.simulation.arguments import DTYPES
+from se3_fast.simulation.single_point import SinglePoint
+from se3_fast.training.errors import run_command, user_errors
+
+
+class LAMMPSForceField:
+    """What LAMMPS calls: it gives pairs of near atoms, and takes energies and pair forces. Units are LAMMPS' ``metal``.
+
+    Args:
+        force_field: it is left as it is.
+        dtype: what it computes in; None: as its parameters are.
+
+    Attributes:
+        element_types: symbols of the elements that it knows.
+        rcutfac: half its cutoff, Angstrom.
+    """
+
+    ndescriptors = 1
+    nparams = 1
+
+    def __init__(self, force_field: ForceField, dtype: torch.dtype | None = None) -> None:
+        self.interface = None  # LAMMPS puts its own there
+        self.element_types = [chemical_symbols[number] for number in force_field.elements]
+        self.rcutfac = force_field.cutoff / 2
+        self._evaluated = SinglePoint(force_field, dtype=dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled it is numbers and names, no objects of others, and nothing of LAMMPS."""
+        force_field = self._evaluated.force_field
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in force_field.state_dict().items()}
+        return _restored, (force_field.config, save_safetensors(tensors), str(self._evaluated.dtype).removeprefix("torch."))
+
+    def compute_gradients(self, data: Any) -> None:
+        """Nothing; LAMMPS asks for it before the forces."""
+
+    def compute_descriptors(self, data: Any) -> None:
+        """Nothing; LAMMPS asks for it before the forces."""
+
+    def compute_forces(self, data: Any) -> None:
+        """Evaluate the atoms of a process.
+
+        Args:
+            data: of ML-IAP. It has ``ntotal`` atoms, of which the first ``nlistatoms`` are the process' own; ``elems`` of all;
+                pairs ``pair_i`` (an own atom), ``pair_j`` and ``rij``, from i to j.
+
+        Raises:
+            RuntimeError: if the force field has several layers, and this LAMMPS does not copy features.
+        """
+        count, total = data.nlistatoms, data.ntotal
+        if not count:
+            return
+        force_field = self._evaluated.force_field
+        if len(force_field.layers) > 1 and not hasattr(data, "forward_exchange"):
+            raise RuntimeError(
+                f"LAMMPS: expected its KOKKOS version (lmp -k on -sf kk) for a force field of {len(force_field.layers)} layers, "
+                "got one that does not exchange features of atoms"
+            )
+        rij = torch.as_tensor(data.rij, dtype=torch.float64).clone().requires_grad_()
+        force_field.to(rij.device)
+        src, dst = (torch.as_tensor(part, device=rij.device).long() for part in (data.pair_j, data.pair_i))
+        known = torch.tensor([atomic_numbers[symbol] for symbol in self.element_types], device=rij.device)
+        elements = known[torch.as_tensor(data.elems, device=rij.device).long()]
+        graph = Graph(src, dst, total, ndata={"atomic_numbers": elements}, edata={"rel_pos": -rij.to(self._evaluated.dtype)})
+
+        def exchange(features: list[Tensor]) -> list[Tensor]:
+            sizes = [feature.shape[1] for feature in features]
+            own = torch.cat(features, 1)[:count]
+            padded = torch.cat([own, own.new_zeros(total - count, *own.shape[1:])])
+            return list(_Exchanged.apply(padded.flatten(1), data).view_as(padded).split(sizes, 1))
+
+        with torch.enable_grad():
+            energies = force_field.atomic_energies(graph, exchange)[:count]
+            (pair_forces,) = torch.autograd.grad(energies.sum(), rij, materialize_grads=True)
+        _hand_over(data, energies.detach(), pair_forces)
+
+
+class _Exchanged(torch.autograd.Function):
+    """The rows of a process' own atoms, and after them those of the atoms that others are copies of."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, data: Any) -> Tensor:
+        ctx.data = data
+        rows = rows.contiguous()
+        exchanged = torch.empty_like(rows)
+        data.forward_exchange(rows, exchanged, rows.shape[1])
+        return exchanged
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        rows = gradients[0].contiguous()
+        collected = torch.empty_like(rows)
+        ctx.data.reverse_exchange(rows, collected, rows.shape[1])
+        return collected, None
+
+
+def _hand_over(data: Any, energies: Tensor, pair_forces: Tensor) -> None:
+    """Give LAMMPS energies of atoms, [nlistatoms], and the gradients by rij, [npairs, 3]; it makes forces and virial of them."""
+    data.energy = float(energies.sum())
+    if hasattr(data, "eatoms"):  # the KOKKOS version lends its array, the other one takes ours
+        torch.as_tensor(data.eatoms).copy_(energies)
+    else:
+        data.eatoms = energies.cpu().numpy()
+    if len(pair_forces):
+        data.update_pair_forces(pair_forces if pair_forces.is_cuda else pair_forces.contiguous().numpy())
+
+
+def _restored(config: dict[str, Any], tensors: bytes, dtype: str) -> LAMMPSForceField:
+    """What :meth:`LAMMPSForceField.__reduce__` has taken apart."""
+    force_field = ForceField(**config)
+    force_field.load_state_dict(load_safetensors(tensors))
+    return LAMMPSForceField(force_field, DTYPES[dtype])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of all options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="se3-fast export-lammps",
+        description="Write a force field as a file for LAMMPS: pair_style mliap unified FILE 0. LAMMPS unpickles it, and imports "
+        "se3_fast; its KOKKOS version is needed for force fields of more than one layer.",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of se3-fast train-forces")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write, .pkl")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
+    return parser
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Run the command with parsed arguments.
+
+    Raises:
+        CommandError: The input is at fault.
+    """
+    with user_errors():
+        if arguments.output.suffix in (".pt", ".pth"):
+            raise ValueError(f"{arguments.output}: expected another ending, .pkl, since LAMMPS has PyTorch read this one")
+        force_field = LAMMPSForceField(load_force_field(arguments.load_ckpt_path), DTYPES[arguments.dtype])
+        with atomic_file(arguments.output) as file:
+            pickle.dump(force_field, file)
+    elements, cutoff = " ".join(force_field.element_types), 2 * force_field.rcutfac
+    print(f"{arguments.output}: elements {elements}, cutoff {cutoff:g} Angstrom; pair_style mliap unified {arguments.output} 0")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, export, and return the exit status."""
+    parsed = build_parser().parse_args(arguments)
+    return run_command(lambda: export(parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

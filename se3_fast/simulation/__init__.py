@@ -1,0 +1,1 @@
+"""Running force fields: single points for other programs, and the commands that simulate."""

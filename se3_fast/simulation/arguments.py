@@ -1,0 +1,74 @@
+"""What the commands that run force fields share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from ase import Atoms
+
+from se3_fast.ase import SE3FastCalculator
+from se3_fast.data.molecules import DataError
+from se3_fast.data.structures import read_structures
+from se3_fast.training.arguments import natural_float, positive_float
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def add_force_field_arguments(parser: argparse.ArgumentParser, index: str) -> None:
+    """Add which force field acts on which structures, and what happens outside of what it was trained on."""
+    parser.add_argument("structures", type=Path, metavar="FILE", help="structures in any format that ASE reads")
+    parser.add_argument("--index", default=index, metavar="INDEX", help="which of them: a number, or start:stop:step")
+    group = parser.add_argument_group("force field")
+    group.add_argument(
+        "--load_ckpt_path",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="checkpoint of se3-fast train-forces; several are a committee, whose mean acts",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
+    group.add_argument("--skin", type=natural_float, default=0.5, help="neighbours are searched for so much farther, Angstrom")
+    group.add_argument(
+        "--outside",
+        choices=("warn", "stop", "ignore"),
+        default="warn",
+        help="where atoms come closer than in the training frames, or the committee disagrees",
+    )
+    group.add_argument(
+        "--largest_spread",
+        type=positive_float,
+        default=None,
+        help="of a committee: spread of a force that counts as outside, eV/Angstrom (default: any is inside)",
+    )
+
+
+def calculator_of(arguments: argparse.Namespace, device: torch.device) -> SE3FastCalculator:
+    """The calculator that the command line asks for.
+
+    Raises:
+        ValueError: A checkpoint or an option is at fault.
+    """
+    return SE3FastCalculator(
+        arguments.load_ckpt_path,
+        device=device,
+        dtype=DTYPES[arguments.dtype],
+        skin=arguments.skin,
+        largest_spread=arguments.largest_spread,
+        outside=arguments.outside,
+    )
+
+
+def structures_of(arguments: argparse.Namespace) -> list[tuple[int, Atoms]]:
+    """Frame numbers and structures that the command line asks for, one at least.
+
+    Raises:
+        DataError: The file cannot be read, or has none.
+    """
+    found = list(read_structures(arguments.structures, arguments.index))
+    if not found:
+        raise DataError(f"{arguments.structures}: expected structures at index {arguments.index}, got none")
+    return found

@@ -1,0 +1,113 @@
+"""Errors of a force field on labelled frames: `se3-fast evaluate-forces --help`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from se3_fast.command_line import HelpFormatter
+from se3_fast.data.force_frames import FrameFile, frame_batches, read_frame_file
+from se3_fast.data.frames import ForceFrames, LabelNames
+from se3_fast.data.molecules import DataError
+from se3_fast.files import atomic_file, check_writable
+from se3_fast.forces import ForceField, load_force_field
+from se3_fast.training.arguments import add_label_names, positive_int
+from se3_fast.training.distributed import open_world
+from se3_fast.training.errors import run_command, user_errors
+from se3_fast.training.force_trainer import ForceEvaluation, errors_on_one_line, evaluate_forces
+from se3_fast.training.plots import plot_parity
+from se3_fast.training.signals import StopSignal
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of all options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="se3-fast evaluate-forces",
+        description="Compare a force field with the energies, forces and stress that frames have.",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("data", type=Path, nargs="+", metavar="FILE", help="frames: .npz, extended XYZ, or any file that ASE reads")
+    parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of se3-fast train-forces")
+    add_label_names(parser)
+    parser.add_argument("--batch_size", type=positive_int, default=50, help="frames that are computed together")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="CSV to write, a line for each frame")
+    parser.add_argument("--plot", type=Path, default=None, metavar="FILE", help="PNG to write, predicted against known forces")
+    return parser
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Run the command with parsed arguments.
+
+    Raises:
+        CommandError: The input is at fault.
+        Stopped: SIGINT or SIGTERM has ended it.
+    """
+    with StopSignal().watched(), open_world(arguments.device) as world, user_errors():
+        model = load_force_field(arguments.load_ckpt_path)
+        for path in filter(None, (arguments.output, arguments.plot)):
+            check_writable(path)
+        names = LabelNames(arguments.energy_name, arguments.forces_name, arguments.stress_name)
+        files = [read_frame_file(path, arguments.index, names) for path in arguments.data]
+        for file in files:
+            _check_elements(file, model)
+        frames = ForceFrames.joined([file.frames for file in files])
+        batches = frame_batches(frames, model.cutoff, arguments.batch_size)
+        evaluation = evaluate_forces(model.to(world.device), batches, world)
+        if arguments.output is not None:
+            _write_table(arguments.output, files, frames, evaluation)
+        if arguments.plot is not None:
+            plot_parity(evaluation.predictions, evaluation.targets, "force", "eV/Å", arguments.plot, counted="force components")
+    print(errors_on_one_line(evaluation))
+
+
+def _check_elements(file: FrameFile, model: ForceField) -> None:
+    numbers = file.frames.atomic_numbers
+    unknown = ~torch.isin(numbers, torch.tensor(model.elements))
+    if unknown.any():
+        atom = int(unknown.nonzero()[0])
+        frame = file.numbers[int((file.frames.n_atoms.cumsum(0) <= atom).sum())]
+        raise DataError(f"{file.path}: frame {frame}: expected the elements {model.elements}, got {int(numbers[atom])}")
+
+
+def _write_table(path: Path, files: Sequence[FrameFile], frames: ForceFrames, evaluation: ForceEvaluation) -> None:
+    """A line for each frame: its energy, what is predicted, and errors of its forces; empty where nothing is known."""
+    energies = _where_known(frames.energies, evaluation.energies.predictions)
+    errors = np.abs(_where_known(frames.forces.flatten(), evaluation.predictions) - frames.forces.flatten().numpy())
+    of_frames = np.split(errors, 3 * np.cumsum(frames.n_atoms.numpy())[:-1])
+    origins = [(file.path, number) for file in files for number in file.numbers]
+    with atomic_file(path) as stream:
+        table = csv.writer(text := io.TextIOWrapper(stream, encoding="utf-8", newline=""))
+        table.writerow(("file", "frame", "atoms", "energy_eV", "predicted_energy_eV", "force_mae_eV_A", "largest_force_error_eV_A"))
+        rows = zip(origins, frames.n_atoms.tolist(), frames.energies.tolist(), energies.tolist(), of_frames, strict=True)
+        for (file, number), count, known, predicted, error in rows:
+            figures = (known, predicted, error.mean(), error.max())
+            table.writerow((file, number, count, *("" if np.isnan(value) else f"{value:.6f}" for value in figures)))
+        text.flush()
+        text.detach()
+
+
+def _where_known(known: Tensor, predictions: np.ndarray) -> np.ndarray:
+    """Predictions at the places where something is known, not a number elsewhere."""
+    is_known = known.isfinite().numpy()
+    values = np.full(len(is_known), np.nan)
+    values[is_known] = predictions
+    return values
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, evaluate, and return the exit status."""
+    parsed = build_parser().parse_args(arguments)
+    return run_command(lambda: evaluate(parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Energies, forces and stress of structures in double precision, by a force field of any precision."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress
+from se3_fast.graph import Graph
+
+
+class Evaluated(NamedTuple):
+    """What a force field says of a batch of B structures with N atoms in all; float64.
+
+    Attributes:
+        energies: [B], eV.
+        atomic_energies: [N], eV.
+        forces: [N, 3], eV/Angstrom.
+        stress: [B, 3, 3], eV/Angstrom^3; None where it was not asked for.
+    """
+
+    energies: Tensor
+    atomic_energies: Tensor
+    forces: Tensor
+    stress: Tensor | None
+
+
+class SinglePoint(nn.Module):
+    """A copy of a force field that is evaluated, not trained.
+
+    Positions stay in double precision up to the distances of atoms, so that far from the origin, and in large cells, no digits are
+    lost.
+
+    Args:
+        force_field: it is left as it is.
+        device: where it runs.
+        dtype: what it computes in; None: as its parameters are.
+    """
+
+    def __init__(self, force_field: ForceField, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.force_field = copy.deepcopy(force_field).eval().requires_grad_(False)
+        references = self.force_field.reference_energies.to(device)
+        self.force_field.to(device, dtype)
+        self.force_field.reference_energies = references  # total energies have more digits than single precision holds
+        self.dtype = next(self.force_field.parameters()).dtype
+        self._atomic_energies = references.new_zeros(0)
+
+    def forward(self, graph: Graph) -> Tensor:
+        """The energies [B] of a graph with ``ndata['atomic_numbers']`` and ``edata['rel_pos']``, float64, eV."""
+        rounded = copy.copy(graph)
+        rounded.edata = {**graph.edata, "rel_pos": graph.edata["rel_pos"].to(self.dtype)}
+        self._atomic_energies = self.force_field.atomic_energies(rounded)
+        sizes = graph.batch_num_nodes()
+        structure = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+        return self._atomic_energies.new_zeros(len(sizes)).index_add(0, structure, self._atomic_energies)
+
+    def evaluate(self, graph: Graph, volumes: Tensor | None = None) -> Evaluated:
+        """Evaluate structures.
+
+        Args:
+            graph: as from :func:`se3_fast.forces.molecule_graph`, with float64 positions, on the device of the force field.
+            volumes: [B] of the cells, Angstrom^3, where the stress is asked for.
+
+        Raises:
+            ValueError: as :func:`se3_fast.forces.energy_forces_and_stress`.
+        """
+        if volumes is None:
+            energies, forces = energy_and_forces(self, graph)
+            stress = None
+        else:
+            energies, forces, stress = energy_forces_and_stress(self, graph, volumes)
+        return Evaluated(energies, self._atomic_energies.detach(), forces, stress)

@@ -1,0 +1,61 @@
+"""Neighbour lists that serve many steps of a simulation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from se3_fast.graph import Graph
+from se3_fast.neighbours import Neighbours, check_positions, neighbour_list
+
+
+class NeighboursWithSkin:
+    """Neighbours within a cutoff. They are searched for within a longer one, and again only once an atom may have come from beyond.
+
+    Args:
+        cutoff: Angstrom.
+        skin: how much longer the search reaches, Angstrom. A search serves until an atom has moved by half of it, or the cell has
+            changed.
+
+    Raises:
+        ValueError: if the skin is negative.
+    """
+
+    def __init__(self, cutoff: float, skin: float) -> None:
+        if not skin >= 0:
+            raise ValueError(f"skin: expected a length of at least 0, got {skin}")
+        self.cutoff, self.skin = cutoff, skin
+        self._found: Neighbours | None = None
+        self._searched = (torch.zeros(0, 3), torch.zeros(3, 3), torch.zeros(3, dtype=torch.bool))
+
+    def graph(self, pos: Tensor, cell: Tensor, pbc: Tensor) -> tuple[Graph, Tensor]:
+        """The graph of a structure.
+
+        Args:
+            pos: [N, 3] float64, on the CPU.
+            cell: [3, 3] float64, lattice vectors in rows; of directions that are not periodic they are not read.
+            pbc: [3] bool, the periodic directions.
+
+        Returns:
+            A graph with ``ndata['pos']``, ``edata['rel_pos']`` and ``edata['offset']``; and the lengths of its edges, [E].
+
+        Raises:
+            ValueError: if a position is not finite, or the cell has no volume.
+        """
+        if self._found is None or self._is_outdated(pos, cell, pbc):
+            self._found = neighbour_list(pos, self.cutoff + self.skin, cell, pbc)
+            self._searched = (pos.clone(), cell.clone(), pbc.clone())
+        src, dst, shift = self._found
+        offset = shift.to(cell) @ cell
+        rel_pos = pos.index_select(0, dst) - pos.index_select(0, src) + offset
+        lengths = rel_pos.norm(dim=1)
+        near = (lengths <= self.cutoff).nonzero().squeeze(1)
+        edata = {"rel_pos": rel_pos[near], "offset": offset[near]}
+        return Graph(src[near], dst[near], len(pos), ndata={"pos": pos}, edata=edata), lengths[near]
+
+    def _is_outdated(self, pos: Tensor, cell: Tensor, pbc: Tensor) -> bool:
+        searched, of_cell, of_pbc = self._searched
+        if pos.shape != searched.shape or not torch.equal(cell, of_cell) or not torch.equal(pbc, of_pbc):
+            return True
+        check_positions(pos)
+        return bool(((pos - searched).norm(dim=1) > self.skin / 2).any())
