@@ -13,6 +13,9 @@ import triton.language as tl
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64}
 """Triton's types by PyTorch's."""
 
+THREE_TERMS = "tf32x3"
+"""Triton's name for float32 products as :func:`split_product_constants` has them."""
+
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 """Those that kernels are compiled for, by Triton's names."""
 
@@ -55,6 +58,15 @@ def product_constants(dtype: torch.dtype) -> dict[str, object]:
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     operand = tl.float32 if is_interpreted and dtype == torch.bfloat16 else TYPES[dtype]
     return {"PRECISION": "tf32" if is_tf32(dtype) else "ieee", "OPERAND": operand, "SUM": sum_type(dtype)}
+
+
+def split_product_constants(dtype: torch.dtype) -> dict[str, object]:
+    """As :func:`product_constants`, but full float32 on the matrix unit: operands are split into two numbers of TF32, and three
+    products of those added. As exact as float32, for kernels whose ordinary cores would wait for their operands. AMD's GPUs
+    multiply as ever."""
+    constants = product_constants(dtype)
+    is_split = dtype == torch.float32 and constants["PRECISION"] == "ieee" and torch.version.hip is None
+    return constants | {"PRECISION": THREE_TERMS} if is_split else constants
 
 
 def padded(size: int, widest: int | None = None) -> int:
