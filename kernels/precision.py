@@ -95,7 +95,11 @@ class Rounding(NamedTuple):
     @property
     def uses_matrix_unit(self) -> bool:
         """Whether products run on the matrix unit; full float32 does not, and float64 need not."""
-        return is_half(self.dtype) or self.precision == "tf32"
+        return is_half(self.dtype) or self.precision != "ieee"
+
+    def split(self) -> Rounding:
+        """The same where :func:`split_product_constants` are taken."""
+        return self._replace(precision=THREE_TERMS) if self == ROUNDINGS["fp32"] else self
 
     def product_constants(self) -> dict[str, object]:
         """As :func:`product_constants`, compiled, with this precision."""

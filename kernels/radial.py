@@ -456,7 +456,8 @@ def compile_cases() -> list[CompileCase]:
     for workload, invariants in (("qm9", 5), ("protein_full", 33), ("protein_wide", 65)):
         for name, dtype in DTYPES.items():
             forward_tile, backward_tile = _forward_tile(dtype), _backward_tile(dtype)
-            common = {"INPUTS": invariants, "CHUNK": _CHUNK, **shape, **_type_constants(dtype)}
+            rounding = ROUNDINGS[name].split()
+            common = {"INPUTS": invariants, "CHUNK": _CHUNK, **shape, "COMPUTE": TYPES[dtype], **rounding.product_constants()}
             of_invariants = {key: value for key, value in common.items() if key not in ("HAS_NORM", "EPSILON")}
             sums = f"*{ROUNDINGS[name].sum_name}"
             types = dict.fromkeys(("invariants", "parameters", "invariant_gradient", "partial_sums"), sums)
@@ -479,7 +480,7 @@ def compile_cases() -> list[CompileCase]:
                         num_warps=tile.warps,
                         num_stages=_NUM_STAGES,
                         targets=(80, 90, 100) if name == "fp64" else (),  # others have 1/64 of the float64 units, and spill
-                        expects_matrix_instructions=name != "fp64",
+                        expects_matrix_instructions=rounding.uses_matrix_unit,
                     )
                 )
     return cases
