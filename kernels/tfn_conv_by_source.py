@@ -397,13 +397,15 @@ def contract(
     for table in tables:
         if len(edges.tiles) == 0 or len(table.items) == 0:
             continue
-        tile = _contract_tile(hidden.dtype, table.channels, edges.tile_edges, is_tf32(hidden.dtype))
+        is_split = _is_split(table.has_odd, hidden.dtype, is_tf32(hidden.dtype))
+        tile = _contract_tile(hidden.dtype, table.channels, edges.tile_edges, is_split)
+        rounding = split_product_constants(hidden.dtype) if is_split else product_constants(hidden.dtype)
         grid = (len(edges.tiles), len(table.items), triton.cdiv(table.channels, tile.channels))
         launch(_contract_kernel, grid,
             frame_rows, hidden, products, outputs, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], frame_rows.stride(0), edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-            **split_product_constants(hidden.dtype), num_warps=tile.warps, num_stages=_NUM_STAGES,
+            **rounding, num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
 
 
@@ -506,9 +508,14 @@ def _edge_tile(dtype: torch.dtype, channels: int, edges: int) -> Tile:
     return Tile(edges, padded(channels, 16 if dtype == torch.float64 else 32), 8 if edges == 64 else 4)
 
 
-def _contract_tile(dtype: torch.dtype, channels: int, edges: int, has_tf32: bool) -> Tile:
-    """As :func:`_edge_tile`, but 16 channels on 2 warps in full float32, whose split operands take registers."""
-    return Tile(edges, 16, 2) if dtype == torch.float32 and not has_tf32 else _edge_tile(dtype, channels, edges)
+def _is_split(has_odd: bool, dtype: torch.dtype, has_tf32: bool) -> bool:
+    """Whether :func:`contract` splits operands: in full float32 at m = 0; the four sums at m > 0 leave no registers for it."""
+    return dtype == torch.float32 and not has_tf32 and not has_odd
+
+
+def _contract_tile(dtype: torch.dtype, channels: int, edges: int, is_split: bool) -> Tile:
+    """As :func:`_edge_tile`, but 16 channels on 2 warps where operands are split, which takes registers."""
+    return Tile(edges, 16, 2) if is_split else _edge_tile(dtype, channels, edges)
 
 
 def _hidden_gradient_tile(dtype: torch.dtype, channels: int, edges: int, has_tf32: bool) -> Tile:
@@ -544,7 +551,6 @@ def compile_cases() -> list[CompileCase]:
         for name, rounding in ROUNDINGS.items():
             tile_height = tile_edges(rounding.dtype, edges)
             has_tf32 = rounding.precision == "tf32"
-            tile = _contract_tile(rounding.dtype, channels, tile_height, has_tf32)
             frame_tile = _frame_gradient_tile(rounding.dtype, tile_height)
             gradient_tile, block_components = _product_gradient_tile(rounding.dtype, channels)
             hidden_tile = _hidden_gradient_tile(rounding.dtype, channels, tile_height, has_tf32)
@@ -553,8 +559,11 @@ def compile_cases() -> list[CompileCase]:
                 order = f"m{'>' if has_odd else '='}0"
                 odd: dict[str, object] = {"HAS_ODD": has_odd}
                 of_products = odd | {"BLOCK_COMPONENTS": block_components}
+                is_split = _is_split(has_odd, rounding.dtype, has_tf32)
+                tile = _contract_tile(rounding.dtype, channels, tile_height, is_split)
+                of_contract = rounding.split() if is_split else rounding
                 launches += [
-                    (f"contract {order}", _contract_kernel, odd, tile, rounding.split()),
+                    (f"contract {order}", _contract_kernel, odd, tile, of_contract),
                     (f"frame_gradient {order}", _frame_gradient_kernel, odd, frame_tile, rounding),
                     (f"product_gradient {order}", _product_gradient_kernel, of_products, gradient_tile, rounding),
                 ]

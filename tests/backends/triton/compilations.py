@@ -20,8 +20,8 @@ import se3_fast
 from se3_fast import Fiber, Graph, SE3TransformerPooled
 from se3_fast.kernels.resources import all_cases
 
-NUM_NODES = (40, 48, 41, 64, 57)
-"""Of the batches; twice as many edges: some multiples of 16, some not."""
+NUM_NODES = (40, 48, 41, 64, 57, 40_000)
+"""Of the batches; twice as many edges: some multiples of 16, some not; the last with several blocks a program."""
 
 
 class Driver:
