@@ -1,4 +1,4 @@
-"""The object that LAMMPS calls, against its protocol: own atoms, images of others, pairs in the cutoff, features that are copied."""
+"""The object that LAMMPS calls, against its protocol: own atoms, images of others, pairs in the cutoff, copied features."""
 
 from __future__ import annotations
 
