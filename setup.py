@@ -287,7 +287,7 @@ setup(
         "pyg": ["torch_geometric>=2.3"],
         "chem": ["rdkit>=2023.9", "tblite>=0.3"],
         "parquet": ["pyarrow>=14"],
-        "ase": ["ase>=3.22"],
+        "ase": ["ase>=3.26"],
         "logging": ["wandb>=0.15"],
         "cuda": ["cuda-bindings>=12.6"],
         "test": [

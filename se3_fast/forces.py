@@ -307,10 +307,10 @@ class ForceField(nn.Module):
     def _kinds(self, atomic_numbers: Tensor) -> Tensor:
         """One-hot elements, [N, elements]."""
         columns = self.column_of_element[atomic_numbers]
-        if len(columns) and int(columns.min()) < 0:
+        if type(columns) is Tensor and len(columns) and int(columns.min()) < 0:  # what is traced has no values
             unknown = atomic_numbers[columns < 0].unique().tolist()
             raise ValueError(f"graph: expected the elements {self.elements}, got {unknown} in ndata['atomic_numbers']")
-        return nn.functional.one_hot(columns, len(self.elements)).to(self.atom_embedding.dtype)
+        return (columns[:, None] == torch.arange(len(self.elements), device=columns.device)).to(self.atom_embedding.dtype)
 
 
 def _sum_over_atoms(values: Tensor, graph: Graph) -> Tensor:

@@ -138,7 +138,7 @@ class Run:
         self.atoms.get_forces()
         random = np.random.RandomState(arguments.seed)
         if arguments.temperature is not None or arguments.ensemble != "nve" or not self.atoms.get_momenta().any():
-            _draw_velocities(self.atoms, arguments.temperature or _TEMPERATURE, random)
+            draw_velocities(self.atoms, arguments.temperature or _TEMPERATURE, random)
         self.dynamics = ENSEMBLES[arguments.ensemble](self.atoms, arguments, random)
         self.states: list[State] = []
 
@@ -190,11 +190,11 @@ class Run:
         return text if np.isnan(drift) else f"{text}, drift of the conserved energy {drift:.3g} meV/atom/ps"
 
 
-def _draw_velocities(atoms: Atoms, temperature: float, random: np.random.RandomState) -> None:
+def draw_velocities(atoms: Atoms, temperature: float, random: np.random.RandomState) -> None:
     """Give atoms the momenta of a temperature (Maxwell, Boltzmann), and the whole none."""
     deviations = np.sqrt(atoms.get_masses() * units.kB * temperature)
     atoms.set_momenta(deviations[:, None] * random.standard_normal((len(atoms), 3)))
-    if len(atoms) > 2:  # of fewer nothing would be left
+    if len(atoms) > 2:  # of fewer little would be left
         Stationary(atoms)
         if not atoms.pbc.any():
             ZeroRotation(atoms)
