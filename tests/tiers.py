@@ -81,6 +81,8 @@ SLOW = (
     "test_compile.py::*",
     "test_export.py::*",
     "test_export_forces.py::*",
+    "test_evaluate.py::*",
+    "test_page.py::*",
     "test_build.py::*",
     "test_release.py::*",
     "test_install.py::*",

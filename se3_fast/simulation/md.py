@@ -128,6 +128,8 @@ class Run:
 
     def __init__(self, arguments: argparse.Namespace, world: World) -> None:
         self.arguments = arguments
+        if arguments.output is not None and arguments.output.resolve() == arguments.structures.resolve():
+            raise ValueError(f"{arguments.output}: expected another file for the trajectory than that of the structure")
         for path in filter(None, (arguments.log, arguments.plot)):
             check_writable(path)
         structures = structures_of(arguments)
@@ -238,13 +240,14 @@ def simulate(arguments: argparse.Namespace) -> None:
         TrainingError: The run cannot go on.
         Stopped: SIGINT or SIGTERM has ended it.
     """
-    with StopSignal().watched(), open_world(arguments.device) as world, user_errors(), open_trajectory(arguments.output) as file:
+    with StopSignal().watched(), open_world(arguments.device) as world, user_errors():
         try:
             with warnings_on_one_line(lambda: "step 0"):
                 run = Run(arguments, world)
         except OutsideDomainError as error:
             raise TrainingError(f"step 0: {one_line(error)}") from error
-        run.go(file)
+        with open_trajectory(arguments.output) as trajectory:
+            run.go(trajectory)
     print(run.summary())
 
 
