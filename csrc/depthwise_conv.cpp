@@ -67,6 +67,7 @@ const char* const OPERAND_NAMES[NUM_OPERANDS] = {"features", "harmonics", "radia
 struct Edges {
     const int64_t *sources, *destinations, *order, *offsets;
     int64_t num_nodes, num_edges;
+    int64_t num_shares;  // counted once: a thread that works on a share may be told another number of threads
 
     Edges(const Tensor& src, const Tensor& dst, const Tensor& order_of_edges, const Tensor& offsets_of_nodes) {
         num_edges = rows_of("src", src, 1);
@@ -77,14 +78,13 @@ struct Edges {
         check_order("order", order_of_edges, "offsets", offsets_of_nodes, num_nodes, num_edges, read<int64_t>(dst));
         sources = read<int64_t>(src), destinations = read<int64_t>(dst);
         order = read<int64_t>(order_of_edges), offsets = read<int64_t>(offsets_of_nodes);
+        num_shares = std::clamp<int64_t>(num_edges / DEPTHWISE_CHUNK, 1, torch::stable::get_num_threads());
     }
-
-    int64_t num_shares() const { return std::clamp<int64_t>(num_edges / DEPTHWISE_CHUNK, 1, torch::stable::get_num_threads()); }
 
     // The first node of a share; that of the share after the last is N.
     int64_t first_node(int64_t share) const {
-        if (share == num_shares()) return num_nodes;
-        return std::lower_bound(offsets, offsets + num_nodes, share * num_edges / num_shares()) - offsets;
+        if (share == num_shares) return num_nodes;
+        return std::lower_bound(offsets, offsets + num_nodes, share * num_edges / num_shares) - offsets;
     }
 
     // Calls run(edges) for the incoming edges of the nodes first .. stop - 1, a chunk at a time.
@@ -183,7 +183,7 @@ private:
 // features, harmonics, radial, and where they are wanted of the three weights.
 template <typename T, typename Run>
 void gather_gradients(const DepthwiseShape& shape, const Edges& edges, const Tensor* results, bool with_weights, const Run& run) {
-    const int64_t num_shares = edges.num_shares(), row = shape.components_in * shape.channels;
+    const int64_t num_shares = edges.num_shares, row = shape.components_in * shape.channels;
     const int64_t sizes[3] = {shape.inputs * shape.width, shape.width * shape.width, shape.width * shape.rows()};
     Parts<T> of_features(num_shares);
     std::vector<Parts<T>> of_weights(3, Parts<T>(num_shares));
@@ -226,7 +226,7 @@ Tensor depthwise_conv(
     by_type(sums, [&](auto zero) {
         using T = decltype(zero);
         const DepthwiseWeights<T> weights{read<T>(operands[3]), read<T>(operands[4]), read<T>(operands[5]), nullptr, nullptr, nullptr};
-        for_each_task(edges.num_shares(), [&](int64_t share) {
+        for_each_task(edges.num_shares, [&](int64_t share) {
             const int64_t first = edges.first_node(share), stop = edges.first_node(share + 1);
             T* const into = clear_sums<T>(shape, sums, first, stop);
             const Scratch<T> workspace(SE3_FAST_CALL(depthwise_workspace_size<T>, shape));

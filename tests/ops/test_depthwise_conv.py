@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,11 +36,12 @@ SHAPES = {
     "one node": ((1, 1, 2), 4, 8, 3, 1, 3),
     "one hub": ((1, 1, 2), 16, 16, 8, 40, 130),
 }
+MANY_EDGES = ((1, 1, 2), 16, 16, 8, 50, 600)
 
 
 def _problem(name: str, dtype: torch.dtype = torch.float64) -> tuple[DepthwisePlan, Graph, list[Tensor]]:
     """Edges at random: duplicates, loops, and nodes without any."""
-    degrees, channels, width, inputs, num_nodes, num_edges = SHAPES[name]
+    degrees, channels, width, inputs, num_nodes, num_edges = MANY_EDGES if name == "many edges" else SHAPES[name]
     generator = torch.Generator().manual_seed(0)
     plan = DepthwisePlan(*degrees)
     src = torch.randint(num_nodes, (num_edges,), generator=generator)
@@ -154,3 +159,16 @@ def test_faults_are_named() -> None:
         _convolve(plan, graph, [*operands[:5], operands[5][:, 1:]])
     with pytest.raises(ValueError, match=r"radial: expected torch\.float64 as the features have, got torch\.float32"):
         _convolve(plan, graph, [*operands[:2], operands[2].float(), *operands[3:]])
+
+
+@pytest.mark.skipif("cpp" not in BACKENDS, reason="needs the compiled operations")
+def test_threads_that_are_told_another_number_of_threads() -> None:
+    """Within a parallel region PyTorch may name another number of threads than outside, at the first call of each thread also by
+    default: shares are those of the caller. In a process of its own, since OpenMP reads the numbers at its start."""
+    problem = "tests.ops.test_depthwise_conv import _derivatives, relative_error; import torch"
+    compare = "print(max(map(relative_error, *(_derivatives('many edges', b, torch.float64, True) for b in ('cpp', 'dense')))))"
+    command = [sys.executable, "-c", f"from {problem}; {compare}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "2,4"}  # outside, within
+    child = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2], check=False)
+    assert child.returncode == 0, child.stderr
+    assert float(child.stdout) < 1e-12
