@@ -89,11 +89,13 @@ def truth(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Result], *arg
 
 @pytest.mark.parametrize("name", CASES)
 def test_layer_in_float32(name: str, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All gradients, also that with respect to positions; half the cases pooled, half per edge. The quotients and roots of the radial
-    layers before it are off by two units in the last place, as a GPU's are."""
+    """All gradients, also that with respect to positions; half the cases pooled, half per edge.
+
+    The quotients and roots of the radial layers before it are off by two units in the last place, as a GPU's are.
+    """
     pool = list(CASES).index(name) % 2 == 0
     result = run(CASES[name], use(ENGINES[0]), torch.float32, pool=pool)
-    assert_equal(result, truth(monkeypatch, run, CASES[name], "dense", pool=pool), 2 * TOLERANCE[torch.float32])
+    assert_equal(result, truth(monkeypatch, run, CASES[name], "dense", pool=pool), 4 * TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("pool", [False, True])
