@@ -7,6 +7,8 @@ then in the model's unit of energy over that of the positions.
 from __future__ import annotations
 
 import copy
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -218,15 +220,18 @@ class ForceField(nn.Module):
         average_neighbours: float = 10.0,
     ) -> None:
         super().__init__()
-        elements = sorted(set(elements))
+        try:
+            elements = sorted({operator.index(element) for element in elements})
+        except TypeError:
+            raise ValueError(f"elements: expected atomic numbers, got {elements!r}") from None
         if not elements or not 1 <= elements[0] <= elements[-1] <= LARGEST_ATOMIC_NUMBER:
             raise ValueError(f"elements: expected atomic numbers from 1 to {LARGEST_ATOMIC_NUMBER}, got {elements}")
         sizes = {"num_layers": num_layers, "num_degrees": num_degrees, "num_channels": num_channels}
         for name, size in (sizes | {"num_radial": num_radial, "radial_width": radial_width}).items():
             if size < 1:
                 raise ValueError(f"{name}: expected at least 1, got {size}")
-        if not average_neighbours > 0:
-            raise ValueError(f"average_neighbours: expected a number above 0, got {average_neighbours}")
+        if not 0 < average_neighbours < math.inf:
+            raise ValueError(f"average_neighbours: expected a finite number above 0, got {average_neighbours}")
         self.elements = elements
         self.config = {
             "elements": elements,

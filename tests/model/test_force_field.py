@@ -295,3 +295,13 @@ def test_atomic_numbers_that_are_none(numbers: Tensor, fault: str) -> None:
 def test_positions_of_another_precision_are_named() -> None:
     with pytest.raises(ValueError, match=r"edata\['rel_pos'\] of torch\.float64, as the parameters are, got torch\.float32"):
         _force_field()(molecule_graph(_positions().float(), NUMBERS))
+
+
+def test_elements() -> None:
+    """Whatever counts as integers; the configuration, which checkpoints keep, has plain ones."""
+    assert ForceField(torch.tensor([6, 1, 6])).config["elements"] == [1, 6]
+    for elements in (["H"], [1.5], "HC", None):
+        with pytest.raises(ValueError, match="elements: expected atomic numbers, got"):
+            ForceField(elements)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="average_neighbours: expected a finite number above 0, got inf"):
+        ForceField([1], average_neighbours=float("inf"))
