@@ -117,7 +117,7 @@ def energy_forces_and_stress(
 
     Args:
         model: as for :func:`energy_and_forces`; it must read ``graph.edata['rel_pos']`` alone.
-        graph: with ``edata['offset']`` where it is periodic, and with its edges graph by graph, as builders and batches have them.
+        graph: with ``edata['offset']`` where it is periodic.
         volumes: [B], of the cells.
         *inputs: what else the model takes.
         create_graph: keep what a loss on the results needs to be differentiated.
@@ -126,15 +126,15 @@ def energy_forces_and_stress(
         ValueError: as :func:`energy_and_forces`, or if there is not a positive volume for each graph.
     """
     graph = as_graph(graph)
-    counts = graph.batch_num_edges()
-    if volumes.shape != counts.shape or not bool((volumes > 0).all()):
-        raise ValueError(f"volumes: expected a positive volume for each of the {len(counts)} graphs, got {volumes.tolist()}")
+    count = graph.batch_size
+    if volumes.shape != (count,) or not bool((volumes > 0).all()):
+        raise ValueError(f"volumes: expected a positive volume for each of the {count} graphs, got {volumes.tolist()}")
     with not_in_inference_mode(), torch.enable_grad():
         moved, pos = _with_leaf_positions(graph)
-        strain = pos.new_zeros(len(counts), 3, 3).requires_grad_()
+        strain = pos.new_zeros(count, 3, 3).requires_grad_()
         symmetric = (strain + strain.mT) / 2
         rel_pos = moved.edata["rel_pos"]
-        of_edge = symmetric.repeat_interleave(counts, 0, output_size=len(rel_pos))
+        of_edge = symmetric.index_select(0, _graph_of_nodes(graph).index_select(0, graph.dst))  # [E, 3, 3]
         moved.edata["rel_pos"] = rel_pos + (rel_pos[:, None] @ of_edge).squeeze(1)
         energies = _energies(model, moved, inputs)
         of_pos, of_strain = _gradients(energies, [pos, strain], create_graph)
@@ -352,9 +352,13 @@ def _check_integers(name: str, values: Tensor) -> None:
 
 def _sum_over_atoms(values: Tensor, graph: Graph) -> Tensor:
     """Sum [N] over the atoms of each molecule, [B]."""
+    return values.new_zeros(graph.batch_size).index_add(0, _graph_of_nodes(graph), values)
+
+
+def _graph_of_nodes(graph: Graph) -> Tensor:
+    """The number of the graph that each node belongs to, [N]."""
     sizes = graph.batch_num_nodes()
-    molecule = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=len(values))
-    return values.new_zeros(len(sizes)).index_add(0, molecule, values)
+    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=graph.num_nodes())
 
 
 def load_force_field(path: str | Path) -> ForceField:

@@ -305,3 +305,14 @@ def test_elements() -> None:
             ForceField(elements)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="average_neighbours: expected a finite number above 0, got inf"):
         ForceField([1], average_neighbours=float("inf"))
+
+
+def test_stress_of_a_batch_whose_edges_are_mixed() -> None:
+    """Each edge is strained as the graph that it belongs to, wherever it stands."""
+    model, cells = _force_field(), torch.stack([_cell(), 1.1 * _cell(1)])
+    graph = molecule_graph(torch.cat([_positions(), _positions(1)]), NUMBERS.repeat(2), [5, 5], CUTOFF, cells)
+    order = torch.randperm(graph.num_edges(), generator=torch.Generator().manual_seed(0))
+    edata = {name: values[order] for name, values in graph.edata.items()}
+    mixed = se3_fast.Graph(graph.src[order], graph.dst[order], 10, [5, 5], ndata=graph.ndata, edata=edata)
+    expected, found = (energy_forces_and_stress(model, one, cells.det()) for one in (graph, mixed))
+    assert all(relative_error(first, second) < 1e-12 for first, second in zip(found, expected, strict=True))
