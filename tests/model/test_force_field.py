@@ -316,3 +316,13 @@ def test_stress_of_a_batch_whose_edges_are_mixed() -> None:
     mixed = se3_fast.Graph(graph.src[order], graph.dst[order], 10, [5, 5], ndata=graph.ndata, edata=edata)
     expected, found = (energy_forces_and_stress(model, one, cells.det()) for one in (graph, mixed))
     assert all(relative_error(first, second) < 1e-12 for first, second in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "distance"), [(torch.float16, 300.0), (torch.float32, 1e8), (torch.float32, 1e25)], ids=str)
+def test_atoms_far_away_do_nothing(dtype: torch.dtype, distance: float) -> None:
+    """Though powers of their distances are beyond what the precision holds."""
+    model = _force_field().to(dtype)
+    pos = torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [0, distance, 0]], dtype=dtype)
+    forces = energy_and_forces(model, molecule_graph(pos, NUMBERS[:3]))[1]
+    expected = energy_and_forces(model, molecule_graph(pos[:2], NUMBERS[:2]))[1]
+    assert torch.equal(forces[:2], expected) and not forces[2].any()
