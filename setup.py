@@ -287,7 +287,8 @@ setup(
         "pyg": ["torch_geometric>=2.3"],
         "chem": ["rdkit>=2023.9", "tblite>=0.3"],
         "parquet": ["pyarrow>=14"],
-        "ase": ["ase>=3.22"],
+        "ase": ["ase>=3.26"],
+        "torch-sim": ["torch-sim-atomistic>=0.3; python_version >= '3.11'"],
         "logging": ["wandb>=0.15"],
         "cuda": ["cuda-bindings>=12.6"],
         "test": [

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .cost import Cost
 from .launching import launch
-from .precision import DTYPES, add_product, padded, product_constants
+from .precision import add_product, padded, product_constants
 from .resources import CompileCase, signature
 
 _EDGES = 16
@@ -288,8 +288,10 @@ def _edge_gradient_kernel(
         tl.store(of_hidden + (edge[:, None] * K + unit[None]), for_hidden, mask=is_edge[:, None] & (unit < K)[None])
 
 
-def _block(channels: int, is_along: bool) -> int:
-    return padded(channels, _FEWER_CHANNELS if is_along else _MOST_CHANNELS)
+def _block(channels: int, dtype: torch.dtype, has_more: bool) -> int:
+    """Channels of a block; ``has_more``: gradients or derivatives beside the values."""
+    most = _FEWER_CHANNELS if has_more else _MOST_CHANNELS
+    return padded(channels, 16 if dtype == torch.float64 else most)
 
 
 def _constants(couplings: Couplings, channels: int, width: int, dtype: torch.dtype, is_along: bool) -> dict[str, object]:
@@ -305,7 +307,7 @@ def _constants(couplings: Couplings, channels: int, width: int, dtype: torch.dty
         "K": width,
         "EDGES": _EDGES,
         "ALONG": is_along,
-        "BLOCK": _block(channels, is_along),
+        "BLOCK": _block(channels, dtype, is_along),
         "WIDTH": padded(width),
         **product_constants(dtype),
     }
@@ -316,7 +318,7 @@ def sums(couplings: Couplings, rows: Rows, last: Tensor, ends: Ends, direction: 
     num_nodes, _, channels = rows.features.shape
     result = rows.features.new_empty(num_nodes, couplings.components_out, channels)
     constants = _constants(couplings, channels, rows.hidden.shape[1], result.dtype, direction is not None)
-    grid = (num_nodes, couplings.components_out, triton.cdiv(channels, _block(channels, direction is not None)))
+    grid = (num_nodes, couplings.components_out, triton.cdiv(channels, _block(channels, result.dtype, direction is not None)))
     arguments = (result, tuple(rows), tuple(direction or rows), last, tuple(ends))
     launch(_sums_kernel, grid, *arguments, num_warps=_NUM_WARPS, num_stages=_NUM_STAGES, **constants)
     return result
@@ -329,7 +331,7 @@ def source_gradient(
     result = torch.empty_like(rows.features)
     num_nodes, _, channels = result.shape
     constants = _constants(couplings, channels, rows.hidden.shape[1], result.dtype, direction is not None)
-    grid = (num_nodes, couplings.components_in, triton.cdiv(channels, _block(channels, direction is not None)))
+    grid = (num_nodes, couplings.components_in, triton.cdiv(channels, _block(channels, result.dtype, direction is not None)))
     arguments = (result, gradient, tuple(rows), tuple(direction or rows), last, tuple(ends))
     launch(_source_gradient_kernel, grid, *arguments, num_warps=_NUM_WARPS, num_stages=_NUM_STAGES, **constants)
     return result
@@ -362,7 +364,7 @@ def edge_gradients(
     constants = _constants(couplings, channels, rows.hidden.shape[1], last.dtype, is_along)
     stored = (of_hidden if of_weights is None else of_weights, of_hidden if of_weights_dot is None else of_weights_dot)
     arguments = (of_harmonics, of_hidden, *stored, gradient, tuple(rows), tuple(direction or rows), last, tuple(ends))
-    constants["BLOCK"] = padded(channels, _FEWER_CHANNELS)
+    constants["BLOCK"] = _block(channels, last.dtype, has_more=True)
     more = {"WITH_WEIGHTS": with_weights, "COLUMNS": triton.next_power_of_2(couplings.harmonics)}
     launch(_edge_gradient_kernel, (num_nodes,), *arguments, num_warps=_NUM_WARPS, num_stages=_NUM_STAGES, **more, **constants)
     return EdgeGradients(of_harmonics, of_hidden, of_weights, of_weights_dot)
@@ -384,7 +386,10 @@ def cost(counts: tuple[int, int], widths: tuple[int, int], couplings: tuple[int,
 
 
 def compile_cases() -> list[CompileCase]:
-    """All kernels for a layer of 64 channels of the degrees 0 and 1, five paths, with and without a direction."""
+    """All kernels for a layer of 64 channels of the degrees 0 and 1, five paths, with and without a direction.
+
+    In float32, which force fields are trained and run in. In float64 the kernels spill registers: that is for comparisons.
+    """
     vector = range(1, 4)
     pairs = [(0, 0, 1), *((row, row, row + 1) for row in vector), *((0, row, row + 1) for row in vector)]
     pairs += [*((row, 0, 1) for row in vector), *((row, 4 + row, 6 + row) for _ in vector for row in vector)]
@@ -393,17 +398,15 @@ def compile_cases() -> list[CompileCase]:
     terms = tuple((number, 1.5) for number in range(9))
     couplings = Couplings(tuple(runs), tuple(pairs), terms, num_paths=5, components_in=4, components_out=4, harmonics=9)
     integers = ("*i64", "*i64", "*i64")
+    types = {"ends": integers, "rows": ("*fp32",) * 3, "direction": ("*fp32",) * 3}
     cases = []
-    for name in ("fp32", "fp64"):
-        value = f"*{name}"
-        types = {"ends": integers, "rows": (value,) * 3, "direction": (value,) * 3}
-        for is_along in (False, True):
-            constants = _constants(couplings, 64, 32, DTYPES[name], is_along)
-            suffix = f"{'along ' if is_along else ''}{name}"
-            for title, kernel in (("sums", _sums_kernel), ("source gradient", _source_gradient_kernel)):
-                typed = signature(kernel, constants, types, value)
-                cases.append(CompileCase(f"{title} {suffix}", kernel, typed, constants, _NUM_WARPS, _NUM_STAGES))
-            more = constants | {"BLOCK": _FEWER_CHANNELS, "WITH_WEIGHTS": True, "COLUMNS": 16}
-            typed = signature(_edge_gradient_kernel, more, types, value)
-            cases.append(CompileCase(f"edge gradient {suffix}", _edge_gradient_kernel, typed, more, _NUM_WARPS, _NUM_STAGES))
+    for is_along in (False, True):
+        constants = _constants(couplings, 64, 32, torch.float32, is_along)
+        suffix = f"{'along ' if is_along else ''}fp32"
+        for title, kernel in (("sums", _sums_kernel), ("source gradient", _source_gradient_kernel)):
+            typed = signature(kernel, constants, types, "*fp32")
+            cases.append(CompileCase(f"{title} {suffix}", kernel, typed, constants, _NUM_WARPS, _NUM_STAGES))
+        more = constants | {"BLOCK": _block(64, torch.float32, has_more=True), "WITH_WEIGHTS": True, "COLUMNS": 16}
+        typed = signature(_edge_gradient_kernel, more, types, "*fp32")
+        cases.append(CompileCase(f"edge gradient {suffix}", _edge_gradient_kernel, typed, more, _NUM_WARPS, _NUM_STAGES))
     return cases

@@ -66,6 +66,16 @@ def weigh(scores, largest):
 
 
 @triton.jit
+def divide(sums, total):
+    """The quotient, rounded correctly in float32, too: the only edge of a node has no gradient through its score. A GPU's own
+    quotient may be off by two units in the last place."""
+    result = sums / total
+    if tl.float32 == sums.dtype:
+        result = tl.math.div_rn(sums, total)
+    return result
+
+
+@triton.jit
 def _forward_kernel(
     value, key, query, order, offsets, output,
     HEADS: tl.constexpr, VALUE_WIDTH: tl.constexpr, KEY_WIDTH: tl.constexpr, SCALE: tl.constexpr,
@@ -119,7 +129,7 @@ def _backward_kernel(
         total = total * shrink + tl.sum(weights, 0)
         mean = mean * shrink + tl.sum(weights * tl.sum(v * g[None], 2), 0)
     total = tl.where(start < stop, total, 1.0)
-    mean /= total
+    mean = divide(mean, total)
     q_sum = tl.zeros((BLOCK_HEADS, BLOCK_KEY), SUM)
     for first in range(start, stop, BLOCK_EDGES):
         edge, is_edge = edges_of_block(order, first, stop, BLOCK_EDGES)

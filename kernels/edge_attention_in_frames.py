@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
-from .edge_attention import NUM_STAGES, SECTOR_BYTES, WORKLOADS, Launch, Tile, edges_of_block, weigh
+from .edge_attention import NUM_STAGES, SECTOR_BYTES, WORKLOADS, Launch, Tile, divide, edges_of_block, weigh
 from .edge_frames import SWAPS_TO_DEGREE_3, load_frames, turn_flop, turned_in, turned_out
 from .feature_rows import empty_rows
 from .launching import launch
@@ -151,6 +151,14 @@ def _product_by_head(messages, place, is_value, turned, STEP: tl.constexpr, BLOC
     return tl.sum(tl.reshape(columns, (columns.shape[0], BLOCK_HEADS, columns.shape[1] // BLOCK_HEADS)), 2)
 
 
+@triton.jit
+def _begin(offsets, BLOCK_HEADS: tl.constexpr, SUM: tl.constexpr):
+    """A program's node and first head, where the node's edges begin and end, largest score and total before the first one."""
+    node = tl.program_id(0).to(tl.int64)
+    largest, total = tl.full((BLOCK_HEADS,), float("-inf"), SUM), tl.zeros((BLOCK_HEADS,), SUM)
+    return node, tl.program_id(1) * BLOCK_HEADS, tl.load(offsets + node), tl.load(offsets + node + 1), largest, total
+
+
 @triton.jit(do_not_specialize=["num_edges"])
 def _forward_in_frames_kernel(
     messages, query, angles, order, offsets, output, num_edges,
@@ -158,11 +166,7 @@ def _forward_in_frames_kernel(
     DEGREES: tl.constexpr, VALUES: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, SWAPS: tl.constexpr,
     BLOCK_EDGES: tl.constexpr, BLOCK_HEADS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    node = tl.program_id(0).to(tl.int64)
-    first_head = tl.program_id(1) * BLOCK_HEADS
-    start, stop = tl.load(offsets + node), tl.load(offsets + node + 1)
-    largest = tl.full((BLOCK_HEADS,), float("-inf"), SUM)
-    total = tl.zeros((BLOCK_HEADS,), SUM)
+    node, first_head, start, stop, largest, total = _begin(offsets, BLOCK_HEADS, SUM)
     queries = _load_node(query, node, first_head, HEADS, BLOCK_HEADS, KEY_WIDTH, DEGREES, KEYS, SUM)
     attended = _sums(BLOCK_EDGES, BLOCK_HEADS, DEGREES, VALUES, SUM)
     for first in range(start, stop, BLOCK_EDGES):
@@ -230,11 +234,7 @@ def _backward_in_frames_kernel(
     DEGREES: tl.constexpr, VALUES: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr, SWAPS: tl.constexpr,
     BLOCK_EDGES: tl.constexpr, BLOCK_HEADS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    node = tl.program_id(0).to(tl.int64)
-    first_head = tl.program_id(1) * BLOCK_HEADS
-    start, stop = tl.load(offsets + node), tl.load(offsets + node + 1)
-    largest = tl.full((BLOCK_HEADS,), float("-inf"), SUM)
-    total = tl.zeros((BLOCK_HEADS,), SUM)
+    node, first_head, start, stop, largest, total = _begin(offsets, BLOCK_HEADS, SUM)
     mean = tl.zeros((BLOCK_HEADS,), SUM)  # sum of p dp
     queries = _load_node(query, node, first_head, HEADS, BLOCK_HEADS, KEY_WIDTH, DEGREES, KEYS, SUM)
     gradients = _load_node(gradient, node, first_head, HEADS, BLOCK_HEADS, VALUE_WIDTH, DEGREES, VALUES, SUM)
@@ -249,7 +249,7 @@ def _backward_in_frames_kernel(
         total = total * shrink + tl.sum(weights, 0)
         mean = mean * shrink + tl.sum(weights * dp, 0)
     total = tl.where(start < stop, total, 1.0)
-    mean /= total
+    mean = divide(mean, total)
     q_sums = _sums(BLOCK_EDGES, BLOCK_HEADS, DEGREES, KEYS, SUM)
     for first in range(start, stop, BLOCK_EDGES):
         edge, is_edge = edges_of_block(order, first, stop, BLOCK_EDGES)

@@ -62,15 +62,24 @@ def _tile(block, num_nodes, CHANNELS: tl.constexpr, COMPONENTS: tl.constexpr, NO
 
 
 @triton.jit
-def _normalised_norms(values, CHANNELS: tl.constexpr, CHANNEL_TILE: tl.constexpr, EPSILON: tl.constexpr):
+def _normalised_norms(values, COMPONENTS: tl.constexpr, CHANNELS: tl.constexpr, CHANNEL_TILE: tl.constexpr, EPSILON: tl.constexpr):
     """|x|, n, z [NODES, CHANNEL_TILE] and 1 / sqrt(var + epsilon) [NODES, 1]; z is 0 beyond the last channel."""
     is_channel = (tl.arange(0, CHANNEL_TILE) < CHANNELS)[None]
-    length = tl.sqrt(tl.sum(values * values, 2))
+    length = tl.sum(tl.abs(values), 2) if COMPONENTS == 1 else tl.sqrt(tl.sum(values * values, 2))
     norm = tl.where(length < 2.0**-24, 2.0**-24, length)  # lets a NaN through, as PyTorch's clamp does
     mean = tl.sum(tl.where(is_channel, norm, 0.0), 1)[:, None] / CHANNELS
     centred = tl.where(is_channel, norm - mean, 0.0)
     inverse_deviation = 1.0 / tl.sqrt(tl.sum(centred * centred, 1)[:, None] / CHANNELS + EPSILON)
     return length, norm, centred * inverse_deviation, inverse_deviation
+
+
+@triton.jit
+def _direction(values, length, norm, COMPONENTS: tl.constexpr):
+    """y. Of degree 0 it is 1 or -1 where n = |x|, which a GPU's quotient need not be: g - s y is exactly zero then."""
+    direction = values / norm[:, :, None]
+    if COMPONENTS == 1:
+        direction = tl.where((length == norm)[:, :, None], tl.where(values < 0, -1.0, 1.0), direction)
+    return direction
 
 
 @triton.jit
@@ -92,7 +101,7 @@ def _normalise_degree(
     start, offsets, is_value = _tile(tl.program_id(0), num_nodes, CHANNELS, COMPONENTS, NODES, CHANNEL_TILE)
     values = tl.load(feature + start + offsets, mask=is_value, other=0.0).to(SUM)
     scales, shifts = _parameters(scale, shift, NUMBER, CHANNELS, CHANNEL_TILE, SUM)
-    _, norm, normalised, _ = _normalised_norms(values, CHANNELS, CHANNEL_TILE, EPSILON)
+    _, norm, normalised, _ = _normalised_norms(values, COMPONENTS, CHANNELS, CHANNEL_TILE, EPSILON)
     shifted = scales * normalised + shifts
     rectified = tl.where(shifted <= 0, 0.0, shifted)
     result = values * (rectified / norm)[:, :, None]
@@ -113,10 +122,10 @@ def _differentiate_degree(
         cotangent = tl.load(gradients[0] + start + offsets, mask=is_value, other=0.0).to(SUM)
         for reader in tl.static_range(1, len(gradients)):
             cotangent += tl.load(gradients[reader] + start + offsets, mask=is_value, other=0.0).to(SUM)
-        length, norm, normalised, inverse_deviation = _normalised_norms(values, CHANNELS, CHANNEL_TILE, EPSILON)
+        length, norm, normalised, inverse_deviation = _normalised_norms(values, COMPONENTS, CHANNELS, CHANNEL_TILE, EPSILON)
         shifted = scales * normalised + shifts
         ratio = tl.where(shifted <= 0, 0.0, shifted) / norm
-        direction = values / norm[:, :, None]
+        direction = _direction(values, length, norm, COMPONENTS)
         of_rectified = tl.sum(cotangent * direction, 2)
         of_shifted = tl.where(shifted <= 0, 0.0, of_rectified)
         scale_sum += tl.sum(of_shifted * normalised, 0)

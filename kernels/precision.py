@@ -13,6 +13,9 @@ import triton.language as tl
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64}
 """Triton's types by PyTorch's."""
 
+THREE_TERMS = "tf32x3"
+"""Triton's name for float32 products as :func:`split_product_constants` has them."""
+
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 """Those that kernels are compiled for, by Triton's names."""
 
@@ -57,6 +60,15 @@ def product_constants(dtype: torch.dtype) -> dict[str, object]:
     return {"PRECISION": "tf32" if is_tf32(dtype) else "ieee", "OPERAND": operand, "SUM": sum_type(dtype)}
 
 
+def split_product_constants(dtype: torch.dtype) -> dict[str, object]:
+    """As :func:`product_constants`, but full float32 on the matrix unit: operands are split into two numbers of TF32, and three
+    products of those added. As exact as float32, for kernels whose ordinary cores would wait for their operands. AMD's GPUs
+    multiply as ever."""
+    constants = product_constants(dtype)
+    is_split = dtype == torch.float32 and constants["PRECISION"] == "ieee" and torch.version.hip is None
+    return constants | {"PRECISION": THREE_TERMS} if is_split else constants
+
+
 def padded(size: int, widest: int | None = None) -> int:
     """A side of a tile: a power of two from 16 on, as the matrix unit wants, and at most ``widest``."""
     smallest = max(triton.next_power_of_2(size), 16)
@@ -83,7 +95,11 @@ class Rounding(NamedTuple):
     @property
     def uses_matrix_unit(self) -> bool:
         """Whether products run on the matrix unit; full float32 does not, and float64 need not."""
-        return is_half(self.dtype) or self.precision == "tf32"
+        return is_half(self.dtype) or self.precision != "ieee"
+
+    def split(self) -> Rounding:
+        """The same where :func:`split_product_constants` are taken."""
+        return self._replace(precision=THREE_TERMS) if self == ROUNDINGS["fp32"] else self
 
     def product_constants(self) -> dict[str, object]:
         """As :func:`product_constants`, compiled, with this precision."""

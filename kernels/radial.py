@@ -18,9 +18,9 @@ are then added in a fixed order. da is a launch of its own, where it is wanted: 
 for some groups in more than for others, as the programs that share a block of edges leave it.
 
 Cost per edge and group at e = 33, K = 32, float16: forward 4.2 kFLOP of matrix products and 0.6 kFLOP besides, 132 bytes (float32
-invariants) read and 64 written: bound by memory; in float32 by the arithmetic of the ordinary cores. Backward 12.5 kFLOP of
-products, 580 bytes read and 128 written, of which 200 come from memory if a share stays in the caches; da 2.1 kFLOP, 64 bytes read
-and 132 written.
+invariants) read and 64 written: bound by memory. In float32 each product is three of TF32 on the matrix unit. Backward 12.5 kFLOP
+of products, 580 bytes read and 128 written, of which 200 come from memory if a share stays in the caches; da 2.1 kFLOP, 64 bytes
+read and 132 written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch import Tensor
 from . import table_fields as fields
 from .cost import Cost
 from .launching import launch
-from .precision import DTYPES, ROUNDINGS, TYPES, add_rounded_product, is_half, padded, product_constants, sum_dtype
+from .precision import DTYPES, ROUNDINGS, TYPES, add_rounded_product, padded, split_product_constants, sum_dtype
 from .resources import CompileCase, signature
 
 _CHUNK = 16  # invariants taken at once in W1 a: e = 33 costs 48, not 64, and the tiles stay small
@@ -154,7 +154,6 @@ def _second_layer_gradient(
 ):  # fmt: skip
     """The sums of the second layer's parameters to ``row``, du2 to ``sums_gradient``."""
     edge, unit = tl.arange(0, EDGES), tl.arange(0, WIDTH)
-    second_weight = tl.load(second + unit[None] * WIDTH + unit[:, None])  # [in, out]
     of_weight = tl.zeros((WIDTH, WIDTH), SUM)  # transposed, as it is read
     of_bias, of_scale, of_shift = tl.zeros((WIDTH,), SUM), tl.zeros((WIDTH,), SUM), tl.zeros((WIDTH,), SUM)
     for block in range(num_blocks):
@@ -169,6 +168,7 @@ def _second_layer_gradient(
         bias, scale, shift = _load_vectors(first + INPUTS * WIDTH, WIDTH, HAS_NORM, SUM)
         _, _, shifted = _normalise(sums + bias, scale, shift, WIDTH, HAS_NORM, EPSILON)
         rectified = tl.where(shifted <= 0, 0.0, shifted)
+        second_weight = tl.load(second + unit[None] * WIDTH + unit[:, None])  # [in, out]; kept, it would take registers
         sums = add_rounded_product(rectified, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
         bias, scale, shift = _load_vectors(second + WIDTH * WIDTH, WIDTH, HAS_NORM, SUM)
         normalised, inverse_deviation, shifted = _normalise(sums + bias, scale, shift, WIDTH, HAS_NORM, EPSILON)
@@ -193,13 +193,13 @@ def _first_layer_gradient(
 ):  # fmt: skip
     """The sums of the first layer's vectors to ``row``, du1 over du2 to ``sums_gradient``."""
     edge, unit = tl.arange(0, EDGES), tl.arange(0, WIDTH)
-    second_weight = tl.load(second + unit[:, None] * WIDTH + unit[None])  # [out, in]
     of_bias, of_scale, of_shift = tl.zeros((WIDTH,), SUM), tl.zeros((WIDTH,), SUM), tl.zeros((WIDTH,), SUM)
     for block in range(num_blocks):
         start = first_edge + block * EDGES
         is_edge = start + edge < num_edges
         place = sums_gradient + start * WIDTH + (edge[:, None] * WIDTH + unit[None])
         of_sums = tl.load(place, mask=is_edge[:, None], other=0.0)
+        second_weight = tl.load(second + unit[:, None] * WIDTH + unit[None])  # [out, in]; as above
         of_shifted = add_rounded_product(of_sums, second_weight, tl.zeros((EDGES, WIDTH), SUM), PRECISION, COMPUTE, OPERAND)
         sums = _first_sums(
             invariants + start * INPUTS, first, is_edge, INPUTS, CHUNK, WIDTH, EDGES, PRECISION, COMPUTE, OPERAND, SUM
@@ -395,19 +395,19 @@ class Tile(NamedTuple):
 def _forward_tile(dtype: torch.dtype) -> Tile:
     """On the matrix unit a warp owns 16 edges and all units of them, so that layer norms stay inside a warp: 64 edges by 4 warps.
 
-    In full precision a product's operands sit in the registers of the ordinary cores: half the edges; in float32 by one warp, whose
-    threads have the most values and read operands least often.
+    The split operands of float32 and those of float64, which sit in the registers of the ordinary cores, leave half the edges; in
+    float32 one warp has them all.
     """
     if dtype == torch.float32:
         return Tile(32, 16, 1)
-    return Tile(64, 32, 4) if is_half(dtype) else Tile(32, 16, 4)
+    return Tile(32, 16, 4) if dtype == torch.float64 else Tile(64, 32, 4)
 
 
 def _backward_tile(dtype: torch.dtype) -> Tile:
-    """As :func:`_forward_tile`; the sums take registers, too, and in full precision 32 edges would spill; float64 by 8 warps."""
-    if dtype == torch.float64:
-        return Tile(16, 16, 8)
-    return Tile(64, 32, 4) if is_half(dtype) else Tile(32, 16, 8)
+    """As :func:`_forward_tile`; the sums take registers, too: float32 by 2 warps, float64 half the edges by 8."""
+    if dtype == torch.float32:
+        return Tile(32, 16, 2)
+    return Tile(16, 16, 8) if dtype == torch.float64 else Tile(64, 32, 4)
 
 
 def _share_edges(num_edges: int, block: int, num_groups: int, max_programs: int) -> tuple[int, int]:
@@ -422,7 +422,7 @@ def _layer_constants(shape: Shape) -> dict[str, object]:
 
 
 def _type_constants(dtype: torch.dtype) -> dict[str, object]:
-    return {"COMPUTE": TYPES[dtype], **product_constants(dtype)}
+    return {"COMPUTE": TYPES[dtype], **split_product_constants(dtype)}
 
 
 def cost(
@@ -456,7 +456,8 @@ def compile_cases() -> list[CompileCase]:
     for workload, invariants in (("qm9", 5), ("protein_full", 33), ("protein_wide", 65)):
         for name, dtype in DTYPES.items():
             forward_tile, backward_tile = _forward_tile(dtype), _backward_tile(dtype)
-            common = {"INPUTS": invariants, "CHUNK": _CHUNK, **shape, **_type_constants(dtype), "PRECISION": "ieee"}
+            rounding = ROUNDINGS[name].split()
+            common = {"INPUTS": invariants, "CHUNK": _CHUNK, **shape, "COMPUTE": TYPES[dtype], **rounding.product_constants()}
             of_invariants = {key: value for key, value in common.items() if key not in ("HAS_NORM", "EPSILON")}
             sums = f"*{ROUNDINGS[name].sum_name}"
             types = dict.fromkeys(("invariants", "parameters", "invariant_gradient", "partial_sums"), sums)
@@ -479,7 +480,7 @@ def compile_cases() -> list[CompileCase]:
                         num_warps=tile.warps,
                         num_stages=_NUM_STAGES,
                         targets=(80, 90, 100) if name == "fp64" else (),  # others have 1/64 of the float64 units, and spill
-                        expects_matrix_instructions=is_half(dtype),
+                        expects_matrix_instructions=rounding.uses_matrix_unit,
                     )
                 )
     return cases

@@ -32,6 +32,8 @@ from typing import Any
 
 import triton
 
+from .precision import THREE_TERMS
+
 TABLE = Path(__file__).with_name("RESOURCES.md")
 GFX942 = "gfx942"
 NOT_JUDGED = ("sm_75", GFX942)
@@ -178,7 +180,10 @@ def _compile(case: CompileCase, target: str) -> Any:
     aligned = {path: [["tt.divisibility", 16]] for path in paths}
     gpu = GPUTarget("hip", target, 64) if target == GFX942 else GPUTarget("cuda", int(target.removeprefix("sm_")), WARP)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    return triton.compile(ASTSource(case.kernel, types, case.constants, aligned), target=gpu, options=options)
+    constants = dict(case.constants)
+    if target == GFX942 and constants.get("PRECISION") == THREE_TERMS:
+        constants["PRECISION"] = "ieee"  # as it is launched there
+    return triton.compile(ASTSource(case.kernel, types, constants, aligned), target=gpu, options=options)
 
 
 def _pointers(types: ArgumentType, path: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:

@@ -37,7 +37,7 @@ from torch import Tensor
 from . import table_fields as fields
 from .edge_frames import tile_size, wigner_tile
 from .launching import launch
-from .precision import ROUNDINGS, Rounding, add_product, is_half, is_tf32, padded, product_constants
+from .precision import ROUNDINGS, Rounding, add_product, is_half, is_tf32, padded, product_constants, split_product_constants
 from .resources import ArgumentType, CompileCase, signature
 from .tfn_conv import Tile, argument_types, rotation_block
 
@@ -109,6 +109,38 @@ def _edges_of_tile(tiles, offsets, BLOCK_EDGES: tl.constexpr):
     return node, first < stop, place, place < stop
 
 
+@triton.jit
+def _frames_of(pair):
+    """The first rows of D at +m and at -m, and how many components there are."""
+    return (
+        tl.load(pair + fields.SOURCE_PAIR_FRAME_PLUS),
+        tl.load(pair + fields.SOURCE_PAIR_FRAME_MINUS),
+        tl.load(pair + fields.SOURCE_PAIR_COMPONENTS),
+    )
+
+
+@triton.jit
+def _slices_of(pair):
+    """Where the pair's slices of T begin, their length, the step from one unit to the next, and the even and the odd columns."""
+    return (
+        tl.load(pair + fields.SOURCE_PAIR_START),
+        tl.load(pair + fields.SOURCE_PAIR_LENGTH),
+        tl.load(pair + fields.SOURCE_PAIR_STEP),
+        tl.load(pair + fields.SOURCE_PAIR_EVEN),
+        tl.load(pair + fields.SOURCE_PAIR_ODD),
+    )
+
+
+@triton.jit
+def _outputs_of(pair):
+    """The first rows of y~ at +m and at -m, and how many channels there are."""
+    return (
+        tl.load(pair + fields.SOURCE_PAIR_OUT_PLUS),
+        tl.load(pair + fields.SOURCE_PAIR_OUT_MINUS),
+        tl.load(pair + fields.SOURCE_PAIR_CHANNELS),
+    )
+
+
 @triton.jit(do_not_specialize=["num_edges", "first_node", "num_nodes"])
 def _contract_kernel(
     frames, hidden, products, outputs, tiles, order, offsets, items, pairs, num_edges, pitch, first_node, num_nodes,
@@ -133,18 +165,9 @@ def _contract_kernel(
     nothing = tl.zeros((BLOCK_EDGES, BLOCK_CHANNELS), SUM)
     for index in range(first, stop):
         pair = pairs + index * fields.SOURCE_PAIR_FIELDS
-        group, frame_plus, frame_minus, components = (
-            tl.load(pair + fields.SOURCE_PAIR_GROUP),
-            tl.load(pair + fields.SOURCE_PAIR_FRAME_PLUS),
-            tl.load(pair + fields.SOURCE_PAIR_FRAME_MINUS),
-            tl.load(pair + fields.SOURCE_PAIR_COMPONENTS),
-        )
-        start, length, step = (
-            tl.load(pair + fields.SOURCE_PAIR_START),
-            tl.load(pair + fields.SOURCE_PAIR_LENGTH),
-            tl.load(pair + fields.SOURCE_PAIR_STEP),
-        )
-        even, odd = tl.load(pair + fields.SOURCE_PAIR_EVEN), tl.load(pair + fields.SOURCE_PAIR_ODD)
+        group = tl.load(pair + fields.SOURCE_PAIR_GROUP)
+        frame_plus, frame_minus, components = _frames_of(pair)
+        start, length, step, even, odd = _slices_of(pair)
         h = tl.load(hidden + (group * num_edges + edge)[:, None] * WIDTH + unit[None], mask=is_edge[:, None], other=0.0)
         slices = products + start * num_nodes + (node - first_node) * components * length
         tile = unit[:, None] * step.to(tl.int32) + channel[None]  # [WIDTH, BLOCK_CHANNELS] of T
@@ -179,22 +202,9 @@ def _add_hidden_gradient(
     unit = tl.arange(0, WIDTH)
     for index in range(first, stop):
         pair = pairs + index * fields.SOURCE_PAIR_FIELDS
-        frame_plus, frame_minus, components = (
-            tl.load(pair + fields.SOURCE_PAIR_FRAME_PLUS),
-            tl.load(pair + fields.SOURCE_PAIR_FRAME_MINUS),
-            tl.load(pair + fields.SOURCE_PAIR_COMPONENTS),
-        )
-        start, length, step = (
-            tl.load(pair + fields.SOURCE_PAIR_START),
-            tl.load(pair + fields.SOURCE_PAIR_LENGTH),
-            tl.load(pair + fields.SOURCE_PAIR_STEP),
-        )
-        out_plus, out_minus, channels = (
-            tl.load(pair + fields.SOURCE_PAIR_OUT_PLUS),
-            tl.load(pair + fields.SOURCE_PAIR_OUT_MINUS),
-            tl.load(pair + fields.SOURCE_PAIR_CHANNELS),
-        )
-        even, odd = tl.load(pair + fields.SOURCE_PAIR_EVEN), tl.load(pair + fields.SOURCE_PAIR_ODD)
+        frame_plus, frame_minus, components = _frames_of(pair)
+        start, length, step, even, odd = _slices_of(pair)
+        out_plus, out_minus, channels = _outputs_of(pair)
         for first_channel in range(0, channels, BLOCK_CHANNELS):
             channel = first_channel + tl.arange(0, BLOCK_CHANNELS)
             is_channel = channel < channels
@@ -255,23 +265,10 @@ def _product_gradient_kernel(
 ):  # fmt: skip
     slot = tl.program_id(0).to(tl.int64)
     pair = pairs + tl.load(slices + 2 * tl.program_id(1)) * fields.SOURCE_PAIR_FIELDS
-    group, frame_plus, frame_minus, components = (
-        tl.load(pair + fields.SOURCE_PAIR_GROUP),
-        tl.load(pair + fields.SOURCE_PAIR_FRAME_PLUS),
-        tl.load(pair + fields.SOURCE_PAIR_FRAME_MINUS),
-        tl.load(pair + fields.SOURCE_PAIR_COMPONENTS),
-    )
-    start, length, step = (
-        tl.load(pair + fields.SOURCE_PAIR_START),
-        tl.load(pair + fields.SOURCE_PAIR_LENGTH),
-        tl.load(pair + fields.SOURCE_PAIR_STEP),
-    )
-    out_plus, out_minus, channels = (
-        tl.load(pair + fields.SOURCE_PAIR_OUT_PLUS),
-        tl.load(pair + fields.SOURCE_PAIR_OUT_MINUS),
-        tl.load(pair + fields.SOURCE_PAIR_CHANNELS),
-    )
-    even, odd = tl.load(pair + fields.SOURCE_PAIR_EVEN), tl.load(pair + fields.SOURCE_PAIR_ODD)
+    group = tl.load(pair + fields.SOURCE_PAIR_GROUP)
+    frame_plus, frame_minus, components = _frames_of(pair)
+    start, length, step, even, odd = _slices_of(pair)
+    out_plus, out_minus, channels = _outputs_of(pair)
     first_component = tl.load(slices + 2 * tl.program_id(1) + 1)
     component = first_component + tl.arange(0, BLOCK_COMPONENTS)
     channel = tl.program_id(2) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
@@ -335,18 +332,9 @@ def _frame_gradient_kernel(
         minus = tl.zeros((BLOCK_EDGES,), SUM)
         for index in range(first, stop):
             pair = pairs + index * fields.SOURCE_PAIR_FIELDS
-            group, start, length, step = (
-                tl.load(pair + fields.SOURCE_PAIR_GROUP),
-                tl.load(pair + fields.SOURCE_PAIR_START),
-                tl.load(pair + fields.SOURCE_PAIR_LENGTH),
-                tl.load(pair + fields.SOURCE_PAIR_STEP),
-            )
-            out_plus, out_minus, channels = (
-                tl.load(pair + fields.SOURCE_PAIR_OUT_PLUS),
-                tl.load(pair + fields.SOURCE_PAIR_OUT_MINUS),
-                tl.load(pair + fields.SOURCE_PAIR_CHANNELS),
-            )
-            even, odd = tl.load(pair + fields.SOURCE_PAIR_EVEN), tl.load(pair + fields.SOURCE_PAIR_ODD)
+            group = tl.load(pair + fields.SOURCE_PAIR_GROUP)
+            start, length, step, even, odd = _slices_of(pair)
+            out_plus, out_minus, channels = _outputs_of(pair)
             h = tl.load(hidden + (group * num_edges + edge)[:, None] * WIDTH + unit[None], mask=is_edge[:, None], other=0.0)
             slice_of_node = products + start * num_nodes + ((node - first_node) * components + component) * length
             for first_channel in range(0, channels, BLOCK_CHANNELS):
@@ -409,13 +397,15 @@ def contract(
     for table in tables:
         if len(edges.tiles) == 0 or len(table.items) == 0:
             continue
-        tile = _edge_tile(hidden.dtype, table.channels, edges.tile_edges)
+        is_split = _is_split(table.has_odd, hidden.dtype, is_tf32(hidden.dtype))
+        tile = _contract_tile(hidden.dtype, table.channels, edges.tile_edges, is_split)
+        rounding = split_product_constants(hidden.dtype) if is_split else product_constants(hidden.dtype)
         grid = (len(edges.tiles), len(table.items), triton.cdiv(table.channels, tile.channels))
         launch(_contract_kernel, grid,
             frame_rows, hidden, products, outputs, edges.tiles, edges.order, edges.offsets, table.items, table.pairs,
             hidden.shape[1], frame_rows.stride(0), edges.first_node, edges.num_nodes,
             HAS_ODD=table.has_odd, WIDTH=hidden.shape[2], BLOCK_EDGES=tile.edges, BLOCK_CHANNELS=tile.channels,
-            **product_constants(hidden.dtype), num_warps=tile.warps, num_stages=_NUM_STAGES,
+            **rounding, num_warps=tile.warps, num_stages=_NUM_STAGES,
         )  # fmt: skip
 
 
@@ -518,6 +508,16 @@ def _edge_tile(dtype: torch.dtype, channels: int, edges: int) -> Tile:
     return Tile(edges, padded(channels, 16 if dtype == torch.float64 else 32), 8 if edges == 64 else 4)
 
 
+def _is_split(has_odd: bool, dtype: torch.dtype, has_tf32: bool) -> bool:
+    """Whether :func:`contract` splits operands: in full float32 at m = 0; the four sums at m > 0 leave no registers for it."""
+    return dtype == torch.float32 and not has_tf32 and not has_odd
+
+
+def _contract_tile(dtype: torch.dtype, channels: int, edges: int, is_split: bool) -> Tile:
+    """As :func:`_edge_tile`, but 16 channels on 2 warps where operands are split, which takes registers."""
+    return Tile(edges, 16, 2) if is_split else _edge_tile(dtype, channels, edges)
+
+
 def _hidden_gradient_tile(dtype: torch.dtype, channels: int, edges: int, has_tf32: bool) -> Tile:
     """As :func:`_edge_tile`, but full float32 on 2 warps: the more values a thread has, the less often operands are read."""
     tile = _edge_tile(dtype, channels, edges)
@@ -550,28 +550,27 @@ def compile_cases() -> list[CompileCase]:
     ):
         for name, rounding in ROUNDINGS.items():
             tile_height = tile_edges(rounding.dtype, edges)
-            tile, frame_tile = _edge_tile(rounding.dtype, channels, tile_height), _frame_gradient_tile(rounding.dtype, tile_height)
+            has_tf32 = rounding.precision == "tf32"
+            frame_tile = _frame_gradient_tile(rounding.dtype, tile_height)
             gradient_tile, block_components = _product_gradient_tile(rounding.dtype, channels)
-            common = {"WIDTH": 32, **rounding.product_constants()}
-            tiled: dict[str, object] = {"BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}
-            launches: list[tuple[str, object, dict[str, object], Tile]] = []
+            hidden_tile = _hidden_gradient_tile(rounding.dtype, channels, tile_height, has_tf32)
+            launches: list[tuple[str, object, dict[str, object], Tile, Rounding]] = []
             for has_odd in (False, True):
                 order = f"m{'>' if has_odd else '='}0"
-                framed = {"BLOCK_EDGES": frame_tile.edges, "BLOCK_CHANNELS": frame_tile.channels}
-                of_products = {
-                    "BLOCK_EDGES": gradient_tile.edges,
-                    "BLOCK_COMPONENTS": block_components,
-                    "BLOCK_CHANNELS": gradient_tile.channels,
-                }
+                odd: dict[str, object] = {"HAS_ODD": has_odd}
+                of_products = odd | {"BLOCK_COMPONENTS": block_components}
+                is_split = _is_split(has_odd, rounding.dtype, has_tf32)
+                tile = _contract_tile(rounding.dtype, channels, tile_height, is_split)
+                of_contract = rounding.split() if is_split else rounding
                 launches += [
-                    (f"contract {order}", _contract_kernel, {"HAS_ODD": has_odd, **tiled}, tile),
-                    (f"frame_gradient {order}", _frame_gradient_kernel, {"HAS_ODD": has_odd, **framed}, frame_tile),
-                    (f"product_gradient {order}", _product_gradient_kernel, {"HAS_ODD": has_odd, **of_products}, gradient_tile),
+                    (f"contract {order}", _contract_kernel, odd, tile, of_contract),
+                    (f"frame_gradient {order}", _frame_gradient_kernel, odd, frame_tile, rounding),
+                    (f"product_gradient {order}", _product_gradient_kernel, of_products, gradient_tile, rounding),
                 ]
-            hidden_tile = _hidden_gradient_tile(rounding.dtype, channels, tile_height, rounding.precision == "tf32")
-            launches.append(("hidden_gradient", _hidden_gradient_kernel, tiled, hidden_tile))
-            for kind, kernel, shape, launch_tile in launches:
-                constants = common | shape
+            launches.append(("hidden_gradient", _hidden_gradient_kernel, {}, hidden_tile, rounding))
+            for kind, kernel, shape, launch_tile, rounded in launches:
+                tile_constants = {"BLOCK_EDGES": launch_tile.edges, "BLOCK_CHANNELS": launch_tile.channels}
+                constants = shape | {"WIDTH": 32} | tile_constants | rounded.product_constants()
                 cases.append(
                     CompileCase(
                         name=f"{kind} {workload} {name}",
@@ -580,7 +579,7 @@ def compile_cases() -> list[CompileCase]:
                         constants=constants,
                         num_warps=launch_tile.warps,
                         num_stages=_NUM_STAGES,
-                        expects_matrix_instructions=rounding.uses_matrix_unit,
+                        expects_matrix_instructions=rounded.uses_matrix_unit,
                     )
                 )
             if name != "tf32":  # which rounds products only

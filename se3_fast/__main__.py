@@ -13,6 +13,7 @@ COMMANDS = {
     "train-forces": ("se3_fast.train_forces", "train a force field"),
     "md": ("se3_fast.simulation.md", "run molecular dynamics with a force field"),
     "relax": ("se3_fast.simulation.relax", "relax structures with a force field"),
+    "export-forces": ("se3_fast.simulation.export", "compile a force field to a package that runs without se3_fast"),
     "export-lammps": ("se3_fast.lammps", "write a force field for LAMMPS"),
     "predict": ("se3_fast.predict.command", "predict a property for molecules"),
     "models": ("se3_fast.pretrained.__main__", "list the trained models"),

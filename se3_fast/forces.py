@@ -338,10 +338,10 @@ class ForceField(nn.Module):
         _check_integers("graph.ndata['atomic_numbers']", atomic_numbers)
         columns = self.column_of_element[atomic_numbers.clamp(0, LARGEST_ATOMIC_NUMBER).long()]
         columns = columns.masked_fill((atomic_numbers < 0) | (atomic_numbers > LARGEST_ATOMIC_NUMBER), -1)
-        if len(columns) and int(columns.min()) < 0:
+        if type(columns) is Tensor and len(columns) and int(columns.min()) < 0:  # what is traced has no values
             unknown = atomic_numbers[columns < 0].unique().tolist()
             raise ValueError(f"graph: expected the elements {self.elements}, got {unknown} in ndata['atomic_numbers']")
-        return nn.functional.one_hot(columns, len(self.elements)).to(self.atom_embedding.dtype)
+        return (columns[:, None] == torch.arange(len(self.elements), device=columns.device)).to(self.atom_embedding.dtype)
 
 
 def _check_integers(name: str, values: Tensor) -> None:

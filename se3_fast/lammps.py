@@ -1,7 +1,11 @@
-"""Force fields in LAMMPS, by the unified Python interface of its package ML-IAP (needs the extra ``ase``).
+"""Force fields in LAMMPS (needs the extra ``ase``).
+
+By the unified Python interface of its package ML-IAP, on many processes:
 
     pair_style mliap unified force_field.pkl 0
     pair_coeff * * C H O
+
+or, where LAMMPS runs inside Python on one process, by :func:`attach`, which needs nothing of LAMMPS but ``fix external``.
 
 The file is made by ``se3-fast export-lammps``. A force field of more than one layer has messages of messages: LAMMPS then has to
 copy what the atoms of a layer have become to their images and to neighbouring processes, which its KOKKOS version does.
@@ -16,13 +20,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from se3_fast.ase import OutsideDomainError, SE3FastCalculator
 from se3_fast.command_line import HelpFormatter
+from se3_fast.error_text import one_line
 from se3_fast.files import atomic_file
 from se3_fast.forces import ForceField, load_force_field
 from se3_fast.graph import Graph
@@ -137,6 +145,50 @@ def _restored(config: dict[str, Any], tensors: bytes, dtype: str) -> LAMMPSForce
     force_field = ForceField(**config)
     force_field.load_state_dict(load_safetensors(tensors))
     return LAMMPSForceField(force_field, DTYPES[dtype])
+
+
+def attach(lmp: Any, calculator: SE3FastCalculator, elements: Sequence[str], fix: str = "se3_fast") -> None:
+    """Have a LAMMPS that runs inside Python, on one process, move its atoms by a calculator.
+
+    Energy and, where all directions are periodic, virial go to LAMMPS too. An error of the calculator is printed, and ends the run.
+
+    Args:
+        lmp: a ``lammps.lammps`` in units ``metal`` with its box and atoms made.
+        calculator: evaluates.
+        elements: symbols, by LAMMPS' types of atoms.
+        fix: name of the fix that is made.
+
+    Raises:
+        ValueError: if LAMMPS has other units or several processes, or an element is missing.
+    """
+    if lmp.extract_global("units") != "metal" or lmp.extract_setting("world_size") > 1:
+        came = f"{lmp.extract_global('units')} and {lmp.extract_setting('world_size')}"
+        raise ValueError(f"lmp: expected units metal and one process, got {came}")
+    if len(elements) != lmp.extract_global("ntypes"):
+        raise ValueError(f"elements: expected one for each of the {lmp.extract_global('ntypes')} types, got {list(elements)}")
+    symbols = np.array(["", *elements])  # types count from 1
+
+    def evaluate(_: Any, __: int, count: int, tags: np.ndarray, pos: np.ndarray, forces: np.ndarray) -> None:
+        order = np.argsort(tags)  # LAMMPS sorts its atoms now and then
+        low, high, xy, yz, xz, periodic, _ = lmp.extract_box()
+        lengths = np.subtract(high, low)
+        cell = [[lengths[0], 0, 0], [xy, lengths[1], 0], [xz, yz, lengths[2]]]
+        kinds = symbols[lmp.numpy.extract_atom("type")[:count][order]]
+        atoms = Atoms(list(kinds), positions=pos[order] - low, cell=cell, pbc=np.array(periodic, dtype=bool), calculator=calculator)
+        try:
+            forces[order] = atoms.get_forces()
+        except (ValueError, OutsideDomainError) as error:  # ctypes would drop it
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            forces[:] = 0.0
+            lmp.force_timeout()
+            return
+        lmp.fix_external_set_energy_global(fix, atoms.get_potential_energy())
+        if atoms.pbc.all():
+            xx, yy, zz, yz, xz, xy = -atoms.get_stress() * atoms.get_volume()
+            lmp.fix_external_set_virial_global(fix, [xx, yy, zz, xy, xz, yz])
+
+    lmp.commands_list([f"fix {fix} all external pf/callback 1 1", f"fix_modify {fix} energy yes virial yes"])
+    lmp.set_fix_external_callback(fix, evaluate)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -19,9 +19,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
     if find_spec("triton"):
-        from tests import interpreter
+        from tests import gpu_arithmetic, interpreter
 
         interpreter.spare()
+        gpu_arithmetic.install()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -128,6 +128,8 @@ class Run:
 
     def __init__(self, arguments: argparse.Namespace, world: World) -> None:
         self.arguments = arguments
+        if arguments.output is not None and arguments.output.resolve() == arguments.structures.resolve():
+            raise ValueError(f"{arguments.output}: expected another file for the trajectory than that of the structure")
         for path in filter(None, (arguments.log, arguments.plot)):
             check_writable(path)
         structures = structures_of(arguments)
@@ -138,7 +140,7 @@ class Run:
         self.atoms.get_forces()
         random = np.random.RandomState(arguments.seed)
         if arguments.temperature is not None or arguments.ensemble != "nve" or not self.atoms.get_momenta().any():
-            _draw_velocities(self.atoms, arguments.temperature or _TEMPERATURE, random)
+            draw_velocities(self.atoms, arguments.temperature or _TEMPERATURE, random)
         self.dynamics = ENSEMBLES[arguments.ensemble](self.atoms, arguments, random)
         self.states: list[State] = []
 
@@ -190,11 +192,11 @@ class Run:
         return text if np.isnan(drift) else f"{text}, drift of the conserved energy {drift:.3g} meV/atom/ps"
 
 
-def _draw_velocities(atoms: Atoms, temperature: float, random: np.random.RandomState) -> None:
+def draw_velocities(atoms: Atoms, temperature: float, random: np.random.RandomState) -> None:
     """Give atoms the momenta of a temperature (Maxwell, Boltzmann), and the whole none."""
     deviations = np.sqrt(atoms.get_masses() * units.kB * temperature)
     atoms.set_momenta(deviations[:, None] * random.standard_normal((len(atoms), 3)))
-    if len(atoms) > 2:  # of fewer nothing would be left
+    if len(atoms) > 2:  # of fewer little would be left
         Stationary(atoms)
         if not atoms.pbc.any():
             ZeroRotation(atoms)
@@ -238,13 +240,14 @@ def simulate(arguments: argparse.Namespace) -> None:
         TrainingError: The run cannot go on.
         Stopped: SIGINT or SIGTERM has ended it.
     """
-    with StopSignal().watched(), open_world(arguments.device) as world, user_errors(), open_trajectory(arguments.output) as file:
+    with StopSignal().watched(), open_world(arguments.device) as world, user_errors():
         try:
             with warnings_on_one_line(lambda: "step 0"):
                 run = Run(arguments, world)
         except OutsideDomainError as error:
             raise TrainingError(f"step 0: {one_line(error)}") from error
-        run.go(file)
+        with open_trajectory(arguments.output) as trajectory:
+            run.go(trajectory)
     print(run.summary())
 
 

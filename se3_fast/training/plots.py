@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from se3_fast.files import atomic_file
 from se3_fast.unit_text import in_unit, with_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOUR = "#0b5cad"
 SECOND_COLOUR = "#c2410c"
@@ -29,7 +30,7 @@ def learning_curve(history: Sequence[dict[str, Any]], unit: str) -> Figure:
         history: Records with `epoch`, `train_loss` and, where it was evaluated, `validation_mae` or `validation_roc_auc`.
         unit: Unit of the MAE.
     """
-    figure = Figure(figsize=(5.0, 4.8), layout="constrained")
+    figure = _empty(height=4.8)
     loss_axes, metric_axes = figure.subplots(2, sharex=True)
     _curve(loss_axes, history, "train_loss", COLOUR)
     losses = [record["train_loss"] for record in history]
@@ -39,7 +40,7 @@ def learning_curve(history: Sequence[dict[str, Any]], unit: str) -> Figure:
     _curve(metric_axes, [record for record in history if metric in record], metric, SECOND_COLOUR)
     is_error = metric == "validation_mae"
     metric_axes.set(xlabel="epoch", ylabel=in_unit("MAE", unit) if is_error else "ROC-AUC", title=_METRICS[metric])
-    metric_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    metric_axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -69,7 +70,7 @@ def parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: str, c
     low, high = min(targets.min(), predictions.min()), max(targets.max(), predictions.max())
     margin = 0.03 * (high - low) or 1.0
     ends = (low - margin, high + margin)
-    figure = Figure(figsize=(5.0, 4.4), layout="constrained")
+    figure = _empty(height=4.4)
     axes = figure.add_subplot()
     if len(targets) >= _FEWEST_FOR_DENSITY:
         bins = axes.hexbin(targets, predictions, gridsize=45, bins="log", cmap="viridis", extent=(*ends, *ends), mincnt=1)
@@ -107,6 +108,13 @@ def plot_parity(predictions: np.ndarray, targets: np.ndarray, name: str, unit: s
     """
     if targets.size:
         _save(parity(predictions, targets, name, unit, counted), path)
+
+
+def _empty(height: float) -> Figure:
+    # Not at the top: a run draws once, at its end, and help is asked for more often.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(5.0, height), layout="constrained")
 
 
 def _save(figure: Figure, path: Path) -> None:

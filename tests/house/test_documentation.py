@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
     "docs/drop-in.md": "tests/compat/test_drop_in_page.py runs them",
+    "docs/molecular_dynamics.md": "tests/simulation/test_page.py runs them, and its commands",
     "docs/reliability.md": "a case of the campaigns, which the repository has and an installation has not",
 }
 NEEDS = {"docs/predict.md": "model", "docs/forces.md": "force field"}

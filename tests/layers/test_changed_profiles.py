@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,14 +24,6 @@ from tests.support import FAST_BACKENDS, make_convolution, random_features, rand
 LEVELS = list(ConvSE3FuseLevel)
 FIBER = Fiber({0: 2, 1: 2})
 NUM_NODES, NUM_EDGES = 6, 12
-
-
-@contextmanager
-def on(name: str) -> Iterator[None]:
-    if name == "triton":
-        pytest.importorskip("triton")
-    with backend(name):
-        yield
 
 
 def problem() -> tuple[Graph, Features, Features]:
@@ -253,9 +244,9 @@ def run(module: ConvSE3, twice: bool = False) -> list[Tensor]:
 def test_changes_have_their_effect(change: str, name: str) -> None:
     for level in levels(name, change):
         module = changed(change, level)
-        with on("dense"):
+        with backend("dense"):
             expected = run(module)
-        with on(name):
+        with backend(name):
             found = run(module)
         for value, true in zip(found, expected, strict=True):
             assert relative_error(value, true) < 1e-10
@@ -284,7 +275,7 @@ def test_dense_calls_the_networks(change: str) -> None:
     module = changed(change, ConvSE3FuseLevel.PARTIAL)
     unchanged = make_convolution(FIBER, FIBER, fuse_level=ConvSE3FuseLevel.PARTIAL)
     graph, nodes, edges = problem()
-    with on("dense"):
+    with backend("dense"):
         found = module(nodes, edges, graph, EdgeGeometry(graph.edata["rel_pos"], 1))
         before = unchanged(nodes, edges, graph, EdgeGeometry(graph.edata["rel_pos"], 1))
     for degree, true in by_hand(module).items():
@@ -300,13 +291,13 @@ def test_dropout_trains_with_one_mask(low_memory: bool, name: str) -> None:
     for level in (ConvSE3FuseLevel.FULL, ConvSE3FuseLevel.NONE):
         expected = changed("dropout, not training", level).train()
         module = changed("dropout, not training", level, low_memory=low_memory).train()
-        with on("dense"):
+        with backend("dense"):
             truth = run(expected)
-        with on(name):
+        with backend(name):
             found = run(module)
         for value, true in zip(found, truth, strict=True):
             assert relative_error(value, true) < 1e-10
-    with on(name):
+    with backend(name):
         graph, nodes, edges = problem()
         first, second = (module(nodes, edges, graph, EdgeGeometry(graph.edata["rel_pos"], 1))["1"] for _ in range(2))
     assert relative_error(first, second) > 1e-3
@@ -317,9 +308,9 @@ def test_dropout_trains_with_one_mask(low_memory: bool, name: str) -> None:
 )
 def test_second_derivatives(change: str, name: str) -> None:
     module = changed(change, ConvSE3FuseLevel.PARTIAL)
-    with on("dense"):
+    with backend("dense"):
         expected = run(module, twice=True)
-    with on(name):
+    with backend(name):
         found = run(module, twice=True)
     for value, true in zip(found, expected, strict=True):
         assert relative_error(value, true) < 1e-9
@@ -331,7 +322,7 @@ def test_hooks_on_all_modules(name: str) -> None:
     module = make_convolution(FIBER, FIBER)
     handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: called.append(type(module).__name__))
     try:
-        with on(name):
+        with backend(name):
             run(module)
     finally:
         handle.remove()
@@ -357,7 +348,7 @@ def test_whole_models(change: str, name: str) -> None:
         values = []
         for backend_name in ("dense", name):
             transformer.zero_grad()
-            with on(backend_name):
+            with backend(backend_name):
                 output = transformer(graph, nodes)
                 (output["0"].square().sum() + output["1"].square().sum()).backward()
             values.append([*output.values(), *(p.grad for p in transformer.parameters() if p.grad is not None)])
@@ -375,9 +366,9 @@ def test_quantised_layers(name: str) -> None:
     nodes, edges = ({key: value.float() for key, value in features.items()} for features in (nodes, edges))
     geometry = EdgeGeometry(graph.edata["rel_pos"].float(), 1)
     with torch.no_grad():
-        with on("dense"):
+        with backend("dense"):
             expected, exact = quantised(nodes, edges, graph, geometry), module(nodes, edges, graph, geometry)
-        with on(name):
+        with backend(name):
             found = quantised(nodes, edges, graph, geometry)
     for degree, true in expected.items():
         assert relative_error(found[degree], true) < 1e-5
@@ -398,7 +389,7 @@ def test_modules_are_looked_up(name: str) -> None:
     assert replica.radial_profiles[1] is other.radial_func and module.radial_profiles[1] is not other.radial_func
     graph, nodes, edges = problem()
     for convolution in (copied, replica):
-        with on(name):
+        with backend(name):
             found = convolution(nodes, edges, graph, EdgeGeometry(graph.edata["rel_pos"], 1))
         assert found["0"].abs().max() == 0
         assert relative_error(found["1"], by_hand(copied)["1"]) < 1e-10
@@ -414,7 +405,7 @@ def test_parts_of_the_convolution_that_were_changed(name: str) -> None:
     geometry = EdgeGeometry(graph.edata["rel_pos"], 1)
     for level in LEVELS:
         module = make_convolution(FIBER, FIBER, fuse_level=level)
-        with on("dense"):
+        with backend("dense"):
             expected = module(nodes, edges, graph, geometry)
         hooked, replaced = copy.deepcopy(module), copy.deepcopy(module)
         for part in hooked.radial_convolutions:
@@ -422,7 +413,7 @@ def test_parts_of_the_convolution_that_were_changed(name: str) -> None:
         for part in replaced.radial_convolutions:
             part.__class__ = Doubled
         for changed_module in (hooked, replaced):
-            with on(name):
+            with backend(name):
                 found = changed_module(nodes, edges, graph, geometry)
             for degree, true in expected.items():
                 assert relative_error(found[degree], 2.0 * true) < 1e-10
@@ -433,11 +424,11 @@ def test_parts_of_the_convolution_that_were_changed(name: str) -> None:
 def test_autocast(change: str, name: str) -> None:
     module = changed(change, ConvSE3FuseLevel.FULL)
     graph, nodes, edges = problem()
-    with on("dense"):
+    with backend("dense"):
         expected = module(nodes, edges, graph, EdgeGeometry(graph.edata["rel_pos"], 1))
     module.float()
     nodes, edges = ({key: value.float() for key, value in features.items()} for features in (nodes, edges))
-    with on(name), torch.autocast("cpu", torch.bfloat16):
+    with backend(name), torch.autocast("cpu", torch.bfloat16):
         found = module(nodes, edges, graph, EdgeGeometry(graph.edata["rel_pos"].float(), 1))
     for degree, true in expected.items():
         assert found[degree].dtype == torch.bfloat16
@@ -493,7 +484,7 @@ def test_layers_make_the_geometry_from_the_graph(name: str) -> None:
     torch.manual_seed(0)
     block = AttentionBlockSE3(FIBER, FIBER, num_heads=1, channels_div=1, max_degree=1).double()
     for module in (make_convolution(FIBER, FIBER), block):
-        with on(name):
+        with backend(name):
             expected = module(nodes, edges, graph, EdgeGeometry.from_relative_positions(rel_pos, 1))
             for found in (module(nodes, edges, graph, None), module(nodes, edges, graph)):
                 gradients = [torch.autograd.grad(value["1"].sum(), rel_pos, retain_graph=True)[0] for value in (found, expected)]
@@ -524,6 +515,6 @@ def test_hooks_on_the_layers_of_a_block(name: str) -> None:
         block = AttentionBlockSE3(FIBER, FIBER, num_heads=1, channels_div=1, max_degree=1).double()
         seen: list[Any] = []
         block.get_submodule(part).register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
-        with on(name):
+        with backend(name):
             block(nodes, edges, graph)
         assert len(seen) == 1 and set(seen[0]) == {"0", "1"}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import pytest
@@ -28,14 +27,6 @@ from tests.support import FAST_BACKENDS, make_convolution, random_features, rand
 Bases = dict[str, Tensor]
 LEVELS = list(ConvSE3FuseLevel)
 NUM_NODES, NUM_EDGES, MAX_DEGREE = 6, 14, 1
-
-
-@contextmanager
-def on(name: str) -> Iterator[None]:
-    if name == "triton":
-        pytest.importorskip("triton")
-    with backend(name):
-        yield
 
 
 def problem(dtype: torch.dtype = torch.float64) -> Graph:
@@ -174,7 +165,7 @@ def test_what_is_given_is_computed_with(change: str, name: str) -> None:
         module = model(level)
         make = CHANGES[change]
         expected = truth(module, graph, make(rel_pos, cutoff(rel_pos)))
-        with on(name):
+        with backend(name):
             bases = make(rel_pos, cutoff(rel_pos))
             values = [outputs(module, graph, bases)]
             with torch.no_grad():
@@ -296,7 +287,7 @@ def inputs_of(change: str) -> tuple[Graph, Tensor, Tensor]:
 def test_what_directions_and_a_factor_explain() -> None:
     """The common changes are served without bases; by which path a dict goes does not depend on grad mode."""
     rel_pos = problem().edata["rel_pos"]
-    with on("torch"):
+    with backend("torch"):
         for change, make in CHANGES.items():
             geometry = EdgeGeometry.from_bases(make(rel_pos, cutoff(rel_pos)), MAX_DEGREE, rel_pos)
             assert geometry.is_given == (change in NOT_EXPLAINED)
@@ -313,7 +304,7 @@ def test_what_directions_and_a_factor_explain() -> None:
 
 def differentiate(name: str, module: SE3Transformer, change: str, twice: bool) -> list[Tensor]:
     graph, rel_pos, gate = inputs_of(change)
-    with on(name):
+    with backend(name):
         output = outputs(module, graph, DIFFERENTIABLE[change](rel_pos, gate))
         inputs = [rel_pos, gate, *module.parameters()]
         gradients = torch.autograd.grad(
@@ -365,7 +356,7 @@ def test_gradients_with_respect_to_the_bases(name: str) -> None:
     graph, module = problem(), model()
     gradients = []
     for backend_name in ("dense", name):
-        with on(backend_name):
+        with backend(backend_name):
             leaves = {key: basis.requires_grad_() for key, basis in get_basis(graph.edata["rel_pos"], MAX_DEGREE).items()}
             kept = scaled(get_basis(graph.edata["rel_pos"], MAX_DEGREE), leaves["0,0"][:, 0, 0, 0] - 0.0)
             for basis in kept.values():
@@ -391,7 +382,7 @@ def test_single_precision(change: str, name: str) -> None:
     bases = CHANGES[change](rel_pos, cutoff(rel_pos))
     expected = truth(module, problem(), {key: basis.double() for key, basis in bases.items()})
     module.float()
-    with on(name):
+    with backend(name):
         assert relative_error(outputs(module, graph, bases), expected) < 3e-6
 
 
@@ -414,10 +405,10 @@ def test_half_precision(change: str, dtype: torch.dtype, name: str) -> None:
             bases = {key: (1.0 + int(key[-1])) * basis for key, basis in bases.items()}
     expected = truth(module, problem(), {key: basis.double() for key, basis in bases.items()})
     module.float()
-    with torch.autocast("cpu", dtype), on(name):
+    with torch.autocast("cpu", dtype), backend(name):
         assert EdgeGeometry.from_bases(bases, MAX_DEGREE, rel_pos).is_given == (change in ("noise", "by degree"))
         assert relative_error(outputs(module, graph, bases), expected) < (5e-2 if dtype == torch.bfloat16 else 8e-3)
-    with on(name):  # in a model in single precision what is rounded to half is rounded
+    with backend(name):  # in a model in single precision what is rounded to half is rounded
         assert relative_error(outputs(module, graph, bases), expected) < (3e-2 if dtype == torch.bfloat16 else 4e-3)
 
 
@@ -431,7 +422,7 @@ def test_degree_zero_alone(name: str) -> None:
         plain = module(nodes, edges, graph, EdgeGeometry(graph.edata["rel_pos"], 0))["0"]
         gate = torch.randn(NUM_EDGES, dtype=torch.float64).requires_grad_()
         is_scaled = level is not ConvSE3FuseLevel.NONE  # as published, the pair of degree 0 alone has no basis
-        with on(name):
+        with backend(name):
             for fuse in (lambda bases: bases, lambda bases: update_basis_with_fused(bases, 0, False, True)):
                 bases = get_basis(graph.edata["rel_pos"], 0)
                 value = module(nodes, edges, graph, fuse({"0,0": bases["0,0"] * gate.exp()[:, None, None, None]}))["0"]
@@ -450,7 +441,7 @@ def test_a_factor_of_the_geometry(name: str) -> None:
         bases = scaled(get_basis(rel_pos, MAX_DEGREE, compute_gradients=True), cutoff(rel_pos))
         expected = outputs(module, graph, bases)
     truths = torch.autograd.grad(expected.sum(), [rel_pos, *module.parameters()])
-    with on(name):
+    with backend(name):
         geometry = EdgeGeometry.from_relative_positions(rel_pos, MAX_DEGREE, factor=cutoff(rel_pos))
         value = outputs(module, graph, geometry)
         again = outputs(module, graph, geometry.to("cpu").index_select(torch.arange(NUM_EDGES)))
@@ -469,7 +460,7 @@ def test_geometries_of_given_bases_move_and_divide(change: str, name: str) -> No
     order = torch.randperm(NUM_EDGES, generator=torch.Generator().manual_seed(2))
     other = Graph(graph.src[order], graph.dst[order], NUM_NODES, edata={"rel_pos": rel_pos[order]})
     expected = truth(module, graph, CHANGES[change](rel_pos, cutoff(rel_pos)))
-    with on(name):
+    with backend(name):
         geometry = EdgeGeometry.from_bases(CHANGES[change](rel_pos, cutoff(rel_pos)), MAX_DEGREE)
         assert relative_error(outputs(module, other, geometry.to("cpu").index_select(order)), expected) < 1e-11
 
@@ -480,7 +471,7 @@ def test_a_geometry_used_without_gradients_first(name: str) -> None:
     graph, rel_pos, gate = inputs_of("gate and directions")
     module, gradients = model(), []
     for is_used_before in (False, True):
-        with on(name):
+        with backend(name):
             with torch.no_grad():
                 plain = EdgeGeometry.from_relative_positions(rel_pos, MAX_DEGREE, factor=gate)
                 if is_used_before:
@@ -499,7 +490,7 @@ def test_values_are_looked_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -
     graph, module = problem(), make_convolution(Fiber({0: 2}), Fiber({1: 2}))
     rel_pos = graph.edata["rel_pos"]
     nodes, edges = random_features(Fiber({0: 2}), NUM_NODES), {"0": torch.ones(NUM_EDGES, 1, 1, dtype=torch.float64)}
-    with on(name):
+    with backend(name):
         for change in ("unchanged", "unchanged, fused"):
             module(nodes, edges, graph, CHANGES[change](rel_pos, cutoff(rel_pos)))
         for change in ("unchanged", "unchanged, fused"):
@@ -532,7 +523,7 @@ def test_what_is_remembered_dies_with_the_bases() -> None:
 def test_compiled_models_take_what_is_given(name: str) -> None:
     graph, module = problem(), model()
     rel_pos = graph.edata["rel_pos"]
-    with on(name):
+    with backend(name):
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         for change in ("unchanged", "scaled", "noise"):
             bases = CHANGES[change](rel_pos, cutoff(rel_pos))
@@ -549,7 +540,7 @@ def test_bases_that_are_not_finite(name: str, value: float) -> None:
     bases = get_basis(graph.edata["rel_pos"], MAX_DEGREE)
     bases["1,1"][4] = value
     expected = truth(module, graph, bases)
-    with on(name):
+    with backend(name):
         found = outputs(module, graph, bases)
     assert torch.equal(found.isfinite(), expected.isfinite()) and not found.isfinite().all()
 

@@ -186,10 +186,14 @@ def run_convolution(golden: Golden, basis_form: str) -> None:
     run_on_edges(
         golden,
         build,
-        lambda module, graph, nodes, edges, basis: module(nodes, with_length(graph, edges), graph, basis),
+        call_layer,
         golden.config["max_degree"],
         basis_form,
     )
+
+
+def call_layer(module: nn.Module, graph: Graph, nodes: dict[str, Tensor], edges: dict[str, Tensor], basis: Any) -> Any:
+    return module(nodes, with_length(graph, edges), graph, basis)
 
 
 def run_attention_block(golden: Golden, basis_form: str) -> None:
@@ -205,7 +209,7 @@ def run_attention_block(golden: Golden, basis_form: str) -> None:
     run_on_edges(
         golden,
         build,
-        lambda module, graph, nodes, edges, basis: module(nodes, with_length(graph, edges), graph, basis),
+        call_layer,
         golden.config["max_degree"],
         basis_form,
     )

@@ -96,10 +96,11 @@ def test_equals_dense(name: str, backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["four degrees", "unequal channels"])
 def test_in_each_dtype(name: str, dtype: torch.dtype, backend: str) -> None:
+    """A GPU's roots and quotients are off by two units in the last place; z, a difference of like norms, by more."""
     device = device_of(backend)
     result = run(*CASES[name], backend, dtype, device, below_clamp=0.0)
     assert {value.dtype for value in result.values()} == {dtype}
-    assert_equal(result, run(*CASES[name], "dense", torch.float64, device, below_clamp=0.0), TOLERANCE[dtype])
+    assert_equal(result, run(*CASES[name], "dense", torch.float64, device, below_clamp=0.0), max(TOLERANCE[dtype], 4e-6))
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)

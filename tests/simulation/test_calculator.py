@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.test import gradient_test
+from ase.md.verlet import VelocityVerlet
 
 from se3_fast.ase import OutsideDomainError, OutsideDomainWarning, SE3FastCalculator
 from se3_fast.forces import molecule_graph
@@ -96,7 +97,7 @@ def test_as_the_force_field_itself() -> None:
     atoms.calc = SE3FastCalculator(force_field)
     assert atoms.get_potential_energy() == pytest.approx(float(energies), abs=1e-10)
     atoms.calc = SE3FastCalculator(force_field, dtype=torch.float32)
-    assert atoms.get_potential_energy() == pytest.approx(float(energies), abs=1e-4)
+    assert atoms.get_potential_energy() == pytest.approx(float(energies), abs=2e-5)
     assert next(force_field.parameters()).dtype == torch.float64
 
 
@@ -110,6 +111,20 @@ def test_moves_by_lattice_vectors_change_nothing(dtype: torch.dtype | None) -> N
     assert atoms.get_potential_energy() == pytest.approx(energy, abs=1e-6)
     np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-5)
     np.testing.assert_allclose(atoms.get_stress(), stress, atol=1e-6)
+
+
+def test_energy_is_conserved_but_for_the_time_step() -> None:
+    """Velocity Verlet's errors fall with the square of the step: forces are the smooth gradient, also as neighbours change."""
+    deviations = []
+    for steps in (50, 100):
+        atoms = ethanol()
+        atoms.calc = calculator(skin=0.02)
+        atoms.set_momenta(np.sqrt(atoms.get_masses() * 0.03)[:, None] * np.random.default_rng(0).normal(size=(9, 3)))
+        dynamics, energies = VelocityVerlet(atoms, 10 * units.fs / steps), []
+        dynamics.attach(lambda atoms=atoms, energies=energies: energies.append(atoms.get_total_energy()))
+        dynamics.run(steps)
+        deviations.append(np.ptp(energies))
+    assert deviations[1] < 0.3 * deviations[0] < 0.1
 
 
 def test_a_repeated_cell_has_a_multiple_of_the_energy() -> None:

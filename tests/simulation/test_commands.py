@@ -177,6 +177,7 @@ def write_faulty(folder: Path) -> None:
         ("md fluorine.xyz --index :", "fluorine.xyz: expected one structure at index :, got 2"),
         ("md fluorine.xyz", "graph: expected the elements [1, 6, 8], got [9]"),
         ("md water.xyz --largest_spread 1", "largest_spread: expected several force fields to compare, got 1"),
+        ("md water.xyz --output ./water.xyz", "water.xyz: expected another file for the trajectory than that of the structure"),
         ("md water.xyz --output out.cube", "out.cube: expected a format of many frames"),
     ],
 )
@@ -188,3 +189,4 @@ def test_mistakes_get_one_line(
     assert main([*words.split(), "--load_ckpt_path", str(free), *DEVICE]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and fault in error
+    assert len(ase.io.read(tmp_path / "water.xyz")) == 3

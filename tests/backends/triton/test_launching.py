@@ -23,8 +23,9 @@ from se3_fast import ConvSE3, Fiber, Graph, SE3TransformerPooled
 pytest.importorskip("triton")
 
 from bench.recorded_launches import KERNELS, MODULES, recorded
+from se3_fast.forces import ForceField, energy_and_forces
 from se3_fast.kernels import launching, pooling
-from tests.support import TRITON_DEVICE
+from tests.support import TRITON_DEVICE, random_graph
 
 
 def kernels_launched_in(module: str) -> set[str]:
@@ -119,6 +120,18 @@ def run_bases(num_edges: int) -> None:
     torch.stack([basis.sum() for basis in fused.values()]).sum().backward()
 
 
+def run_force_field(num_nodes: int) -> None:
+    """With the gradients of its gradients."""
+    model = ForceField([6], num_layers=1, num_channels=8, num_radial=4).to(TRITON_DEVICE)
+    graph = random_graph(num_nodes, 2 * num_nodes).to(TRITON_DEVICE)
+    graph.ndata = {
+        "pos": torch.randn(num_nodes, 3, device=TRITON_DEVICE),
+        "atomic_numbers": torch.full((num_nodes,), 6, device=TRITON_DEVICE),
+    }
+    energies, forces = energy_and_forces(model, graph, create_graph=True)
+    (energies.sum() + forces.square().sum()).backward()
+
+
 def grids_at(num_nodes: int) -> Grids:
     """Of all kernels, for a graph of so many nodes."""
     with recorded() as launches, se3_fast.backend("triton"):
@@ -126,6 +139,7 @@ def grids_at(num_nodes: int) -> Grids:
         run_model(num_nodes, "edge", with_positions=True)
         run_model(num_nodes, "source", with_positions=True)
         run_bases(num_nodes)
+        run_force_field(num_nodes)
     found: Grids = defaultdict(set)
     for launch in launches:
         found[f"{launch.module}.{launch.kernel}"].add(launch.grid)

@@ -45,6 +45,7 @@ def test_input_and_output_per_head() -> None:
 
 
 def test_no_gradient_for_inputs_that_want_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constants, and variables whose gradients are not asked for."""
     wanted: list[bool] = []
     backward = kernels.backward
 
@@ -55,13 +56,15 @@ def test_no_gradient_for_inputs_that_want_none(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(kernels, "backward", watched)
     weights, parts = operands_of(CASES["first part per head"], torch.float64, TRITON_DEVICE)
     constants = [{key: value.detach() for key, value in part.items()} for part in parts]
+    parameters, inputs = list(weights.values()), [value for part in parts for value in part.values()]
     with se3_fast.backend("triton"):
-        found, expected = (
-            torch.autograd.grad(list(linear(weights, *given).values()), list(weights.values()), cotangents_of(weights, 17))
-            for given in (constants, parts)
+        constant, variable, everything = (
+            torch.autograd.grad(list(linear(weights, *given).values()), asked, cotangents_of(weights, 17))
+            for given, asked in ((constants, parameters), (parts, parameters), (parts, parameters + inputs))
         )
-    assert wanted == [False, True]
-    assert all(map(torch.equal, found, expected))
+    assert wanted == [False, False, True]
+    expected = everything[: len(parameters)]
+    assert all(map(torch.equal, constant, expected)) and all(map(torch.equal, variable, expected))
 
 
 @pytest.mark.parametrize("num_parts", [1, 5, 64], ids="{} parts".format)

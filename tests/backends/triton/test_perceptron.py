@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 
 
 def test_no_gradient_for_an_input_that_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant, and a variable whose gradient is not asked for."""
     wanted: list[bool] = []
     backward = kernels.backward
 
@@ -26,12 +27,12 @@ def test_no_gradient_for_an_input_that_wants_none(monkeypatch: pytest.MonkeyPatc
     case = CASES["odd sizes"]
     x, *parameters = operands_of(case, torch.float64, TRITON_DEVICE)
     with se3_fast.backend("triton"):
-        found, expected = (
-            torch.autograd.grad(evaluate(given, *parameters), parameters, cotangent_of(case, TRITON_DEVICE).double())
-            for given in (x.detach(), x)
+        constant, variable, (_, *expected) = (
+            torch.autograd.grad(evaluate(given, *parameters), asked, cotangent_of(case, TRITON_DEVICE).double())
+            for given, asked in ((x.detach(), parameters), (x, parameters), (x, [x, *parameters]))
         )
-    assert wanted == [False, True]
-    assert all(map(torch.equal, found, expected))
+    assert wanted == [False, False, True]
+    assert all(map(torch.equal, constant, expected)) and all(map(torch.equal, variable, expected))
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float64", "autocast"])
