@@ -7,6 +7,8 @@ then in the model's unit of energy over that of the positions.
 from __future__ import annotations
 
 import copy
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,9 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from se3_fast.autograd.modes import is_of_inference_mode, not_in_inference_mode
 from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
 from se3_fast.layers.edge_embedding import EdgeEmbedding
 from se3_fast.layers.interaction import Interaction
+from se3_fast.neighbours import check_positions
 from se3_fast.training.checkpoint import build_from, read_checkpoint
 from se3_fast.training.checkpoint_entries import check_sizes, expect, is_number
 from se3_fast.training.errors import CheckpointError
@@ -39,7 +43,7 @@ def molecule_graph(
 
     Args:
         pos: [N, 3], Angstrom.
-        atomic_numbers: [N] int64.
+        atomic_numbers: [N] int64 or int32.
         batch_num_nodes: [B] atoms of each structure; default: one structure.
         cutoff: longest edge, in Angstrom; None: an edge between any two atoms, for molecules only. A force field takes both, and
             gives the same.
@@ -53,8 +57,12 @@ def molecule_graph(
     Raises:
         ValueError: if shapes do not fit, the cutoff is not positive, or a cell comes without one.
     """
+    check_positions(pos)
+    if not isinstance(atomic_numbers, Tensor):
+        raise ValueError(f"atomic_numbers: expected a tensor, got an object of type {type(atomic_numbers).__name__}")
     if atomic_numbers.shape != pos.shape[:1]:
         raise ValueError(f"atomic_numbers: expected shape [{pos.shape[0]}], got {list(atomic_numbers.shape)}")
+    _check_integers("atomic_numbers", atomic_numbers)
     if cutoff is None and cell is not None:
         raise ValueError("cutoff: expected a length, since a periodic cell has edges without end, got None")
     graph = complete_graph(pos, batch_num_nodes) if cutoff is None else radius_graph(pos, cutoff, batch_num_nodes, cell, pbc)
@@ -79,10 +87,10 @@ def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: 
     Raises:
         ValueError: if the graph has no positions, or the energies carry no gradient.
     """
-    moved, pos = _with_leaf_positions(graph)
-    with torch.enable_grad():
+    with not_in_inference_mode(), torch.enable_grad():
+        moved, pos = _with_leaf_positions(graph)
         energies = _energies(model, moved, inputs)
-        (gradient,) = torch.autograd.grad(energies.sum(), pos, create_graph=create_graph, materialize_grads=True)
+        (gradient,) = _gradients(energies, [pos], create_graph)
     return (energies if create_graph else energies.detach()), -gradient
 
 
@@ -109,7 +117,7 @@ def energy_forces_and_stress(
 
     Args:
         model: as for :func:`energy_and_forces`; it must read ``graph.edata['rel_pos']`` alone.
-        graph: with ``edata['offset']`` where it is periodic, and with its edges graph by graph, as builders and batches have them.
+        graph: with ``edata['offset']`` where it is periodic.
         volumes: [B], of the cells.
         *inputs: what else the model takes.
         create_graph: keep what a loss on the results needs to be differentiated.
@@ -117,20 +125,21 @@ def energy_forces_and_stress(
     Raises:
         ValueError: as :func:`energy_and_forces`, or if there is not a positive volume for each graph.
     """
-    moved, pos = _with_leaf_positions(graph)
-    counts = moved.batch_num_edges()
-    if volumes.shape != counts.shape or not bool((volumes > 0).all()):
-        raise ValueError(f"volumes: expected a positive volume for each of the {len(counts)} graphs, got {volumes.tolist()}")
-    with torch.enable_grad():
-        strain = pos.new_zeros(len(counts), 3, 3).requires_grad_()
+    graph = as_graph(graph)
+    count = graph.batch_size
+    if volumes.shape != (count,) or not bool((volumes > 0).all()):
+        raise ValueError(f"volumes: expected a positive volume for each of the {count} graphs, got {volumes.tolist()}")
+    with not_in_inference_mode(), torch.enable_grad():
+        moved, pos = _with_leaf_positions(graph)
+        strain = pos.new_zeros(count, 3, 3).requires_grad_()
         symmetric = (strain + strain.mT) / 2
         rel_pos = moved.edata["rel_pos"]
-        of_edge = symmetric.repeat_interleave(counts, 0, output_size=len(rel_pos))
+        of_edge = symmetric.index_select(0, _graph_of_nodes(graph).index_select(0, graph.dst))  # [E, 3, 3]
         moved.edata["rel_pos"] = rel_pos + (rel_pos[:, None] @ of_edge).squeeze(1)
         energies = _energies(model, moved, inputs)
-        gradients = torch.autograd.grad(energies.sum(), (pos, strain), create_graph=create_graph, materialize_grads=True)
-    stress = gradients[1] / volumes[:, None, None].to(gradients[1])
-    return EnergyForcesStress(energies if create_graph else energies.detach(), -gradients[0], stress)
+        of_pos, of_strain = _gradients(energies, [pos, strain], create_graph)
+    stress = of_strain / volumes[:, None, None].to(of_strain)
+    return EnergyForcesStress(energies if create_graph else energies.detach(), -of_pos, stress)
 
 
 def _with_leaf_positions(graph: Any) -> tuple[Graph, Tensor]:
@@ -139,13 +148,22 @@ def _with_leaf_positions(graph: Any) -> tuple[Graph, Tensor]:
     if "pos" not in graph.ndata:
         raise ValueError(f"graph: expected ndata['pos'] of shape [N, 3], got ndata with {sorted(graph.ndata)}")
     moved = copy.copy(graph)
-    with torch.enable_grad():
-        pos = graph.ndata["pos"].detach().requires_grad_()
-        rel_pos = pos.index_select(0, graph.dst) - pos.index_select(0, graph.src)
-        if "offset" in graph.edata:
-            rel_pos = rel_pos + graph.edata["offset"]
-        moved.ndata, moved.edata = {**graph.ndata, "pos": pos}, {**graph.edata, "rel_pos": rel_pos}
+    moved.ndata, moved.edata = ({name: _plain(value) for name, value in data.items()} for data in (graph.ndata, graph.edata))
+    pos = moved.ndata["pos"] = moved.ndata["pos"].detach().requires_grad_()
+    rel_pos = pos.index_select(0, graph.dst) - pos.index_select(0, graph.src)
+    moved.edata["rel_pos"] = rel_pos + moved.edata["offset"] if "offset" in moved.edata else rel_pos
     return moved, pos
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A tensor that may be kept for a backward pass."""
+    return tensor.clone() if is_of_inference_mode(tensor) else tensor
+
+
+def _gradients(energies: Tensor, variables: Sequence[Tensor], create_graph: bool) -> Sequence[Tensor]:
+    """Of the sum of the energies; a backward pass is not a place for mixed precision, whatever the model's forward had."""
+    with torch.autocast(energies.device.type, enabled=False):
+        return torch.autograd.grad(energies.sum(), variables, create_graph=create_graph, materialize_grads=True)
 
 
 def _energies(model: nn.Module, graph: Graph, inputs: Sequence[Any]) -> Tensor:
@@ -202,15 +220,18 @@ class ForceField(nn.Module):
         average_neighbours: float = 10.0,
     ) -> None:
         super().__init__()
-        elements = sorted(set(elements))
+        try:
+            elements = sorted({operator.index(element) for element in elements})
+        except TypeError:
+            raise ValueError(f"elements: expected atomic numbers, got {elements!r}") from None
         if not elements or not 1 <= elements[0] <= elements[-1] <= LARGEST_ATOMIC_NUMBER:
             raise ValueError(f"elements: expected atomic numbers from 1 to {LARGEST_ATOMIC_NUMBER}, got {elements}")
         sizes = {"num_layers": num_layers, "num_degrees": num_degrees, "num_channels": num_channels}
         for name, size in (sizes | {"num_radial": num_radial, "radial_width": radial_width}).items():
             if size < 1:
                 raise ValueError(f"{name}: expected at least 1, got {size}")
-        if not average_neighbours > 0:
-            raise ValueError(f"average_neighbours: expected a number above 0, got {average_neighbours}")
+        if not 0 < average_neighbours < math.inf:
+            raise ValueError(f"average_neighbours: expected a finite number above 0, got {average_neighbours}")
         self.elements = elements
         self.config = {
             "elements": elements,
@@ -290,6 +311,14 @@ class ForceField(nn.Module):
         for data, name, shape in ((graph.ndata, "ndata['atomic_numbers']", "[N]"), (graph.edata, "edata['rel_pos']", "[E, 3]")):
             if name.split("'")[1] not in data:
                 raise ValueError(f"graph: expected {name} of shape {shape}, got {name[:5]} with {sorted(data)}")
+        rel_pos, dtype = graph.edata["rel_pos"], self.atom_embedding.dtype
+        if rel_pos.dtype != dtype:
+            raise ValueError(f"graph: expected edata['rel_pos'] of {dtype}, as the parameters are, got {rel_pos.dtype}")
+        # Mixed precision has no place here: forces are derivatives, and its steps in the energy would be in them.
+        with torch.autocast(rel_pos.device.type, enabled=False):
+            return self._atomic_energies(graph, exchange)
+
+    def _atomic_energies(self, graph: Graph, exchange: Callable[[list[Tensor]], list[Tensor]] | None) -> Tensor:
         kinds = self._kinds(graph.ndata["atomic_numbers"])  # [N, elements]
         embedding = self.edge_embedding(graph.edata["rel_pos"])
         features = [(kinds @ self.atom_embedding)[:, None]]  # [N, 1, C]
@@ -306,18 +335,30 @@ class ForceField(nn.Module):
 
     def _kinds(self, atomic_numbers: Tensor) -> Tensor:
         """One-hot elements, [N, elements]."""
-        columns = self.column_of_element[atomic_numbers]
+        _check_integers("graph.ndata['atomic_numbers']", atomic_numbers)
+        columns = self.column_of_element[atomic_numbers.clamp(0, LARGEST_ATOMIC_NUMBER).long()]
+        columns = columns.masked_fill((atomic_numbers < 0) | (atomic_numbers > LARGEST_ATOMIC_NUMBER), -1)
         if type(columns) is Tensor and len(columns) and int(columns.min()) < 0:  # what is traced has no values
             unknown = atomic_numbers[columns < 0].unique().tolist()
             raise ValueError(f"graph: expected the elements {self.elements}, got {unknown} in ndata['atomic_numbers']")
         return (columns[:, None] == torch.arange(len(self.elements), device=columns.device)).to(self.atom_embedding.dtype)
 
 
+def _check_integers(name: str, values: Tensor) -> None:
+    """Raise a ValueError for what PyTorch would take for something else than indices: bytes count as a mask."""
+    if values.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name}: expected int64 or int32, got {values.dtype}")
+
+
 def _sum_over_atoms(values: Tensor, graph: Graph) -> Tensor:
     """Sum [N] over the atoms of each molecule, [B]."""
+    return values.new_zeros(graph.batch_size).index_add(0, _graph_of_nodes(graph), values)
+
+
+def _graph_of_nodes(graph: Graph) -> Tensor:
+    """The number of the graph that each node belongs to, [N]."""
     sizes = graph.batch_num_nodes()
-    molecule = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=len(values))
-    return values.new_zeros(len(sizes)).index_add(0, molecule, values)
+    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=graph.num_nodes())
 
 
 def load_force_field(path: str | Path) -> ForceField:

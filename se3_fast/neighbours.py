@@ -58,7 +58,7 @@ def neighbour_list(pos: Tensor, cutoff: float, cell: Tensor | None = None, pbc: 
     *pairs, distances = search.compute(pos.detach().cpu().double().numpy(), box, periodic, "ijSd")
     is_near = torch.from_numpy(distances <= cutoff)
     found = Neighbours(*(torch.from_numpy(part.astype(np.int64))[is_near] for part in pairs))
-    order = _rank(found, len(pos)).argsort()
+    order = _order(found, len(pos))
     return Neighbours(*(part[order].to(pos.device) for part in found))
 
 
@@ -66,10 +66,14 @@ def _box(cell: Tensor | None, pbc: Periodicity) -> tuple[np.ndarray, np.ndarray]
     """Lattice vectors and periodic directions; vectors of other directions are made to span space with them."""
     if cell is None:
         return np.zeros((3, 3)), np.zeros(3, dtype=bool)
+    _check_is_tensor("cell", cell)
     if cell.shape != (3, 3):
         raise ValueError(f"cell: expected shape [3, 3], got {list(cell.shape)}")
     vectors = cell.detach().cpu().double().numpy().copy()
-    periodic = np.broadcast_to(np.asarray(torch.as_tensor(pbc).cpu()), (3,)).astype(bool)
+    of_directions = torch.as_tensor(pbc)
+    if of_directions.shape not in ((), (3,)):
+        raise ValueError(f"pbc: expected one for all directions or three, got shape {list(of_directions.shape)}")
+    periodic = of_directions.cpu().expand(3).bool().numpy()
     if not np.isfinite(vectors).all():
         raise ValueError(f"cell: expected finite lattice vectors, got {vectors.tolist()}")
     if not periodic.any():
@@ -84,15 +88,19 @@ def _box(cell: Tensor | None, pbc: Periodicity) -> tuple[np.ndarray, np.ndarray]
     return vectors, periodic
 
 
-def _rank(found: Neighbours, num_nodes: int) -> Tensor:
-    """A number for each pair, ascending in the order of :class:`Neighbours`, [E] int64."""
+def _order(found: Neighbours, num_nodes: int) -> Tensor:
+    """The pairs in the order of :class:`Neighbours`, [E] int64."""
+    if not len(found.src):
+        return found.src
+    least, most = found.shift.aminmax(dim=0)
+    spans = (most - least + 1).tolist()
+    if num_nodes**2 * math.prod(spans) >= 2**63:  # nodes that are very many cells away from each other
+        keys = (*found.shift.T.flip(0), found.dst, found.src)
+        return torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
     rank = found.src * num_nodes + found.dst
-    for axis in range(3):
-        shift = found.shift[:, axis]
-        if len(shift):
-            least, most = shift.aminmax()
-            rank = rank * (most - least + 1) + (shift - least)
-    return rank
+    for shift, first, span in zip(found.shift.T, least, spans, strict=True):
+        rank = rank * span + (shift - first)
+    return rank.argsort()
 
 
 class Translated(NamedTuple):
@@ -142,7 +150,7 @@ def neighbours_of_batch(
     counts = [len(part[0]) for part in found]
     if cells is None:
         return Translated(src, dst, None, counts)
-    of_edge = cells.to(pos).repeat_interleave(torch.tensor(counts, device=pos.device), 0)  # [E, 3, 3]
+    of_edge = cells.to(pos).repeat_interleave(torch.tensor(counts, dtype=torch.int64, device=pos.device), 0)  # [E, 3, 3]
     return Translated(src, dst, (shift.to(pos)[:, None] @ of_edge).squeeze(1), counts)
 
 
@@ -154,6 +162,11 @@ def check_positions(pos: Tensor) -> None:
     if is_readable(pos) and not pos.isfinite().all():
         node = int((~pos.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"pos: expected finite positions, got {pos[node].tolist()} at node {node}")
+
+
+def _check_is_tensor(name: str, values: object) -> None:
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got an object of type {type(values).__name__}")
 
 
 def _neighbours(block: Tensor, cutoff: float, box: tuple[Tensor, Tensor] | None) -> Neighbours:
@@ -172,6 +185,7 @@ def _of_each(name: str, values: Tensor | None, shape: tuple[int, ...], count: in
     """[B, ...] from values for all graphs or for each."""
     if values is None:
         return None
+    _check_is_tensor(name, values)
     if tuple(values.shape) not in (shape, (count, *shape)):
         raise ValueError(f"{name}: expected shape {list(shape)} or {[count, *shape]}, got {list(values.shape)}")
     return values.expand(count, *shape)

@@ -17,7 +17,7 @@ Operations that are linear in all their operands need no formula: they come in p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -314,7 +314,7 @@ def _tangents_by_formula(
     transposed = formula.vjp(wanted).vjp((*[False] * len(operands), *(like is not None for like in results)))
     gradients = [None if like is None else like.zeros() for like in results]
     directions = [tangent for tangent in tangents if tangent is not None]
-    found = iter(apply(_ByFormula, transposed, *operands, *gradients, *directions))
+    found: Iterator[Any] = iter(apply_in_backward(_ByFormula, transposed, *operands, *gradients, *directions))
     return [None if like is None else next(found).to(like.dtype) for like in results]
 
 
@@ -392,7 +392,7 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Any
 
 
 def apply_in_backward(function: type[torch.autograd.Function], *arguments: Any) -> Sequence[Tensor | None]:
-    """As :func:`apply`, for each entry of the batch where autograd has batched its gradients."""
+    """As :func:`apply`, for each entry of the batch where autograd has batched its gradients, or tangents in forward mode."""
     places = [place for place, one in enumerate(arguments) if isinstance(one, Tensor) and _functorch.is_legacy_batchedtensor(one)]
     if not places:
         return apply(function, *arguments)

@@ -61,10 +61,12 @@ class EdgeEmbedding(nn.Module):
         return self._harmonics(rel_pos / length), radial
 
     def _radial(self, length: Tensor) -> Tensor:
-        part, p = length / self.cutoff, self.power
+        is_beyond, p = length >= self.cutoff, self.power
+        length = length.clamp(max=self.cutoff)  # powers of longer ones may be infinite, and times zero no number
+        part = length / self.cutoff
         highest = part**p
         envelope = 1 - highest * ((p + 1) * (p + 2) / 2 - part * (p * (p + 2) - part * (p * (p + 1) / 2)))
-        envelope = envelope.masked_fill(part >= 1, 0.0)
+        envelope = envelope.masked_fill(is_beyond, 0.0)
         waves = torch.sin((math.pi * self.frequencies) * length) / length
         return waves * (2 * math.sqrt(2 / self.cutoff) * envelope)
 

@@ -30,7 +30,9 @@ def depthwise_conv(
     Raises:
         ValueError: if a shape or dtype does not fit the others.
     """
-    channels, inputs, width = features.shape[-1], radial.shape[-1], profile.second.shape[-1]
+    if not features.is_floating_point():
+        raise ValueError(f"features: expected a floating-point dtype, got {features.dtype}")
+    channels, inputs, width = (tensor.shape[-1] if tensor.ndim else 0 for tensor in (features, radial, profile.second))
     expected = {
         "features": (features, (graph.num_nodes(), plan.components_in, channels)),
         "harmonics": (harmonics, (graph.num_edges(), plan.num_harmonics)),

@@ -53,10 +53,11 @@ class SinglePoint(nn.Module):
         """The energies [B] of a graph with ``ndata['atomic_numbers']`` and ``edata['rel_pos']``, float64, eV."""
         rounded = copy.copy(graph)
         rounded.edata = {**graph.edata, "rel_pos": graph.edata["rel_pos"].to(self.dtype)}
-        self._atomic_energies = self.force_field.atomic_energies(rounded)
+        energies = self.force_field.atomic_energies(rounded)
+        self._atomic_energies = energies.detach()
         sizes = graph.batch_num_nodes()
         structure = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
-        return self._atomic_energies.new_zeros(len(sizes)).index_add(0, structure, self._atomic_energies)
+        return energies.new_zeros(len(sizes)).index_add(0, structure, energies)
 
     def evaluate(self, graph: Graph, volumes: Tensor | None = None) -> Evaluated:
         """Evaluate structures.
@@ -73,4 +74,4 @@ class SinglePoint(nn.Module):
             stress = None
         else:
             energies, forces, stress = energy_forces_and_stress(self, graph, volumes)
-        return Evaluated(energies, self._atomic_energies.detach(), forces, stress)
+        return Evaluated(energies, self._atomic_energies, forces, stress)

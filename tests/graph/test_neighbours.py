@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -75,5 +76,24 @@ def test_faults_are_named() -> None:
         radius_graph(pos, 3.0, cell=cell, pbc=[True, False])
     with pytest.raises(ValueError, match="cell: expected finite lattice vectors, got"):
         neighbour_list(pos, 3.0, cell * torch.nan)
+    with pytest.raises(ValueError, match=r"pbc: expected one for all directions or three, got shape \[2\]"):
+        neighbour_list(pos, 1.0, torch.eye(3), [True, False])
+    for search in (neighbour_list, radius_graph):
+        with pytest.raises(ValueError, match="cell: expected a tensor, got an object of type ndarray"):
+            search(pos, 1.0, cell=np.eye(3))  # type: ignore[operator]
     with pytest.raises(ValueError, match="cutoff: expected a positive length, got inf"):
         neighbour_list(pos, float("inf"))
+
+
+def test_the_order_with_nodes_very_many_cells_away() -> None:
+    """Their shifts, all counted through, are more than an integer holds."""
+    generator = torch.Generator().manual_seed(0)
+    near, far = torch.rand(200, 3, generator=generator, dtype=torch.float64) * 10, torch.eye(3, dtype=torch.float64) * 1e7
+    found = neighbour_list(torch.cat([far, near]), 3.0, 10 * torch.eye(3, dtype=torch.float64))
+    rows = torch.cat([found.src[:, None], found.dst[:, None], found.shift], 1).tolist()
+    assert rows == sorted(rows) and found.shift.amax() > 9e5
+
+
+def test_a_batch_of_no_cells() -> None:
+    graph = radius_graph(torch.zeros(0, 3), 3.0, [], torch.eye(3))
+    assert graph.num_edges() == 0 and graph.edata["offset"].shape == (0, 3)

@@ -246,3 +246,83 @@ def test_faults_are_named(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "optimizer_state_dict": {}, "epoch": 1}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other\.pth: expected a checkpoint of se3_fast\.train_forces"):
         load_force_field(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_mixed_precision_changes_nothing(dtype: torch.dtype) -> None:
+    """Neither energies and forces, nor the gradients of a loss on both."""
+    model = _force_field().float()
+    graph = molecule_graph(_positions().float(), NUMBERS)
+    results = []
+    for is_enabled in (False, True):
+        with torch.autocast("cpu", dtype=dtype, enabled=is_enabled):
+            energies, forces = energy_and_forces(model, graph, create_graph=True)
+        loss = forces.square().mean() + energies.sum()
+        results.append([energies, forces, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+def test_forces_and_stress_in_inference_mode() -> None:
+    """Of graphs that were made there, too."""
+    model, pos, cell = _force_field(), _positions(), _cell()
+    expected = energy_forces_and_stress(model, molecule_graph(pos, NUMBERS, None, CUTOFF, cell), cell.det()[None])
+    before = molecule_graph(pos, NUMBERS, None, CUTOFF, cell)
+    with torch.inference_mode():
+        within = molecule_graph(pos.clone(), NUMBERS.clone(), None, CUTOFF, cell.clone())
+        for graph in (before, within):
+            found = energy_forces_and_stress(model, graph, cell.det()[None])
+            assert all(torch.equal(first, second) for first, second in zip(found, expected, strict=True))
+            assert torch.equal(energy_and_forces(model, graph)[1], expected.forces)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "fault"),
+    [
+        (NUMBERS.to(torch.uint8), r"atomic_numbers: expected int64 or int32, got torch\.uint8"),
+        (NUMBERS.double(), r"atomic_numbers: expected int64 or int32, got torch\.float64"),
+        (NUMBERS.tolist(), "atomic_numbers: expected a tensor, got an object of type list"),
+        (NUMBERS - 119, r"expected the elements \[1, 6, 8\], got \[-118, -113, -111\]"),
+        (NUMBERS + 119, r"expected the elements \[1, 6, 8\], got \[120, 125, 127\]"),
+    ],
+    ids=["bytes", "floats", "list", "below zero", "beyond the last"],
+)
+def test_atomic_numbers_that_are_none(numbers: Tensor, fault: str) -> None:
+    """Bytes would be a mask, and numbers below zero would count from the last element."""
+    with pytest.raises(ValueError, match=fault):
+        _force_field()(molecule_graph(_positions(), numbers))
+
+
+def test_positions_of_another_precision_are_named() -> None:
+    with pytest.raises(ValueError, match=r"edata\['rel_pos'\] of torch\.float64, as the parameters are, got torch\.float32"):
+        _force_field()(molecule_graph(_positions().float(), NUMBERS))
+
+
+def test_elements() -> None:
+    """Whatever counts as integers; the configuration, which checkpoints keep, has plain ones."""
+    assert ForceField(torch.tensor([6, 1, 6])).config["elements"] == [1, 6]
+    for elements in (["H"], [1.5], "HC", None):
+        with pytest.raises(ValueError, match="elements: expected atomic numbers, got"):
+            ForceField(elements)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="average_neighbours: expected a finite number above 0, got inf"):
+        ForceField([1], average_neighbours=float("inf"))
+
+
+def test_stress_of_a_batch_whose_edges_are_mixed() -> None:
+    """Each edge is strained as the graph that it belongs to, wherever it stands."""
+    model, cells = _force_field(), torch.stack([_cell(), 1.1 * _cell(1)])
+    graph = molecule_graph(torch.cat([_positions(), _positions(1)]), NUMBERS.repeat(2), [5, 5], CUTOFF, cells)
+    order = torch.randperm(graph.num_edges(), generator=torch.Generator().manual_seed(0))
+    edata = {name: values[order] for name, values in graph.edata.items()}
+    mixed = se3_fast.Graph(graph.src[order], graph.dst[order], 10, [5, 5], ndata=graph.ndata, edata=edata)
+    expected, found = (energy_forces_and_stress(model, one, cells.det()) for one in (graph, mixed))
+    assert all(relative_error(first, second) < 1e-12 for first, second in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "distance"), [(torch.float16, 300.0), (torch.float32, 1e8), (torch.float32, 1e25)], ids=str)
+def test_atoms_far_away_do_nothing(dtype: torch.dtype, distance: float) -> None:
+    """Though powers of their distances are beyond what the precision holds."""
+    model = _force_field().to(dtype)
+    pos = torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [0, distance, 0]], dtype=dtype)
+    forces = energy_and_forces(model, molecule_graph(pos, NUMBERS[:3]))[1]
+    expected = energy_and_forces(model, molecule_graph(pos[:2], NUMBERS[:2]))[1]
+    assert torch.equal(forces[:2], expected) and not forces[2].any()

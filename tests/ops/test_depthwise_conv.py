@@ -159,6 +159,24 @@ def test_faults_are_named() -> None:
         _convolve(plan, graph, [*operands[:5], operands[5][:, 1:]])
     with pytest.raises(ValueError, match=r"radial: expected torch\.float64 as the features have, got torch\.float32"):
         _convolve(plan, graph, [*operands[:2], operands[2].float(), *operands[3:]])
+    with pytest.raises(ValueError, match=r"features: expected a floating-point dtype, got torch\.complex64"):
+        _convolve(plan, graph, [operand.to(torch.complex64) for operand in operands])
+    with pytest.raises(ValueError, match=r"radial: expected shape \[40, 0\], got \[\]"):
+        _convolve(plan, graph, [*operands[:2], operands[2].sum(), *operands[3:]])
+
+
+@pytest.mark.parametrize("backend", ["dense", *(name for name in BACKENDS if name == "cpp")])
+def test_forward_mode_of_a_batch_of_directions(backend: str) -> None:
+    plan, graph, operands = _problem("three channels")
+    features = operands[0].detach()
+
+    def convolve(given: Tensor) -> Tensor:
+        return _convolve(plan, graph, [given, *operands[1:]]).square()
+
+    with se3_fast.backend(backend):
+        found = torch.autograd.functional.jacobian(convolve, features, vectorize=True, strategy="forward-mode")
+        expected = torch.autograd.functional.jacobian(convolve, features)
+    assert relative_error(found, expected) < 1e-12
 
 
 @pytest.mark.skipif("cpp" not in BACKENDS, reason="needs the compiled operations")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 
@@ -291,3 +292,14 @@ def test_files_that_are_no_force_field(tmp_path: Path) -> None:
     faulty = write_force_field(tmp_path / "faulty.pth", small_force_field(), closest_pairs={"1-x": 1.0})
     with pytest.raises(CheckpointError, match="closest_pairs: expected lengths by pairs of atomic numbers"):
         SE3FastCalculator(faulty)
+
+
+def test_a_copy_of_a_calculator_that_has_calculated() -> None:
+    """As scripts make them for the images of a band."""
+    atoms = ethanol()
+    atoms.calc = calculator()
+    expected = atoms.get_forces()
+    again = ethanol()
+    again.calc = copy.deepcopy(atoms.calc)
+    again.calc.reset()
+    assert np.array_equal(again.get_forces(), expected)
