@@ -127,8 +127,9 @@ def energy_forces_and_stress(
     """
     graph = as_graph(graph)
     count = graph.batch_size
-    if volumes.shape != (count,) or not bool((volumes > 0).all()):
-        raise ValueError(f"volumes: expected a positive volume for each of the {count} graphs, got {volumes.tolist()}")
+    if not isinstance(volumes, Tensor) or volumes.shape != (count,) or not bool((volumes > 0).all()):
+        came = volumes.tolist() if isinstance(volumes, Tensor) else volumes
+        raise ValueError(f"volumes: expected a positive volume for each of the {count} graphs, got {came}")
     with not_in_inference_mode(), torch.enable_grad():
         moved, pos = _with_leaf_positions(graph)
         strain = pos.new_zeros(count, 3, 3).requires_grad_()
@@ -272,7 +273,15 @@ class ForceField(nn.Module):
         Args:
             reference_energies: eV by atomic number.
             scale: eV; the mean absolute force of the training set times 1 Angstrom is a good choice.
+
+        Raises:
+            ValueError: for an element that does not exist, or a number that is not finite.
         """
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale: expected a finite number above 0, got {scale}")
+        for element, energy in reference_energies.items():
+            if not 1 <= element <= LARGEST_ATOMIC_NUMBER or not math.isfinite(energy):
+                raise ValueError(f"reference_energies: expected finite energies of elements to 118, got {energy} for {element}")
         for element, energy in reference_energies.items():
             self.reference_energies[element] = energy
         self.scale.fill_(scale)

@@ -227,6 +227,12 @@ def test_faults_are_named(tmp_path: Path) -> None:
         energy_and_forces(model, complete_graph(_positions()))
     with pytest.raises(ValueError, match=r"volumes: expected a positive volume for each of the 1 graphs, got \[0\.0\]"):
         energy_forces_and_stress(model, graph, torch.zeros(1))
+    with pytest.raises(ValueError, match=r"volumes: expected a positive volume for each of the 1 graphs, got 3\.0"):
+        energy_forces_and_stress(model, graph, 3.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scale: expected a finite number above 0, got nan"):
+        model.set_scale({}, float("nan"))
+    with pytest.raises(ValueError, match="reference_energies: expected finite energies of elements to 118, got -1.0 for 500"):
+        model.set_scale({500: -1.0}, 1.0)
     graph.ndata.pop("pos")
     with pytest.raises(ValueError, match=r"graph: expected ndata\['pos'\] of shape \[N, 3\]"):
         energy_and_forces(model, graph)
