@@ -231,7 +231,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
         energy_forces_and_stress(model, graph, 3.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="scale: expected a finite number above 0, got nan"):
         model.set_scale({}, float("nan"))
-    with pytest.raises(ValueError, match="reference_energies: expected finite energies of elements to 118, got -1.0 for 500"):
+    with pytest.raises(ValueError, match=r"reference_energies: expected finite energies of elements to 118, got -1\.0 for 500"):
         model.set_scale({500: -1.0}, 1.0)
     graph.ndata.pop("pos")
     with pytest.raises(ValueError, match=r"graph: expected ndata\['pos'\] of shape \[N, 3\]"):
