@@ -144,9 +144,9 @@ class Trainer:
             with self._stop_signal.deferred():
                 return self._fit()
         except (RuntimeError, ConnectionError, EOFError) as error:
-            if not is_of_dead_worker(error):
-                raise
-            with dead_workers_are_known():
+            with dead_workers_are_known():  # the look at the error, too: torch may raise once more out of it
+                if not is_of_dead_worker(error):
+                    raise
                 self._end_without_worker(error)
 
     def _fit(self) -> TrainingResult:

@@ -379,4 +379,5 @@ def test_there_is_no_other_way_to_a_gradient() -> None:
             if not module.name.endswith(".operations"):  # the library of compiled operations, which is no module
                 importlib.import_module(module.name)
     found = {function.__module__ for function in autograd_functions()}
-    assert found == {"se3_fast.autograd.operation"}
+    # LAMMPS exchanges features between its processes, there and back; it asks for no second derivatives.
+    assert found - {"se3_fast.lammps"} == {"se3_fast.autograd.operation"}

@@ -142,13 +142,14 @@ def run(backend: str, tensors: list[Tensor], graph: Graph) -> dict[str, Tensor]:
     return dict(zip(NAMES, (output, *torch.autograd.grad(output, operands, cotangent)), strict=True))
 
 
-def assert_equals_dense(backend: str, tensors: list[Tensor], graph: Graph) -> None:
+def assert_equals_dense(backend: str, tensors: list[Tensor], graph: Graph, smallest_tolerance: float = 0.0) -> None:
     dtype = tensors[0].dtype
+    tolerance = max(TOLERANCE[dtype], smallest_tolerance if dtype == torch.float32 else 0.0)
     results = run(backend, tensors, graph)
     truths = run("dense", [tensor.double() for tensor in tensors], graph)
     for name, truth in truths.items():
         assert results[name].dtype == dtype, name
-        assert relative_error(results[name], truth) < TOLERANCE[dtype], name
+        assert relative_error(results[name], truth) < tolerance, name
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
@@ -162,8 +163,10 @@ def test_equals_dense(name: str, dtype: torch.dtype, backend: str) -> None:
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_hundreds_of_edges_a_node(dtype: torch.dtype, backend: str) -> None:
+    """The gradient of a query is a sum of differences; a GPU's exponentials are off by two units in the last place."""
     device = device_of(backend)
-    assert_equals_dense(backend, tensors_of(Case(2, 300, 3, 5, 1), dtype, device), random_graph(2, 300).to(device))
+    tensors, graph = tensors_of(Case(2, 300, 3, 5, 1), dtype, device), random_graph(2, 300).to(device)
+    assert_equals_dense(backend, tensors, graph, smallest_tolerance=4e-6)
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)

@@ -200,7 +200,8 @@ def test_a_force_field(cuda: FakeCuda) -> None:
     cuda.begin()
     energies, forces = energy_and_forces(field, graph, create_graph=True)
     (energies.sum() + forces.square().sum()).backward()
-    assert not cuda.findings and len(cuda.waits) == 1  # elements that are not known
+    # On a device with values there is one wait, for elements that are not known; what is traced has none to ask for.
+    assert not cuda.findings and not cuda.waits
 
 
 @pytest.mark.parametrize(
