@@ -113,6 +113,15 @@ def _weights(
 
 
 @triton.jit
+def _edges_from(start, stop, order, others, EDGES: tl.constexpr):
+    """Numbers of some edges of a node, which of them there are, and the nodes at their other ends, [EDGES]."""
+    place = start + tl.arange(0, EDGES)
+    is_edge = place < stop
+    edge = tl.load(order + place, mask=is_edge, other=0)
+    return edge, is_edge, tl.load(others + edge, mask=is_edge, other=0)
+
+
+@triton.jit
 def _sums_kernel(
     sums, rows, direction, last, ends,
     RUNS: tl.constexpr, PAIRS: tl.constexpr, TERMS: tl.constexpr, PATHS: tl.constexpr, COMPONENTS_IN: tl.constexpr,
@@ -130,10 +139,7 @@ def _sums_kernel(
     total = tl.zeros((BLOCK,), SUM)
     stop = tl.load(offsets + node + 1)
     for start in range(tl.load(offsets + node), stop, EDGES):
-        place = start + tl.arange(0, EDGES)
-        is_edge = place < stop
-        edge = tl.load(order + place, mask=is_edge, other=0)
-        source = tl.load(sources + edge, mask=is_edge, other=0)
+        edge, is_edge, source = _edges_from(start, stop, order, sources, EDGES)
         is_value = is_edge[:, None] & is_channel[None]
         for run in tl.static_range(len(RUNS)):
             if component == RUNS[run][1]:
@@ -179,10 +185,7 @@ def _source_gradient_kernel(
     total = tl.zeros((BLOCK,), SUM)
     stop = tl.load(offsets + node + 1)
     for start in range(tl.load(offsets + node), stop, EDGES):
-        place = start + tl.arange(0, EDGES)
-        is_edge = place < stop
-        edge = tl.load(order + place, mask=is_edge, other=0)
-        destination = tl.load(destinations + edge, mask=is_edge, other=0)
+        edge, is_edge, destination = _edges_from(start, stop, order, destinations, EDGES)
         is_value = is_edge[:, None] & is_channel[None]
         for run in tl.static_range(len(RUNS)):
             for pair in tl.static_range(RUNS[run][2], RUNS[run][3]):
@@ -236,10 +239,7 @@ def _edge_gradient_kernel(
     unit, column = tl.arange(0, WIDTH), tl.arange(0, COLUMNS)
     stop = tl.load(offsets + node + 1)
     for start in range(tl.load(offsets + node), stop, EDGES):
-        place = start + tl.arange(0, EDGES)
-        is_edge = place < stop
-        edge = tl.load(order + place, mask=is_edge, other=0)
-        source = tl.load(sources + edge, mask=is_edge, other=0)
+        edge, is_edge, source = _edges_from(start, stop, order, sources, EDGES)
         for_harmonics = tl.zeros((EDGES, COLUMNS), SUM)
         for_hidden = tl.zeros((EDGES, WIDTH), SUM)
         for first in range(0, CHANNELS, BLOCK):

@@ -17,7 +17,6 @@ import argparse
 import pickle
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from se3_fast.error_text import one_line
 from se3_fast.files import atomic_file
 from se3_fast.forces import ForceField, load_force_field
 from se3_fast.graph import Graph
-from se3_fast.simulation.arguments import DTYPES
+from se3_fast.simulation.arguments import DTYPES, add_export_arguments
 from se3_fast.simulation.single_point import SinglePoint
 from se3_fast.training.errors import run_command, user_errors
 
@@ -199,9 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
         "se3_fast; its KOKKOS version is needed for force fields of more than one layer.",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of se3-fast train-forces")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write, .pkl")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
+    add_export_arguments(parser, "file to write, .pkl")
     return parser
 
 

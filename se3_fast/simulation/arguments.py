@@ -46,6 +46,13 @@ def add_force_field_arguments(parser: argparse.ArgumentParser, index: str) -> No
     )
 
 
+def add_export_arguments(parser: argparse.ArgumentParser, output: str) -> None:
+    """Add which force field is written where; ``output`` says what is written."""
+    parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of se3-fast train-forces")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=output)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
+
+
 def calculator_of(arguments: argparse.Namespace, device: torch.device) -> SE3FastCalculator:
     """The calculator that the command line asks for.
 

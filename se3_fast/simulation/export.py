@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from se3_fast.forces import ForceField, load_force_field
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.training.errors import run_command, user_errors
 
-from .arguments import DTYPES
+from .arguments import DTYPES, add_export_arguments
 from .single_point import SinglePoint
 
 Evaluation = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -85,9 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         "relative positions, sources and destinations of edges, and atomic numbers. Needs a C++ compiler; takes minutes.",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of se3-fast train-forces")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="package to write, .pt2")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
+    add_export_arguments(parser, "package to write, .pt2")
     return parser
 
 
