@@ -14,12 +14,10 @@ Backward, from x alone (everything else is made again), with g the gradient of t
 (g - s y is the part of g across x, exactly zero for degree 0. Were g p / n and s y p / n summed apart, their rounding errors would
 be left, which are huge near the clamp.)
 
-Sums over nodes: a program walks over its share of the nodes and writes its partial sums, which are then added in a fixed order. The
-output usually has several readers (queries, messages and the projection of the next layer): g is the sum of their gradients.
+Sums over nodes: a program walks over its share of the nodes and writes its partial sums, which are then added in a fixed order.
 
 Cost per node and value: forward about 4 FLOP, one value read and one written; backward about 10 FLOP, two read and one written.
-Bound by memory: 2 KB per node forward and 3 KB backward, 1 KB more for each reader after the first, at 4 degrees, 32 channels, half
-precision.
+Bound by memory: 2 KB per node forward and 3 KB backward at 4 degrees, 32 channels, half precision.
 """
 
 from __future__ import annotations
@@ -39,8 +37,6 @@ from .resources import ArgumentType, CompileCase, signature
 
 _FORWARD_VALUES = 1024  # a program's share of the largest degree, by 4 warps: 8 values a thread
 _BACKWARD_VALUES = 512  # features and gradients, and twice as much that follows from them: 4 of each a thread
-
-_READERS = 3  # operations of the next layer that read an output, in the cases that are compiled
 
 _MAX_PARTIAL_SUMS = 256  # programs that share the nodes of a degree in the backward pass: with 2 degrees or more they fill a GPU
 
@@ -110,7 +106,7 @@ def _normalise_degree(
 
 @triton.jit
 def _differentiate_degree(
-    feature, gradients, result, scale, shift, partial_sums, num_nodes, parameters, NUMBER: tl.constexpr, COMPONENTS: tl.constexpr,
+    feature, gradient, result, scale, shift, partial_sums, num_nodes, parameters, NUMBER: tl.constexpr, COMPONENTS: tl.constexpr,
     CHANNELS: tl.constexpr, NODES: tl.constexpr, CHANNEL_TILE: tl.constexpr, EPSILON: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     scales, shifts = _parameters(scale, shift, NUMBER, CHANNELS, CHANNEL_TILE, SUM)
@@ -119,9 +115,7 @@ def _differentiate_degree(
     for block in range(tl.program_id(0), tl.cdiv(num_nodes, NODES), tl.num_programs(0)):
         start, offsets, is_value = _tile(block, num_nodes, CHANNELS, COMPONENTS, NODES, CHANNEL_TILE)
         values = tl.load(feature + start + offsets, mask=is_value, other=0.0).to(SUM)
-        cotangent = tl.load(gradients[0] + start + offsets, mask=is_value, other=0.0).to(SUM)
-        for reader in tl.static_range(1, len(gradients)):
-            cotangent += tl.load(gradients[reader] + start + offsets, mask=is_value, other=0.0).to(SUM)
+        cotangent = tl.load(gradient + start + offsets, mask=is_value, other=0.0).to(SUM)
         length, norm, normalised, inverse_deviation = _normalised_norms(values, COMPONENTS, CHANNELS, CHANNEL_TILE, EPSILON)
         shifted = scales * normalised + shifts
         ratio = tl.where(shifted <= 0, 0.0, shifted) / norm
@@ -198,7 +192,7 @@ def forward(features: Sequence[Tensor], scale: Tensor, shift: Tensor, epsilon: f
 
 def backward(
     features: Sequence[Tensor],
-    gradients: Sequence[Sequence[Tensor]],
+    gradients: Sequence[Tensor],
     scale: Tensor,
     shift: Tensor,
     epsilon: float,
@@ -208,7 +202,7 @@ def backward(
 
     Args:
         features: as in :func:`forward`.
-        gradients: of each output those from the operations that read it, at least one, contiguous; they are added up.
+        gradients: of the outputs, contiguous.
         scale: as in :func:`forward`.
         shift: as in :func:`forward`.
         epsilon: as in :func:`forward`.
@@ -226,7 +220,7 @@ def backward(
         programs = max(1, min(triton.cdiv(num_nodes, tile.nodes), _MAX_PARTIAL_SUMS))
     partial_sums = torch.empty(programs, 2, len(scale), dtype=sum_dtype(features[0].dtype), device=scale.device)
     launch(_backward_kernel, (programs, len(features)),
-        tuple(features), tuple(map(tuple, gradients)), tuple(results), scale, shift, partial_sums, num_nodes, len(scale),
+        tuple(features), tuple(gradients), tuple(results), scale, shift, partial_sums, num_nodes, len(scale),
         **_constants(channels, _components(features), tile, epsilon, features[0].dtype), num_warps=tile.warps,
     )  # fmt: skip
     return results, partial_sums
@@ -289,8 +283,8 @@ def compile_cases() -> list[CompileCase]:
             for value_type, dtype in DTYPES.items():
                 constants = _constants(channels, components, tile, 1e-5, dtype)
                 by_degree: tuple[ArgumentType, ...] = (f"*{value_type}",) * len(components)
-                types: dict[str, ArgumentType] = dict.fromkeys(("features", "outputs", "results"), by_degree)
-                types |= {"gradients": ((f"*{value_type}",) * _READERS,) * len(components), "num_nodes": "i32", "parameters": "i32"}
+                types: dict[str, ArgumentType] = dict.fromkeys(("features", "outputs", "gradients", "results"), by_degree)
+                types |= {"num_nodes": "i32", "parameters": "i32"}
                 types = signature(kernel, constants, types, f"*{ROUNDINGS[value_type].sum_name}")
                 cases.append(CompileCase(f"{name} {workload} {value_type}", kernel, types, constants, tile.warps, num_stages=1))
     return cases

@@ -13,10 +13,8 @@ from torch import Tensor
 
 import se3_fast
 from se3_fast import Fiber, SE3Transformer, radius_graph
-from se3_fast.backends.triton.shared_features import SharedFeatures
 from se3_fast.layers import joint
 from se3_fast.layers.prepared import JointParameters
-from se3_fast.ops.shared_features import shared_features
 from tests.models import pooled_model
 from tests.support import TRITON_DEVICE, relative_error
 
@@ -142,16 +140,3 @@ def test_without_gradients_large_graphs_are_not_joined(
 def test_two_runs_are_the_same_to_the_last_bit() -> None:
     model = make(tensor_cores=True)
     assert all(torch.equal(first, second) for first, second in zip(run(model), run(model), strict=True))
-
-
-def test_features_that_are_changed_between_layers_are_not_taken_for_those_of_the_norm() -> None:
-    norm = se3_fast.NormSE3(Fiber({0: 4, 1: 4})).to(TRITON_DEVICE)
-    features = {"0": torch.ones(2, 4, 1, device=TRITON_DEVICE), "1": torch.ones(2, 4, 3, device=TRITON_DEVICE).requires_grad_()}
-    with se3_fast.backend("triton"):
-        output = norm(features)
-        assert isinstance(output, SharedFeatures)
-        assert shared_features(output, 3)[2] is output.copies[2]
-        output["0"] = output["0"] + 1
-        first, second = shared_features(output, 2)
-    assert torch.equal(first["0"], output["0"]) and torch.equal(second["0"], output["0"])
-    assert torch.equal(second["1"], output["1"])

@@ -1,8 +1,6 @@
 """Features that several operations of a layer read: their gradients are added up for all degrees at once.
 
-Autograd adds the gradients of a tensor that is read n times by n - 1 launches for each degree; here it is n - 1 for all of them,
-and none where the operation that made the features adds up gradients itself (:class:`SharedFeatures`). It is
-launches that count on this backend.
+Autograd adds the gradients of a tensor that is read n times by n - 1 launches for each degree; here it is n - 1 for all of them.
 """
 
 from __future__ import annotations
@@ -19,25 +17,6 @@ from se3_fast.backends.protocol import Support
 from se3_fast.fiber import Features
 
 
-class SharedFeatures(dict[str, Tensor]):
-    """Features of which the operation that made them has handed out copies, one for each reader, that share their memory.
-
-    As a dict this is the first copy.
-
-    Attributes:
-        copies: ``{d: [N, C, 2d+1]}``, all the same.
-    """
-
-    def __init__(self, copies: Sequence[Features]) -> None:
-        super().__init__(copies[0])
-        self.copies = list(copies)
-
-    def is_unchanged(self) -> bool:
-        """Whether nobody has put other features in since."""
-        first = self.copies[0]
-        return self.keys() == first.keys() and all(self[key] is first[key] for key in first)
-
-
 def support(is_compiled: bool) -> Support:
     """Not in compiled graphs, which have no launches to save."""
     return Support.no("compiled graphs add gradients up themselves") if is_compiled else Support()
@@ -45,8 +24,6 @@ def support(is_compiled: bool) -> Support:
 
 def shared_features(features: Features, readers: int) -> list[Features]:
     """The same features for each of ``readers`` operations, ``{d: [N, C, 2d+1]}``."""
-    if isinstance(features, SharedFeatures) and readers <= len(features.copies) and features.is_unchanged():
-        return features.copies[:readers]
     tensors = list(features.values())
     is_followed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if not is_followed:
