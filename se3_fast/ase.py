@@ -45,6 +45,8 @@ class SE3FastCalculator(Calculator):
         outside: what happens with a structure outside of what was trained on, that is with atoms closer than there, as far as
             the checkpoint tells, or with a larger spread: ``"warn"`` (an :class:`OutsideDomainWarning` when a simulation leaves
             it), ``"stop"`` (an :class:`OutsideDomainError`) or ``"ignore"``.
+        repulsion: whether nuclei repel each other where atoms are closer than in the training frames of a checkpoint
+            (:meth:`se3_fast.forces.ForceField.set_repulsion`).
 
     Raises:
         CheckpointError: if a checkpoint cannot be used.
@@ -62,6 +64,7 @@ class SE3FastCalculator(Calculator):
         skin: float = 0.5,
         largest_spread: float | None = None,
         outside: str = "warn",
+        repulsion: bool = False,
     ) -> None:
         super().__init__()
         if dtype not in (None, torch.float32, torch.float64):
@@ -73,7 +76,7 @@ class SE3FastCalculator(Calculator):
             raise ValueError("force_fields: expected one at least, got none")
         if largest_spread is not None and len(sources) < 2:
             raise ValueError(f"largest_spread: expected several force fields to compare, got {len(sources)}")
-        loaded = [_load(source) for source in sources]
+        loaded = [_load(source, repulsion) for source in sources]
         self.members = [SinglePoint(force_field, device, dtype) for force_field, _ in loaded]
         self.domains = [domain for _, domain in loaded if domain is not None]
         self.device, self.largest_spread, self.outside = device, largest_spread, outside
@@ -118,12 +121,16 @@ class SE3FastCalculator(Calculator):
         self._is_outside = reason is not None
 
 
-def _load(source: Source) -> tuple[ForceField, ClosestPairs | None]:
+def _load(source: Source, repulsion: bool) -> tuple[ForceField, ClosestPairs | None]:
     """A force field, and the shortest distances that it was trained on where its checkpoint has them."""
     if isinstance(source, ForceField):
+        if repulsion and source.repulsion is None:
+            raise ValueError(
+                "repulsion: expected a checkpoint, which says where it begins, or a ForceField that has one, got one without"
+            )
         return source, None
     path = Path(source)
-    force_field = load_force_field(path)
+    force_field = load_force_field(path, repulsion)
     distances = read_checkpoint(path).get("closest_pairs")
     return force_field, None if distances is None else ClosestPairs(distances, force_field.elements, force_field.cutoff)
 

@@ -21,6 +21,7 @@ from se3_fast.autograd.modes import is_of_inference_mode, not_in_inference_mode
 from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
 from se3_fast.layers.edge_embedding import EdgeEmbedding
 from se3_fast.layers.interaction import Interaction
+from se3_fast.layers.repulsion import NuclearRepulsion
 from se3_fast.neighbours import check_positions
 from se3_fast.training.checkpoint import build_from, read_checkpoint
 from se3_fast.training.checkpoint_entries import check_sizes, expect, is_number
@@ -194,6 +195,7 @@ class ForceField(nn.Module):
         radial_width: of the hidden layers of the radial profiles.
         cutoff: beyond it two atoms do not act on each other directly, Angstrom.
         average_neighbours: of an atom in the training set, within the cutoff.
+        repulsion: whether nuclei repel each other where atoms are closer than known (:meth:`set_repulsion`).
 
     Attributes:
         elements: the atomic numbers, ascending.
@@ -219,6 +221,7 @@ class ForceField(nn.Module):
         radial_width: int = 32,
         cutoff: float = 5.0,
         average_neighbours: float = 10.0,
+        repulsion: bool = False,
     ) -> None:
         super().__init__()
         try:
@@ -241,7 +244,9 @@ class ForceField(nn.Module):
             "radial_width": radial_width,
             "cutoff": cutoff,
             "average_neighbours": average_neighbours,
+            **({"repulsion": True} if repulsion else {}),
         }
+        self.repulsion = NuclearRepulsion(elements) if repulsion else None
         largest = num_degrees - 1
         self.edge_embedding = EdgeEmbedding(num_radial, max(2 * largest, 1), cutoff)
         self.atom_embedding = nn.Parameter(torch.randn(len(elements), num_channels))
@@ -285,6 +290,19 @@ class ForceField(nn.Module):
         for element, energy in reference_energies.items():
             self.reference_energies[element] = energy
         self.scale.fill_(scale)
+
+    def set_repulsion(self, closest_pairs: Mapping[str, float]) -> None:
+        """Have nuclei repel each other where atoms are closer than in the training frames, of which the network knows nothing.
+
+        Frames without such pairs keep their energies to the last bit. It goes into checkpoints and exported files.
+
+        Args:
+            closest_pairs: shortest distances in the training frames, Angstrom, by pairs of atomic numbers (``"1-6"``), as
+                checkpoints have them. Pairs that are not named repel each other from 1.5 Angstrom on.
+        """
+        self.repulsion = NuclearRepulsion(self.elements).to(self.scale.device)
+        self.repulsion.set_reach(closest_pairs)
+        self.config["repulsion"] = True
 
     def forward(self, graph: Any) -> Tensor:
         """Evaluate the energy.
@@ -335,8 +353,11 @@ class ForceField(nn.Module):
             if number and exchange is not None:
                 features = exchange(features)
             features = layer(features, graph, embedding, kinds)
-        own = self.energy_of_atom(features[0].squeeze(1)).squeeze(-1)  # [N]
-        return (self.scale * own).double() + self.reference_energies[graph.ndata["atomic_numbers"]]
+        own = self.scale * self.energy_of_atom(features[0].squeeze(1)).squeeze(-1)  # [N]
+        if self.repulsion is not None:
+            columns = self.column_of_element[graph.ndata["atomic_numbers"].long()].clamp(min=0)
+            own = own + self.repulsion(graph.edata["rel_pos"], graph.src, graph.dst, columns)
+        return own.double() + self.reference_energies[graph.ndata["atomic_numbers"]]
 
     def reference_energy(self, graph: Graph) -> Tensor:
         """The sum of the reference energies of each molecule's atoms, [B] float64, eV."""
@@ -370,11 +391,16 @@ def _graph_of_nodes(graph: Graph) -> Tensor:
     return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=graph.num_nodes())
 
 
-def load_force_field(path: str | Path) -> ForceField:
+def load_force_field(path: str | Path, repulsion: bool = False) -> ForceField:
     """The force field of a checkpoint that ``python -m se3_fast.train_forces`` wrote, on the CPU, ready to be evaluated.
 
+    Args:
+        path: the checkpoint.
+        repulsion: whether nuclei repel each other where atoms are closer than in the training frames
+            (:meth:`ForceField.set_repulsion`).
+
     Raises:
-        CheckpointError: if the file is missing or damaged, or holds another model.
+        CheckpointError: if the file is missing or damaged, holds another model, or does not say how close atoms were.
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
@@ -385,12 +411,19 @@ def load_force_field(path: str | Path) -> ForceField:
         _check_config(config, checkpoint["state_dict"])
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return build_from(path, checkpoint["state_dict"], partial(ForceField, **config)).eval()
+    force_field = build_from(path, checkpoint["state_dict"], partial(ForceField, **config)).eval()
+    if repulsion and force_field.repulsion is None:
+        if "closest_pairs" not in checkpoint:
+            raise CheckpointError(f"{path}: expected closest_pairs, the distances below which nuclei repel each other, got none")
+        force_field.set_repulsion(checkpoint["closest_pairs"])
+    return force_field
 
 
 def _check_config(config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:
     known = {*_SIZES, "elements", "cutoff", "average_neighbours"}
-    expect(config.keys() == known, "model_config", f"the entries {', '.join(sorted(known))}", ", ".join(sorted(config)))
+    names = config.keys() - {"repulsion"}
+    expect(names == known, "model_config", f"the entries {', '.join(sorted(known))}", ", ".join(sorted(config)))
+    expect(type(config.get("repulsion", False)) is bool, "model_config: repulsion", "True or False", config.get("repulsion"))
     elements = config["elements"]
     is_list = isinstance(elements, list) and all(type(element) is int for element in elements)
     expect(is_list, "model_config: elements", "a list of atomic numbers", elements)

@@ -211,7 +211,7 @@ def export(arguments: argparse.Namespace) -> None:
     with user_errors():
         if arguments.output.suffix in (".pt", ".pth"):
             raise ValueError(f"{arguments.output}: expected another ending, .pkl, since LAMMPS has PyTorch read this one")
-        force_field = LAMMPSForceField(load_force_field(arguments.load_ckpt_path), DTYPES[arguments.dtype])
+        force_field = LAMMPSForceField(load_force_field(arguments.load_ckpt_path, arguments.repulsion), DTYPES[arguments.dtype])
         with atomic_file(arguments.output) as file:
             pickle.dump(force_field, file)
     elements, cutoff = " ".join(force_field.element_types), 2 * force_field.rcutfac

@@ -15,10 +15,9 @@ class EdgeEmbedding(nn.Module):
     """Harmonics of edges, and Bessel functions of their lengths that a polynomial takes to zero at the cutoff.
 
         B_n(d) = 2 sqrt(2 / c) sin(n pi d / c) / d  u(d / c),   n = 1..num_radial           (Gasteiger et al. 2020)
-        u(t) = 1 - (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) - p(p+1)/2 t^(p+2)  for t < 1, else 0
 
-    u has two continuous derivatives at 1, so that an edge that becomes longer than the cutoff leaves nothing behind. The harmonics
-    of degree d have the square sum 2 d + 1; those of an edge without length are zero but for degree 0.
+    u (:func:`fade_out`) has two continuous derivatives at 1, so that an edge that becomes longer than the cutoff leaves nothing
+    behind. The harmonics of degree d have the square sum 2 d + 1; those of an edge without length are zero but for degree 0.
 
     Args:
         num_radial: number of Bessel functions.
@@ -61,12 +60,8 @@ class EdgeEmbedding(nn.Module):
         return self._harmonics(rel_pos / length), radial
 
     def _radial(self, length: Tensor) -> Tensor:
-        is_beyond, p = length >= self.cutoff, self.power
-        length = length.clamp(max=self.cutoff)  # powers of longer ones may be infinite, and times zero no number
-        part = length / self.cutoff
-        highest = part**p
-        envelope = 1 - highest * ((p + 1) * (p + 2) / 2 - part * (p * (p + 2) - part * (p * (p + 1) / 2)))
-        envelope = envelope.masked_fill(is_beyond, 0.0)
+        envelope = fade_out(length / self.cutoff, self.power)
+        length = length.clamp(max=self.cutoff)  # waves of infinite lengths are no numbers, and times zero they stay so
         waves = torch.sin((math.pi * self.frequencies) * length) / length
         return waves * (2 * math.sqrt(2 / self.cutoff) * envelope)
 
@@ -77,6 +72,21 @@ class EdgeEmbedding(nn.Module):
             pairs = (found[-1][:, :, None] * direction[:, None, :]).flatten(1)  # [E, (2d-1) * 3]
             found.append(pairs @ _next_harmonic(degree).to(direction))
         return torch.cat(found, 1)
+
+
+def fade_out(part: Tensor, power: int) -> Tensor:
+    """The polynomial that goes from 1 to 0 with two continuous derivatives at 1 (Gasteiger et al. 2020):
+
+        u(t) = 1 - (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) - p(p+1)/2 t^(p+2)  for t < 1, else 0
+
+    Args:
+        part: t, from 0 on.
+        power: p.
+    """
+    is_beyond, p = part >= 1, power
+    part = part.clamp(max=1.0)  # powers of longer ones may be infinite, and times zero no number
+    envelope = 1 - part**p * ((p + 1) * (p + 2) / 2 - part * (p * (p + 2) - part * (p * (p + 1) / 2)))
+    return envelope.masked_fill(is_beyond, 0.0)
 
 
 @constant

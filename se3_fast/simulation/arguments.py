@@ -44,6 +44,15 @@ def add_force_field_arguments(parser: argparse.ArgumentParser, index: str) -> No
         default=None,
         help="of a committee: spread of a force that counts as outside, eV/Angstrom (default: any is inside)",
     )
+    _add_repulsion(group)
+
+
+def _add_repulsion(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--repulsion",
+        action="store_true",
+        help="nuclei repel each other where atoms come closer than in the training frames (ZBL potential)",
+    )
 
 
 def add_export_arguments(parser: argparse.ArgumentParser, output: str) -> None:
@@ -51,6 +60,7 @@ def add_export_arguments(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of se3-fast train-forces")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=output)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
+    _add_repulsion(parser)
 
 
 def calculator_of(arguments: argparse.Namespace, device: torch.device) -> SE3FastCalculator:
@@ -66,6 +76,7 @@ def calculator_of(arguments: argparse.Namespace, device: torch.device) -> SE3Fas
         skin=arguments.skin,
         largest_spread=arguments.largest_spread,
         outside=arguments.outside,
+        repulsion=arguments.repulsion,
     )
 
 

@@ -98,7 +98,7 @@ def export(arguments: argparse.Namespace) -> None:
         if arguments.output.suffix != ".pt2":
             raise ValueError(f"{arguments.output}: expected a name that ends in .pt2")
         check_writable(arguments.output)
-        force_field = load_force_field(arguments.load_ckpt_path)
+        force_field = load_force_field(arguments.load_ckpt_path, arguments.repulsion)
     program = traced_force_field(force_field, DTYPES[arguments.dtype])
     torch._inductor.aoti_compile_and_package(program, package_path=str(arguments.output))
     print(f"{arguments.output}: elements {force_field.elements}, cutoff {force_field.cutoff:g} Angstrom")
