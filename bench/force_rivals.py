@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from bench.environment import environment
 from se3_fast.data.force_frames import ForceDataModule, reference_energies
+from se3_fast.data.frames import ForceFrames
 from se3_fast.files import atomic_file
 from se3_fast.forces import ForceField, energy_and_forces
 
@@ -105,13 +106,13 @@ class Mace(Contestant):
                     positions=pos.double().numpy(),
                     properties={},
                     property_weights={},
-                    cell=np.eye(3) * 100,
-                    pbc=(False,) * 3,
+                    cell=np.eye(3) * 100 if cell is None else cell[0].numpy(),
+                    pbc=(cell is not None,) * 3,
                 ),
                 z_table=table,
                 cutoff=CUTOFF,
             )
-            for z, pos in zip(numbers, positions, strict=True)
+            for z, pos, cell in zip(numbers, positions, _cells(frames), strict=True)
         ]
         blocks = modules.interaction_classes
         self.model = modules.ScaleShiftMACE(
@@ -158,9 +159,17 @@ class Nequip(Contestant):
         kinds = {element: kind for kind, element in enumerate(data.elements)}
         self.frames = [
             compute_neighborlist_(
-                from_dict({"pos": pos, "atom_types": torch.tensor([kinds[int(k)] for k in z]), "atomic_numbers": z}), r_max=CUTOFF
+                from_dict(
+                    {
+                        "pos": pos.to(torch.get_default_dtype()),
+                        "atom_types": torch.tensor([kinds[int(k)] for k in z]),
+                        "atomic_numbers": z,
+                    }
+                    | ({} if cell is None else {"cell": cell, "pbc": torch.ones(1, 3, dtype=torch.bool)})
+                ),
+                r_max=CUTOFF,
             )
-            for z, pos in zip(numbers, positions, strict=True)
+            for z, pos, cell in zip(numbers, positions, _cells(frames), strict=True)
         ]
         names = [f"element{element}" for element in data.elements]
         model = NequIPGNNModel(
@@ -184,6 +193,11 @@ class Nequip(Contestant):
         """See :class:`Contestant`."""
         found = self.model(self.batch([self.frames[number] for number in numbers]))
         return found["total_energy"].view(-1), found["forces"]
+
+
+def _cells(frames: ForceFrames) -> list[Tensor | None]:
+    """The cell of each frame, [1, 3, 3]; all directions are periodic, or none."""
+    return [None] * len(frames) if frames.cells is None else list(frames.cells.split(1))
 
 
 CONTESTANTS: dict[str, type[Contestant]] = {"se3_fast": Ours, "mace": Mace, "nequip": Nequip}

@@ -158,12 +158,13 @@ def test_only_the_first_axis_of_a_grid_grows(monkeypatch: pytest.MonkeyPatch) ->
 # Compilations -------------------------------------------------------------------------------------------------------
 
 
-def test_batches_of_other_sizes_compile_nothing() -> None:
+@pytest.mark.parametrize(("work", "kernels"), [("direct", 20), ("recorded", 20), ("forces", 2)])
+def test_batches_of_other_sizes_compile_nothing(work: str, kernels: int) -> None:
     """Neither forward nor backward, whatever divides their numbers of nodes and edges."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.backends.triton.compilations"]
+    command = [sys.executable, "-m", "tests.backends.triton.compilations", work]
     finished = subprocess.run(command, env=environment, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     counts = json.loads(finished.stdout)
-    assert len(counts) > 20
+    assert len(counts) > kernels
     assert {kernel: of_kernel for kernel, of_kernel in counts.items() if len(set(of_kernel)) > 1} == {}
