@@ -27,6 +27,7 @@ from se3_fast import (
     SE3TransformerPooled,
     get_basis,
 )
+from se3_fast.forces import ForceField
 from se3_fast.ops.basis import update_basis_with_fused
 
 Channels = tuple[tuple[int, int], ...]
@@ -458,3 +459,26 @@ class Model(Case):
         basis = None if self.basis is None else geometry(rel_pos, degrees, self.basis)
         output = module(graph, of("nodes", tensors), of("edges", tensors), basis)
         return output if isinstance(output, dict) else {str(self.return_type or 0): output}
+
+
+@dataclass(frozen=True)
+class Energies(Case):
+    """ForceField, of atoms of two elements."""
+
+    num_layers: int = 1
+    num_degrees: int = 2
+    num_channels: int = 2
+    num_radial: int = 2
+    radial_width: int = 2
+    repulsion: bool = False
+
+    def module(self) -> nn.Module:
+        sizes = {name: getattr(self, name) for name in ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width")}
+        return ForceField([1, 6], **sizes, repulsion=self.repulsion)
+
+    def inputs(self, graph: Graph, generator: torch.Generator) -> Tensors:
+        return {}
+
+    def apply(self, module: nn.Module, graph: Graph, tensors: Tensors, rel_pos: Tensor) -> Tensors:
+        graph.ndata["atomic_numbers"] = 1 + 5 * (torch.arange(graph.num_nodes()) % 2)
+        return {"0": module(graph)[:, None, None]}

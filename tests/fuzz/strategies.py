@@ -15,6 +15,7 @@ from tests.fuzz.cases import (
     Channels,
     Convolution,
     Edges,
+    Energies,
     Linear,
     Model,
     Norm,
@@ -307,6 +308,22 @@ def models(draw: DrawFn, limits: Limits) -> Model:
         sum_over_edge=draw(st.booleans()),
         basis=draw(st.sampled_from([None, "geometry", "dict", "fused dict"])),
         compute_gradients=draw(st.sampled_from([None, True, False])),
+    )
+
+
+@st.composite
+def energies(draw: DrawFn, limits: Limits) -> Energies:
+    """ForceField; its kernels are for full precision."""
+    run = draw(runs())
+    return Energies(
+        graph=draw(edges(limits)),
+        run=run if run.dtype != "bfloat16" else replace(run, dtype="float32"),
+        num_layers=draw(st.integers(1, limits.layers)),
+        num_degrees=draw(st.integers(1, min(limits.degree, 3) + 1)),
+        num_channels=draw(st.integers(1, limits.channels)),
+        num_radial=draw(st.integers(1, 8)),
+        radial_width=draw(st.integers(1, 2 * limits.channels)),
+        repulsion=draw(st.booleans()),
     )
 
 

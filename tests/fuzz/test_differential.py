@@ -19,7 +19,7 @@ from se3_fast.backends.cpp import library
 from tests.fuzz import budget
 from tests.fuzz.cases import Case
 from tests.fuzz.differential import check
-from tests.fuzz.strategies import ORDINARY, TINY, layers, models
+from tests.fuzz.strategies import ORDINARY, TINY, energies, layers, models
 
 ROUND = 100
 """Cases of a round of the long run; each round has a seed of its own."""
@@ -66,16 +66,25 @@ def _one_thread() -> Iterator[None]:
 
 
 def test_layers() -> None:
-    explore(layers(ORDINARY), ON_CPU, short=25, part=0.3)
+    explore(layers(ORDINARY), ON_CPU, short=25, part=0.25)
 
 
 def test_models() -> None:
-    explore(models(ORDINARY), ON_CPU, short=12, part=0.3)
+    explore(models(ORDINARY), ON_CPU, short=12, part=0.25)
+
+
+def test_force_fields() -> None:
+    explore(energies(ORDINARY), ON_CPU, short=12, part=0.1)
+
+
+def test_force_fields_by_triton_kernels() -> None:
+    pytest.importorskip("triton")
+    explore(energies(TINY), ["triton"], short=3, part=0.1)
 
 
 def test_layers_by_triton_kernels() -> None:
     pytest.importorskip("triton")
-    explore(layers(TINY), ["triton"], short=6, part=0.2)
+    explore(layers(TINY), ["triton"], short=6, part=0.15)
 
 
 def test_models_by_triton_kernels() -> None:
@@ -84,7 +93,7 @@ def test_models_by_triton_kernels() -> None:
 
 
 def test_compiled_models() -> None:
-    explore(models(TINY).map(compilable), ["torch"], short=1, part=0.1, compiler="aot_eager")
+    explore(models(TINY).map(compilable), ["torch"], short=1, part=0.05, compiler="aot_eager")
 
 
 def compilable(case: Case) -> Case:
