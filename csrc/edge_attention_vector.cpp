@@ -8,6 +8,7 @@
 // from heads to runs, are products with a matrix that says which element belongs to which head. Bound by reading keys and values.
 
 #include "edge_attention.h"
+#include "rows.h"
 #include "small_product.h"
 
 namespace se3_fast {
@@ -18,17 +19,6 @@ constexpr int64_t CHUNK = 24;  // edges that are treated together, and summed up
 
 inline float exponential(float value) { return __builtin_expf(value); }
 inline double exponential(double value) { return __builtin_exp(value); }
-
-template <typename T>
-constexpr int64_t padded(int64_t count) {
-    constexpr int64_t step = 64 / int64_t(sizeof(T));
-    return (count + step - 1) / step * step;
-}
-
-template <typename T>
-inline void fill_zero(T* values, int64_t count) {
-    for (int64_t index = 0; index < count; ++index) values[index] = 0;
-}
 
 template <typename T>
 int64_t longest_row(const Attention<T>& attention) {

@@ -73,3 +73,13 @@ def _radial(invariants: Tensor, parameters: Tensor, width: int, has_norm: bool, 
 def _radial_backward(gradient: Tensor, invariants: Tensor, parameters: Tensor, *rest: Any) -> Tensors:
     with_invariants = rest[-1]
     return [torch.empty_like(operand) for operand in ([parameters, invariants] if with_invariants else [parameters])]
+
+
+@torch.library.register_fake("se3_fast_cpp::equivariant_norm")
+def _equivariant_norm(features: Tensors, scale: Tensor, shift: Tensor, epsilon: float) -> Tensors:
+    return [torch.empty_like(feature) for feature in features]
+
+
+@torch.library.register_fake("se3_fast_cpp::equivariant_norm_backward")
+def _equivariant_norm_backward(gradients: Tensors, features: Tensors, scale: Tensor, shift: Tensor, epsilon: float) -> Tensors:
+    return [torch.empty_like(operand) for operand in (*features, scale, shift)]
