@@ -83,3 +83,17 @@ def _equivariant_norm(features: Tensors, scale: Tensor, shift: Tensor, epsilon: 
 @torch.library.register_fake("se3_fast_cpp::equivariant_norm_backward")
 def _equivariant_norm_backward(gradients: Tensors, features: Tensors, scale: Tensor, shift: Tensor, epsilon: float) -> Tensors:
     return [torch.empty_like(operand) for operand in (*features, scale, shift)]
+
+
+@torch.library.register_fake("se3_fast_cpp::linear")
+def _linear(parts: Tensors, counts: list[int], weights: Tensors) -> Tensors:
+    first = [sum(counts[:index]) for index in range(len(counts))]
+    examples = [parts[place] for place in first]
+    return [part.new_empty(part.shape[0], weight.shape[0], part.shape[2]) for part, weight in zip(examples, weights, strict=True)]
+
+
+@torch.library.register_fake("se3_fast_cpp::linear_backward")
+def _linear_backward(
+    gradients: Tensors, parts: Tensors, counts: list[int], weights: Tensors, with_parts: bool, with_weights: bool
+) -> Tensors:
+    return [torch.empty_like(operand) for operand in (*(parts if with_parts else []), *(weights if with_weights else []))]
