@@ -65,6 +65,27 @@ std::vector<AttentionPart<T>> parts_of(const Tensors& messages, const Tensors& q
     return parts;
 }
 
+// Makes the tables of heads of all parts.
+template <typename T>
+Scratch<T> set_tables(std::vector<AttentionPart<T>>& parts, int64_t heads) {
+    const auto size_of = [&](int64_t run) { return SE3_FAST_CALL(heads_size<T>, heads, run); };
+    int64_t size = 0;
+    for (const AttentionPart<T>& part : parts) size += size_of(part.value_run) + size_of(part.key_run);
+    Scratch<T> tables(size);
+    T* next = tables.data();
+    const auto set = [&](int64_t run) {
+        T* const table = next;
+        SE3_FAST_CALL(set_heads<T>, heads, run, table);
+        next += size_of(run);
+        return table;
+    };
+    for (AttentionPart<T>& part : parts) {
+        part.value_heads = set(part.value_run);
+        part.key_heads = set(part.key_run);
+    }
+    return tables;
+}
+
 // Calls run(node, its edges, their number, most of any node, workspace) for all nodes.
 template <typename T, typename Run>
 void for_each_node(const Tensor& order, const Tensor& offsets, const Attention<T>& attention, const Run& run) {
@@ -94,6 +115,7 @@ Tensors edge_attention(Tensors messages, Tensors queries, Tensor order, Tensor o
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         auto parts = parts_of<T>(messages, queries, widths, heads);
+        const Scratch<T> tables = set_tables(parts, heads);
         Tensors results;
         for (std::size_t index = 0; index < parts.size(); ++index) {
             results.push_back(empty(messages[index], {offsets.size(0) - 1, widths[index]}));
@@ -118,6 +140,7 @@ Tensors edge_attention_backward(Tensors gradients, Tensors messages, Tensors que
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         auto parts = parts_of<T>(messages, queries, widths, heads);
+        const Scratch<T> tables = set_tables(parts, heads);
         Tensors results;
         for (std::size_t index = 0; index < parts.size(); ++index) {
             results.push_back(torch::stable::empty_like(messages[index]));
