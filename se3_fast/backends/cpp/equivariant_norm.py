@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from se3_fast.autograd.compute_dtype import accumulation_dtype
+from se3_fast.autograd.compute_dtype import accumulation_dtype, in_dtype
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.dense import equivariant_norm as formula
 from se3_fast.backends.operands import Norm
@@ -41,8 +41,9 @@ def layer_norm(feature: Tensor, norm: Norm) -> Tensor:
 
 def _normalised(features: Sequence[Tensor], norm: Norm) -> list[Tensor]:
     dtype = features[0].dtype
-    operands = (tensor.to(accumulation_dtype(dtype)).contiguous() for tensor in (norm.scale, norm.shift, *features))
-    return [result.to(dtype) for result in CppNorm(norm.epsilon).apply(*operands)]
+    computed_in = accumulation_dtype(dtype)
+    operands = [in_dtype(tensor, computed_in).contiguous() for tensor in (norm.scale, norm.shift, *features)]
+    return [in_dtype(result, dtype) for result in CppNorm(norm.epsilon).apply(*operands)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, in_at_least_float32
+from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, in_at_least_float32, in_dtype
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.protocol import Support
 from se3_fast.fiber import Features, HeadFeatures, per_head
@@ -28,11 +28,12 @@ def linear(weights: Mapping[str, Tensor], parts: Sequence[Features | HeadFeature
     """See :func:`se3_fast.ops.linear.linear`."""
     by_degree = [part.by_degree() if isinstance(part, HeadFeatures) else part for part in parts]
     dtype = compute_dtype(next(iter(weights.values())))
+    computed_in = accumulation_dtype(dtype)
     given = [[part[degree] for part in by_degree if degree in part] for degree in weights]
     tensors = [*weights.values(), *(tensor for of_degree in given for tensor in of_degree)]
-    operands = (tensor.to(dtype).to(accumulation_dtype(dtype)).contiguous() for tensor in tensors)
+    operands = [in_dtype(in_dtype(tensor, dtype), computed_in).contiguous() for tensor in tensors]
     results = CppLinear(tuple(map(len, given))).apply(*operands)
-    return {degree: result.to(dtype) for degree, result in zip(weights, results, strict=True)}
+    return {degree: in_dtype(result, dtype) for degree, result in zip(weights, results, strict=True)}
 
 
 def linear_per_head(weights: Mapping[str, Tensor], features: Features, num_heads: int, row: Tensor | None = None) -> HeadFeatures:

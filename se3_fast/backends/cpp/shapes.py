@@ -55,8 +55,11 @@ def _messages(wigner: Tensor, count: int, description: list[int], tables_before:
 
 
 @torch.library.register_fake("se3_fast_cpp::edge_attention")
-def _edge_attention(messages: Tensors, queries: Tensors, order: Tensor, offsets: Tensor, widths: list[int], heads: int) -> Tensors:
-    return [message.new_empty(offsets.shape[0] - 1, width) for message, width in zip(messages, widths, strict=True)]
+def _edge_attention(
+    messages: Tensors, queries: Tensors, order: Tensor, offsets: Tensor, value_channels: list[int], heads: int
+) -> Tensors:
+    pairs = zip(messages, value_channels, strict=True)
+    return [message.new_empty(offsets.shape[0] - 1, channels, message.shape[2]) for message, channels in pairs]
 
 
 @torch.library.register_fake("se3_fast_cpp::edge_attention_backward")
