@@ -2,8 +2,9 @@
 //
 //     n = max(|x|, 2^-24),   z = (n - mean n) / sqrt(var n + epsilon),   p = relu(z scale + shift),   out = x p / n
 // Mean and variance are those of the channels. Backward makes n, z and p again; with g the gradient of out:
-//     s = <g, x> / n,   dp = [p > 0] s,   dz = dp scale,   dn = (dz - mean dz - z mean(z dz)) / sqrt(var n + epsilon) - s p / n
-//     dx = g p / n + [|x| >= 2^-24] x dn / n,   dscale = sum of dp z,   dshift = sum of dp
+//     s = <g, x> / n,   dp = [p > 0] s,   dz = dp scale,   t = (dz - mean dz - z mean(z dz)) / sqrt(var n + epsilon)
+//     dx = (g - x s / n) p / n + x t / n,   dscale = sum of dp z,   dshift = sum of dp
+// where a norm was raised to 2^-24, s and t are 0 in dx. The bracket stands for itself: where n is small its terms are large and cancel.
 // Loops run over channels, whose components stand in a row each (rows.h). Bound by reading and writing the features.
 
 #include "equivariant_norm.h"
@@ -22,7 +23,7 @@ struct Node {
     static constexpr int64_t NUM_ROWS = 8;  // of one value a channel
 
     int64_t stride;
-    T *squares, *norms, *normalised, *rectified, *factors, *overlaps;  // |x|^2, n, z, p, p / n, s; then dp
+    T *squares, *norms, *normalised, *rectified, *factors, *overlaps;  // |x|^2, n, z, p, p / n, s
     T *scale_gradient, *shift_gradient;                                // of all nodes that are treated together
     T *features, *gradient, *result;                                   // a row for each component
 
@@ -87,7 +88,7 @@ inline void overlap_with_gradient(Size size, const Node<T>& node) {
     }
 }
 
-// dn / n of a node in place of s, 0 where the norm was raised; adds the gradients of scale and shift.
+// s / n and t / n of a node in place of s and p, 0 where the norm was raised; adds the gradients of scale and shift.
 template <typename T>
 inline void differentiate_norms(const NormChannels<T>& channels, const NormDegree<T>& degree, T inverse, const Node<T>& node) {
     Vector<T> total{}, total_overlap{};
@@ -104,9 +105,10 @@ inline void differentiate_norms(const NormChannels<T>& channels, const NormDegre
     const Vector<T> mean = broadcast(sum<T>(total) / T(channels.count));
     const Vector<T> mean_overlap = broadcast(sum<T>(total_overlap) / T(channels.count));
     for (int64_t c = 0; c < node.stride; c += LANES<T>) {
-        const Vector<T> of_z = broadcast(inverse) * (load(node.rectified + c) - mean - load(node.normalised + c) * mean_overlap);
-        const Vector<T> dn = of_z - load(node.overlaps + c) * load(node.factors + c);
-        store(node.overlaps + c, load(node.squares + c) < LEAST_SQUARE<T> ? Vector<T>{} : dn / load(node.norms + c));
+        const Vector<T> t = broadcast(inverse) * (load(node.rectified + c) - mean - load(node.normalised + c) * mean_overlap);
+        const auto is_raised = load(node.squares + c) < LEAST_SQUARE<T>;
+        store(node.rectified + c, is_raised ? Vector<T>{} : t / load(node.norms + c));
+        store(node.overlaps + c, is_raised ? Vector<T>{} : load(node.overlaps + c) / load(node.norms + c));
     }
 }
 
@@ -156,8 +158,9 @@ void normalise_nodes_backward(
             for (int64_t c = 0; c < stride; c += LANES<T>)
                 for (int64_t component = 0; component < size; ++component) {
                     const int64_t place = component * stride + c;
-                    const Vector<T> through_norm = load(node.features + place) * load(node.overlaps + c);
-                    store(node.result + place, load(node.gradient + place) * load(node.factors + c) + through_norm);
+                    const Vector<T> x = load(node.features + place);
+                    const Vector<T> across = load(node.gradient + place) - x * load(node.overlaps + c);
+                    store(node.result + place, across * load(node.factors + c) + x * load(node.rectified + c));
                 }
             put_together(node.result, stride, channels.count, size, degree.result + at * row);
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from se3_fast.fiber import Features
 from se3_fast.graph import Graph
@@ -25,15 +25,14 @@ def check_kinds(module: nn.Module, graph: Graph, given: Mapping[str, Features]) 
         ValueError: for the first that does not fit.
     """
     parameter = _first_parameter(module)
-    has_dtype = parameter is not None and parameter.is_floating_point()
-    is_double = has_dtype and parameter.dtype == torch.float64
+    dtype = parameter.dtype if parameter is not None and parameter.is_floating_point() else None
     device = graph.device
     for name, tensors in given.items():
         for key, tensor in tensors.items():
             if tensor.device != device:
                 raise ValueError(f"{name}['{key}']: expected a tensor on {device} as the graph, got one on {tensor.device}")
-            if has_dtype and (tensor.dtype == torch.float64) != is_double:
-                raise ValueError(f"{name}['{key}']: expected {parameter.dtype} as the parameters have, got {tensor.dtype}")
+            if dtype is not None and (tensor.dtype == torch.float64) != (dtype == torch.float64):
+                raise ValueError(f"{name}['{key}']: expected {dtype} as the parameters have, got {tensor.dtype}")
 
 
 def _first_parameter(module: nn.Module) -> nn.Parameter | None:

@@ -139,7 +139,7 @@ FREE = {
     "equivariant_norm": ("features [0] with", "features [1] with", "features reversed"),
     "linear": ("parts [2] with", "weights [0] with", "weights [1] with"),
 }
-"""Changes that may be good: a size that nothing else has (edges, profiles, components, outputs), another dtype of the only values."""
+"""Changes that may be good: a size that nothing else has (edges, profiles, components), another dtype of the only values."""
 
 
 def bad_calls() -> Iterator[Call]:
