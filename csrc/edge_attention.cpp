@@ -1,7 +1,7 @@
 // Attention over incoming edges on the CPU: the operations edge_attention and edge_attention_backward of torch.ops.se3_fast_cpp.
 //
-// Values and keys come degree by degree, side by side in one tensor as a convolution leaves them, [E][channels of the value, then of the
-// key][components]; so nothing is copied or put together. Nodes are shared among threads; all that is written belongs to one node.
+// Values and keys come degree by degree, side by side in one tensor as a convolution leaves them, [E][channels][components], those
+// of the value first; so nothing is copied or put together. Nodes are shared among threads; what is written belongs to one node.
 
 #include "edge_attention.h"
 

@@ -1,6 +1,6 @@
 // The norm-based nonlinearity on the CPU: the operations equivariant_norm and equivariant_norm_backward of torch.ops.se3_fast_cpp,
-// with ReLU. All degrees in one call; one degree is a layer normalisation. Nodes are cut into chunks, and the chunks dealt out to the
-// threads in order; the gradients of scale and shift are kept per thread and added up in the threads' order.
+// with ReLU. All degrees in one call; one degree is a layer normalisation. Nodes are cut into chunks, and the chunks dealt out to
+// the threads in order; the gradients of scale and shift are kept per thread and added up in the threads' order.
 
 #include "equivariant_norm.h"
 

@@ -4,7 +4,8 @@
 // Mean and variance are those of the channels. Backward makes n, z and p again; with g the gradient of out:
 //     s = <g, x> / n,   dp = [p > 0] s,   dz = dp scale,   t = (dz - mean dz - z mean(z dz)) / sqrt(var n + epsilon)
 //     dx = (g - x s / n) p / n + x t / n,   dscale = sum of dp z,   dshift = sum of dp
-// where a norm was raised to 2^-24, s and t are 0 in dx. The bracket stands for itself: where n is small its terms are large and cancel.
+// where a norm was raised to 2^-24, s and t are 0 in dx. The bracket is a sum of its own: times p / n its terms may be large, and
+// they cancel.
 // Loops run over channels, whose components stand in a row each (rows.h). Bound by reading and writing the features.
 
 #include "equivariant_norm.h"
@@ -28,7 +29,8 @@ struct Node {
     T *features, *gradient, *result;                                   // a row for each component
 
     Node(int64_t channels, int64_t size, T* memory) : stride(padded<T>(channels)) {
-        T** const rows[NUM_ROWS] = {&squares, &norms, &normalised, &rectified, &factors, &overlaps, &scale_gradient, &shift_gradient};
+        T** const rows[NUM_ROWS] = {
+            &squares, &norms, &normalised, &rectified, &factors, &overlaps, &scale_gradient, &shift_gradient};
         for (T** row : rows) {
             *row = memory;
             memory += stride;

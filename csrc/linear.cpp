@@ -115,8 +115,8 @@ void for_each_chunk(const std::vector<Degree>& degrees, const Chunks& chunks, in
         chunks.for_each(share, [&](int64_t first, int64_t count) { run(degree, first, count, workspace.data()); });
 }
 
-// The maps of all degrees, from the inputs into the outputs; or transposed, from what belongs to the outputs into what belongs to the
-// inputs.
+// The maps of all degrees, from the inputs into the outputs; or transposed, from what belongs to the outputs into what belongs to
+// the inputs.
 template <typename T>
 void apply_maps(const std::vector<Degree>& degrees, const Tensors& weights, bool is_transposed, const Tensors& from,
                 const Tensors& into) {
@@ -147,7 +147,8 @@ void apply_maps(const std::vector<Degree>& degrees, const Tensors& weights, bool
 
 // The gradients of the weights, from the gradients of the outputs and the inputs.
 template <typename T>
-void differentiate_weights(const std::vector<Degree>& degrees, const Tensors& gradients, const Tensors& parts, const Tensors& results) {
+void differentiate_weights(const std::vector<Degree>& degrees, const Tensors& gradients, const Tensors& parts,
+                           const Tensors& results) {
     const auto of_outputs = read_parts<T>(gradients), inputs = read_parts<T>(parts);
     const Matrices<T> layout(degrees, &Degree::outputs, &Degree::inputs);
     const Chunks chunks(parts[0].size(0), LINEAR_NODES);
@@ -156,8 +157,8 @@ void differentiate_weights(const std::vector<Degree>& degrees, const Tensors& gr
         T* const of_share = sums.data() + share * layout.size();
         std::memset(of_share, 0, layout.size() * sizeof(T));
         for_each_chunk<T>(degrees, chunks, share, [&](const Degree& degree, int64_t first, int64_t count, T* workspace) {
-            SE3_FAST_CALL(add_weight_gradients<T>, degree.size, outputs_of(degree, of_outputs), inputs_of(degree, inputs), first, count,
-                          of_share + layout.places[degree.number], workspace);
+            SE3_FAST_CALL(add_weight_gradients<T>, degree.size, outputs_of(degree, of_outputs), inputs_of(degree, inputs), first,
+                          count, of_share + layout.places[degree.number], workspace);
         });
     });
     for (const Degree& degree : degrees) {

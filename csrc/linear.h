@@ -27,8 +27,8 @@ struct LinearSide {
 // The map of one degree.
 template <typename T>
 struct LinearMap {
-    int64_t size;      // 2d+1
-    const T* matrix;   // [channels of the inputs][padded channels of the outputs]
+    int64_t size;     // 2d+1
+    const T* matrix;  // [channels of the inputs][padded channels of the outputs]
     LinearSide<const T> inputs;
     LinearSide<T> outputs;
 };

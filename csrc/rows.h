@@ -45,7 +45,8 @@ inline Vector<T> with_component(Vector<T> found, Vector<T> block, std::integer_s
 template <typename T, int SIZE, int COMPONENT, int... BLOCK>
 inline Vector<T> component_of(const Vector<T>* blocks, std::integer_sequence<int, BLOCK...>) {
     Vector<T> found{};
-    ((found = with_component<T, SIZE, COMPONENT, BLOCK>(found, blocks[BLOCK], std::make_integer_sequence<int, LANES<T>>())), ...);
+    constexpr std::make_integer_sequence<int, LANES<T>> lanes;
+    ((found = with_component<T, SIZE, COMPONENT, BLOCK>(found, blocks[BLOCK], lanes)), ...);
     return found;
 }
 
@@ -60,7 +61,8 @@ inline Vector<T> with_block(Vector<T> found, Vector<T> component, std::integer_s
 template <typename T, int SIZE, int BLOCK, int... COMPONENT>
 inline Vector<T> block_of(const Vector<T>* components, std::integer_sequence<int, COMPONENT...>) {
     Vector<T> found{};
-    ((found = with_block<T, SIZE, BLOCK, COMPONENT>(found, components[COMPONENT], std::make_integer_sequence<int, LANES<T>>())), ...);
+    constexpr std::make_integer_sequence<int, LANES<T>> lanes;
+    ((found = with_block<T, SIZE, BLOCK, COMPONENT>(found, components[COMPONENT], lanes)), ...);
     return found;
 }
 
@@ -94,7 +96,8 @@ inline void put_together(const T* rows, int64_t stride, int64_t channels, Size s
     int64_t channel = 0;
     if constexpr (!std::is_same_v<Size, int64_t>)
         for (; channel + LANES<T> <= channels; channel += LANES<T>)
-            put_lanes_together(rows + channel, stride, values + channel * size, std::make_integer_sequence<int, int(Size::value)>());
+            put_lanes_together(
+                rows + channel, stride, values + channel * size, std::make_integer_sequence<int, int(Size::value)>());
     for (; channel < channels; ++channel)
         for (int64_t component = 0; component < size; ++component)
             values[channel * size + component] = rows[component * stride + channel];

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class CppLinear(Operation):
         counts: how many parts the input of each degree has.
     """
 
+    takes_missing: ClassVar[bool] = True
+
     counts: tuple[int, ...]
 
     def evaluate(self, operands: Any) -> Sequence[Tensor]:
@@ -60,14 +62,22 @@ class CppLinear(Operation):
         return torch.ops.se3_fast_cpp.linear(parts, self.counts, weights)
 
     def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
-        """Gradients of the weights, where one of them is wanted, and of the parts likewise."""
+        """Gradients of the weights, where one of them is wanted, and of the parts likewise; of the degrees that are reached."""
         weights, parts = self._split(operands)
         with_weights, with_parts = (any(of_operands) for of_operands in self._split(wanted))
-        given = [gradient.contiguous() for gradient in gradients]
-        found = torch.ops.se3_fast_cpp.linear_backward(given, parts, self.counts, weights, with_parts, with_weights)
-        num_parts = len(parts) if with_parts else 0
-        of_weights = found[num_parts:] if with_weights else [None] * len(weights)
-        return *of_weights, *(found[:num_parts] if with_parts else [None] * len(parts))
+        reached = [number for number, gradient in enumerate(gradients) if gradient is not None]
+        found = torch.ops.se3_fast_cpp.linear_backward(
+            [gradients[number].contiguous() for number in reached],
+            [part for number, part in zip(self._degree_of_parts(), parts, strict=True) if number in reached],
+            [self.counts[number] for number in reached],
+            [weights[number] for number in reached],
+            with_parts,
+            with_weights,
+        )
+        remaining = iter(found)
+        of_parts = [next(remaining) if with_parts and number in reached else None for number in self._degree_of_parts()]
+        of_weights = [next(remaining) if with_weights and number in reached else None for number in range(len(weights))]
+        return *of_weights, *of_parts
 
     @property
     def formula(self) -> PlainFormula:
@@ -77,6 +87,10 @@ class CppLinear(Operation):
     def _split(self, operands: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
         """What belongs to the weights, and to the parts."""
         return operands[: len(self.counts)], operands[len(self.counts) :]
+
+    def _degree_of_parts(self) -> list[int]:
+        """The number of the degree that each part belongs to."""
+        return [number for number, count in enumerate(self.counts) for _ in range(count)]
 
     def _in_pytorch(self, operands: Sequence[Tensor]) -> list[Tensor]:
         weights, parts = self._split(operands)

@@ -90,6 +90,21 @@ def test_only_what_is_asked_for(wanted: str, monkeypatch: pytest.MonkeyPatch) ->
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_degrees_that_nobody_reads_have_no_gradient(count: int) -> None:
+    """And those of the others are the same; second derivatives too."""
+    weights, tensors = operands_of(CASES["three and five"], torch.float64)
+    outputs = CppLinear((2,) * len(DEGREES)).apply(*weights, *tensors)
+    losses = [output.square().sum() for output in outputs]
+    everything = torch.autograd.grad(sum(losses), [*weights, *tensors], retain_graph=True)
+    found = torch.autograd.grad(sum(losses[:count]), [*weights, *tensors], create_graph=True, allow_unused=True)
+    for number, (one, expected) in enumerate(zip(found, everything, strict=True)):
+        is_read = number < count if number < len(DEGREES) else number - len(DEGREES) < 2 * count
+        assert torch.equal(one, expected) if is_read else one is None
+    second = torch.autograd.grad(sum(one.square().sum() for one in found if one is not None), weights[:count])
+    assert all(one.isfinite().all() and one.abs().max() > 0 for one in second)
+
+
 def test_shapes_for_the_compiler() -> None:
     """Schema and fake results of both operations agree with what they do."""
     weights, tensors = ([tensor.detach() for tensor in tensors] for tensors in operands_of(CASES["three and five"], torch.float64))
