@@ -8,6 +8,7 @@
 // and derivative side by side: these are the gradients of the gradients.
 
 #include "depthwise_conv.h"
+#include "rows.h"
 #include "small_product.h"
 
 namespace se3_fast {
@@ -15,12 +16,6 @@ namespace SE3_FAST_INSTRUCTIONS {
 namespace {
 
 constexpr double SILU_SCALE = 1.6765324703310907;  // makes the second moment 1 for normal inputs
-
-template <typename T>
-constexpr int64_t padded(int64_t count) {
-    constexpr int64_t step = 64 / int64_t(sizeof(T));
-    return (count + step - 1) / step * step;
-}
 
 template <typename T>
 struct ExponentOf;
@@ -243,11 +238,6 @@ template <typename T>
 inline void add_terms(const DepthwiseShape& shape, const DepthwisePair& pair, Vector<T> value, T* of_elements) {
     for (int64_t term = pair.first_term; term < pair.stop_term; ++term)
         add_to(of_elements + shape.terms[term].harmonic * LANES<T>, broadcast(T(shape.terms[term].coefficient)) * value);
-}
-
-template <typename T>
-void fill_zero(T* values, int64_t count) {
-    for (int64_t index = 0; index < count; ++index) values[index] = 0;
 }
 
 template <typename T>

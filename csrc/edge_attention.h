@@ -14,6 +14,7 @@ template <typename T>
 struct AttentionPart {
     int64_t value_run, key_run;  // elements of a run; no keys and queries: 0
     int64_t value_stride, key_stride;
+    const T *value_heads, *key_heads;  // which element of a row of values, or of keys, belongs to which head: set_heads
     const T *value, *key, *query;
     T* result;
     const T* gradient;                              // backward: of the result
@@ -30,6 +31,10 @@ struct Attention {
 }  // namespace se3_fast
 
 SE3_FAST_DECLARE(
+    // Elements of the table of a row of runs, and the table itself.
+    template <typename T> int64_t heads_size(int64_t heads, int64_t run);
+    template <typename T> void set_heads(int64_t heads, int64_t run, T* table);
+
     // Elements of workspace for nodes of up to `most_edges` incoming edges.
     template <typename T> int64_t attention_workspace_size(const Attention<T>& attention, int64_t most_edges);
 

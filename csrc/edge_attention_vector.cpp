@@ -8,6 +8,7 @@
 // from heads to runs, are products with a matrix that says which element belongs to which head. Bound by reading keys and values.
 
 #include "edge_attention.h"
+#include "rows.h"
 #include "small_product.h"
 
 namespace se3_fast {
@@ -18,17 +19,6 @@ constexpr int64_t CHUNK = 24;  // edges that are treated together, and summed up
 
 inline float exponential(float value) { return __builtin_expf(value); }
 inline double exponential(double value) { return __builtin_exp(value); }
-
-template <typename T>
-constexpr int64_t padded(int64_t count) {
-    constexpr int64_t step = 64 / int64_t(sizeof(T));
-    return (count + step - 1) / step * step;
-}
-
-template <typename T>
-inline void fill_zero(T* values, int64_t count) {
-    for (int64_t index = 0; index < count; ++index) values[index] = 0;
-}
 
 template <typename T>
 int64_t longest_row(const Attention<T>& attention) {
@@ -44,36 +34,43 @@ int64_t longest_row(const Attention<T>& attention) {
 // Scratch of a thread.
 template <typename T>
 struct Buffers {
-    int64_t heads;            // padded
-    T *weights, *gradients;   // w and dw or ds, [edge][heads]
-    T* rows;                  // of a chunk, [CHUNK][row]
-    T* is_of_head;            // [element][heads], 1 where an element of a row belongs to a head, else 0
-    T* has_element;           // its transpose, [head][row]
+    int64_t heads;           // padded
+    T *weights, *gradients;  // w and dw or ds, [edge][heads]
+    T* rows;                 // of a chunk, [CHUNK][row]
 
     Buffers(const Attention<T>& attention, int64_t most_edges, T* memory) : heads(padded<T>(attention.heads)) {
-        const int64_t row = longest_row(attention);
         weights = memory;
         gradients = weights + most_edges * heads;
         rows = gradients + most_edges * heads;
-        is_of_head = rows + CHUNK * row;
-        has_element = is_of_head + row * heads;
     }
 
     static int64_t size(const Attention<T>& attention, int64_t most_edges) {
-        const int64_t heads = padded<T>(attention.heads), row = longest_row(attention);
-        return 2 * most_edges * heads + CHUNK * row + 2 * row * heads;
-    }
-
-    void set_runs(int64_t num_heads, int64_t run) const {
-        const int64_t row = padded<T>(num_heads * run);
-        fill_zero(is_of_head, row * heads);
-        fill_zero(has_element, num_heads * row);
-        for (int64_t index = 0; index < num_heads * run; ++index) {
-            is_of_head[index * heads + index / run] = 1;
-            has_element[index / run * row + index] = 1;
-        }
+        return 2 * most_edges * padded<T>(attention.heads) + CHUNK * longest_row(attention);
     }
 };
+
+// The runs of a row: which element belongs to which head.
+template <typename T>
+struct Runs {
+    int64_t run, length, row;  // elements of a run, of a row, and of a padded row
+    T* is_of_head;             // [element][padded heads], 1 where an element of a row belongs to a head, else 0
+    T* has_element;            // its transpose, [head][padded row]
+
+    Runs(int64_t heads, int64_t run, T* table) : run(run), length(heads * run), row(padded<T>(length)) {
+        is_of_head = table;
+        has_element = is_of_head + row * padded<T>(heads);
+    }
+};
+
+template <typename T>
+Runs<const T> runs_of_keys(const Attention<T>& attention, const AttentionPart<T>& part) {
+    return {attention.heads, part.key_run, part.key_heads};
+}
+
+template <typename T>
+Runs<const T> runs_of_values(const Attention<T>& attention, const AttentionPart<T>& part) {
+    return {attention.heads, part.value_run, part.value_heads};
+}
 
 // Whether all values, whole vectors of them, are finite: 0 times a value that is not is no number.
 template <typename T>
@@ -91,18 +88,16 @@ inline void for_each_chunk(int64_t count, const Visit& visit) {
 // sums[edge][head] += <features of the edge, those of the node>; of_edges: rows of edges, `stride` apart.
 template <typename T>
 void add_inner_products(
-    const Attention<T>& attention, const Buffers<T>& buffers, int64_t run, const T* of_edges, int64_t stride, const T* of_node,
+    const Attention<T>&, const Buffers<T>& buffers, const Runs<const T>& runs, const T* of_edges, int64_t stride, const T* of_node,
     const int64_t* edges, int64_t count, T* sums) {
-    const int64_t length = attention.heads * run, row = padded<T>(length);
-    buffers.set_runs(attention.heads, run);
     for_each_chunk(count, [&](int64_t first, int64_t size) {
         for (int64_t place = 0; place < size; ++place) {
             const T* from = of_edges + edges[first + place] * stride;
-            T* into = buffers.rows + place * row;
-            for (int64_t index = 0; index < length; ++index) into[index] = from[index] * of_node[index];
+            T* into = buffers.rows + place * runs.row;
+            for (int64_t index = 0; index < runs.length; ++index) into[index] = from[index] * of_node[index];
         }
         multiply<false, true>(Product<T>{
-            size, buffers.heads, length, buffers.rows, row, buffers.is_of_head, buffers.heads, sums + first * buffers.heads,
+            size, buffers.heads, runs.length, buffers.rows, runs.row, runs.is_of_head, buffers.heads, sums + first * buffers.heads,
             buffers.heads});
     });
 }
@@ -110,12 +105,12 @@ void add_inner_products(
 // The same for values that are not all finite, which in a product with a matrix would go into the sums of all heads.
 template <typename T>
 void add_each_inner_product(
-    const Attention<T>& attention, const Buffers<T>& buffers, int64_t run, const T* of_edges, int64_t stride, const T* of_node,
-    const int64_t* edges, int64_t count, T* sums) {
+    const Attention<T>& attention, const Buffers<T>& buffers, const Runs<const T>& runs, const T* of_edges, int64_t stride,
+    const T* of_node, const int64_t* edges, int64_t count, T* sums) {
     for (int64_t place = 0; place < count; ++place)
         for (int64_t head = 0; head < attention.heads; ++head) {
-            const T *left = of_edges + edges[place] * stride + head * run, *right = of_node + head * run;
-            for (int64_t index = 0; index < run; ++index) sums[place * buffers.heads + head] += left[index] * right[index];
+            const T *left = of_edges + edges[place] * stride + head * runs.run, *right = of_node + head * runs.run;
+            for (int64_t index = 0; index < runs.run; ++index) sums[place * buffers.heads + head] += left[index] * right[index];
         }
 }
 
@@ -127,7 +122,7 @@ void inner_products_of_keys(
     const auto add = is_each ? add_each_inner_product<T> : add_inner_products<T>;
     for (const AttentionPart<T>* part = attention.parts; part < attention.parts + attention.num_parts; ++part)
         if (part->key_run > 0)
-            add(attention, buffers, part->key_run, part->key, part->key_stride,
+            add(attention, buffers, runs_of_keys(attention, *part), part->key, part->key_stride,
                 part->query + node * attention.heads * part->key_run, edges, count, buffers.weights);
 }
 
@@ -138,7 +133,7 @@ void inner_products_of_values(
     fill_zero(buffers.gradients, count * buffers.heads);
     const auto add = is_each ? add_each_inner_product<T> : add_inner_products<T>;
     for (const AttentionPart<T>* part = attention.parts; part < attention.parts + attention.num_parts; ++part)
-        add(attention, buffers, part->value_run, part->value, part->value_stride,
+        add(attention, buffers, runs_of_values(attention, *part), part->value, part->value_stride,
             part->gradient + node * attention.heads * part->value_run, edges, count, buffers.gradients);
 }
 
@@ -146,22 +141,20 @@ void inner_products_of_values(
 // finish(number of its edges, elements from one row to the next).
 template <typename T, typename Use, typename Finish>
 void for_each_spread(
-    const Attention<T>& attention, const Buffers<T>& buffers, int64_t run, const T* factors, const int64_t* edges, int64_t count,
-    const Use& use, const Finish& finish) {
-    const int64_t row = padded<T>(attention.heads * run);
+    const Attention<T>& attention, const Buffers<T>& buffers, const Runs<const T>& runs, const T* factors, const int64_t* edges,
+    int64_t count, const Use& use, const Finish& finish) {
     const bool is_finite = are_finite(factors, count * buffers.heads);  // otherwise the product would mix the heads
-    buffers.set_runs(attention.heads, run);
     for_each_chunk(count, [&](int64_t first, int64_t size) {
         const T* of_chunk = factors + first * buffers.heads;
         if (is_finite)
             multiply<false, false>(Product<T>{
-                size, row, attention.heads, of_chunk, buffers.heads, buffers.has_element, row, buffers.rows, row});
+                size, runs.row, attention.heads, of_chunk, buffers.heads, runs.has_element, runs.row, buffers.rows, runs.row});
         else
             for (int64_t place = 0; place < size; ++place)
-                for (int64_t index = 0; index < attention.heads * run; ++index)
-                    buffers.rows[place * row + index] = of_chunk[place * buffers.heads + index / run];
-        for (int64_t place = 0; place < size; ++place) use(edges[first + place], buffers.rows + place * row);
-        finish(size, row);
+                for (int64_t index = 0; index < runs.length; ++index)
+                    buffers.rows[place * runs.row + index] = of_chunk[place * buffers.heads + index / runs.run];
+        for (int64_t place = 0; place < size; ++place) use(edges[first + place], buffers.rows + place * runs.row);
+        finish(size, runs.row);
     });
 }
 
@@ -215,6 +208,21 @@ void differentiate_softmax(const Attention<T>& attention, int64_t count, const B
 }  // namespace
 
 template <typename T>
+int64_t heads_size(int64_t heads, int64_t run) {
+    return padded<T>(heads * run) * (padded<T>(heads) + heads);
+}
+
+template <typename T>
+void set_heads(int64_t heads, int64_t run, T* table) {
+    const Runs<T> runs(heads, run, table);
+    fill_zero(table, heads_size<T>(heads, run));
+    for (int64_t index = 0; index < runs.length; ++index) {
+        runs.is_of_head[index * padded<T>(heads) + index / run] = 1;
+        runs.has_element[index / run * runs.row + index] = 1;
+    }
+}
+
+template <typename T>
 int64_t attention_workspace_size(const Attention<T>& attention, int64_t most_edges) {
     return Buffers<T>::size(attention, most_edges);
 }
@@ -230,7 +238,7 @@ void attend(
         T* result = part.result + node * length;
         fill_zero(result, length);
         for_each_spread(
-            attention, buffers, part.value_run, buffers.weights, edges, count,
+            attention, buffers, runs_of_values(attention, part), buffers.weights, edges, count,
             [&](int64_t edge, T* spread) {
                 const T* value = part.value + edge * part.value_stride;
                 for (int64_t element = 0; element < length; ++element) spread[element] *= value[element];
@@ -252,7 +260,7 @@ void attend_backward(
         const int64_t length = attention.heads * part.value_run;
         const T* gradient = part.gradient + node * length;
         for_each_spread(
-            attention, buffers, part.value_run, buffers.weights, edges, count,
+            attention, buffers, runs_of_values(attention, part), buffers.weights, edges, count,
             [&](int64_t edge, T* spread) {
                 T* into = part.value_gradient + edge * part.value_stride;
                 for (int64_t element = 0; element < length; ++element) into[element] = spread[element] * gradient[element];
@@ -268,7 +276,7 @@ void attend_backward(
         T* query_gradient = part.query_gradient + node * length;
         fill_zero(query_gradient, length);
         for_each_spread(
-            attention, buffers, part.key_run, buffers.gradients, edges, count,
+            attention, buffers, runs_of_keys(attention, part), buffers.gradients, edges, count,
             [&](int64_t edge, T* spread) {
                 const T* key = part.key + edge * part.key_stride;
                 T* into = part.key_gradient + edge * part.key_stride;
@@ -280,6 +288,8 @@ void attend_backward(
 }
 
 #define SE3_FAST_INSTANTIATE(T)                                                                        \
+    template int64_t heads_size<T>(int64_t, int64_t);                                                  \
+    template void set_heads<T>(int64_t, int64_t, T*);                                                  \
     template int64_t attention_workspace_size<T>(const Attention<T>&, int64_t);                        \
     template void attend<T>(const Attention<T>&, int64_t, const int64_t*, int64_t, int64_t, T*);       \
     template void attend_backward<T>(const Attention<T>&, int64_t, const int64_t*, int64_t, int64_t, T*);

@@ -5,14 +5,11 @@
 // the blocks.
 
 #include "edge_frames.h"
-#include "vector.h"
+#include "rows.h"
 
 namespace se3_fast {
 namespace SE3_FAST_INSTRUCTIONS {
 namespace {
-
-inline float square_root(float value) { return __builtin_sqrtf(value); }
-inline double square_root(double value) { return __builtin_sqrt(value); }
 
 // cos(m a) and sin(m a) of all edges for m = 0 .. count, [m][FRAME_EDGES], by the angle-addition recursion from those of m = 1.
 template <typename T>

@@ -49,4 +49,26 @@ void for_each_task(int64_t count, const Task& task) {
     });
 }
 
+// Items cut into chunks, and the chunks shared out in order: share s has the chunks first(s) .. first(s + 1) - 1. Sums that go over
+// items are kept for each share and added up in the shares' order.
+struct Chunks {
+    int64_t num_items, chunk_size, num_chunks;
+    int64_t num_shares;  // counted once: a thread that works on a share may be told another number of threads
+
+    Chunks(int64_t num_items, int64_t chunk_size)
+        : num_items(num_items),
+          chunk_size(chunk_size),
+          num_chunks((num_items + chunk_size - 1) / chunk_size),
+          num_shares(std::clamp<int64_t>(num_chunks, 1, torch::stable::get_num_threads())) {}
+
+    int64_t first(int64_t share) const { return share * num_chunks / num_shares; }
+
+    // Calls run(its first item, number of its items) for every chunk of a share.
+    template <typename Run>
+    void for_each(int64_t share, const Run& run) const {
+        for (int64_t chunk = first(share); chunk < first(share + 1); ++chunk)
+            run(chunk * chunk_size, std::min(chunk_size, num_items - chunk * chunk_size));
+    }
+};
+
 }  // namespace se3_fast

@@ -4,7 +4,6 @@
 
 #include "radial.h"
 
-#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -16,19 +15,6 @@
 namespace {
 
 using namespace se3_fast;
-
-// The chunks of the edges, shared out: share s has the chunks first(s) .. first(s + 1) - 1.
-struct Chunks {
-    int64_t num_edges, num_chunks, num_shares;
-
-    explicit Chunks(int64_t num_edges)
-        : num_edges(num_edges),
-          num_chunks((num_edges + RADIAL_CHUNK - 1) / RADIAL_CHUNK),
-          num_shares(std::clamp<int64_t>(num_chunks, 1, torch::stable::get_num_threads())) {}
-
-    int64_t first(int64_t share) const { return share * num_chunks / num_shares; }
-    int64_t count(int64_t chunk) const { return std::min(RADIAL_CHUNK, num_edges - chunk * RADIAL_CHUNK); }
-};
 
 // The packed parameters of all groups.
 template <typename T>
@@ -62,16 +48,15 @@ Tensor radial(Tensor invariants, Tensor parameters, int64_t width, bool has_norm
         const Scratch<T> packed = pack<T>(shape, parameters);
         const int64_t packed_size = SE3_FAST_CALL(radial_packed_size<T>, shape);
         const int64_t workspace_size = SE3_FAST_CALL(radial_workspace_size<T>, shape);
-        const Chunks chunks(num_edges);
+        const Chunks chunks(num_edges, RADIAL_CHUNK);
         for_each_task(chunks.num_shares, [&](int64_t share) {
             const Scratch<T> workspace(workspace_size);
-            for (int64_t chunk = chunks.first(share); chunk < chunks.first(share + 1); ++chunk)
-                for (int64_t group = 0; group < num_groups; ++group) {
-                    const int64_t edge = chunk * RADIAL_CHUNK;
+            chunks.for_each(share, [&](int64_t edge, int64_t count) {
+                for (int64_t group = 0; group < num_groups; ++group)
                     SE3_FAST_CALL(radial_chunk<T>, shape, packed.data() + group * packed_size,
-                                  read<T>(invariants) + edge * shape.inputs, chunks.count(chunk),
+                                  read<T>(invariants) + edge * shape.inputs, count,
                                   write<T>(hidden) + (group * num_edges + edge) * width, workspace.data());
-                }
+            });
         });
     };
     by_type(invariants, run);
@@ -92,7 +77,7 @@ Tensors radial_backward(Tensor gradient, Tensor invariants, Tensor parameters, i
         const int64_t packed_size = SE3_FAST_CALL(radial_packed_size<T>, shape);
         const int64_t gradient_size = SE3_FAST_CALL(radial_gradient_size<T>, shape);
         const int64_t workspace_size = SE3_FAST_CALL(radial_workspace_size<T>, shape);
-        const Chunks chunks(num_edges);
+        const Chunks chunks(num_edges, RADIAL_CHUNK);
         T* const into = with_invariants ? write<T>(results[1]) : nullptr;
         const int64_t share_size = num_groups * gradient_size;
         const Scratch<T> gradients(chunks.num_shares * share_size);
@@ -100,8 +85,7 @@ Tensors radial_backward(Tensor gradient, Tensor invariants, Tensor parameters, i
             const Scratch<T> workspace(workspace_size);
             T* const of_share = gradients.data() + share * share_size;
             std::memset(of_share, 0, share_size * sizeof(T));
-            for (int64_t chunk = chunks.first(share); chunk < chunks.first(share + 1); ++chunk) {
-                const int64_t edge = chunk * RADIAL_CHUNK, count = chunks.count(chunk);
+            chunks.for_each(share, [&](int64_t edge, int64_t count) {
                 T* const into_chunk = with_invariants ? into + edge * shape.inputs : nullptr;
                 if (with_invariants) std::memset(into_chunk, 0, count * shape.inputs * sizeof(T));
                 for (int64_t group = 0; group < num_groups; ++group)
@@ -109,7 +93,7 @@ Tensors radial_backward(Tensor gradient, Tensor invariants, Tensor parameters, i
                                   read<T>(invariants) + edge * shape.inputs, count,
                                   read<T>(gradient) + (group * num_edges + edge) * width, of_share + group * gradient_size,
                                   into_chunk, workspace.data());
-            }
+            });
         });
         for_each_task(num_groups, [&](int64_t group) {
             SE3_FAST_CALL(unpack_radial_gradient<T>, shape, gradients.data() + group * gradient_size, chunks.num_shares, share_size,

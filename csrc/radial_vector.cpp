@@ -7,32 +7,12 @@
 // (small_product.h) between values that stay in the first-level cache.
 
 #include "radial.h"
+#include "rows.h"
 #include "small_product.h"
 
 namespace se3_fast {
 namespace SE3_FAST_INSTRUCTIONS {
 namespace {
-
-inline float square_root(float value) { return __builtin_sqrtf(value); }
-inline double square_root(double value) { return __builtin_sqrt(value); }
-
-template <typename T>
-constexpr int64_t padded(int64_t count) {
-    constexpr int64_t step = 64 / int64_t(sizeof(T));
-    return (count + step - 1) / step * step;
-}
-
-template <typename T>
-void fill_zero(T* values, int64_t count) {
-    for (int64_t index = 0; index < count; ++index) values[index] = 0;
-}
-
-// Lets a NaN through, as PyTorch's does: 0 > NaN is false. The other way round the compiler needs a blend.
-template <typename T>
-inline Vector<T> rectified(Vector<T> values) {
-    const Vector<T> zero{};
-    return zero > values ? zero : values;
-}
 
 // The packed parameters of a layer, or their gradients: one after the other.
 template <typename T>

@@ -57,6 +57,7 @@ class Fiber(dict):
         if len({entry.degree for entry in entries}) != len(entries):
             raise ValueError(f"structure: each degree may appear once, got {[tuple(entry) for entry in entries]}")
         self.structure = entries
+        self._shapes = [(str(degree), channels, 2 * degree + 1) for degree, channels in sorted(entries)]
         super().__init__(entries)
 
     @staticmethod
@@ -154,30 +155,28 @@ class Fiber(dict):
         """
         _check_kind(features, name)
         size = None
-        for degree in self.degrees:
-            tensor = features.get(str(degree))
+        for degree, channels, components in self._shapes:
+            tensor = features.get(degree)
             if tensor is None:
                 raise ValueError(
                     f"{name}: expected features of degrees {self.degrees}, got only {sorted(features)}: "
-                    f"'{degree}' of shape {self._expected_shape(degree, size)} is missing"
+                    f"'{degree}' of shape [{'N' if size is None else size}, {channels}, {components}] is missing"
                 )
             if not isinstance(tensor, Tensor):
                 raise ValueError(f"{name}['{degree}']: expected a tensor, got an object of type {type(tensor).__name__}")
             if not tensor.is_floating_point():
                 raise ValueError(f"{name}['{degree}']: expected floating-point features, got {tensor.dtype}")
-            fits = tensor.ndim == 3 and tuple(tensor.shape[1:]) == (self[degree], 2 * degree + 1)
-            if not fits or (size is not None and tensor.shape[0] != size):
-                expected = self._expected_shape(degree, size)
-                raise ValueError(f"{name}['{degree}']: expected shape {expected}, got {list(tensor.shape)}")
-            size = tensor.shape[0]
+            shape = tensor.shape
+            fits = len(shape) == 3 and shape[1] == channels and shape[2] == components
+            if not fits or (size is not None and shape[0] != size):
+                expected = f"[{'N' if size is None else size}, {channels}, {components}]"
+                raise ValueError(f"{name}['{degree}']: expected shape {expected}, got {list(shape)}")
+            size = shape[0]
         return size
-
-    def _expected_shape(self, degree: int, size: int | None) -> str:
-        return f"[{'N' if size is None else size}, {self[degree]}, {2 * degree + 1}]"
 
 
 def _check_kind(features: Features, name: str) -> None:
-    if not isinstance(features, Mapping):
+    if type(features) is not dict and not isinstance(features, Mapping):
         raise ValueError(f"{name}: expected a dict of features by degree, got an object of type {type(features).__name__}")
     for degree in features:
         if not isinstance(degree, str):

@@ -15,7 +15,7 @@ from se3_fast.graph import as_graph, relative_positions
 from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, LinearSE3, NormSE3
 from se3_fast.layers.attention import ChannelsDivisor
 from se3_fast.layers.head import Head
-from se3_fast.layers.inputs import check_kinds, named
+from se3_fast.layers.inputs import check_kinds
 from se3_fast.layers.joint import join_parameters
 from se3_fast.parameter_layout import convert_on_loading, fuse_levels, level_of_blocks, without_wrappers, wrapper_prefix
 
@@ -180,8 +180,7 @@ class SE3Transformer(nn.Module):
             raise ValueError(f"node_feats: expected features of the graph's {edges.num_nodes()} nodes, got {num_nodes}")
         edge_feats = {} if edge_feats is None else _as_floats(edge_feats, rel_pos.dtype)
         self.fiber_edge.check_features(edge_feats, "edge_feats")
-        tensors = {"graph.edata['rel_pos']": rel_pos} | named("node_feats", node_feats) | named("edge_feats", edge_feats)
-        check_kinds(self, edges, tensors)
+        check_kinds(self, edges, {"graph.edata": {"rel_pos": rel_pos}, "node_feats": node_feats, "edge_feats": edge_feats})
         edge_feats = with_edge_length(rel_pos, edge_feats, self.populate_edge)
         joint = join_parameters(self.graph_modules, edge_feats, edges, basis)
         result = self.graph_modules(node_feats, edge_feats, graph=edges, basis=basis, joint=joint)

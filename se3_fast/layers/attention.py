@@ -13,7 +13,7 @@ from se3_fast.fiber import Features, Fiber, HeadFeatures
 from se3_fast.geometry import EdgeGeometry
 from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel, is_plain
-from se3_fast.layers.inputs import check_kinds, named
+from se3_fast.layers.inputs import check_kinds
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.layers.prepared import JointParameters
@@ -85,7 +85,7 @@ class AttentionSE3(nn.Module):
                 raise ValueError(f"{name}: expected 3 axes, of {sum(widths)} components, got shape {list(features.shape)}")
             features = dict(zip(map(str, fiber.degrees), features.split(widths, -1), strict=True))
         fiber.check_features(features, name)
-        check_kinds(self, graph, named(name, features))
+        check_kinds(self, graph, {name: features})
         return fiber.to_attention_heads(features, self.num_heads)
 
 
@@ -169,7 +169,7 @@ class AttentionBlockSE3(nn.Module):
         """
         graph = as_graph(graph)
         self.fiber_in.check_features(node_features, "node_features")
-        check_kinds(self, graph, named("node_features", node_features))
+        check_kinds(self, graph, {"node_features": node_features})
         geometry = (self.to_key_value.prepare_geometry if self.low_memory else self.to_key_value.geometry)(graph, basis)
         of_query, of_messages, beside = shared_features(node_features, 3)
         query: Features | HeadFeatures

@@ -19,7 +19,7 @@ from se3_fast.contraction import RADIAL_WIDTH, ContractionOrder, ConvolutionPlan
 from se3_fast.fiber import Features, Fiber
 from se3_fast.geometry import EdgeGeometry
 from se3_fast.graph import Graph, as_graph, relative_positions
-from se3_fast.layers.inputs import check_kinds, named
+from se3_fast.layers.inputs import check_kinds
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.layers.prepared import JointParameters
 from se3_fast.ops.linear import linear
@@ -445,7 +445,7 @@ class ConvSE3(nn.Module):
         num_edges = self._fiber_with_length.check_features(edge_feats, "edge_feats")
         if num_edges != graph.num_edges():
             raise ValueError(f"edge_feats: expected features of the graph's {graph.num_edges()} edges, got {num_edges}")
-        check_kinds(self, graph, named("node_feats", node_feats) | named("edge_feats", edge_feats))
+        check_kinds(self, graph, {"node_feats": node_feats, "edge_feats": edge_feats})
 
 
 def _hidden(
@@ -456,7 +456,8 @@ def _hidden(
         return prepared.hidden.detach()[0], None  # a constant: the kernels read h in its parts
     invariants, profiles = edge_feats["0"].squeeze(-1), networks.published()
     if profiles is not None:
-        return radial(invariants, profiles), recipe(invariants, profiles)
+        how = recipe(invariants, profiles)
+        return (radial(invariants, profiles) if how is None else how.how.make(how.tensors)), how
     return [reduce(lambda values, module: module(values), modules, invariants) for modules in networks.hidden], None
 
 

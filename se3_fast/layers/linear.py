@@ -72,17 +72,17 @@ class LinearSE3(nn.Module):
         """Of every degree the channels that the weight has, those of all parts together; and as many rows as the first has."""
         num_rows = None
         for degree, weight in weights.items():
-            tensors = [part[degree] for part in parts if degree in part]
-            if not tensors:
+            shapes = [part[degree].shape for part in parts if degree in part]
+            if not shapes:
                 raise ValueError(f"features: expected degrees {list(self.weights)}, got {sorted(set().union(*parts))}")
-            num_rows = tensors[0].shape[0] if num_rows is None else num_rows
+            num_rows = shapes[0][0] if num_rows is None else num_rows
             channels, size, fits = 0, 2 * int(degree) + 1, True
-            for tensor in tensors:
-                channels += tensor.shape[1] if tensor.ndim == 3 else 0
-                fits = fits and tensor.shape[::2] == (num_rows, size)
+            for shape in shapes:
+                fits = fits and len(shape) == 3 and shape[0] == num_rows and shape[2] == size
+                channels += shape[1] if fits else 0
             if not fits or channels != weight.shape[1]:
-                shapes = " and ".join(str(list(tensor.shape)) for tensor in tensors)
-                raise ValueError(f"features['{degree}']: expected shape [{num_rows}, {weight.shape[1]}, {size}], got {shapes}")
+                came = " and ".join(str(list(shape)) for shape in shapes)
+                raise ValueError(f"features['{degree}']: expected shape [{num_rows}, {weight.shape[1]}, {size}], got {came}")
 
     def per_head(self, features: Features, num_heads: int, joint: JointParameters | None = None) -> HeadFeatures:
         """The map with its result laid out as the heads of an attention have it."""

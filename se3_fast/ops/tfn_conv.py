@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype
+from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, in_dtype
 from se3_fast.backends import choice
 from se3_fast.backends.dense import tfn_conv as formula
 from se3_fast.backends.operands import AlignedMessages, Convolution, Geometry
@@ -146,9 +146,9 @@ def _in_compute_dtype(call: Convolution) -> Convolution:
     """With what the plan reads of the features, and h, in the dtype of the operands or of autocast."""
     dtype, hidden = compute_dtype(call.hidden[0]), call.hidden
     return call._replace(
-        node_features={str(degree): call.node_features[str(degree)].to(dtype) for degree, _ in call.plan.node_channels},
-        edge_features={str(degree): call.edge_features[str(degree)].to(dtype) for degree, _ in call.plan.edge_channels},
-        hidden=hidden.to(dtype) if isinstance(hidden, Tensor) else [values.to(dtype) for values in hidden],
+        node_features={str(degree): in_dtype(call.node_features[str(degree)], dtype) for degree, _ in call.plan.node_channels},
+        edge_features={str(degree): in_dtype(call.edge_features[str(degree)], dtype) for degree, _ in call.plan.edge_channels},
+        hidden=in_dtype(hidden, dtype) if isinstance(hidden, Tensor) else [in_dtype(values, dtype) for values in hidden],
     )
 
 

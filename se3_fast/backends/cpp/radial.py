@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, in_at_least_float32
+from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, in_at_least_float32, in_dtype
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON, of_groups
 from se3_fast.backends.operands import Profiles, Recipe, profile_parameters
@@ -51,8 +51,8 @@ class CppRemake:
 
     def make(self, tensors: Tensors) -> list[Tensor]:
         """h of each group, [E, K], from the invariants and the parameters; recorded where gradients are."""
-        hidden = self.operation.apply(*(tensor.to(self.operand_dtype) for tensor in tensors if tensor is not None))
-        return [values.to(self.dtype) for values in hidden]
+        hidden = self.operation.apply(*(in_dtype(tensor, self.operand_dtype) for tensor in tensors if tensor is not None))
+        return [in_dtype(values, self.dtype) for values in hidden]
 
 
 @dataclass(frozen=True, eq=False)

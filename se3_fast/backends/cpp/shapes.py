@@ -55,8 +55,11 @@ def _messages(wigner: Tensor, count: int, description: list[int], tables_before:
 
 
 @torch.library.register_fake("se3_fast_cpp::edge_attention")
-def _edge_attention(messages: Tensors, queries: Tensors, order: Tensor, offsets: Tensor, widths: list[int], heads: int) -> Tensors:
-    return [message.new_empty(offsets.shape[0] - 1, width) for message, width in zip(messages, widths, strict=True)]
+def _edge_attention(
+    messages: Tensors, queries: Tensors, order: Tensor, offsets: Tensor, value_channels: list[int], heads: int
+) -> Tensors:
+    pairs = zip(messages, value_channels, strict=True)
+    return [message.new_empty(offsets.shape[0] - 1, channels, message.shape[2]) for message, channels in pairs]
 
 
 @torch.library.register_fake("se3_fast_cpp::edge_attention_backward")
@@ -73,3 +76,27 @@ def _radial(invariants: Tensor, parameters: Tensor, width: int, has_norm: bool, 
 def _radial_backward(gradient: Tensor, invariants: Tensor, parameters: Tensor, *rest: Any) -> Tensors:
     with_invariants = rest[-1]
     return [torch.empty_like(operand) for operand in ([parameters, invariants] if with_invariants else [parameters])]
+
+
+@torch.library.register_fake("se3_fast_cpp::equivariant_norm")
+def _equivariant_norm(features: Tensors, scale: Tensor, shift: Tensor, epsilon: float) -> Tensors:
+    return [torch.empty_like(feature) for feature in features]
+
+
+@torch.library.register_fake("se3_fast_cpp::equivariant_norm_backward")
+def _equivariant_norm_backward(gradients: Tensors, features: Tensors, scale: Tensor, shift: Tensor, epsilon: float) -> Tensors:
+    return [torch.empty_like(operand) for operand in (*features, scale, shift)]
+
+
+@torch.library.register_fake("se3_fast_cpp::linear")
+def _linear(parts: Tensors, counts: list[int], weights: Tensors) -> Tensors:
+    first = [sum(counts[:index]) for index in range(len(counts))]
+    examples = [parts[place] for place in first]
+    return [part.new_empty(part.shape[0], weight.shape[0], part.shape[2]) for part, weight in zip(examples, weights, strict=True)]
+
+
+@torch.library.register_fake("se3_fast_cpp::linear_backward")
+def _linear_backward(
+    gradients: Tensors, parts: Tensors, counts: list[int], weights: Tensors, with_parts: bool, with_weights: bool
+) -> Tensors:
+    return [torch.empty_like(operand) for operand in (*(parts if with_parts else []), *(weights if with_weights else []))]

@@ -64,16 +64,29 @@ def good_calls() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
     order, offsets = random_graph(NUM_NODES, NUM_EDGES).incoming()
     attention = {
-        "messages": [torch.randn(NUM_EDGES, 10, generator=generator), torch.randn(NUM_EDGES, 4, generator=generator)],
-        "queries": [torch.randn(NUM_NODES, 4, generator=generator)],
+        "messages": [torch.randn(NUM_EDGES, channels, 3, generator=generator) for channels in (10, 4)],
+        "queries": [torch.randn(NUM_NODES, 4, 3, generator=generator)],
         "order": order,
         "offsets": offsets,
-        "widths": [6, 4],
+        "value_channels": [6, 4],
         "heads": 2,
     }
     yield "edge_attention", "float32", attention
-    gradients = [torch.randn(NUM_NODES, width, generator=generator) for width in (6, 4)]
+    gradients = [torch.randn(NUM_NODES, channels, 3, generator=generator) for channels in (6, 4)]
     yield "edge_attention_backward", "float32", {"gradients": gradients, **attention}
+    features = [torch.randn(NUM_NODES, 3, size, generator=generator) for size in (1, 5)]
+    norm = {"features": features, **{name: torch.randn(6, generator=generator) for name in ("scale", "shift")}, "epsilon": 1e-5}
+    yield "equivariant_norm", "float32", norm
+    yield "equivariant_norm_backward", "float32", {"gradients": [torch.ones_like(feature) for feature in features], **norm}
+
+    maps = {
+        "parts": [torch.randn(NUM_NODES, channels, size, generator=generator) for channels, size in ((3, 1), (2, 1), (4, 3))],
+        "counts": [2, 1],
+        "weights": [torch.randn(2, 5, generator=generator), torch.randn(6, 4, generator=generator)],
+    }
+    yield "linear", "float32", maps
+    gradients = [torch.randn(NUM_NODES, channels, size, generator=generator) for channels, size in ((2, 1), (6, 3))]
+    yield "linear_backward", "float32", {"gradients": gradients, **maps, "with_parts": True, "with_weights": True}
     for pool in (False, True):
         yield from _convolutions(pool)
 
@@ -122,8 +135,11 @@ def _convolutions(pool: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
 FREE = {
     "wigner_blocks": ("direction with", "direction in torch.float64"),
     "radial": ("invariants with", "parameters with"),
+    "edge_attention": ("messages [1] with",),
+    "equivariant_norm": ("features [0] with", "features [1] with", "features reversed"),
+    "linear": ("parts [2] with", "weights [0] with", "weights [1] with"),
 }
-"""Changes that may be good: a size that nothing else has (edges, or profiles), another dtype of the only values."""
+"""Changes that may be good: a size that nothing else has (edges, profiles, components), another dtype of the only values."""
 
 
 def bad_calls() -> Iterator[Call]:

@@ -106,8 +106,8 @@ def test_bad_shapes_are_named() -> None:
 def test_shapes_for_the_compiler() -> None:
     """Schema and fake results of both operations agree with what they do."""
     graph = graph_of(3, 5)
-    arguments = ([torch.randn(5, 10)], [torch.randn(3, 4)], *graph.incoming(), [6], HEADS)
+    arguments = ([torch.randn(5, 10, 3)], [torch.randn(3, 4, 3)], *graph.incoming(), [6], HEADS)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.se3_fast_cpp.edge_attention.default, arguments, test_utils=checks)
-    gradients = [torch.randn(3, 6)]
+    gradients = [torch.randn(3, 6, 3)]
     torch.library.opcheck(torch.ops.se3_fast_cpp.edge_attention_backward.default, (gradients, *arguments), test_utils=checks)

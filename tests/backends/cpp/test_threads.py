@@ -14,21 +14,23 @@ from se3_fast.backends.cpp import library
 COMPARE = """
 import torch
 import se3_fast
-from se3_fast import EdgeGeometry, Fiber
+from se3_fast import EdgeGeometry, Fiber, LinearSE3, NormSE3
 from tests.support import make_convolution, random_features, random_graph, relative_error
 
 def results(backend, order):
     fiber = Fiber({0: 4, 1: 4})
     convolution = make_convolution(fiber, fiber, pool=True)
     convolution.contraction_order = order
+    norm, project = NormSE3(fiber).double(), LinearSE3(fiber, fiber).double()
     graph = random_graph(60, 900)
     rel_pos = graph.edata["rel_pos"].clone().requires_grad_()
     with se3_fast.backend(backend):
         geometry = EdgeGeometry.from_relative_positions(rel_pos, 1)
         lengths = {"0": rel_pos.norm(dim=-1)[:, None, None]}
-        messages = convolution(random_features(fiber, 60), lengths, graph, geometry)
+        messages = project(norm(convolution(random_features(fiber, 60), lengths, graph, geometry)))
         loss = sum(message.square().sum() for message in messages.values())
-    return [*messages.values(), *torch.autograd.grad(loss, [rel_pos, *convolution.parameters()])]
+    parameters = [parameter for layer in (convolution, norm, project) for parameter in layer.parameters()]
+    return [*messages.values(), *torch.autograd.grad(loss, [rel_pos, *parameters])]
 
 for order in ("edge", "source"):
     print(max(map(relative_error, results("cpp", order), results("dense", order))))
@@ -36,7 +38,7 @@ for order in ("edge", "source"):
 
 
 @pytest.mark.skipif(not library.is_available(), reason="needs the compiled operations")
-def test_convolution_and_radial_profile() -> None:
+def test_convolution_norm_and_linear_map() -> None:
     """In a process of its own, since OpenMP reads the numbers at its start: two threads, and four within a parallel region."""
     environment = os.environ | {"OMP_NUM_THREADS": "2,4"}
     child = subprocess.run(
