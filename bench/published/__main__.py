@@ -5,8 +5,8 @@ DGLPyTorch/DrugDiscovery/SE3Transformer); it needs e3nn, and takes DGL if that i
 this project, with its C++ operations built, that is measured too.
 
 Every contestant lives in a process of its own. All have the same parameters and the same batch, in float32; what they compute,
-gradients included, is compared before anything is timed. Then they take turns, round by round. The published program makes its bases
-in every pass, as ours makes its edge frames. The tuned allocator is the C library told to keep what is freed.
+gradients included, is compared before anything is timed. Then they take turns, round by round. The published program makes its
+bases in every pass, as ours makes its edge frames. The tuned allocator is the C library told to keep what is freed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -69,7 +70,7 @@ class Started:
 
     def __init__(self, contestant: Contestant, threads: int, allocator: str) -> None:
         self.contestant = contestant
-        self.child = Child(preload=())
+        self.child = Child(preload=("torch",))
         folder = str(contestant.folder.resolve())
         self.child.call("bench.published.process:enter", {"folders": [folder], "threads": threads}, SECONDS_OF_CALL)
         setting = {"folder": folder, "threads": threads, "keeps_freed_memory": allocator == "tuned"}
@@ -86,9 +87,9 @@ class Started:
         except CallFailed as error:
             raise CallFailed(error.kind, f"{self.contestant.name}: {error}") from None
 
-    def read(self, workload: str, path: Path) -> None:
+    def read(self, inputs: Inputs) -> None:
         """Make its model of a workload."""
-        self.call(f"read_{self.contestant.kind}", name=workload, path=str(path))
+        self.call(f"read_{self.contestant.kind}", name=inputs.name, path=str(inputs.path))
 
     def __enter__(self) -> Started:
         return self
@@ -98,38 +99,82 @@ class Started:
 
 
 def measured(contestants: Sequence[Contestant], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Compare and time all; the content of the file."""
+    """Compare and time all; the content of the file.
+
+    Args:
+        contestants: the first is ours.
+        arguments: of the command line.
+
+    Raises:
+        CallFailed: one does not start, does not end, or computes something else.
+    """
     load = os.getloadavg()[1]
-    result: dict[str, Any] = {"rows": []}
+    rows: list[Row] = []
+    details = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for threads in arguments.threads:
-            for allocator in arguments.allocator:
-                with ExitStack() as stack:
-                    started = [stack.enter_context(Started(each, threads, allocator)) for each in contestants]
-                    result["contestants"] = {each.contestant.name: each.details for each in started}
-                    for workload in arguments.workloads:
-                        setting = {"threads": threads, "allocator": allocator}
-                        result["rows"] += _show(_timed(started, workload, arguments.rounds, folder), setting)
-        result["rows"] += _show(_peaks(contestants, arguments.workloads, folder), {})
-    result["environment"] = result["contestants"]["ours"]["environment"] | {"load_average": [load, os.getloadavg()[1]]}
-    for details in result["contestants"].values():
-        details.pop("environment", None)
-    result["clock"] = "processor time with one thread, otherwise wall time"
-    return result
+        inputs = _written(contestants[0], arguments.workloads, Path(name))
+        for threads, allocator in product(arguments.threads, arguments.allocator):
+            with ExitStack() as stack:
+                started = [stack.enter_context(Started(each, threads, allocator)) for each in contestants]
+                details = {each.contestant.name: each.details for each in started}
+                for found in inputs:
+                    rows += _show(_timed(started, found, arguments.rounds), {"threads": threads, "allocator": allocator})
+        for found in inputs:
+            rows += _show([_peak(each, found) for each in contestants], {})
+    where = details["ours"].pop("environment") | {"load_average": [load, os.getloadavg()[1]]}
+    clock = "processor time with one thread, otherwise wall time"
+    for other in details.values():
+        other.pop("environment", None)
+    return {"environment": where, "clock": clock, "contestants": details, "rows": rows}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A workload that is written down.
+
+    Attributes:
+        workload: its name and size.
+        path: file with the parameters and the batch.
+        sizes: nodes and edges.
+    """
+
+    workload: str
+    path: Path
+    sizes: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """The workload's name."""
+        return self.workload.partition(":")[0]
+
+    def row(self, direction: str, contestant: Contestant) -> Row:
+        """The beginning of a row."""
+        return {"workload": self.workload, **self.sizes, "pass": direction, "contestant": contestant.name}
+
+
+def _written(ours: Contestant, workloads: Sequence[str], folder: Path) -> list[Inputs]:
+    """The inputs of all workloads, made by ours."""
+    inputs = []
+    with Started(ours, 1, "default") as started:
+        for workload in workloads:
+            name, _, size = workload.partition(":")
+            path = folder / f"{name}_{size}.pt"
+            inputs.append(Inputs(workload, path, started.call("write_workload", name=name, size=int(size), path=str(path))))
+    return inputs
 
 
 def _show(rows: Sequence[Row], setting: dict[str, Any]) -> list[Row]:
-    for row in rows:
-        row |= setting
+    shown = [row | setting for row in rows]
+    for row in shown:
         print(json.dumps(row), flush=True)
-    return list(rows)
+    return shown
 
 
-def _timed(started: Sequence[Started], workload: str, rounds: int, folder: Path) -> list[Row]:
-    """Rows of every pass and contestant; the first of ``started`` is ours."""
-    found = _given(started, workload, folder)
-    differences = _differences(started, folder)
+def _timed(started: Sequence[Started], inputs: Inputs, rounds: int) -> list[Row]:
+    """Rows of every pass and contestant."""
+    for each in started:
+        each.read(inputs)
+    differences = _differences(started, inputs.path.parent)
     rows = []
     for direction in PASSES:
         times: dict[str, list[float]] = {each.contestant.name: [] for each in started}
@@ -138,41 +183,30 @@ def _timed(started: Sequence[Started], workload: str, rounds: int, folder: Path)
                 seconds = each.call("seconds_of", direction=direction, at_least=SECONDS_OF_TURN)
                 if number > 0:  # the first round warms up
                     times[each.contestant.name] += seconds
-        for name, seconds in times.items():
-            row = {"workload": workload, **found, "pass": direction, "contestant": name, "difference": differences[name]}
+        for each in started:
+            seconds = times[each.contestant.name]
+            row = inputs.row(direction, each.contestant) | {"difference": differences[each.contestant.name]}
             rows.append(row | {"median_ms": 1e3 * median(seconds), "least_ms": 1e3 * min(seconds), "steps": len(seconds)})
     return rows
 
 
-def _given(started: Sequence[Started], workload: str, folder: Path) -> dict[str, int]:
-    """Give all the parameters and the batch of a workload; its nodes and edges."""
-    name, _, size = workload.partition(":")
-    path = folder / "workload.pt"
-    found = started[0].call("write_workload", name=name, size=int(size), path=str(path))
-    for each in started:
-        each.read(name, path)
-    return found
-
-
 def _differences(started: Sequence[Started], folder: Path) -> dict[str, float]:
-    """How far what each computes is from ours."""
-    for each in started:
-        each.call("write_values", path=str(folder / f"{each.contestant.name}.pt"))
-    ours = started[0]
+    """How far what each computes is from what the first, ours, does."""
     paths = {each.contestant.name: str(folder / f"{each.contestant.name}.pt") for each in started}
-    return {name: ours.call("difference", path=path, path_of_ours=paths["ours"]) for name, path in paths.items()}
+    for each in started:
+        each.call("write_values", path=paths[each.contestant.name])
+    ours = started[0]
+    return {
+        name: ours.call("difference", path=path, path_of_ours=paths[ours.contestant.name], name=name)
+        for name, path in paths.items()
+    }
 
 
-def _peaks(contestants: Sequence[Contestant], workloads: Sequence[str], folder: Path) -> list[Row]:
-    """Rows of the memory of a training step, each measured in a new process, with one thread."""
-    rows = []
-    for workload in workloads:
-        for contestant in contestants:
-            with Started(contestants[0], 1, "default") as ours, Started(contestant, 1, "default") as started:
-                found = _given([ours, started], workload, folder)
-                peak = started.call("peak_bytes") / 2**20
-            rows.append({"workload": workload, **found, "pass": "memory", "contestant": contestant.name, "peak_MiB": peak})
-    return rows
+def _peak(contestant: Contestant, inputs: Inputs) -> Row:
+    """A row with the memory of a training step, in a new process, with one thread."""
+    with Started(contestant, 1, "default") as started:
+        started.read(inputs)
+        return inputs.row("memory", contestant) | {"peak_MiB": started.call("peak_bytes") / 2**20}
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -166,20 +166,20 @@ def write_values(path: str) -> None:
     torch.save(values | {f"gradient {name}": part for name, part in zip(operands, gradients, strict=True)}, path)
 
 
-def difference(path: str, path_of_ours: str) -> float:
-    """The largest relative RMS difference between what two contestants wrote.
+def difference(path: str, path_of_ours: str, name: str) -> float:
+    """The largest relative RMS difference between what a contestant of a name and ours wrote.
 
     Raises:
         ValueError: if they wrote other things, or it exceeds :data:`TOLERANCE`.
     """
     found, ours = (torch.load(file, weights_only=True) for file in (path, path_of_ours))
     if found.keys() != ours.keys():
-        raise ValueError(f"values: expected those of ours, got {sorted(found.keys() ^ ours.keys())} of one alone")
+        raise ValueError(f"{name}: expected the values of ours, got {sorted(found.keys() ^ ours.keys())} of one alone")
     largest = 0.0
-    for name, truth in ours.items():
-        error = float((found[name].double() - truth.double()).norm() / truth.double().norm())
+    for value, truth in ours.items():
+        error = float((found[value].double() - truth.double()).norm() / truth.double().norm())
         if not error <= TOLERANCE:
-            raise ValueError(f"{name}: expected ours to {TOLERANCE:g}, got a relative difference of {error:.3g}")
+            raise ValueError(f"{name}: {value}: expected ours to {TOLERANCE:g}, got a relative difference of {error:.3g}")
         largest = max(largest, error)
     return largest
 
