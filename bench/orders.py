@@ -133,16 +133,28 @@ def _rates(rows: Sequence[Row], forms_weights: bool) -> OrderRates:
         edges = nodes * row["edges_a_node"]
         by_edge.append(edge_work(plan, edges, forms_weights))
         by_source.append(source_work(plan, nodes, edges))
-    return OrderRates(
-        EdgeWork(*_fitted(by_edge, [row["by_edge_ms"] for row in rows])),
-        SourceWork(*_fitted(by_source, [row["by_source_ms"] for row in rows])),
+    times = np.array([[row["by_edge_ms"], row["by_source_ms"]] for row in rows])
+    rates = [_fitted(work, milliseconds) for work, milliseconds in zip((by_edge, by_source), times.T, strict=True)]
+    factor = _factor_of_least_loss(
+        *(1e-6 * np.array(work) @ rate for work, rate in zip((by_edge, by_source), rates, strict=True)), times
     )
+    return OrderRates(EdgeWork(*_digits(rates[0])), SourceWork(*_digits(factor * rates[1])))
 
 
-def _fitted(work: Sequence[tuple[float, ...]], milliseconds: Sequence[float]) -> list[float]:
-    """Nanoseconds, none negative, with the least squares of the relative errors; three digits."""
-    relative = np.array(work) / (1e6 * np.array(milliseconds)[:, None])
-    return [float(f"{rate:.3g}") for rate in nnls(relative, np.ones(len(work)))[0]]
+def _factor_of_least_loss(by_edge: np.ndarray, by_source: np.ndarray, times: np.ndarray) -> float:
+    """What the fitted times by source are multiplied with, so that the choice costs least where it costs most; near 1."""
+    factors = sorted(np.linspace(0.8, 1.2, 41), key=lambda factor: abs(factor - 1))
+    losses = [(np.where(factor * by_source < by_edge, *times.T[::-1]) / times.min(1)).max() for factor in factors]
+    return float(factors[int(np.argmin(np.round(losses, 3)))])
+
+
+def _fitted(work: Sequence[tuple[float, ...]], milliseconds: np.ndarray) -> np.ndarray:
+    """Nanoseconds, none negative, with the least squares of the relative errors."""
+    return nnls(np.array(work) / (1e6 * milliseconds[:, None]), np.ones(len(work)))[0]
+
+
+def _digits(rates: np.ndarray) -> list[float]:
+    return [float(f"{rate:.3g}") for rate in rates]
 
 
 def table(rows: Sequence[Row]) -> str:
