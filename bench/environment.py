@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
     """Date, commit, device and versions."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit() or "unknown",
+        "commit": commit_of(Path(__file__).parents[1]),
         "device": device_name() if DEVICE.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -40,7 +40,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
+def commit_of(tree: Path) -> str:
+    """The commit that is checked out in a folder; ``unknown`` where there is none."""
     if shutil.which("git") is None:
-        return ""
-    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+        return "unknown"
+    command = ["git", "-C", str(tree), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"

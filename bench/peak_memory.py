@@ -2,7 +2,8 @@
 
 ``python -m bench.peak_memory WORKLOAD BACKEND`` prints bytes. A step before the one measured makes what a process pays once (thread
 pools, library buffers). The CPU's memory is counted by the system, so the C library must give back what is freed: by default it
-raises, as it goes, the size from which it does (M_MMAP_THRESHOLD), and a step then finds its memory in what the last one left.
+raises, as it goes, the size from which it does (M_MMAP_THRESHOLD), and a step then finds its memory in what the last one left. The
+scratch memory that the C++ operations keep between calls, 64 MiB at most (``csrc/workspace.h``), is among what is paid once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import ctypes
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,7 +34,7 @@ def measure(name: str, backend: str) -> int:
 
 def peak_of_step(workload: Workload) -> int:
     """Peak bytes of a forward and backward pass above those before it: resident on the CPU, allocated on a GPU."""
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 * 1024)  # its initial value, no longer raised
+    give_back_freed_memory()
     workload.forward_backward()
     for parameter in workload.model.parameters():
         parameter.grad = parameter.detach().clone()
@@ -39,10 +43,30 @@ def peak_of_step(workload: Workload) -> int:
         before = torch.cuda.memory_allocated()
         workload.forward_backward()
         return torch.cuda.max_memory_allocated() - before
+    with peak_memory() as peak:
+        workload.forward_backward()
+    return peak.bytes
+
+
+def give_back_freed_memory() -> None:
+    """From now on the C library gives large freed memory back, which it would keep more and more of."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 * 1024)  # its initial value, no longer raised
+
+
+@dataclass
+class Peak:
+    """What :func:`peak_memory` has found in ``bytes``."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def peak_memory() -> Iterator[Peak]:
+    """The most that the block had resident above what there was before it (Linux), counted when it ends."""
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-    before = _status_bytes("VmRSS")
-    workload.forward_backward()
-    return high_water_mark() - before
+    peak, before = Peak(), _status_bytes("VmRSS")
+    yield peak
+    peak.bytes = high_water_mark() - before
 
 
 def high_water_mark() -> int:

@@ -14,16 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from se3_fast import (
-    AttentionBlockSE3,
-    Fiber,
-    Graph,
-    NormSE3,
-    SE3Transformer,
-    SE3TransformerPooled,
-    complete_graph,
-    nearest_neighbour_graph,
-)
+import se3_fast
+from se3_fast import AttentionBlockSE3, Graph, NormSE3, complete_graph, nearest_neighbour_graph
 from se3_fast.data import QM9DataModule
 
 SEQUENCE_NEIGHBOURS = 32
@@ -85,22 +77,54 @@ class Workload:
         self._finish()
 
 
-def _qm9_model(num_edge_features: int) -> nn.Module:
-    return SE3TransformerPooled(
-        fiber_in=Fiber({0: 6}),
-        fiber_out=Fiber({0: 128}),
-        fiber_edge=Fiber({0: num_edge_features}),
-        num_degrees=4,
-        num_channels=32,
-        output_dim=1,
-        num_layers=7,
-        num_heads=8,
-        channels_div=2,
-        pooling="max",
-        norm=True,
-        use_layer_norm=True,
-        tensor_cores=True,
+@dataclass(frozen=True)
+class ModelDescription:
+    """What any implementation of the published classes makes a model of.
+
+    Attributes:
+        name: of the class.
+        fibers: the arguments that are fibers, each the channels by degree.
+        others: all other arguments.
+    """
+
+    name: str
+    fibers: dict[str, dict[int, int]]
+    others: dict[str, Any]
+
+    def made_by(self, package: Any) -> nn.Module:
+        """The model by a package that has the class and ``Fiber``: this one, or the published ``se3_transformer.model``."""
+        fibers = {name: package.Fiber(channels) for name, channels in self.fibers.items()}
+        return getattr(package, self.name)(**fibers, **self.others)
+
+
+def _qm9_description(num_edge_features: int) -> ModelDescription:
+    sizes = {"num_degrees": 4, "num_channels": 32, "output_dim": 1, "num_layers": 7, "num_heads": 8, "channels_div": 2}
+    return ModelDescription(
+        "SE3TransformerPooled",
+        {"fiber_in": {0: 6}, "fiber_out": {0: 128}, "fiber_edge": {0: num_edge_features}},
+        {**sizes, "pooling": "max", "norm": True, "use_layer_norm": True, "tensor_cores": True},
     )
+
+
+def _protein_description(
+    fiber_in: dict[int, int], fiber_out: dict[int, int], hidden_channels: int, num_edge_features: int
+) -> ModelDescription:
+    hidden = {0: hidden_channels, 1: hidden_channels}
+    return ModelDescription(
+        "SE3Transformer",
+        {"fiber_in": fiber_in, "fiber_hidden": hidden, "fiber_out": fiber_out, "fiber_edge": {0: num_edge_features}},
+        {"num_layers": 1, "num_heads": 4, "channels_div": 4},
+    )
+
+
+DESCRIPTIONS = {
+    "qm9": _qm9_description(4),
+    "qm9_complete": _qm9_description(5),
+    "protein_full": _protein_description({0: 8, 1: 3}, {0: 8, 1: 2}, 32, 32),
+    "protein_refine": _protein_description({0: 64, 1: 3}, {0: 64, 1: 2}, 32, 64),
+    "protein_wide": _protein_description({0: 64, 1: 2}, {0: 64, 1: 2}, 128, 64),
+}
+"""The models of the workloads."""
 
 
 def _molecule_batch(batch_size: int, data_dir: Path | None = None) -> tuple[Graph, dict[str, Tensor], dict[str, Tensor]]:
@@ -111,13 +135,13 @@ def _molecule_batch(batch_size: int, data_dir: Path | None = None) -> tuple[Grap
 
 
 def _qm9(batch_size: int) -> Workload:
-    return Workload(_qm9_model(4), _molecule_batch(batch_size))
+    return Workload(DESCRIPTIONS["qm9"].made_by(se3_fast), _molecule_batch(batch_size))
 
 
 def qm9_of(data_dir: Path, batch_size: int) -> Workload:
     """``qm9`` with molecules of ``qm9_edge.npz`` in ``data_dir``, whose mean is larger than that of the sample."""
     torch.manual_seed(0)
-    return Workload(_qm9_model(4), _molecule_batch(batch_size, data_dir))
+    return Workload(DESCRIPTIONS["qm9"].made_by(se3_fast), _molecule_batch(batch_size, data_dir))
 
 
 def _qm9_complete(batch_size: int) -> Workload:
@@ -131,7 +155,7 @@ def _qm9_complete(batch_size: int) -> Workload:
     features = torch.zeros(graph.num_edges(), 5, 1)
     features[bond >= 0, :4] = bond_features["0"][bond[bond >= 0]]
     features[bond < 0, 4] = 1.0
-    return Workload(_qm9_model(5), (graph, nodes, {"0": features}))
+    return Workload(DESCRIPTIONS["qm9_complete"].made_by(se3_fast), (graph, nodes, {"0": features}))
 
 
 def random_chain(length: int) -> Tensor:
@@ -151,30 +175,22 @@ def _neighbour_graph(pos: Tensor) -> Graph:
     return Graph(src, dst, len(pos), ndata={"pos": pos}, edata={"rel_pos": pos[dst] - pos[src]})
 
 
-def _protein(
-    graph: Graph, fiber_in: dict[int, int], fiber_out: dict[int, int], hidden_channels: int, num_edge_features: int
-) -> Workload:
-    model = SE3Transformer(
-        num_layers=1,
-        fiber_in=Fiber(fiber_in),
-        fiber_hidden=Fiber.create(2, hidden_channels),
-        fiber_out=Fiber(fiber_out),
-        num_heads=4,
-        channels_div=4,
-        fiber_edge=Fiber({0: num_edge_features}),
-    )
+def _protein(name: str, graph: Graph) -> Workload:
+    """The block of a name on a graph of residues; random features."""
+    description = DESCRIPTIONS[name]
+    model = description.made_by(se3_fast)
     generator = torch.Generator().manual_seed(1)
     nodes = {
         str(degree): torch.randn(graph.num_nodes(), channels, 2 * degree + 1, generator=generator)
-        for degree, channels in fiber_in.items()
+        for degree, channels in description.fibers["fiber_in"].items()
     }
-    edges = {"0": torch.randn(graph.num_edges(), num_edge_features, 1, generator=generator)}
+    edges = {"0": torch.randn(graph.num_edges(), description.fibers["fiber_edge"][0], 1, generator=generator)}
     return Workload(model, (graph, nodes, edges))
 
 
 def protein_full_of(pos: Tensor) -> Workload:
     """``protein_full`` of the residues at ``pos`` [L, 3]."""
-    return _protein(complete_graph(pos), {0: 8, 1: 3}, {0: 8, 1: 2}, 32, 32)
+    return _protein("protein_full", complete_graph(pos))
 
 
 def _protein_full(length: int) -> Workload:
@@ -182,11 +198,11 @@ def _protein_full(length: int) -> Workload:
 
 
 def _protein_refine(length: int) -> Workload:
-    return _protein(_neighbour_graph(random_chain(length)), {0: 64, 1: 3}, {0: 64, 1: 2}, 32, 64)
+    return _protein("protein_refine", _neighbour_graph(random_chain(length)))
 
 
 def _protein_wide(length: int) -> Workload:
-    return _protein(_neighbour_graph(random_chain(length)), {0: 64, 1: 2}, {0: 64, 1: 2}, 128, 64)
+    return _protein("protein_wide", _neighbour_graph(random_chain(length)))
 
 
 BUILDERS: dict[str, Callable[[int], Workload]] = {

@@ -1,6 +1,8 @@
 #include "workspace.h"
 
 #include <cstdlib>
+#include <iterator>
+#include <list>
 #include <map>
 #include <mutex>
 #include <new>
@@ -16,10 +18,45 @@ std::size_t rounded(std::size_t bytes) {
     return (bytes + step) / step * step;
 }
 
+struct Block {
+    std::size_t size;
+    void* memory;
+};
+
+using Blocks = std::list<Block>;
+
+// The blocks that wait, those given back first in front, and where each size is among them.
 struct Kept {
     std::mutex mutex;
-    std::multimap<std::size_t, void*> blocks;
+    Blocks blocks;
+    std::multimap<std::size_t, Blocks::iterator> of_size;
     std::size_t bytes = 0;
+
+    // Takes one of a size out, the last that was given back; nullptr where there is none.
+    void* take(std::size_t size) {
+        const auto after = of_size.upper_bound(size);
+        if (after == of_size.begin() || std::prev(after)->first != size) return nullptr;
+        const auto found = std::prev(after);
+        void* memory = found->second->memory;
+        blocks.erase(found->second);
+        of_size.erase(found);
+        bytes -= size;
+        return memory;
+    }
+
+    // Takes out the one that has waited longest: sizes that nobody asks for any more make room.
+    void* take_oldest() {
+        const Block oldest = blocks.front();
+        of_size.erase(of_size.lower_bound(oldest.size));  // of equal sizes those given back first stand first
+        blocks.pop_front();
+        bytes -= oldest.size;
+        return oldest.memory;
+    }
+
+    void put(std::size_t size, void* memory) {
+        of_size.emplace(size, blocks.insert(blocks.end(), {size, memory}));
+        bytes += size;
+    }
 };
 
 // Never destroyed: threads may still give memory back while the process ends.
@@ -35,13 +72,7 @@ void* take_memory(std::size_t bytes) {
     Kept& pool = kept();
     {
         const std::lock_guard<std::mutex> lock(pool.mutex);
-        const auto found = pool.blocks.find(size);
-        if (found != pool.blocks.end()) {
-            void* memory = found->second;
-            pool.blocks.erase(found);
-            pool.bytes -= size;
-            return memory;
-        }
+        if (void* memory = pool.take(size)) return memory;
     }
     void* memory = std::aligned_alloc(ALIGNMENT, size);
     if (memory == nullptr) throw std::bad_alloc();
@@ -50,16 +81,11 @@ void* take_memory(std::size_t bytes) {
 
 void release_memory(void* memory, std::size_t bytes) {
     const std::size_t size = rounded(bytes);
+    if (size > KEPT_BYTES) return std::free(memory);
     Kept& pool = kept();
-    {
-        const std::lock_guard<std::mutex> lock(pool.mutex);
-        if (pool.bytes + size <= KEPT_BYTES) {
-            pool.blocks.emplace(size, memory);
-            pool.bytes += size;
-            return;
-        }
-    }
-    std::free(memory);
+    const std::lock_guard<std::mutex> lock(pool.mutex);
+    while (pool.bytes + size > KEPT_BYTES) std::free(pool.take_oldest());
+    pool.put(size, memory);
 }
 
 }  // namespace se3_fast

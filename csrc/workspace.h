@@ -1,7 +1,8 @@
 // Scratch memory that is kept from call to call.
 //
 // What an operation writes and reads within one call can be several megabytes; fresh from the system every page of it would fault,
-// which costs as much as filling it twice. Freed blocks wait here for the next call, up to KEPT_BYTES in all.
+// which costs as much as filling it twice. Freed blocks wait here for the next call, up to KEPT_BYTES in all; those that have waited
+// longest make room for others.
 
 #pragma once
 

@@ -91,6 +91,7 @@ SLOW = (
     "test_documentation.py::test_shell_commands*",
     "test_in_browser.py::*",
     "test_reproduce.py::*",
+    "test_published.py::test_rows_tables_and_file",
     "test_rehearsal.py::*",
     "test_gpu_tests.py::*",
     "test_on_a_device.py::*",

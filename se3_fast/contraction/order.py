@@ -1,15 +1,15 @@
-"""Which order of contraction is cheaper, by edge or by source node (DESIGN 1.3), for the hardware of each backend."""
+"""Which order of contraction is cheaper, by edge or by source node (DESIGN 1.3), on a GPU; on a CPU: ``order_on_cpu.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
-from se3_fast.contraction.aligned import FeatureRows, input_rows, orders, output_rows, pairs_of
+from se3_fast.contraction.aligned import FeatureRows, input_rows, output_rows, pairs_of
 from se3_fast.contraction.plan import ConvolutionPlan
 from se3_fast.kernels.cost import Cost
 
@@ -48,49 +48,10 @@ def is_by_source(order: ContractionOrder, plan: ConvolutionPlan, is_cheaper: Cal
     return order == "source" or is_cheaper()
 
 
-def is_less_arithmetic_by_source(plan: ConvolutionPlan, num_sources: int, num_edges: int, forms_weights: bool) -> bool:
-    """Whether the order by source takes fewer multiply-adds.
-
-    Args:
-        plan: what is coupled.
-        num_sources: how many nodes have outgoing edges.
-        num_edges: E.
-        forms_weights: by edge, R = W h is formed and then contracted (backend ``cpp``); otherwise the outer product of h and the
-            aligned features is contracted with W (backend ``torch``).
-    """
-    products = _products(plan)
-    by_edge = products.weights if forms_weights else products.outer
-    return num_sources * products.per_source + num_edges * products.per_edge_of_source < num_edges * by_edge
-
-
-class _Products(NamedTuple):
-    """Multiply-adds for each hidden unit: per edge by way of R, and of the outer product; by source per node and per edge."""
-
-    weights: int
-    outer: int
-    per_source: int
-    per_edge_of_source: int
-
-
-@cache
-def _products(plan: ConvolutionPlan) -> _Products:
-    weights = outer = per_source = per_edge = 0
-    for group in plan.groups:
-        for order in orders(group):
-            columns = order.num_parities * len(order.degrees_out) * group.channels_out
-            rows = len(order.degrees_in) * group.channels_in
-            weights += rows * columns
-            outer += order.num_parities * rows * columns
-            components = sum(2 * degree_in + 1 for degree_in in order.degrees_in)
-            per_source += group.channels_in * components * columns
-            per_edge += components * columns
-    return _Products(weights, outer, per_source, per_edge)
-
-
 def is_less_time_by_source(plan: ConvolutionPlan, num_nodes: int, num_edges: int, width: int, dtype: torch.dtype) -> bool:
     """Whether the order by source takes less time on a GPU, in a training step, as if arithmetic and memory took turns.
 
-    Counting multiply-adds alone, as backend ``torch`` does, would take the order by source from 6 edges per node on at 4 degrees
+    Counting multiply-adds alone would take the order by source from 6 edges per node on at 4 degrees
     and 32 channels. But T goes through memory, and a matrix unit does 150 FLOP in the time of a byte: R, which never leaves the
     chip, is cheaper there up to about 35 edges per node in half precision and 17 in float32. At the shapes of ``protein_*`` the
     order changes between 7 and 52 edges per node.

@@ -16,7 +16,7 @@ import se3_fast
 from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph
 from se3_fast.backends.operands import Convolution
 from se3_fast.backends.torch import tfn_conv as aligned
-from se3_fast.contraction import ConvolutionPlan, is_less_arithmetic_by_source
+from se3_fast.contraction import ConvolutionPlan
 from se3_fast.layers.convolution import ConvSE3
 from se3_fast.ops.tfn_conv import tfn_conv
 from tests.support import FAST_BACKENDS, TOLERANCE, device_of, make_convolution, random_features, random_graph, relative_error
@@ -315,9 +315,3 @@ def test_errors(call: Callable[[ConvSE3], None], message: str) -> None:
     fiber = Fiber({0: 2, 1: 2})
     with pytest.raises(ValueError, match=message):
         call(make_convolution(fiber, fiber))
-
-
-def test_choice_of_order_follows_the_out_degree() -> None:
-    plan = make_convolution(Fiber.create(4, 32), Fiber.create(4, 32)).plan
-    assert not is_less_arithmetic_by_source(plan, num_sources=1000, num_edges=2000, forms_weights=False)
-    assert is_less_arithmetic_by_source(plan, num_sources=1000, num_edges=17000, forms_weights=False)

@@ -8,10 +8,11 @@ from functools import partial
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype
+from se3_fast.backends.cpp.order_rates import RATES
 from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
 from se3_fast.backends.cpp.tfn_conv_by_source import NativeConvolutionBySource
 from se3_fast.backends.operands import Convolution, FrameForm
-from se3_fast.backends.torch.operand_convolution import OperandConvolution, is_by_source_here
+from se3_fast.backends.torch.operand_convolution import OperandConvolution, orders_here
 from se3_fast.backends.torch.second_derivatives import Setting
 
 FRAMES: FrameForm = "wigner"
@@ -20,13 +21,16 @@ KEEPS_FRAMES = False
 
 def tfn_conv(call: Convolution) -> Sequence[Tensor]:
     """See :func:`se3_fast.ops.tfn_conv.tfn_conv`: messages by ascending degree."""
-    kind = NativeConvolutionBySource if is_by_source_here(call, forms_weights=True) else NativeConvolution
     given = call.hidden[0].dtype
     dtype = accumulation_dtype(given)
-    make = partial(kind, call.plan, call.graph, pool=call.pool)
+    make, make_backward = (
+        partial(NativeConvolutionBySource if by_source else NativeConvolution, call.plan, call.graph, pool=call.pool)
+        for by_source in orders_here(call, RATES)
+    )
     tensors = (*call.node_features.values(), *call.edge_features.values(), *call.hidden, *call.weights)
     operands = (tensor.to(dtype).contiguous() for tensor in tensors)
     how, of_recipe = (None, ()) if call.make_hidden is None else call.make_hidden
-    operation = OperandConvolution(Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype), make, how)
+    setting = Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype)
+    operation = OperandConvolution(setting, make, make_backward, how)
     messages = operation.apply(call.geometry.wigner_as(dtype), call.geometry.rel_pos, *operands, *of_recipe)
     return tuple(message.to(given) for message in messages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from se3_fast.autograd.operation import Operation, Tensors, Wanted
 from se3_fast.backends.operands import Convolution, Remake
 from se3_fast.backends.torch.second_derivatives import SHARED, ConvolutionOperands, EdgeFormula, Edges, Role, Setting
-from se3_fast.contraction import is_by_source, is_less_arithmetic_by_source
+from se3_fast.contraction import PassRates, is_by_source, passes_by_source
 
 
 class Chunked(Protocol):
@@ -26,15 +27,21 @@ class Chunked(Protocol):
         """Gradients of ``tensors``, and that of ``rel_pos`` through the directions or None."""
 
 
-def is_by_source_here(call: Convolution, forms_weights: bool) -> bool:
-    """The order of contraction of a call, chosen by arithmetic; ``forms_weights`` as for
-    :func:`~se3_fast.contraction.is_less_arithmetic_by_source`."""
+def orders_here(call: Convolution, rates: PassRates) -> tuple[bool, bool]:
+    """Whether the forward and the backward pass of a call are contracted by source: each is chosen by itself, as the backward pass
+    makes everything again.
 
-    def is_cheaper() -> bool:
+    Args:
+        call: its arguments.
+        rates: of the backend at hand.
+    """
+
+    def is_cheaper(number: int) -> bool:
         num_sources = len(call.graph.sources_by_out_degree()[1])
-        return is_less_arithmetic_by_source(call.plan, num_sources, call.graph.num_edges(), forms_weights)
+        return passes_by_source(call.plan, num_sources, call.graph.num_edges(), rates)[number]
 
-    return is_by_source(call.order, call.plan, is_cheaper)
+    forward, backward = (is_by_source(call.order, call.plan, partial(is_cheaper, number)) for number in (0, 1))
+    return forward, backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +58,8 @@ class OperandConvolution(Operation):
 
     Attributes:
         setting: what it is.
-        make: the convolution, from the Wigner blocks.
+        make: the convolution of the forward pass, from the Wigner blocks.
+        make_backward: that of the backward pass.
         remake: how to make h again.
     """
 
@@ -59,6 +67,7 @@ class OperandConvolution(Operation):
 
     setting: Setting
     make: Callable[[Tensor], Chunked]
+    make_backward: Callable[[Tensor], Chunked]
     remake: Remake | None
 
     @property
@@ -106,7 +115,7 @@ class OperandConvolution(Operation):
         wigner, rel_pos, *tensors = operands
         needs_weights = any(wanted[-self.num_groups :])
         given = self.setting.with_zeros(gradients, wigner)
-        found, of_positions = self.make(wigner).backward(tensors, given, rel_pos if wanted[1] else None, needs_weights)
+        found, of_positions = self.make_backward(wigner).backward(tensors, given, rel_pos if wanted[1] else None, needs_weights)
         for index, is_reached in enumerate(self.setting.reached_groups(gradients)):
             if not is_reached:
                 found[self.num_features + index] = found[self.num_features + self.num_groups + index] = None

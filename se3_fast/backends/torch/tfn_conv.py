@@ -29,7 +29,8 @@ from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype
 from se3_fast.backends.operands import Convolution, FrameForm
-from se3_fast.backends.torch.operand_convolution import OperandConvolution, is_by_source_here
+from se3_fast.backends.torch.operand_convolution import OperandConvolution, orders_here
+from se3_fast.backends.torch.order_rates import RATES
 from se3_fast.backends.torch.second_derivatives import Setting
 from se3_fast.contraction import ConvolutionPlan, Order, RadialGroup, columns_of_input, orders, torque_to_gradient, weight_blocks
 from se3_fast.graph import Graph
@@ -49,11 +50,16 @@ SMALLEST_CHUNK = 32
 
 def tfn_conv(call: Convolution) -> Sequence[Tensor]:
     """See :func:`se3_fast.ops.tfn_conv.tfn_conv`: messages by ascending degree."""
-    make = partial(Problem, call.plan, call.graph, is_by_source=is_by_source_here(call, forms_weights=False), is_pooled=call.pool)
+    make, make_backward = (
+        partial(Problem, call.plan, call.graph, is_by_source=by_source, is_pooled=call.pool)
+        for by_source in orders_here(call, RATES)
+    )
     tensors = (*call.node_features.values(), *call.edge_features.values(), *call.hidden, *call.weights)
     dtype = call.hidden[0].dtype
     setting = Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype)
-    return OperandConvolution(setting, make, None).apply(call.geometry.wigner_as(dtype), call.geometry.rel_pos, *tensors)
+    return OperandConvolution(setting, make, make_backward, None).apply(
+        call.geometry.wigner_as(dtype), call.geometry.rel_pos, *tensors
+    )
 
 
 class Operands(NamedTuple):

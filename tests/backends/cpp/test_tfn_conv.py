@@ -15,7 +15,6 @@ import se3_fast
 from se3_fast import ConvSE3, EdgeGeometry, Fiber, Graph
 from se3_fast.backends.cpp import library
 from se3_fast.backends.operands import Convolution
-from se3_fast.contraction import is_by_source, is_less_arithmetic_by_source
 from se3_fast.ops.tfn_conv import tfn_conv
 from tests.ops import test_tfn_conv as contract
 from tests.ops.test_tfn_conv import CASES, FULL, PARTIAL, Case, assert_equal, operands, run, run_width
@@ -193,19 +192,6 @@ def test_shapes_for_the_compiler_by_source() -> None:
     torch.library.opcheck(operations.tfn_conv_by_source.default, arguments, test_utils=checks)
     gradients = convolution.forward(tensors)
     torch.library.opcheck(operations.tfn_conv_by_source_backward.default, (gradients, *arguments, True, True), test_utils=checks)
-
-
-@in_order(["by edge"])
-def test_order_of_contraction(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bond graphs are contracted by edge, complete graphs by source, edge features of degree > 0 by edge."""
-    monkeypatch.undo()
-    fiber = Fiber.create(4, 32)
-    plan, with_edges = (make_convolution(fiber, fiber, edges).plan for edges in (None, Fiber({1: 2})))
-    assert not is_less_arithmetic_by_source(plan, num_sources=100, num_edges=200, forms_weights=True)
-    assert is_less_arithmetic_by_source(plan, num_sources=20, num_edges=380, forms_weights=True)
-    assert is_by_source("source", plan, lambda: False)
-    assert not is_by_source("source", with_edges, lambda: True)
-    assert not is_by_source("auto", with_edges, lambda: True)
 
 
 @in_order(["by edge"])
