@@ -27,6 +27,7 @@ constexpr int64_t WAVE_BYTES = int64_t(16) << 20;
 constexpr int64_t NODES_PER_TASK = 16;
 constexpr int64_t SLICES_PER_TASK = 8;
 constexpr int64_t CHANNELS_PER_TASK = 8;
+constexpr int64_t MOST_PAIR_PATHS = 2 * MOST_DEGREE + 1;
 
 // The plan as integers (se3_fast/backends/launch_tables.py writes them).
 struct Description {
@@ -206,6 +207,22 @@ struct Contraction {
     }
 };
 
+// Parts of one radial group for the same channels of its tiles, put together.
+std::vector<std::vector<const PairTile*>> of_one_group(const std::vector<PairTile>& parts) {
+    std::vector<std::vector<const PairTile*>> result;
+    for (const PairTile& part : parts) {
+        const auto is_same = [&](const std::vector<const PairTile*>& together) {
+            return together[0]->pair->group == part.pair->group && together[0]->first_channel == part.first_channel;
+        };
+        const auto found = std::find_if(result.begin(), result.end(), is_same);
+        if (found == result.end())
+            result.push_back({&part});
+        else
+            found->push_back(&part);
+    }
+    return result;
+}
+
 // What both directions share.
 template <typename T>
 struct Convolution {
@@ -244,29 +261,46 @@ struct Convolution {
 
     const T* frame(int64_t edge) const { return wigner + edge * wigner_size; }
 
+    // Pairs of a group stand side by side in its weights. So they are taken together, channel by channel of the other side: the
+    // memory is read nearly in its order.
     Scratch<T> aligned_weights(const Contraction& contraction, bool is_backward) const {
         Scratch<T> result(contraction.num_weights);
         struct Task {
-            const PairTile* part;
+            std::vector<const PairTile*> parts;
             int64_t first, last;  // channels of the other side
         };
         std::vector<Task> tasks;
         const auto parts = contraction.pair_tiles(plan);
-        for (const PairTile& part : parts) {
-            const int64_t channels = is_backward ? part.pair->channels_out : part.pair->channels_in;
+        for (const std::vector<const PairTile*>& together : of_one_group(parts)) {
+            const DegreePair& pair = *together[0]->pair;
+            const int64_t channels = is_backward ? pair.channels_out : pair.channels_in;
             for (int64_t first = 0; first < channels; first += CHANNELS_PER_TASK)
-                tasks.push_back({&part, first, std::min(first + CHANNELS_PER_TASK, channels)});
+                tasks.push_back({together, first, std::min(first + CHANNELS_PER_TASK, channels)});
         }
         for_each_task(int64_t(tasks.size()), [&](int64_t index) {
-            const PairTile& part = *tasks[index].part;
-            std::vector<T*> slices;
-            for (int64_t weight = 0; weight < part.pair->paths(); ++weight)
-                slices.push_back(result + part.start(weight, lanes));
-            SE3_FAST_CALL(align_weights<T>, *part.pair, coefficients + part.pair->alignment, read<T>(weights[part.pair->group]),
-                          plan.width_hidden, is_backward, part.first_channel, part.vectors, tasks[index].first, tasks[index].last,
-                          slices.data());
+            const Task& task = tasks[index];
+            std::vector<std::vector<T*>> slices;
+            for (const PairTile* part : task.parts) slices.push_back(starts(*part, result.data()));
+            const Scratch<T> squares(MOST_PAIR_PATHS * lanes * lanes);
+            for (int64_t other = task.first; other < task.last; ++other)
+                for (std::size_t place = 0; place < task.parts.size(); ++place) {
+                    const PairTile& part = *task.parts[place];
+                    SE3_FAST_CALL(align_weights<T>, aligned_part(part, is_backward), read<T>(weights[part.pair->group]), other,
+                                  slices[place].data(), squares.data());
+                }
         });
         return result;
+    }
+
+    // Where the slices of each aligned weight of a pair begin.
+    std::vector<T*> starts(const PairTile& part, T* all_slices) const {
+        std::vector<T*> result;
+        for (int64_t weight = 0; weight < part.pair->paths(); ++weight) result.push_back(all_slices + part.start(weight, lanes));
+        return result;
+    }
+
+    AlignedPart aligned_part(const PairTile& part, bool is_backward) const {
+        return {*part.pair, coefficients + part.pair->alignment, plan.width_hidden, is_backward, part.first_channel, part.vectors};
     }
 
     // Features of nodes, [N][C][2d+1] by degree, component-major: [N][side.components].
@@ -658,28 +692,30 @@ struct Backward {
         }
         if (problem.num_edges == 0) return result;
         struct Task {
-            const PairTile* part;
+            const std::vector<const PairTile*>& parts;
             int64_t channel_in;
         };
         std::vector<Task> tasks;
         const auto parts = forward_terms.pair_tiles(problem.plan);
-        for (const PairTile& part : parts)
-            for (int64_t channel = 0; channel < part.pair->channels_in; ++channel) tasks.push_back({&part, channel});
+        const auto groups = of_one_group(parts);
+        for (const std::vector<const PairTile*>& together : groups)
+            for (int64_t channel = 0; channel < together[0]->pair->channels_in; ++channel) tasks.push_back({together, channel});
         for_each_task(int64_t(tasks.size()), [&](int64_t index) {
-            const auto& [part, channel] = tasks[index];
-            const DegreePair& pair = *part->pair;
-            const int64_t width = part->vectors * problem.lanes, slice_size = problem.plan.width_hidden * 2 * width;
-            std::vector<const T*> slices;
-            for (int64_t weight = 0; weight < pair.paths(); ++weight) {
-                const int64_t place = weight > 0 ? channel * slice_size : channel / 2 * slice_size + channel % 2 * width;
-                slices.push_back(weight_gradients + part->start(weight, problem.lanes) + place);
+            const int64_t channel = tasks[index].channel_in;
+            const Scratch<T> squares(MOST_PAIR_PATHS * problem.lanes * problem.lanes);
+            for (const PairTile* part : tasks[index].parts) {
+                const int64_t width = part->vectors * problem.lanes, slice_size = problem.plan.width_hidden * 2 * width;
+                std::vector<T*> slices = problem.starts(*part, weight_gradients.data());
+                for (T*& slice : slices)
+                    slice += &slice > slices.data() ? channel * slice_size : channel / 2 * slice_size + channel % 2 * width;
+                SE3_FAST_CALL(align_weights_backward<T>, problem.aligned_part(*part, false), slices.data(), channel,
+                              write<T>(result[part->pair->group]), squares.data());
             }
-            SE3_FAST_CALL(align_weights_backward<T>, pair, problem.coefficients + pair.alignment, slices.data(), part->vectors,
-                          problem.plan.width_hidden, part->first_channel, channel, write<T>(result[pair.group]));
         });
         return result;
     }
 };
+
 // Features of a side, by degree [rows, C, 2d+1].
 void check_features(const char* name, const Tensors& features, ScalarType type, int64_t rows,
                     const std::vector<std::pair<int64_t, int64_t>>& channels) {
