@@ -79,14 +79,22 @@ inline void combine(const double* map, int64_t map_step, int64_t count, const T*
     }
 }
 
+template <bool IS_STREAMED, typename T>
+inline void write(T* to, Vector<T> values) {
+    if constexpr (IS_STREAMED)
+        stream(to, values);
+    else
+        store(to, values);
+}
+
 // Writes a square's first rows, `step` apart. A whole square never leaves its registers; their numbers must be constants.
-template <typename T>
+template <bool IS_STREAMED, typename T>
 inline void write_rows(const Vector<T> (&square)[LANES<T>], int64_t num_rows, T* to, int64_t step) {
     constexpr int N = LANES<T>;
 #pragma GCC unroll 16
     for (int row = 0; row < N; ++row) {
         if (row >= num_rows) break;
-        store(to + row * step, square[row]);
+        write<IS_STREAMED>(to + row * step, square[row]);
     }
 }
 
@@ -94,9 +102,9 @@ inline void write_rows(const Vector<T> (&square)[LANES<T>], int64_t num_rows, T*
 template <typename T>
 inline void write_part(const Vector<T> (&square)[LANES<T>], int64_t num_rows, int64_t count, T* to, int64_t step) {
     constexpr int N = LANES<T>;
-    if (count >= N) return write_rows<T>(square, num_rows, to, step);
+    if (count >= N) return write_rows<false>(square, num_rows, to, step);
     T rows[N * N];
-    write_rows<T>(square, N, rows, N);
+    write_rows<false>(square, N, rows, N);
     for (int64_t row = 0; row < N && row < num_rows; ++row)
         for (int64_t column = 0; column < count; ++column) to[row * step + column] = rows[row * N + column];
 }
@@ -105,6 +113,21 @@ inline void write_part(const Vector<T> (&square)[LANES<T>], int64_t num_rows, in
 template <typename T>
 inline void prefetch_square(const T* from, int64_t step, int64_t num_rows) {
     for (int64_t row = 0; row < LANES<T> && row < num_rows; ++row) __builtin_prefetch(from + row * step, 0, 2);
+}
+
+// Whether the weights of a group are so many that what is written of them is written past the caches, which would not hold it.
+template <typename T>
+inline bool is_large(const AlignedPart& part) {
+    constexpr int64_t LEAST_BYTES = int64_t(2) << 20;
+    const DegreePair& pair = part.pair;
+    return pair.channels_out * pair.channels_in * pair.group_paths * part.width_hidden * int64_t(sizeof(T)) >= LEAST_BYTES;
+}
+
+// Whether rows of K values there begin with a vector.
+template <typename T>
+inline bool are_rows_whole(const T* rows, int64_t width_hidden) {
+    const int64_t size = width_hidden * int64_t(sizeof(T));
+    return size % SE3_FAST_VECTOR_BYTES == 0 && reinterpret_cast<uintptr_t>(rows) % SE3_FAST_VECTOR_BYTES == 0;
 }
 
 // The weights of one pair of channels after the other along `other`, of some channels side by side along `lane`, and of the paths.
@@ -119,42 +142,39 @@ struct Steps {
 
 // A square [k][channel] of an aligned weight into slices of an input channel, steps k. At m = 0 two slices stand side by side;
 // beside the last one there may be none.
-template <typename T>
+template <bool IS_STREAMED, typename T>
 inline void write_forward(
     const AlignedPart& part, const Vector<T> (&square)[LANES<T>], int64_t row, int64_t channel_in, int64_t k, T* to) {
     const int64_t width = part.vectors * LANES<T>, slice_size = part.width_hidden * 2 * width, count = part.width_hidden - k;
     to += k * 2 * width;
-    if (row > 0) return write_rows<T>(square, count, to + channel_in * slice_size, 2 * width);
+    if (row > 0) return write_rows<IS_STREAMED>(square, count, to + channel_in * slice_size, 2 * width);
     to += channel_in / 2 * slice_size + channel_in % 2 * width;
-    write_rows<T>(square, count, to, 2 * width);
+    write_rows<IS_STREAMED>(square, count, to, 2 * width);
     if (channel_in % 2 > 0 || channel_in + 1 < part.pair.channels_in) return;
     const Vector<T> none[LANES<T>]{};
-    write_rows<T>(none, count, to + width, 2 * width);
+    write_rows<IS_STREAMED>(none, count, to + width, 2 * width);
 }
 
 // And into slices k, steps of an output channel.
-template <typename T>
+template <bool IS_STREAMED, typename T>
 inline void write_backward(
     const AlignedPart& part, const Vector<T> (&square)[LANES<T>], int64_t row, int64_t channel_out, int64_t k, T* to) {
     constexpr int N = LANES<T>;
     const int64_t width = part.vectors * N, slice_size = part.pair.channels_out * 2 * width, count = part.width_hidden - k;
     to += channel_out * 2 * width;
-    if (row > 0) return write_rows<T>(square, count, to + k * slice_size, slice_size);
+    if (row > 0) return write_rows<IS_STREAMED>(square, count, to + k * slice_size, slice_size);
     to += k / 2 * slice_size;
 #pragma GCC unroll 16
     for (int lane = 0; lane < N; lane += 2) {
         if (lane >= count) break;
-        store(to, square[lane]);
-        store(to + width, lane + 1 < count ? square[lane + 1] : Vector<T>{});
+        write<IS_STREAMED>(to, square[lane]);
+        write<IS_STREAMED>(to + width, lane + 1 < count ? square[lane + 1] : Vector<T>{});
         to += slice_size;
     }
 }
 
-}  // namespace
-
-// Row a of a pair's map makes the aligned weight R_even[a], a <= smaller; behind those come R_odd[1], R_odd[2] and so on.
-template <typename T>
-void align_weights(const AlignedPart& part, const T* weight, int64_t other, T* const* slices, T* squares) {
+template <bool IS_STREAMED, typename T>
+void align_channel(const AlignedPart& part, const T* weight, int64_t other, T* const* slices, T* squares) {
     constexpr int N = LANES<T>;
     const DegreePair& pair = part.pair;
     const Steps steps(part);
@@ -174,11 +194,23 @@ void align_weights(const AlignedPart& part, const T* weight, int64_t other, T* c
                 Vector<T> square[N];
                 combine<T>(part.alignment + row * paths, 1, paths, squares, square);
                 if (part.is_backward)
-                    write_backward<T>(part, square, row, other, k, slices[row] + v * N);
+                    write_backward<IS_STREAMED>(part, square, row, other, k, slices[row] + v * N);
                 else
-                    write_forward<T>(part, square, row, other, k, slices[row] + v * N);
+                    write_forward<IS_STREAMED>(part, square, row, other, k, slices[row] + v * N);
             }
         }
+    if (IS_STREAMED) finish_stream();
+}
+
+}  // namespace
+
+// Row a of a pair's map makes the aligned weight R_even[a], a <= smaller; behind those come R_odd[1], R_odd[2] and so on.
+template <typename T>
+void align_weights(const AlignedPart& part, const T* weight, int64_t other, T* const* slices, T* squares) {
+    if (CAN_STREAM && is_large<T>(part))
+        align_channel<true>(part, weight, other, slices, squares);
+    else
+        align_channel<false>(part, weight, other, slices, squares);
 }
 
 template <typename T>
@@ -188,6 +220,7 @@ void align_weights_backward(
     const DegreePair& pair = part.pair;
     const Steps steps(part);
     const int64_t paths = pair.paths(), step_size = 2 * part.vectors * N, width_hidden = part.width_hidden;
+    const bool is_streamed = CAN_STREAM && is_large<T>(part) && are_rows_whole(weight_gradient, part.width_hidden);
     T* into = weight_gradient + channel_in * steps.other + pair.first_path * steps.path + part.first_channel * steps.lane;
     for (int64_t v = 0; v < part.vectors; ++v)
         for (int64_t k = 0; k < width_hidden; k += N) {
@@ -197,9 +230,14 @@ void align_weights_backward(
             for (int64_t path = 0; path < paths; ++path) {
                 Vector<T> square[N];
                 combine<T>(part.alignment + path, paths, paths, squares, square);
-                write_part<T>(square, channels, count, into + v * N * steps.lane + path * steps.path + k, steps.lane);
+                T* to = into + v * N * steps.lane + path * steps.path + k;
+                if (is_streamed)
+                    write_rows<true>(square, channels, to, steps.lane);
+                else
+                    write_part<T>(square, channels, count, to, steps.lane);
             }
         }
+    if (is_streamed) finish_stream();
 }
 
 #define SE3_FAST_DEFINE(T)                                                                              \
