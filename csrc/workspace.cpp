@@ -5,6 +5,8 @@
 #include <mutex>
 #include <new>
 
+#include "process_wide.h"
+
 namespace se3_fast {
 namespace {
 
@@ -22,11 +24,7 @@ struct Kept {
     std::size_t bytes = 0;
 };
 
-// Never destroyed: threads may still give memory back while the process ends.
-Kept& kept() {
-    static Kept& result = *new Kept;
-    return result;
-}
+Kept& kept() { return process_wide<Kept>(); }
 
 }  // namespace
 
