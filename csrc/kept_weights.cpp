@@ -116,11 +116,11 @@ Fingerprint fingerprint(WeightLayout layout, const Integers& description, const 
 
 namespace {
 
-// How many weights are kept, in how many bytes; look-ups that found some and that did not.
+// How many weights are kept, in how many bytes, of how many at most; look-ups that found some and that did not.
 Integers kept_weights() {
     Records& all = records();
     const std::lock_guard<std::mutex> lock(all.mutex);
-    return {all.num_kept, all.bytes, all.hits, all.misses};
+    return {all.num_kept, all.bytes, all.budget, all.hits, all.misses};
 }
 
 // Changes the budget, in bytes; what has no room any more is dropped.
