@@ -1,7 +1,7 @@
-"""What the compiled convolutions keep from call to call: last radial weights in the layouts that they read (``csrc/kept_weights.h``).
+"""What the compiled convolutions keep from call to call: last radial weights in the layouts that they read.
 
-Nothing has to be done for it: what is kept is found by the contents of the parameters, so it is never out of date. This is for those
-who want to know how much memory it takes, or to have it back.
+Nothing has to be done for it: what is kept is found by the contents of the parameters, so it is never out of date
+(``csrc/kept_weights.h``). This is for those who want to know how much memory it takes, or to have it back.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class KeptWeights(NamedTuple):
     """What is kept.
 
     Attributes:
-        count: how many weights.
+        num_weights: how many.
         num_bytes: in how many bytes.
         budget: in how many bytes at most.
         hits: how many look-ups found theirs, since the library was loaded.
         misses: how many did not.
     """
 
-    count: int
+    num_weights: int
     num_bytes: int
     budget: int
     hits: int
