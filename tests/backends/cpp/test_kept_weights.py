@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.prune import random_unstructured
 
 import se3_fast
 from se3_fast import ConvSE3, EdgeGeometry, Fiber
@@ -216,10 +215,6 @@ def write_in_inference_mode(module: nn.Module) -> None:
         last_weight(module).mul_(2)
 
 
-def prune(module: nn.Module) -> None:
-    random_unstructured(module.get_submodule(WEIGHT.rpartition(".")[0]), "weight", 0.5)
-
-
 CHANGES: list[Callable[[nn.Module], None]] = [
     step_of_optimizer,
     step_of_fused_optimizer,
@@ -243,7 +238,6 @@ CHANGES: list[Callable[[nn.Module], None]] = [
     vector_to_parameters,
     parametrise,
     write_in_inference_mode,
-    prune,
 ]
 NAMES = [change.__name__ if change.__name__ != "<lambda>" else f"load_state {index}" for index, change in enumerate(CHANGES)]
 
@@ -329,17 +323,23 @@ def test_memory_format() -> None:
         assert torch.equal(found, truth)
 
 
-@pytest.mark.parametrize("fibers", [({0: 2}, {0: 3}), ({1: 2}, {2: 2})], ids=["other channels", "other degrees"])
-def test_the_same_weights_for_another_plan(fibers: tuple[dict[int, int], dict[int, int]]) -> None:
-    """There and back: weights of the same shape, with the same contents."""
-    modules = [make_convolution(Fiber(given), Fiber(made), pool=True) for given, made in (fibers, fibers[::-1])]
+PLANS = {
+    "other channels": (({0: 2}, {0: 3}), ({0: 3}, {0: 2})),
+    "other degrees": (({1: 2}, {1: 2}), ({1: 2}, {2: 2})),
+}
+
+
+@pytest.mark.parametrize("plans", PLANS.values(), ids=PLANS.keys())
+def test_the_same_weights_for_another_plan(plans: tuple[tuple[dict[int, int], dict[int, int]], ...]) -> None:
+    """Weights of the same shape, with the same contents."""
+    modules = [make_convolution(Fiber(given), Fiber(made), pool=True) for given, made in plans]
     graph = random_graph(6, 20)
     geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 2)
     lengths = {"0": graph.edata["rel_pos"].norm(dim=-1)[:, None, None]}
     for one, other in zip(*(module.parameters() for module in modules), strict=True):
         other.data.copy_(one.data)
     for _ in range(4):
-        for module, fiber in zip(modules, fibers, strict=True):
+        for module, (fiber, _) in zip(modules, plans, strict=True):
             results = []
             for backend in ("cpp", "dense"):
                 with se3_fast.backend(backend), torch.no_grad():
@@ -589,7 +589,7 @@ def test_forked_processes(order: str) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", program]
     root = Path(__file__).parents[3]
-    finished = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False, timeout=300)
+    finished = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False, timeout=120)
     assert finished.stdout.strip() == "True", finished.stdout + finished.stderr
 
 
