@@ -11,10 +11,12 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <tuple>
 #include <vector>
 
 #include "check.h"
+#include "kept_weights.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -27,6 +29,7 @@ constexpr int64_t WAVE_BYTES = int64_t(16) << 20;
 constexpr int64_t NODES_PER_TASK = 16;
 constexpr int64_t SLICES_PER_TASK = 8;
 constexpr int64_t CHANNELS_PER_TASK = 8;
+constexpr int64_t MOST_PAIR_PATHS = 2 * MOST_DEGREE + 1;
 
 // The plan as integers (se3_fast/backends/launch_tables.py writes them).
 struct Description {
@@ -206,12 +209,30 @@ struct Contraction {
     }
 };
 
+// Parts of one radial group for the same channels of its tiles, put together.
+std::vector<std::vector<const PairTile*>> of_one_group(const std::vector<PairTile>& parts) {
+    std::vector<std::vector<const PairTile*>> result;
+    for (const PairTile& part : parts) {
+        const auto is_same = [&](const std::vector<const PairTile*>& together) {
+            return together[0]->pair->group == part.pair->group && together[0]->first_channel == part.first_channel;
+        };
+        const auto found = std::find_if(result.begin(), result.end(), is_same);
+        if (found == result.end())
+            result.push_back({&part});
+        else
+            found->push_back(&part);
+    }
+    return result;
+}
+
 // What both directions share.
 template <typename T>
 struct Convolution {
+    const Integers& description;
     const Description plan;
     const int64_t lanes, padded;
     const Side inputs, outputs;
+    const Tensor& coefficient_tensor;
     const double* coefficients;
     const T* wigner;
     const int64_t* src;
@@ -222,14 +243,16 @@ struct Convolution {
     const Tensor& wigner_tensor;
     const int64_t num_nodes, num_edges, wigner_size;
 
-    Convolution(Description description, const Tensor& coefficients, const Tensors& nodes,
+    Convolution(const Integers& description, const Tensor& coefficients, const Tensors& nodes,
                 const Tensors& edges, const Tensors& hidden, const Tensors& weights,
                 const Tensor& wigner, const Tensor& src)
-        : plan(std::move(description)),
+        : description(description),
+          plan(description),
           lanes(SE3_FAST_CALL(lanes<T>)),
           padded(SE3_FAST_CALL(padded_width<T>, plan.width_hidden)),
           inputs(plan.input_channels(), lanes, SE3_FAST_CALL(largest_tile)),
           outputs(plan.outputs, lanes, SE3_FAST_CALL(largest_tile)),
+          coefficient_tensor(coefficients),
           coefficients(read<double>(coefficients)),
           wigner(read<T>(wigner)),
           src(read<int64_t>(src)),
@@ -244,29 +267,53 @@ struct Convolution {
 
     const T* frame(int64_t edge) const { return wigner + edge * wigner_size; }
 
-    Scratch<T> aligned_weights(const Contraction& contraction, bool is_backward) const {
-        Scratch<T> result(contraction.num_weights);
+    // The weights as a contraction reads them, kept from an earlier call where they were the same.
+    std::shared_ptr<const Scratch<T>> aligned_weights(const Contraction& contraction, bool is_backward) const {
+        const auto contents = [&]() {
+            const auto layout = is_backward ? WeightLayout::by_edge_backward : WeightLayout::by_edge;
+            return fingerprint(layout, description, coefficient_tensor, weights);
+        };
+        return kept_or_made<T>(contraction.num_weights, contents, [&](T* result) { align(contraction, is_backward, result); });
+    }
+
+    // Pairs of a group stand side by side in its weights. So they are taken together, channel by channel of the other side: the
+    // memory is read nearly in its order.
+    void align(const Contraction& contraction, bool is_backward, T* result) const {
         struct Task {
-            const PairTile* part;
+            std::vector<const PairTile*> parts;
             int64_t first, last;  // channels of the other side
         };
         std::vector<Task> tasks;
         const auto parts = contraction.pair_tiles(plan);
-        for (const PairTile& part : parts) {
-            const int64_t channels = is_backward ? part.pair->channels_out : part.pair->channels_in;
+        for (const std::vector<const PairTile*>& together : of_one_group(parts)) {
+            const DegreePair& pair = *together[0]->pair;
+            const int64_t channels = is_backward ? pair.channels_out : pair.channels_in;
             for (int64_t first = 0; first < channels; first += CHANNELS_PER_TASK)
-                tasks.push_back({&part, first, std::min(first + CHANNELS_PER_TASK, channels)});
+                tasks.push_back({together, first, std::min(first + CHANNELS_PER_TASK, channels)});
         }
         for_each_task(int64_t(tasks.size()), [&](int64_t index) {
-            const PairTile& part = *tasks[index].part;
-            std::vector<T*> slices;
-            for (int64_t weight = 0; weight < part.pair->paths(); ++weight)
-                slices.push_back(result + part.start(weight, lanes));
-            SE3_FAST_CALL(align_weights<T>, *part.pair, coefficients + part.pair->alignment, read<T>(weights[part.pair->group]),
-                          plan.width_hidden, is_backward, part.first_channel, part.vectors, tasks[index].first, tasks[index].last,
-                          slices.data());
+            const Task& task = tasks[index];
+            std::vector<std::vector<T*>> slices;
+            for (const PairTile* part : task.parts) slices.push_back(starts(*part, result));
+            const Scratch<T> squares(MOST_PAIR_PATHS * lanes * lanes);
+            for (int64_t other = task.first; other < task.last; ++other)
+                for (std::size_t place = 0; place < task.parts.size(); ++place) {
+                    const PairTile& part = *task.parts[place];
+                    SE3_FAST_CALL(align_weights<T>, aligned_part(part, is_backward), read<T>(weights[part.pair->group]), other,
+                                  slices[place].data(), squares.data());
+                }
         });
+    }
+
+    // Where the slices of each aligned weight of a pair begin.
+    std::vector<T*> starts(const PairTile& part, T* all_slices) const {
+        std::vector<T*> result;
+        for (int64_t weight = 0; weight < part.pair->paths(); ++weight) result.push_back(all_slices + part.start(weight, lanes));
         return result;
+    }
+
+    AlignedPart aligned_part(const PairTile& part, bool is_backward) const {
+        return {*part.pair, coefficients + part.pair->alignment, plan.width_hidden, is_backward, part.first_channel, part.vectors};
     }
 
     // Features of nodes, [N][C][2d+1] by degree, component-major: [N][side.components].
@@ -411,7 +458,7 @@ Tensors forward(const Convolution<T>& problem, const Tensor& in_order, const Ten
     const Contraction contraction(problem.plan, problem.inputs, outputs, false, problem.lanes);
     const auto results =
         features_of(problem.wigner_tensor, pool ? problem.num_nodes : problem.num_edges, problem.plan.outputs, pool);
-    const Scratch<T> weights = problem.aligned_weights(contraction, false);
+    const auto weights = problem.aligned_weights(contraction, false);
     const Scratch<T> table = problem.node_table(problem.nodes, problem.inputs);
     const int64_t* order = pool ? read<int64_t>(in_order) : nullptr;
     for (const Wave& wave : waves(problem.num_edges, outputs.components * sizeof(T))) {
@@ -428,7 +475,7 @@ Tensors forward(const Convolution<T>& problem, const Tensor& in_order, const Ten
                 for (int64_t place = 0; place < count; ++place)
                     problem.align_input(table, edges[place], place, scratch, rows, nullptr);
                 SE3_FAST_CALL(contract_block<T>, contraction.tiles.data(), int64_t(contraction.tiles.size()),
-                              contraction.terms.data(), weights.data(), rows.data(), hidden.data(), problem.padded, count,
+                              contraction.terms.data(), weights->data(), rows.data(), hidden.data(), problem.padded, count,
                               tiles.data());
                 for (int64_t place = 0; place < count; ++place) {
                     T* into = pool ? messages + (first - wave.first + place) * outputs.components : message;
@@ -459,8 +506,9 @@ struct Backward {
 
     const Contraction forward_terms{problem.plan, inputs, outputs, false, problem.lanes};
     const Contraction backward_terms{problem.plan, inputs, outputs, true, problem.lanes};
-    const Scratch<T> backward_weights = problem.aligned_weights(backward_terms, true);
-    const Scratch<T> forward_weights = rel_pos != nullptr ? problem.aligned_weights(forward_terms, false) : Scratch<T>(0);
+    const std::shared_ptr<const Scratch<T>> backward_weights = problem.aligned_weights(backward_terms, true);
+    const std::shared_ptr<const Scratch<T>> forward_weights =
+        rel_pos != nullptr ? problem.aligned_weights(forward_terms, false) : nullptr;
     const Scratch<T> table = problem.node_table(problem.nodes, inputs);
     const Scratch<T> grad_table = dst != nullptr ? problem.node_table(grads, outputs) : Scratch<T>(0);
     const Scratch<T> weight_gradients{std::size_t(with_weights ? forward_terms.num_weights : 0)};
@@ -555,11 +603,11 @@ struct Backward {
         const BlockGradient<T> operands{local.tiles, local.gradient_rows, local.gradient_sums, local.slice_weights, local.hidden,
                                         local.gradient, local.partial, local.hidden_gradient};
         SE3_FAST_CALL(contract_block_backward<T>, backward_terms.tiles.data(), int64_t(backward_terms.tiles.size()),
-                      backward_terms.terms.data(), backward_weights.data(), outputs.degrees.data(), int64_t(outputs.degrees.size()),
+                      backward_terms.terms.data(), backward_weights->data(), outputs.degrees.data(), int64_t(outputs.degrees.size()),
                       problem.padded, count, operands);
         if (rel_pos != nullptr)
             SE3_FAST_CALL(contract_block<T>, forward_terms.tiles.data(), int64_t(forward_terms.tiles.size()),
-                          forward_terms.terms.data(), forward_weights.data(), rows, local.hidden.data(), problem.padded, count,
+                          forward_terms.terms.data(), forward_weights->data(), rows, local.hidden.data(), problem.padded, count,
                           local.outputs.data());
         for (int64_t place = 0; place < count; ++place) {
             write_hidden_gradient(edges[place], place, local);
@@ -658,28 +706,30 @@ struct Backward {
         }
         if (problem.num_edges == 0) return result;
         struct Task {
-            const PairTile* part;
+            const std::vector<const PairTile*>& parts;
             int64_t channel_in;
         };
         std::vector<Task> tasks;
         const auto parts = forward_terms.pair_tiles(problem.plan);
-        for (const PairTile& part : parts)
-            for (int64_t channel = 0; channel < part.pair->channels_in; ++channel) tasks.push_back({&part, channel});
+        const auto groups = of_one_group(parts);
+        for (const std::vector<const PairTile*>& together : groups)
+            for (int64_t channel = 0; channel < together[0]->pair->channels_in; ++channel) tasks.push_back({together, channel});
         for_each_task(int64_t(tasks.size()), [&](int64_t index) {
-            const auto& [part, channel] = tasks[index];
-            const DegreePair& pair = *part->pair;
-            const int64_t width = part->vectors * problem.lanes, slice_size = problem.plan.width_hidden * 2 * width;
-            std::vector<const T*> slices;
-            for (int64_t weight = 0; weight < pair.paths(); ++weight) {
-                const int64_t place = weight > 0 ? channel * slice_size : channel / 2 * slice_size + channel % 2 * width;
-                slices.push_back(weight_gradients + part->start(weight, problem.lanes) + place);
+            const int64_t channel = tasks[index].channel_in;
+            const Scratch<T> squares(MOST_PAIR_PATHS * problem.lanes * problem.lanes);
+            for (const PairTile* part : tasks[index].parts) {
+                const int64_t width = part->vectors * problem.lanes, slice_size = problem.plan.width_hidden * 2 * width;
+                std::vector<T*> slices = problem.starts(*part, weight_gradients.data());
+                for (T*& slice : slices)
+                    slice += &slice > slices.data() ? channel * slice_size : channel / 2 * slice_size + channel % 2 * width;
+                SE3_FAST_CALL(align_weights_backward<T>, problem.aligned_part(*part, false), slices.data(), channel,
+                              write<T>(result[part->pair->group]), squares.data());
             }
-            SE3_FAST_CALL(align_weights_backward<T>, pair, problem.coefficients + pair.alignment, slices.data(), part->vectors,
-                          problem.plan.width_hidden, part->first_channel, channel, write<T>(result[pair.group]));
         });
         return result;
     }
 };
+
 // Features of a side, by degree [rows, C, 2d+1].
 void check_features(const char* name, const Tensors& features, ScalarType type, int64_t rows,
                     const std::vector<std::pair<int64_t, int64_t>>& channels) {
@@ -715,11 +765,11 @@ Description checked_plan(const Tensors& nodes, const Tensors& edges, const Tenso
 
 Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src, Tensor dst,
                  Tensor in_order, Tensor in_offsets, Integers description, Tensor coefficients, bool pool) {
-    Description plan = checked_plan(nodes, edges, hidden, weights, wigner, src, dst, description, coefficients);
+    checked_plan(nodes, edges, hidden, weights, wigner, src, dst, description, coefficients);
     check_order("in_order", in_order, "in_offsets", in_offsets, nodes[0].size(0), src.size(0), read<int64_t>(dst));
     const auto run = [&](auto zero) {
         using T = decltype(zero);
-        const Convolution<T> problem(std::move(plan), coefficients, nodes, edges, hidden, weights, wigner, src);
+        const Convolution<T> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
         return forward<T>(problem, in_order, in_offsets, dst, pool);
     };
     return by_type(wigner, run);
@@ -729,14 +779,14 @@ Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, 
 Tensors tfn_conv_backward(Tensors grads, Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src,
                           Tensor dst, Tensor out_order, Tensor out_offsets, Tensor rel_pos, Integers description,
                           Tensor coefficients, bool pool, bool with_weights, bool with_positions) {
-    Description plan = checked_plan(nodes, edges, hidden, weights, wigner, src, dst, description, coefficients);
+    const Description plan = checked_plan(nodes, edges, hidden, weights, wigner, src, dst, description, coefficients);
     const int64_t num_nodes = nodes[0].size(0), num_edges = src.size(0);
     check_order("out_order", out_order, "out_offsets", out_offsets, num_nodes, num_edges, read<int64_t>(src));
     check_features("grads", grads, wigner.scalar_type(), pool ? num_nodes : num_edges, plan.outputs);
     if (with_positions) check_tensor("rel_pos", rel_pos, wigner.scalar_type(), {num_edges, 3});
     const auto run = [&](auto zero) {
         using T = decltype(zero);
-        const Convolution<T> problem(std::move(plan), coefficients, nodes, edges, hidden, weights, wigner, src);
+        const Convolution<T> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
         const int64_t* node_of_gradient = pool ? read<int64_t>(dst) : nullptr;
         Backward<T> backward{problem, grads, node_of_gradient, with_positions ? &rel_pos : nullptr, with_weights};
         backward.run(read<int64_t>(out_order), read<int64_t>(out_offsets));

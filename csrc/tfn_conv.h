@@ -51,6 +51,15 @@ struct DegreePair {
     int64_t smaller() const { return degree_in < degree_out ? degree_in : degree_out; }
 };
 
+// The aligned weights of a pair for the channels of one tile.
+struct AlignedPart {
+    const DegreePair& pair;
+    const double* alignment;  // the map from its paths, [paths][paths]
+    int64_t width_hidden;     // K
+    bool is_backward;         // for tiles of input channels
+    int64_t first_channel, vectors;
+};
+
 // Where the vector of one component and channel vector stands in the tiles of a block: start + edge * step.
 struct Place {
     int64_t start, step;
@@ -95,17 +104,16 @@ SE3_FAST_DECLARE(
     // The width K of h, padded: h of a block stands as [group][padded][BLOCK_STRIDE] or as [edge][padded].
     template <typename T> int64_t padded_width(int64_t width_hidden);
 
-    // The last radial weight of a group, [C_out][C_in][paths][K], to a pair's aligned weights for the channels of a tile and some
-    // channels of the other side. slices: for each aligned weight of the pair, where its slices begin.
+    // The last radial weight of a group, [C_out][C_in][paths][K], to a pair's aligned weights for the channels of a tile and one
+    // channel of the other side. slices: for each aligned weight of the pair, where its slices begin. squares: scratch of the pair's
+    // paths times the square of a vector.
     template <typename T> void align_weights(
-        const DegreePair& pair, const double* alignment, const T* weight, int64_t width_hidden, bool is_backward,
-        int64_t first_channel, int64_t vectors, int64_t first_other, int64_t last_other, T* const* slices);
+        const AlignedPart& part, const T* weight, int64_t other, T* const* slices, T* squares);
 
     // Its transpose for the forward weights and one input channel: writes the pair's part of the gradient of the weight. slices:
     // where the gradients of the input channel's slices begin.
     template <typename T> void align_weights_backward(
-        const DegreePair& pair, const double* alignment, const T* const* slices, int64_t vectors, int64_t width_hidden,
-        int64_t first_channel, int64_t channel_in, T* weight_gradient);
+        const AlignedPart& part, const T* const* slices, int64_t channel_in, T* weight_gradient, T* squares);
 
     // Features [C][2d+1] of a node or edge to component-major [2d+1][vectors], from a channel on; channels behind them become zero.
     template <typename T> void to_components(

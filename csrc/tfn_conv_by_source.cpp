@@ -10,9 +10,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "check.h"
+#include "kept_weights.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -138,6 +140,9 @@ void check_operands(const Tensors& nodes, const Tensors& hidden, const Tensors& 
 // A plan, and the operands as the loops over vectors read them.
 template <typename T>
 struct Convolution {
+    const Integers& description;
+    const Tensor& coefficients;
+    const Tensors& weight_tensors;
     std::vector<SourceDegree> inputs, outputs;
     std::vector<SourceGroup> groups;
     std::vector<SourceTile> tiles;
@@ -148,9 +153,9 @@ struct Convolution {
 
     Convolution(const Tensors& node_features, const Tensors& all_hidden, const Tensors& all_weights, const Tensor& wigner,
                 const Tensor& order, const Tensor& dst, const Integers& description, const Tensor& coefficients, bool pool)
-        : nodes(read_all<T>(node_features)), hidden(read_all<T>(all_hidden)), weights(read_all<T>(all_weights)) {
+        : description(description), coefficients(coefficients), weight_tensors(all_weights), nodes(read_all<T>(node_features)), hidden(read_all<T>(all_hidden)), weights(read_all<T>(all_weights)) {
         const int64_t width = all_hidden[0].size(1);
-        const int64_t row_length = read_description(description, read<double>(coefficients), width);
+        const int64_t row_length = read_description(read<double>(coefficients), width);
         problem = {int64_t(inputs.size()), int64_t(outputs.size()), int64_t(groups.size()), int64_t(tiles.size()),
                    inputs.data(), outputs.data(), groups.data(), tiles.data(), generators.data(), read<int64_t>(order),
                    pool ? read<int64_t>(dst) : nullptr, read<T>(wigner), wigner.size(1), width, row_length,
@@ -160,7 +165,7 @@ struct Convolution {
     Convolution(const Convolution&) = delete;
 
     // Reads the plan; returns the length of an edge's aligned messages.
-    int64_t read_description(const Integers& description, const double* coefficients, int64_t width) {
+    int64_t read_description(const double* coefficients, int64_t width) {
         const SourcePlan plan(description);
         inputs = plan.inputs;
         groups = plan.groups;
@@ -186,6 +191,29 @@ struct Convolution {
             coefficients += 3 * (2 * degree + 1) * (2 * degree + 1);
         }
         return row_length;
+    }
+
+    // The weights packed for the forward pass, kept from an earlier call where they were the same.
+    std::shared_ptr<const Scratch<T>> forward_weights() const {
+        return kept_or_made<T>(forward_size, contents(WeightLayout::by_source), [&](T* packed) {
+            for_each_task(problem.num_tiles, [&](int64_t tile) {
+                SE3_FAST_CALL(pack_forward<T>, problem, problem.tiles[tile], packed + problem.tiles[tile].forward);
+            });
+        });
+    }
+
+    // And for the backward pass: blocks, then transposed ones.
+    std::shared_ptr<const Scratch<T>> backward_weights() const {
+        return kept_or_made<T>(blocks_size + transposed_size, contents(WeightLayout::by_source_backward), [&](T* packed) {
+            for_each_task(problem.num_tiles, [&](int64_t index) {
+                const SourceTile& tile = problem.tiles[index];
+                SE3_FAST_CALL(pack_backward<T>, problem, tile, packed + tile.blocks, packed + blocks_size + tile.transposed);
+            });
+        });
+    }
+
+    auto contents(WeightLayout layout) const {
+        return [this, layout]() { return fingerprint(layout, description, coefficients, weight_tensors); };
     }
 
     // Calls run(share, segments, their number, workspace) for all blocks.
@@ -231,11 +259,8 @@ Tensors forward(Convolution<T>& convolution, const Shares& shares, const Tensor&
     Tensors messages;
     for (const SourceDegree& output : convolution.outputs)
         messages.push_back(empty(wigner, {rows, output.channels, output.size()}));
-    const Scratch<T> packed(convolution.forward_size);
-    for_each_task(problem.num_tiles, [&](int64_t tile) {
-        SE3_FAST_CALL(pack_forward<T>, problem, problem.tiles[tile], packed.data() + problem.tiles[tile].forward);
-    });
-    problem.forward_weights = packed.data();
+    const auto packed = convolution.forward_weights();
+    problem.forward_weights = packed->data();
     const Scratch<T> sums = zeroed<T>(pool ? std::max<int64_t>(shares.count(), 1) * table : 0);
     const auto into = write_all<T>(messages);
     convolution.for_each_block(shares, false, [&](int64_t share, const SourceSegment* segments, int64_t count, T* workspace) {
@@ -261,16 +286,11 @@ Tensors backward(Convolution<T>& convolution, const Shares& shares, const Tensor
                  const Tensors& weights, const Tensors& gradients, const Tensor& wigner, bool with_weights, bool with_positions) {
     SourceProblem<T>& problem = convolution.problem;
     const bool with_torque = with_positions && problem.wigner_stride > 1;
-    const Scratch<T> blocks(convolution.blocks_size), transposed(convolution.transposed_size);
-    const Scratch<T> packed(with_torque ? convolution.forward_size : 0);
-    for_each_task(problem.num_tiles, [&](int64_t index) {
-        const SourceTile& tile = problem.tiles[index];
-        SE3_FAST_CALL(pack_backward<T>, problem, tile, blocks.data() + tile.blocks, transposed.data() + tile.transposed);
-        if (with_torque) SE3_FAST_CALL(pack_forward<T>, problem, tile, packed.data() + tile.forward);
-    });
-    problem.blocks = blocks.data();
-    problem.transposed = transposed.data();
-    problem.forward_weights = packed.data();
+    const auto packed = convolution.backward_weights();
+    const auto forward_packed = with_torque ? convolution.forward_weights() : nullptr;
+    problem.blocks = packed->data();
+    problem.transposed = packed->data() + convolution.blocks_size;
+    problem.forward_weights = with_torque ? forward_packed->data() : nullptr;
 
     const Tensors node_gradients = zeros_like(nodes);
     Tensors hidden_gradients, weight_gradients, torque;

@@ -304,82 +304,6 @@ void add_weight_gradient(
     }
 }
 
-// Transposes a square of vectors by exchanging ever larger blocks.
-template <typename T, int SPAN, bool IS_UPPER, std::size_t... LANE>
-inline Vector<T> exchange(Vector<T> upper, Vector<T> lower, std::index_sequence<LANE...>) {
-    constexpr int N = LANES<T>;
-    if constexpr (IS_UPPER)
-        return shuffle<T, (int(LANE) & SPAN ? N + int(LANE) - SPAN : int(LANE))...>(upper, lower);
-    else
-        return shuffle<T, (int(LANE) & SPAN ? N + int(LANE) : int(LANE) + SPAN)...>(upper, lower);
-}
-
-template <typename T, int SPAN = 1>
-inline void transpose(Vector<T> (&rows)[LANES<T>]) {
-    if constexpr (SPAN < LANES<T>) {
-#pragma GCC unroll 16
-        for (int row = 0; row < LANES<T>; ++row) {
-            if (row & SPAN) continue;
-            const Vector<T> upper = rows[row], lower = rows[row + SPAN];
-            rows[row] = exchange<T, SPAN, true>(upper, lower, std::make_index_sequence<LANES<T>>());
-            rows[row + SPAN] = exchange<T, SPAN, false>(upper, lower, std::make_index_sequence<LANES<T>>());
-        }
-        transpose<T, 2 * SPAN>(rows);
-    }
-}
-
-// Some of a vector's elements, and those alone: the end of an array.
-template <typename T>
-inline Vector<T> load_part(const T* from, int64_t count) {
-    Vector<T> values{};
-    for (int64_t lane = 0; lane < count; ++lane) values[lane] = from[lane];
-    return values;
-}
-
-template <typename T>
-inline void store_part(T* to, Vector<T> values, int64_t count) {
-    for (int64_t lane = 0; lane < count; ++lane) to[lane] = values[lane];
-}
-
-template <typename T>
-inline Vector<T> load_up_to(const T* from, int64_t count) {
-    return count >= LANES<T> ? load(from) : load_part(from, count);
-}
-
-template <typename T>
-inline void store_up_to(T* to, Vector<T> values, int64_t count) {
-    if (count >= LANES<T>)
-        store(to, values);
-    else
-        store_part(to, values, count);
-}
-
-// square[lane] = the sum over paths of map[path * map_step] times `count` values at values[path](lane), for some lanes; the others
-// are zero. Half of a map is zero.
-template <typename T, typename Values>
-inline void combine(
-    const double* map, int64_t map_step, int64_t paths, int64_t num_lanes, int64_t count, const Values& values,
-    Vector<T> (&square)[LANES<T>]) {
-    const bool is_full = num_lanes >= LANES<T> && count >= LANES<T>;
-    Vector<T> sums[LANES<T>];
-#pragma GCC unroll 16
-    for (int lane = 0; lane < LANES<T>; ++lane) sums[lane] = square[lane] = Vector<T>{};
-    for (int64_t path = 0; path < paths; ++path) {
-        const T factor = T(map[path * map_step]);
-        if (factor == 0) continue;
-        if (is_full) {
-#pragma GCC unroll 16
-            for (int lane = 0; lane < LANES<T>; ++lane) sums[lane] += broadcast(factor) * load(values(path, lane));
-        } else {
-            for (int64_t lane = 0; lane < LANES<T> && lane < num_lanes; ++lane)
-                square[lane] += broadcast(factor) * load_up_to(values(path, lane), count);
-        }
-    }
-    if (!is_full) return;
-#pragma GCC unroll 16
-    for (int lane = 0; lane < LANES<T>; ++lane) square[lane] = sums[lane];
-}
-
 }  // namespace
 
 template <typename T>
@@ -394,68 +318,6 @@ int64_t largest_tile() {
 template <typename T>
 int64_t padded_width(int64_t width_hidden) {
     return round_up(round_up(width_hidden, WEIGHT_STEPS), 2);
-}
-
-// Row a of a pair's map makes the aligned weight R_even[a], a <= smaller; behind those come R_odd[1], R_odd[2] and so on.
-template <typename T>
-void align_weights(
-    const DegreePair& pair, const double* alignment, const T* weight, int64_t width_hidden, bool is_backward, int64_t first_channel,
-    int64_t vectors, int64_t first_other, int64_t last_other, T* const* slices) {
-    constexpr int N = LANES<T>;
-    const int64_t paths = pair.paths(), width = vectors * N, step_size = 2 * width;
-    const int64_t tile_channels = is_backward ? pair.channels_in : pair.channels_out;
-    const int64_t steps = is_backward ? pair.channels_out : width_hidden;
-    const int64_t num_slices = is_backward ? width_hidden : pair.channels_in;
-    const int64_t path_step = pair.group_paths * width_hidden;  // from one pair of channels to the next
-    const int64_t lane_step = (is_backward ? 1 : pair.channels_in) * path_step;
-    const int64_t other_step = (is_backward ? pair.channels_in : 1) * path_step;
-    weight += pair.first_path * width_hidden;
-    for (int64_t other = first_other; other < last_other; ++other)
-        for (int64_t v = 0; v < vectors; ++v)
-            for (int64_t k = 0; k < width_hidden; k += N) {
-                const int64_t channels = tile_channels - first_channel - v * N;
-                const T* from = weight + (first_channel + v * N) * lane_step + other * other_step + k;
-                // The weights of one pair of degrees are short pieces far apart, which the processor does not foresee.
-                if (other + 1 < last_other)
-                    for (int64_t lane = 0; lane < N && lane < channels; ++lane)
-                        for (int64_t path = 0; path < paths; ++path)
-                            __builtin_prefetch(from + other_step + lane * lane_step + path * width_hidden);
-                for (int64_t row = 0; row < paths; ++row) {
-                    const auto values = [&](int64_t path, int64_t lane) { return from + lane * lane_step + path * width_hidden; };
-                    Vector<T> square[N];
-                    combine<T>(alignment + row * paths, 1, paths, channels, width_hidden - k, values, square);
-                    transpose<T>(square);
-                    for (int64_t lane = 0; lane < N && k + lane < width_hidden; ++lane) {
-                        const int64_t slice = is_backward ? k + lane : other, step = is_backward ? other : k + lane;
-                        const int64_t place = row > 0 ? (slice * steps + step) * step_size
-                                                      : (slice / 2 * steps + step) * step_size + slice % 2 * width;
-                        store(slices[row] + place + v * N, square[lane]);
-                        if (row == 0 && slice + 1 == num_slices && slice % 2 == 0)  // nothing stands beside the last slice
-                            store(slices[row] + place + width + v * N, Vector<T>{});
-                    }
-                }
-            }
-}
-
-template <typename T>
-void align_weights_backward(
-    const DegreePair& pair, const double* alignment, const T* const* slices, int64_t vectors, int64_t width_hidden,
-    int64_t first_channel, int64_t channel_in, T* weight_gradient) {
-    constexpr int N = LANES<T>;
-    const int64_t paths = pair.paths(), step_size = 2 * vectors * N;
-    const int64_t path_step = pair.group_paths * width_hidden;
-    T* into = weight_gradient + channel_in * path_step + pair.first_path * width_hidden;
-    for (int64_t v = 0; v < vectors; ++v)
-        for (int64_t k = 0; k < width_hidden; k += N)
-            for (int64_t path = 0; path < paths; ++path) {
-                const auto values = [&](int64_t row, int64_t lane) { return slices[row] + (k + lane) * step_size + v * N; };
-                Vector<T> square[N];
-                combine<T>(alignment + path, paths, paths, width_hidden - k, N, values, square);
-                transpose<T>(square);
-                for (int64_t lane = 0; lane < N && first_channel + v * N + lane < pair.channels_out; ++lane)
-                    store_up_to(into + (first_channel + v * N + lane) * pair.channels_in * path_step + path * width_hidden + k,
-                                square[lane], width_hidden - k);
-            }
 }
 
 template <typename T>
@@ -610,10 +472,6 @@ void sum_rows(const T* rows, int64_t count, int64_t width, T* total) {
 #define SE3_FAST_DEFINE(T)                                                                                                       \
     template int64_t lanes<T>();                                                                                                 \
     template int64_t padded_width<T>(int64_t);                                                                                   \
-    template void align_weights<T>(                                                                                              \
-        const DegreePair&, const double*, const T*, int64_t, bool, int64_t, int64_t, int64_t, int64_t, T* const*);               \
-    template void align_weights_backward<T>(                                                                                     \
-        const DegreePair&, const double*, const T* const*, int64_t, int64_t, int64_t, int64_t, T*);                              \
     template void to_components<T>(const T*, int64_t, int64_t, int64_t, int64_t, T*);                                            \
     template void from_components<T>(const T*, int64_t, int64_t, int64_t, int64_t, bool, T*);                                    \
     template void align_edge<T>(const DegreeLayout&, const T*, const T*, int64_t, T*, T*);                                       \

@@ -38,6 +38,35 @@ inline void store(T* to, Vector<T> values) {
     *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = values;
 }
 
+// Whether a vector is a cache line that stream() writes past the caches. Lines written in parts would be slower that way.
+#if defined(__AVX512F__)
+constexpr bool CAN_STREAM = true;
+#else
+constexpr bool CAN_STREAM = false;
+#endif
+
+// Writes what is not read again soon, to an address that is a multiple of a vector: without reading the line first, and without
+// driving others out of the caches. Behind the last one finish_stream() makes the values visible to other threads.
+template <typename T>
+inline void stream(T* to, Vector<T> values) {
+#if !defined(__AVX512F__)
+    store(to, values);
+#elif defined(__clang__)
+    __builtin_nontemporal_store(values, reinterpret_cast<Vector<T>*>(to));
+#else
+    if constexpr (sizeof(T) == 4)
+        __builtin_ia32_movntps512(to, values);
+    else
+        __builtin_ia32_movntpd512(to, values);
+#endif
+}
+
+inline void finish_stream() {
+#if defined(__AVX512F__)
+    __builtin_ia32_sfence();
+#endif
+}
+
 template <typename T>
 inline Vector<T> broadcast(T value) {
     return value - Vector<T>{};

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <new>
 
+#include "process_wide.h"
+
 namespace se3_fast {
 namespace {
 
@@ -59,11 +61,7 @@ struct Kept {
     }
 };
 
-// Never destroyed: threads may still give memory back while the process ends.
-Kept& kept() {
-    static Kept& result = *new Kept;
-    return result;
-}
+Kept& kept() { return process_wide<Kept>(); }
 
 }  // namespace
 

@@ -1,0 +1,614 @@
+"""Weights that the compiled convolutions keep: never out of date, the same to the bit as made anew, in bounded memory."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import se3_fast
+from se3_fast import ConvSE3, EdgeGeometry, Fiber
+from se3_fast.backends.cpp import library
+from tests.support import TOLERANCE, make_convolution, random_features, random_graph, relative_error
+
+if not library.is_available():
+    pytest.skip(f"the compiled operations, {library.reason()}", allow_module_level=True)
+
+from se3_fast.backends.cpp.kept_weights import keep_weights, kept_weights
+from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
+from se3_fast.backends.cpp.tfn_conv_by_source import NativeConvolutionBySource
+
+BUDGET = 64 << 20
+MOST_IDLE = 1024
+FIBER_IN, FIBER_OUT = Fiber({0: 5, 1: 5, 2: 5}), Fiber({0: 3, 1: 3, 2: 3})
+LAYOUTS = 2
+"""Of the weights of a convolution: that of the forward pass, which positions need backwards too, and that of the backward pass."""
+WEIGHT = "conv.radial_func.net.6.weight"
+
+
+@pytest.fixture(autouse=True, params=["by edge", "by source"])
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(ConvSE3, "contraction_order", request.param.removeprefix("by "))
+    return request.param
+
+
+one_order = pytest.mark.parametrize("order", ["by edge"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Iterator[None]:
+    """Before each test; records of contents seen before stay, but no test makes the weights of another."""
+    before = kept_weights().budget
+    keep_weights(0)
+    keep_weights(BUDGET)
+    yield
+    keep_weights(0)
+    keep_weights(before)
+
+
+def convolution(dtype: torch.dtype = torch.float64) -> ConvSE3:
+    """With weights that no other has."""
+    made = make_convolution(FIBER_IN, FIBER_OUT, pool=True).to(dtype)
+    torch.seed()
+    with torch.no_grad():
+        last_weight(made).normal_(std=0.2)
+    return made
+
+
+def last_weight(module: nn.Module) -> nn.Parameter:
+    return module.get_parameter(WEIGHT)
+
+
+def evaluate(module: Callable[..., dict[str, Tensor]], backend: str = "cpp", dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Messages, and the gradients of positions and features, which take the weights in all layouts."""
+    graph = random_graph(6, 20)
+    rel_pos = graph.edata["rel_pos"].to(dtype).requires_grad_()
+    features = {key: value.to(dtype).requires_grad_() for key, value in random_features(FIBER_IN, 6).items()}
+    with se3_fast.backend(backend):
+        geometry = EdgeGeometry.from_relative_positions(rel_pos, 2)
+        messages = list(module(features, {"0": rel_pos.norm(dim=-1)[:, None, None]}, graph, geometry).values())
+    gradients = torch.autograd.grad(sum(message.square().sum() for message in messages), [rel_pos, *features.values()])
+    return [*(message.detach() for message in messages), *gradients]
+
+
+def assert_up_to_date(module: Any) -> None:
+    for value, truth in zip(evaluate(module), evaluate(module, "dense"), strict=True):
+        assert relative_error(value, truth) < TOLERANCE[torch.float64]
+
+
+def keep(module: nn.Module) -> list[Tensor]:
+    """Evaluates until the weights are kept, and says what comes of them."""
+    for _ in range(3):
+        result = evaluate(module)
+    assert kept_weights().num_weights >= LAYOUTS
+    return result
+
+
+def as_array(weight: Tensor) -> Any:
+    return weight.detach().numpy()
+
+
+def step_of_optimizer(module: nn.Module) -> None:
+    weight = last_weight(module)
+    weight.grad = torch.randn_like(weight)
+    torch.optim.AdamW([weight], lr=0.1).step()
+
+
+def step_of_fused_optimizer(module: nn.Module) -> None:
+    weight = last_weight(module)
+    weight.grad = torch.randn_like(weight)
+    torch.optim.Adam([weight], lr=0.1, fused=True).step()
+
+
+def copy_into(module: nn.Module) -> None:
+    with torch.no_grad():
+        last_weight(module).copy_(torch.randn_like(last_weight(module)))
+
+
+def load_state(module: nn.Module, assign: bool) -> None:
+    module.load_state_dict({key: value + 0.1 for key, value in module.state_dict().items()}, assign=assign)
+
+
+def add_to_data(module: nn.Module) -> None:
+    last_weight(module).data.add_(0.1)
+
+
+def other_data(module: nn.Module) -> None:
+    last_weight(module).data = torch.randn_like(last_weight(module))
+
+
+def data_of_other_strides(module: nn.Module) -> None:
+    last_weight(module).data = torch.randn_like(last_weight(module)).t().contiguous().t()
+
+
+def write_array(module: nn.Module) -> None:
+    as_array(last_weight(module))[...] *= 1.5
+
+
+def write_one_element(module: nn.Module) -> None:
+    as_array(last_weight(module))[-1, -1] += 0.5
+
+
+def flip_a_sign(module: nn.Module) -> None:
+    as_array(last_weight(module))[7, 3] *= -1
+
+
+def flip_all_signs(module: nn.Module) -> None:
+    as_array(last_weight(module))[...] *= -1
+
+
+def exchange_two(module: nn.Module) -> None:
+    array = as_array(last_weight(module))
+    array[[0, 5], 3] = array[[5, 0], 3]
+
+
+def exchange_rows(module: nn.Module) -> None:
+    array = as_array(last_weight(module))
+    array[...] = array[::-1].copy()
+
+
+def write_memory(module: nn.Module) -> None:
+    weight = last_weight(module)
+    values = torch.randn_like(weight)
+    ctypes.memmove(weight.data_ptr(), values.data_ptr(), values.nbytes)
+
+
+def write_from_another_process(module: nn.Module) -> None:
+    last_weight(module).data.share_memory_()
+    keep(module)
+    process = multiprocessing.get_context("fork").Process(target=_scale_and_leave, args=(last_weight(module).detach(),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def _scale_and_leave(shared: Tensor) -> None:
+    shared.numpy()[...] *= 2
+    os._exit(0)
+
+
+def exchange_tensors(module: nn.Module) -> None:
+    torch.utils.swap_tensors(last_weight(module), nn.Parameter(torch.randn_like(last_weight(module))))
+
+
+def another_parameter(module: nn.Module) -> None:
+    owner = module.get_submodule(WEIGHT.rpartition(".")[0])
+    owner.weight = nn.Parameter(torch.randn_like(owner.weight))
+
+
+def at_a_freed_address(module: nn.Module) -> None:
+    """Storage of the same size, freed and taken again, until one stands where the old one did."""
+    owner = module.get_submodule(WEIGHT.rpartition(".")[0])
+    shape, address = owner.weight.shape, owner.weight.data_ptr()
+    del owner.weight
+    held: list[Tensor] = []
+    while len(held) < 1000 and (not held or held[-1].data_ptr() != address):
+        held.append(torch.randn(shape, dtype=torch.float64))
+    assert held[-1].data_ptr() == address
+    owner.weight = nn.Parameter(held[-1])
+
+
+def vector_to_parameters(module: nn.Module) -> None:
+    vector = nn.utils.parameters_to_vector(module.parameters())
+    nn.utils.vector_to_parameters(vector + 0.1, module.parameters())
+
+
+def parametrise(module: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(module.get_submodule(WEIGHT.rpartition(".")[0]))
+    write_norm = module.get_submodule(WEIGHT.rpartition(".")[0]).parametrizations.weight.original0
+    as_array(write_norm)[...] *= 2
+
+
+def write_in_inference_mode(module: nn.Module) -> None:
+    with torch.inference_mode():
+        last_weight(module).mul_(2)
+
+
+CHANGES: list[Callable[[nn.Module], None]] = [
+    step_of_optimizer,
+    step_of_fused_optimizer,
+    copy_into,
+    lambda module: load_state(module, assign=False),
+    lambda module: load_state(module, assign=True),
+    add_to_data,
+    other_data,
+    data_of_other_strides,
+    write_array,
+    write_one_element,
+    flip_a_sign,
+    flip_all_signs,
+    exchange_two,
+    exchange_rows,
+    write_memory,
+    write_from_another_process,
+    exchange_tensors,
+    another_parameter,
+    at_a_freed_address,
+    vector_to_parameters,
+    parametrise,
+    write_in_inference_mode,
+]
+NAMES = [change.__name__ if change.__name__ != "<lambda>" else f"load_state {index}" for index, change in enumerate(CHANGES)]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=NAMES)
+def test_changed_weights_are_seen(change: Callable[[nn.Module], None]) -> None:
+    module = convolution()
+    before = keep(module)
+    change(module)
+    assert_up_to_date(module)
+    changes = [relative_error(found, value) for found, value in zip(evaluate(module), before, strict=True)]
+    assert max(changes) > 1e-6  # it was one
+
+
+def test_parameters_of_inference_mode() -> None:
+    """Which count no changes."""
+    with torch.inference_mode():
+        module = convolution()
+        graph = random_graph(6, 20)
+        geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 2)
+        arguments = (random_features(FIBER_IN, 6), {"0": graph.edata["rel_pos"].norm(dim=-1)[:, None, None]}, graph, geometry)
+        for _ in range(4):
+            with se3_fast.backend("cpp"):
+                found = module(*arguments)
+            with se3_fast.backend("dense"):
+                truth = module(*arguments)
+            assert all(relative_error(found[key], truth[key]) < TOLERANCE[torch.float64] for key in truth)
+            found = None
+        assert kept_weights().num_weights == 1
+        last_weight(module).neg_()
+        with se3_fast.backend("cpp"):
+            negated = module(*arguments)
+        assert all(relative_error(-negated[key], truth[key]) < TOLERANCE[torch.float64] for key in truth)
+
+
+def test_averages_that_are_exchanged_and_back() -> None:
+    """As for a validation with averaged parameters: both are kept, and each is found again."""
+    module = convolution()
+    first = keep(module)
+    average = copy.deepcopy(module.state_dict())
+    average[WEIGHT] = average[WEIGHT] * 0.9
+    own = copy.deepcopy(module.state_dict())
+    for state in (average, own, average, own, average, own):
+        module.load_state_dict(state)
+        assert_up_to_date(module)
+    misses = kept_weights().misses
+    for found, truth in zip(evaluate(module), first, strict=True):
+        assert torch.equal(found, truth)
+    assert kept_weights().misses == misses
+
+
+def test_functional_call() -> None:
+    module = convolution()
+    keep(module)
+    other = {name: parameter * 1.1 for name, parameter in module.named_parameters()}
+
+    def call(*arguments: Any) -> dict[str, Tensor]:
+        return torch.func.functional_call(module, other, arguments)
+
+    assert_up_to_date(call)
+    assert_up_to_date(module)
+
+
+def test_dtypes() -> None:
+    """float64, float32 and back; weights that are zero have the same bytes in both."""
+    module = convolution()
+    for is_zero in (False, True):
+        if is_zero:
+            last_weight(module).data.zero_()
+        keep(module.double())
+        assert_up_to_date(module)
+        for _ in range(3):
+            found = evaluate(module.float(), dtype=torch.float32)
+        for value, truth in zip(found, evaluate(module.double(), "dense"), strict=True):
+            assert relative_error(value, truth) < TOLERANCE[torch.float32]
+
+
+def test_memory_format() -> None:
+    module = convolution()
+    before = keep(module)
+    module.to(memory_format=torch.contiguous_format)
+    for found, truth in zip(evaluate(module), before, strict=True):
+        assert torch.equal(found, truth)
+
+
+PLANS = {
+    "other channels": (({0: 2}, {0: 3}), ({0: 3}, {0: 2})),
+    "other degrees": (({1: 2}, {1: 2}), ({1: 2}, {2: 2})),
+}
+
+
+@pytest.mark.parametrize("plans", PLANS.values(), ids=PLANS.keys())
+def test_the_same_weights_for_another_plan(plans: tuple[tuple[dict[int, int], dict[int, int]], ...]) -> None:
+    """Weights of the same shape, with the same contents."""
+    modules = [make_convolution(Fiber(given), Fiber(made), pool=True) for given, made in plans]
+    graph = random_graph(6, 20)
+    geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 2)
+    lengths = {"0": graph.edata["rel_pos"].norm(dim=-1)[:, None, None]}
+    for one, other in zip(*(module.parameters() for module in modules), strict=True):
+        other.data.copy_(one.data)
+    for _ in range(4):
+        for module, (fiber, _) in zip(modules, plans, strict=True):
+            results = []
+            for backend in ("cpp", "dense"):
+                with se3_fast.backend(backend), torch.no_grad():
+                    (result,) = module(random_features(Fiber(fiber), 6), lengths, graph, geometry).values()
+                results.append(result)
+            assert relative_error(*results) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.usefixtures("threads")
+def test_kept_and_made_anew_are_identical(dtype: torch.dtype) -> None:
+    module = convolution(dtype)
+    kept = [evaluate(module, dtype=dtype) for _ in range(4)]
+    assert kept_weights().num_weights == LAYOUTS
+    keep_weights(0)
+    anew = evaluate(module, dtype=dtype)
+    assert kept_weights().num_weights == 0
+    for found in kept:
+        assert all(torch.equal(one, other) for one, other in zip(found, anew, strict=True))
+
+
+@pytest.mark.parametrize("width", [1, 5, 32])
+@pytest.mark.parametrize("channels", [1, 3, 17])
+def test_odd_shapes(channels: int, width: int, order: str) -> None:
+    """With nodes that are isolated, and without edges: the same to the bit from what is kept."""
+    fiber = Fiber({0: channels, 1: channels})
+    plan = make_convolution(fiber, fiber).plan
+    for num_nodes, num_edges in ((4, 9), (1, 0)):
+        graph = random_graph(num_nodes, num_edges)
+        rel_pos = graph.edata["rel_pos"]
+        kind = NativeConvolution if order == "by edge" else NativeConvolutionBySource
+        native = kind(plan, graph, EdgeGeometry.from_relative_positions(rel_pos, 1).wigner, pool=True)
+        (group,) = plan.groups
+        rows = group.channels_out * group.channels_in * group.num_paths
+        hidden, weight = torch.randn(num_edges, width).double(), torch.randn(rows, width).double()
+        tensors = [*random_features(fiber, num_nodes).values(), hidden, weight]
+        results = []
+        for _ in range(3):
+            messages = native.forward(tensors)
+            gradients, of_positions = native.backward(tensors, messages, rel_pos, True)
+            results.append([*messages, *gradients, of_positions])
+        for found in results[1:]:
+            assert all(torch.equal(one, other) for one, other in zip(found, results[0], strict=True))
+    assert kept_weights().num_weights > 0
+
+
+def large_convolution(num_edges: int, order: str, dtype: torch.dtype) -> tuple[NativeConvolution, list[Tensor]]:
+    """Four degrees of 32 channels: 5.5 MiB of float32, what is written past the caches."""
+    fiber = Fiber.create(4, 32)
+    plan = make_convolution(fiber, fiber).plan
+    graph = random_graph(5, num_edges)
+    geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 3)
+    kind = NativeConvolution if order == "by edge" else NativeConvolutionBySource
+    generator = torch.Generator().manual_seed(7)
+    tensors = [
+        *random_features(fiber, 5).values(),
+        torch.randn(num_edges, 32, generator=generator),
+        torch.randn(45056, 32, generator=generator),
+    ]
+    return kind(plan, graph, geometry.wigner_as(dtype), pool=True), [tensor.to(dtype) for tensor in tensors]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.usefixtures("threads")
+def test_large_weights(dtype: torch.dtype, order: str) -> None:
+    """Against the other contraction in float64, anew and kept; gradients too."""
+    from_edges, tensors = large_convolution(9, "by edge" if order == "by source" else "by source", torch.float64)
+    messages = from_edges.forward([tensor.double() for tensor in tensors])
+    rel_pos = from_edges.graph.edata["rel_pos"]
+    truth, of_positions = from_edges.backward(tensors, messages, rel_pos, True)
+    convolution, values = large_convolution(9, order, dtype)
+    for _ in range(3):
+        found = convolution.forward(values)
+        gradients, positions = convolution.backward(values, [message.to(dtype) for message in messages], rel_pos.to(dtype), True)
+        for value, expected in zip([*found, *gradients, positions], [*messages, *truth, of_positions], strict=True):
+            assert value is not None and expected is not None
+            assert relative_error(value, expected) < TOLERANCE[dtype]
+    assert kept_weights().num_weights > 0
+
+
+def test_every_change_of_large_weights_is_looked_up_anew(order: str) -> None:
+    """One element of 1.4 million, wherever it stands; two exchanged; and the contents of before are found again."""
+    native, tensors = large_convolution(0, order, torch.float32)
+    array = as_array(tensors[-1]).reshape(-1)
+    for _ in range(3):
+        native.forward(tensors)
+    generator = torch.Generator().manual_seed(0)
+    places = [0, 1, 15, 16, 1023, 1024, 65535, 65536, len(array) - 1]
+    places += torch.randint(len(array), (15,), generator=generator).tolist()
+
+    def misses(change: Callable[[], None], undo: Callable[[], None]) -> int:
+        before = kept_weights().misses
+        change()
+        native.forward(tensors)
+        undo()
+        native.forward(tensors)
+        return kept_weights().misses - before
+
+    for place in places:
+        value = array[place].copy()
+        other = (place + 4099) % len(array)
+        for new in (-value, value * (1 + 2e-7), 2 * value, float("nan")):
+            assert misses(lambda: array.__setitem__(place, new), lambda: array.__setitem__(place, value)) == 1  # noqa: B023
+
+        def exchange() -> None:
+            array[[place, other]] = array[[other, place]]  # noqa: B023
+
+        assert misses(exchange, exchange) == 1
+
+
+@one_order
+def test_a_training_step_keeps_nothing() -> None:
+    module = convolution()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        evaluate_for_training(module)
+        optimizer.step()
+    assert kept_weights().num_weights == 0
+
+
+def evaluate_for_training(module: ConvSE3) -> None:
+    graph = random_graph(6, 20)
+    with se3_fast.backend("cpp"):
+        geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 2)
+        lengths = {"0": graph.edata["rel_pos"].norm(dim=-1)[:, None, None]}
+        messages = module(random_features(FIBER_IN, 6), lengths, graph, geometry)
+    sum(message.square().sum() for message in messages.values()).backward()
+
+
+def test_memory_is_bounded(order: str) -> None:
+    """Of layers that are larger together than the budget a part is kept, and found in each call."""
+    layers = [large_convolution(0, order, torch.float32) for _ in range(6)]
+    for number, (_, tensors) in enumerate(layers):
+        tensors[-1] += number
+    evaluate_layers(layers[:1])
+    budget = kept_weights().num_bytes * 7 // 2
+    assert budget > 0
+    keep_weights(0)
+    keep_weights(budget)
+    evaluate_layers(layers)
+    before = kept_weights()
+    assert before.num_weights == 3
+    assert before.num_bytes <= budget
+    for native, tensors in layers:
+        native.forward(tensors)
+    assert kept_weights().hits - before.hits == 3
+    keep_weights(budget // 2)
+    assert 0 < kept_weights().num_bytes <= budget // 2
+
+
+def evaluate_layers(layers: list[tuple[NativeConvolution, list[Tensor]]]) -> None:
+    for _ in range(3):
+        for native, tensors in layers:
+            native.forward(tensors)
+
+
+def test_nothing_is_left_of_a_model_that_is_gone() -> None:
+    """Once others have been asked for long enough; or at once."""
+    gone, other = convolution(), convolution()
+    keep(gone)
+    keep(other)
+    assert kept_weights().num_weights == 2 * LAYOUTS
+    del gone
+    looked_up = kept_weights()
+    while sum(kept_weights()[3:]) - sum(looked_up[3:]) <= MOST_IDLE:
+        evaluate(other)
+    assert kept_weights().num_weights == LAYOUTS
+    keep_weights(0)
+    assert kept_weights()[:2] == (0, 0)
+    assert_up_to_date(other)
+
+
+@one_order
+def test_a_negative_budget() -> None:
+    with pytest.raises(RuntimeError, match="budget: expected 0 or more bytes, got -1"):
+        keep_weights(-1)
+
+
+def test_many_threads_at_once() -> None:
+    """Some with a model of their own, two and two with one, all with one set of records that is too small for them."""
+    modules = [convolution() for _ in range(3)]
+    truth = [evaluate(module) for module in modules]
+    keep_weights(kept_size(modules[0]) * 2)
+
+    def work(number: int) -> bool:
+        chosen = modules[number % 3]
+        is_right = True
+        for round_ in range(12):
+            if round_ == 6:  # others, and back
+                last = copy.deepcopy(chosen)
+                as_array(last_weight(last))[...] *= -1
+                evaluate(last)
+            found = evaluate(chosen)
+            is_right &= all(torch.equal(one, other) for one, other in zip(found, truth[number % 3], strict=True))
+        return is_right
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(work, range(6)))
+
+
+def kept_size(module: ConvSE3) -> int:
+    keep(module)
+    size = kept_weights().num_bytes
+    keep_weights(0)
+    return size
+
+
+IN_A_FORK = """
+import os, threading, torch
+import se3_fast
+from tests.backends.cpp.test_kept_weights import ConvSE3, as_array, convolution, evaluate, last_weight
+ConvSE3.contraction_order = {order!r}
+torch.set_num_threads(1)
+module = convolution()
+for _ in range(3):
+    truth = evaluate(module)
+others = [convolution() for _ in range(2)]
+is_done = threading.Event()
+
+def work(other):
+    while not is_done.is_set():
+        evaluate(other)
+
+threads = [threading.Thread(target=work, args=(other,)) for other in others]
+for thread in threads:
+    thread.start()
+codes = []
+for _ in range(25):
+    child = os.fork()
+    if child == 0:  # with the records as they were, which other threads were about to change
+        is_right = all(torch.equal(one, other) for one, other in zip(evaluate(module), truth))
+        as_array(last_weight(module))[...] *= -1
+        is_right &= torch.equal(evaluate(module)[0], -truth[0])
+        os._exit(0 if is_right else 1)
+    codes.append(os.waitpid(child, 0)[1])
+is_done.set()
+for thread in threads:
+    thread.join()
+print(codes == [0] * 25 and all(torch.equal(one, other) for one, other in zip(evaluate(module), truth)))
+"""
+
+
+def test_forked_processes(order: str) -> None:
+    """While other threads compute, in a process of its own; a worker that waits for ever would end the test by its time limit."""
+    program = IN_A_FORK.format(order=order.removeprefix("by "))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program]
+    root = Path(__file__).parents[3]
+    finished = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False, timeout=120)
+    assert finished.stdout.strip() == "True", finished.stdout + finished.stderr
+
+
+@one_order
+@pytest.mark.parametrize(("text", "budget"), [("0", 0), ("1.5", 3 << 19), ("many", 256 << 20), ("-1", 256 << 20)])
+def test_budget_of_the_environment(text: str, budget: int) -> None:
+    program = "from se3_fast.backends.cpp.kept_weights import kept_weights; print(kept_weights().budget)"
+    environment = os.environ | {"SE3_FAST_KEPT_WEIGHTS": text}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert int(found.stdout) == budget
+
+
+def test_compiled_models() -> None:
+    module = convolution()
+    compiled = torch.compile(module, backend="aot_eager")
+    for _ in range(3):
+        evaluate(compiled)
+    assert kept_weights().num_weights >= LAYOUTS
+    for change in (write_array, flip_a_sign, other_data):
+        change(module)
+        for value, truth in zip(evaluate(compiled), evaluate(module, "dense"), strict=True):
+            assert relative_error(value, truth) < TOLERANCE[torch.float64]
