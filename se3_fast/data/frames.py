@@ -132,24 +132,22 @@ class ForceFrames:
 
 
 class FrameSource(Protocol):
-    """Frames, in memory or in files, of which some are taken at a time.
-
-    Attributes:
-        has_cells: Whether those that are taken have cells.
-        has_stresses: Whether they have stresses.
-        elements: Atomic numbers that occur, ascending.
-    """
+    """Frames, in memory or in files, of which some are taken at a time."""
 
     @property
-    def has_cells(self) -> bool: ...  # noqa: D102
+    def has_cells(self) -> bool:
+        """Whether those that are taken have cells."""
 
     @property
-    def has_stresses(self) -> bool: ...  # noqa: D102
+    def has_stresses(self) -> bool:
+        """Whether those that are taken have stresses."""
 
     @property
-    def elements(self) -> list[int]: ...  # noqa: D102
+    def elements(self) -> list[int]:
+        """Atomic numbers that occur, ascending."""
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int:
+        """Return the number of frames."""
 
     def select(self, numbers: Sequence[int] | Tensor) -> ForceFrames:
         """Return frames in the order of their numbers."""

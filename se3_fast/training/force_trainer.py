@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from se3_fast.data.force_frames import ForceDataModule, reference_energies
+from se3_fast.data.force_frames import ForceDataModule
 from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress
 
 from .distributed import World
@@ -75,12 +75,12 @@ class ForceTrainer(Trainer):
             raise ValueError(
                 f"energy_weight and force_weight: expected none below 0 and one above, got {energy_weight} and {force_weight}"
             )
-        frames = data_module.train_frames
-        if stress_weight < 0 or (stress_weight > 0 and frames.stresses is None):
+        if stress_weight < 0 or (stress_weight > 0 and not data_module.has_stresses):
             came = f"{stress_weight} and frames without stress" if stress_weight > 0 else stress_weight
             raise ValueError(f"stress_weight: expected 0, or a number above and frames with stress, got {came}")
         # The smallest scale is for frames whose forces are all zero, such as single atoms.
-        model.set_scale(reference_energies(frames), max(float(frames.forces.abs().nanmean()), 1e-3))
+        known = data_module.statistics
+        model.set_scale(known.energies.of_elements(), max(known.mean_absolute_force, 1e-3))
         self.energy_weight, self.force_weight, self.stress_weight = energy_weight, force_weight, stress_weight
         self.force_field = model
         super().__init__(model, data_module, options, world, metadata, resume_from)
