@@ -338,8 +338,7 @@ class ForceDataModule(DataModule):
         if self._edges is not None:
             return float(self._edges[self._training].sum()) / self.statistics.atoms or 1.0
         edges = atoms = 0
-        for numbers in self._sample().split(CHUNK):
-            batch = self._dataset.__getitems__(numbers)
+        for batch in self._dataset.batches(self._sample()):
             edges, atoms = edges + len(batch.src), atoms + len(batch.frames.pos)
         return edges / atoms or 1.0
 

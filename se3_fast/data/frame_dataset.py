@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,9 @@ from se3_fast.neighbours import neighbour_distances, neighbours_of_batch
 
 _SAME_PLACE = 1e-6
 _FRAMES_TO_ESTIMATE = 256
+_FRAMES_TOGETHER = 64
+"""Frames whose edges are found together where those of many are: a frame may have a hundred thousand."""
+
 _BYTES_OF_EDGE, _BYTES_OF_OFFSET = 16, 12
 _KINDS = LARGEST_ATOMIC_NUMBER + 1
 
@@ -103,8 +106,12 @@ class FrameDataset(Dataset[FrameBatch]):
     def bytes_of_edges(self) -> int:
         """What the edges of all frames would take in memory, from those of 256 frames evenly among them."""
         sample = torch.arange(0, len(self), -(-len(self) // _FRAMES_TO_ESTIMATE))
-        edges = len(self._found(self.frames.select(sample), sample).src)
+        edges = sum(len(batch.src) for batch in self.batches(sample))
         return len(self) * edges * (_BYTES_OF_EDGE + _BYTES_OF_OFFSET * self.frames.has_cells) // len(sample)
+
+    def batches(self, numbers: Tensor) -> Iterator[FrameBatch]:
+        """Some frames, a few at a time."""
+        return map(self.__getitems__, numbers.split(_FRAMES_TOGETHER))
 
     def keep_edges(self) -> None:
         """Find the edges of all frames now.
@@ -112,16 +119,10 @@ class FrameDataset(Dataset[FrameBatch]):
         Raises:
             FrameError: As for a batch.
         """
-        parts = [self._ends_within_frames(numbers) for numbers in torch.arange(len(self)).split(CHUNK)]
+        parts = [_ends_within_frames(batch) for batch in self.batches(torch.arange(len(self)))]
         src, dst, counts = (torch.cat(part) for part in list(zip(*parts, strict=True))[:3])
         offset = torch.cat([part[3] for part in parts]) if self.frames.has_cells else None
         self._kept = _KeptEdges(src, dst, counts, offset, first_of_each(counts))
-
-    def _ends_within_frames(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """Sources and destinations, edges of each frame, and offsets: none of the frames themselves."""
-        batch = self._found(self.frames.select(numbers), numbers)
-        first_atom = batch.frames.first_atom.repeat_interleave(batch.counts)
-        return batch.src - first_atom, batch.dst - first_atom, batch.counts, batch.offset
 
     def _found(self, frames: ForceFrames, numbers: Tensor) -> FrameBatch:
         try:
@@ -204,8 +205,7 @@ def _two_at_one_place(frame: str) -> FrameError:
 def closest_pairs(dataset: FrameDataset, numbers: Tensor) -> dict[str, float]:
     """Shortest distances in some frames, Angstrom, by pairs of atomic numbers (``"1-6"``), within the cutoff."""
     least = torch.full((_KINDS * _KINDS,), torch.inf)
-    for part in numbers.split(CHUNK):
-        batch = dataset.__getitems__(part)
+    for batch in dataset.batches(numbers):
         kinds = batch.frames.atomic_numbers
         pairs = kinds[batch.src] * _KINDS + kinds[batch.dst]
         least.scatter_reduce_(0, pairs, batch.rel_pos.norm(dim=1), "amin")
@@ -215,6 +215,12 @@ def closest_pairs(dataset: FrameDataset, numbers: Tensor) -> dict[str, float]:
 
 def _periodic(frames: ForceFrames) -> tuple[Tensor, ...]:
     return () if frames.cells is None or frames.pbc is None else (frames.cells, frames.pbc)
+
+
+def _ends_within_frames(batch: FrameBatch) -> tuple[Tensor, Tensor, Tensor, Any]:
+    """Sources and destinations, edges of each frame, and offsets; nothing that keeps the frames in memory."""
+    first_atom = batch.frames.first_atom.repeat_interleave(batch.counts)
+    return batch.src - first_atom, batch.dst - first_atom, batch.counts, batch.offset
 
 
 def _chosen(kept: _KeptEdges, frames: ForceFrames, numbers: Tensor) -> FrameBatch:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from se3_fast.data.molecules import DataError, first_of_each, ragged_indices
 
-CHUNK = 4096
+CHUNK = 1024
 """Frames that are looked at together where all of a large data set are."""
 
 

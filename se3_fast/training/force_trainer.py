@@ -127,7 +127,7 @@ def evaluate_forces(model: ForceField, loader: Any, world: World) -> ForceEvalua
         else:
             tensors["energies"], tensors["forces"] = energy_and_forces(model, graph)
         for name, tensor in tensors.items():
-            found[name].append(tensor.flatten().double().cpu())
+            found[name].append(tensor.detach().flatten().cpu())
         latencies.append(time.perf_counter() - batch_start)
     model.train(was_training)
     values = {name: torch.cat([torch.empty(0), *chain(*world.gather(parts))]).numpy() for name, parts in found.items()}
@@ -159,7 +159,7 @@ def _known_l1(values: Tensor, known: Tensor) -> Tensor:
 
 
 def _mean_absolute(values: np.ndarray) -> float:
-    return float(np.abs(values).mean()) if len(values) else float("nan")
+    return float(np.abs(values).mean(dtype=np.float64)) if len(values) else float("nan")
 
 
 def report_forces(trainer: ForceTrainer, result: TrainingResult) -> None:
