@@ -204,7 +204,7 @@ resource.setrlimit(resource.RLIMIT_DATA, (data + 60_000_000, resource.RLIM_INFIN
 for order in ({}, {"batch_edges": 5000}):
     given = force_frames.ForceDataModule(sys.argv[1], edge_budget=10_000_000, **order)
     graph, *_ = next(iter(given.train_dataloader()))
-    print(len(given.ds_train), graph.num_edges() > 3000, len(given.closest_pairs()))
+    print(len(given.ds_train), graph.num_edges() > 3000 if order else graph.batch_size == 10, len(given.closest_pairs()))
 """
 
 
