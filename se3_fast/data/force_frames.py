@@ -89,7 +89,7 @@ def read_frame_file(path: str | os.PathLike[str], index: str = ":", names: Label
         file = FrameFile(path, ForceFrames.joined([part.frames for part in parts]), numbers, split)
     suspicions = Suspicions(path)
     for first, chunk in enumerate(chunks_of(file.frames)):
-        suspicions.add(chunk, file.numbers[first * CHUNK :])
+        suspicions.add(chunk, file.numbers[first * CHUNK : (first + 1) * CHUNK])
     warn_of(suspicions)
     return file
 
@@ -112,6 +112,7 @@ def frame_chunks(path: Path, index: str, names: LabelNames) -> Iterator[FrameFil
     """The frames of any file, some at a time, never all in memory; arguments and errors are those of :func:`read_frame_file`."""
     if is_frame_folder(path):
         folder, first = FrameFolder(path), 0
+        folder.check_bytes()
         for frames in chunks_of(folder):
             numbers = range(first, first + len(frames))
             first = numbers.stop
@@ -328,7 +329,7 @@ class ForceDataModule(DataModule):
     def _counted_edges(self) -> Tensor | None:
         """The edges of each frame, [M] int64, where they are known or needed."""
         frames, known = self._dataset.frames, self._dataset.counts
-        if known is None and isinstance(frames, FrameFolder):
+        if known is None:
             known = frames.edges_of_frames(self.cutoff)
         if known is None and self._batch_edges is not None:
             known = edge_counts(frames, self.cutoff, self._dataset.name_of)

@@ -117,7 +117,7 @@ class FrameFolder:
         return elements
 
     def edges_of_frames(self, cutoff: float) -> Tensor | None:
-        """[M] int64, the edges of each frame; None where they were counted for another cutoff."""
+        """[M] int64, how many edges within a cutoff each frame has; None: they were counted for another."""
         return torch.from_numpy(self._arrays["edges"].astype(np.int64)) if cutoff == self.cutoff else None
 
     def select(self, numbers: Sequence[int] | Tensor) -> ForceFrames:

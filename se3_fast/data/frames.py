@@ -105,6 +105,10 @@ class ForceFrames:
             self.n_atoms[chosen], self.atomic_numbers[atoms], self.pos[atoms], self.energies[chosen], self.forces[atoms], *of_frames
         )
 
+    def edges_of_frames(self, cutoff: float) -> Tensor | None:
+        """None: they are not known."""
+        return None
+
     def completed(self, has_cells: bool, has_stresses: bool) -> ForceFrames:
         """The same frames, with cells and stresses where they are to have them: those of what is not periodic, and not known."""
         count, new = len(self), {}
@@ -152,6 +156,9 @@ class FrameSource(Protocol):
     def select(self, numbers: Sequence[int] | Tensor) -> ForceFrames:
         """Return frames in the order of their numbers."""
 
+    def edges_of_frames(self, cutoff: float) -> Tensor | None:
+        """[M] int64, how many edges within a cutoff each frame has; None: that is not known."""
+
 
 class JoinedFrames:
     """All frames of several sources, in order; nothing is copied before it is taken.
@@ -170,6 +177,11 @@ class JoinedFrames:
     def __len__(self) -> int:
         """Return the number of frames."""
         return int(self._ends[-1])
+
+    def edges_of_frames(self, cutoff: float) -> Tensor | None:
+        """[M] int64, how many edges within a cutoff each frame has; None: that is not known of all."""
+        known = [edges for source in self._sources if (edges := source.edges_of_frames(cutoff)) is not None]
+        return torch.cat(known) if len(known) == len(self._sources) else None
 
     def select(self, numbers: Sequence[int] | Tensor) -> ForceFrames:
         """Return frames in the order of their numbers."""

@@ -182,6 +182,39 @@ def _statistics_of_sound_frames(folder: Path) -> Any:
     return of
 
 
+def test_a_faulty_frame_is_named_where_edges_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _faulty_folder(tmp_path, _with_two_at_one_place)
+    for module in (frame_dataset, frames):
+        monkeypatch.setattr(module, "CHUNK", 2)
+    with pytest.raises(FrameError, match=rf"^{folder}: frame 3: expected atoms at different places"):
+        ForceDataModule(FrameFiles([tmp_path / "sound.traj"], [folder]), batch_edges=100, edge_budget=0, cutoff=4.0)
+
+
+def test_the_edges_of_folders_need_no_counting(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one, or of several; where a file is among them, or the cutoff is another, they are counted."""
+    pack_frames([mixed], tmp_path / "packed")
+    counted: list[float] = []
+
+    def count(given: frames.FrameSource, cutoff: float, name_of: Callable[[int], str]) -> torch.Tensor:
+        counted.append(cutoff)
+        return edge_counts(given, cutoff, name_of)
+
+    monkeypatch.setattr(force_frames, "edge_counts", count)
+    for number, (files, cutoff) in enumerate(
+        [
+            (FrameFiles([tmp_path / "packed"]), 5.0),
+            (FrameFiles([tmp_path / "packed"], [tmp_path / "packed"]), 5.0),
+            (FrameFiles([tmp_path / "packed"], [mixed]), 5.0),
+            (FrameFiles([tmp_path / "packed"]), 4.0),
+        ]
+    ):
+        found = ForceDataModule(files, batch_edges=700, edge_budget=0, cutoff=cutoff)
+        assert len(counted) == max(0, number - 1)
+        expected = ForceDataModule(FrameFiles([mixed], [mixed] if files.validation else ()), batch_edges=700, cutoff=cutoff)
+        assert found.average_neighbours == expected.average_neighbours
+        assert_same(batches_of(found), batches_of(expected))
+
+
 def test_damage_is_found_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pack_frames([FORCE_SAMPLE_PATH], tmp_path / "packed")
     content = bytearray((tmp_path / "packed" / "forces.bin").read_bytes())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,16 @@ def random_frames(seed: int, elements: list[int], count: int = 60) -> ForceFrame
     return ForceFrames(torch.from_numpy(n_atoms), numbers, torch.zeros(atoms, 3), energies, forces)
 
 
+def with_hydrogens(given: ForceFrames) -> ForceFrames:
+    """With two hydrogens beside every oxygen, so that no composition tells the two from each other."""
+    sizes = torch.where(given.atomic_numbers == 8, 3, 1)
+    numbers = torch.cat([torch.tensor([8, 1, 1] if number == 8 else [number]) for number in given.atomic_numbers.tolist()])
+    n_atoms = torch.zeros(len(given), dtype=torch.int64).index_add(0, given.frame_of_atoms(), sizes)
+    return replace(
+        given, n_atoms=n_atoms, atomic_numbers=numbers, pos=torch.zeros(len(numbers), 3), forces=torch.zeros(len(numbers), 3)
+    )
+
+
 def of_all_at_once(frames: ForceFrames) -> tuple[dict[int, float], float]:
     """Energies of the elements, and the spread of what they leave, by the equations of all frames."""
     frames = frames.select(frames.energies.isfinite().nonzero().squeeze(1))
@@ -41,8 +53,13 @@ def of_all_at_once(frames: ForceFrames) -> tuple[dict[int, float], float]:
 @pytest.mark.parametrize("chunk", [1, 7, 60])
 @pytest.mark.parametrize(
     "given",
-    [random_frames(0, [1, 6, 7, 8]), random_frames(1, [26]), random_frames(2, list(range(1, 90)), count=40)],
-    ids=["four elements", "one", "more elements than frames"],
+    [
+        random_frames(0, [1, 6, 7, 8]),
+        random_frames(1, [26]),
+        random_frames(2, list(range(1, 90)), count=40),
+        with_hydrogens(random_frames(3, [6, 7, 8, 9, 17])),
+    ],
+    ids=["four elements", "one", "more elements than frames", "two that are always together"],
 )
 def test_energies_of_elements(given: ForceFrames, chunk: int) -> None:
     fit = EnergyFit()
