@@ -184,6 +184,7 @@ def _statistics_of_sound_frames(folder: Path) -> Any:
 
 def test_a_faulty_frame_is_named_where_edges_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = _faulty_folder(tmp_path, _with_two_at_one_place)
+    monkeypatch.setattr(FrameDataset, "bytes_of_edges", lambda data: 2**60)
     for module in (frame_dataset, frames):
         monkeypatch.setattr(module, "CHUNK", 2)
     with pytest.raises(FrameError, match=rf"^{folder}: frame 3: expected atoms at different places"):

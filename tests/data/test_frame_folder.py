@@ -228,6 +228,10 @@ def test_a_flipped_bit_is_noticed(packed: Path, name: str) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"{name}\.bin: (damaged, expected the checksum|expected numbers that rise)[^\n]*$"):
         FrameFolder(packed).check_bytes()
+    with pytest.raises(DataError, match=rf"{name}\.bin: "):
+        read_frame_file(packed)
+    with pytest.raises(DataError, match=rf"{name}\.bin: "):
+        pack_frames([packed], packed.parent / "again")
 
 
 @pytest.mark.parametrize(
