@@ -11,6 +11,7 @@ from se3_fast import __version__
 COMMANDS = {
     "train": ("se3_fast.train", "train on a molecular property"),
     "train-forces": ("se3_fast.train_forces", "train a force field"),
+    "pack-frames": ("se3_fast.data.pack_frames", "write frames into a folder that need not fit into memory"),
     "md": ("se3_fast.simulation.md", "run molecular dynamics with a force field"),
     "relax": ("se3_fast.simulation.relax", "relax structures with a force field"),
     "export-forces": ("se3_fast.simulation.export", "compile a force field to a package that runs without se3_fast"),

@@ -11,7 +11,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from se3_fast.error_text import one_line
 
@@ -63,6 +63,15 @@ class Archive:
         with _one_kind_of_error(), self._zip.open(self._members[name]) as stream:
             return stream.read(min(size, self.sizes[name]))
 
+    def stream(self, name: str) -> MemberStream:
+        """The bytes of a member, some at a time.
+
+        Raises:
+            ArchiveError: They cannot be unpacked.
+        """
+        with _one_kind_of_error():
+            return MemberStream(self._zip.open(self._members[name]))
+
     def read(self, name: str) -> bytes:
         """All bytes of a member.
 
@@ -74,6 +83,25 @@ class Archive:
             content = stream.read(size)
             if len(content) != size or stream.read(1):
                 raise ArchiveError(f"expected {size} bytes, got {len(content)}")
+        return content
+
+
+class MemberStream:
+    """The bytes of a member of an archive, from the first on. The last of them come only if all are those that were written."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        """The next bytes.
+
+        Raises:
+            ArchiveError: There are fewer, or they are not those that were written.
+        """
+        with _one_kind_of_error():
+            content = self._stream.read(size)
+        if len(content) != size:
+            raise ArchiveError(f"expected {size} bytes more, got {len(content)}")
         return content
 
 

@@ -43,23 +43,45 @@ def neighbour_list(pos: Tensor, cutoff: float, cell: Tensor | None = None, pbc: 
     Raises:
         ValueError: if the cutoff is not positive, a position not finite, or the cell without volume.
     """
-    # Not at the top: only who searches for neighbours needs its library.
-    from vesin import NeighborList
-
-    check_positions(pos)
-    if not 0 < cutoff < math.inf:
-        raise ValueError(f"cutoff: expected a positive length, got {cutoff}")
+    _check_search(pos, cutoff)
     if len(pos) == 0:
         nothing = torch.zeros(0, dtype=torch.int64, device=pos.device)
         return Neighbours(nothing, nothing, nothing.new_zeros(0, 3))
-    box, periodic = _box(cell, pbc)
-    # It takes distances below its cutoff; those that equal ours are taken too. One thread: the same order every time.
-    search = NeighborList(cutoff=float(cutoff) * (1 + 1e-9), full_list=True, n_threads=1)
-    *pairs, distances = search.compute(pos.detach().cpu().double().numpy(), box, periodic, "ijSd")
+    *pairs, distances = _search(pos, cutoff, cell, pbc, "ijSd")
     is_near = torch.from_numpy(distances <= cutoff)
     found = Neighbours(*(torch.from_numpy(part.astype(np.int64))[is_near] for part in pairs))
     order = _order(found, len(pos))
     return Neighbours(*(part[order].to(pos.device) for part in found))
+
+
+def neighbour_distances(pos: Tensor, cutoff: float, cell: Tensor | None = None, pbc: Periodicity = True) -> np.ndarray:
+    """Distances of the pairs of :func:`neighbour_list`, [E] float64, in no order: to count them takes a part of its time.
+
+    Raises:
+        ValueError: as :func:`neighbour_list`.
+    """
+    _check_search(pos, cutoff)
+    if len(pos) == 0:
+        return np.zeros(0)
+    (distances,) = _search(pos, cutoff, cell, pbc, "d")
+    return distances[distances <= cutoff]
+
+
+def _check_search(pos: Tensor, cutoff: float) -> None:
+    check_positions(pos)
+    if not 0 < cutoff < math.inf:
+        raise ValueError(f"cutoff: expected a positive length, got {cutoff}")
+
+
+def _search(pos: Tensor, cutoff: float, cell: Tensor | None, pbc: Periodicity, quantities: str) -> Sequence[np.ndarray]:
+    """What the library finds of pairs of nodes, with some that are further apart than the cutoff by rounding."""
+    # Not at the top: only who searches for neighbours needs its library.
+    from vesin import NeighborList
+
+    box, periodic = _box(cell, pbc)
+    # It takes distances below its cutoff; those that equal ours are taken too. One thread: the same order every time.
+    search = NeighborList(cutoff=float(cutoff) * (1 + 1e-9), full_list=True, n_threads=1)
+    return search.compute(pos.detach().cpu().double().numpy(), box, periodic, quantities)
 
 
 def _box(cell: Tensor | None, pbc: Periodicity) -> tuple[np.ndarray, np.ndarray]:

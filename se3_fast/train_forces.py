@@ -74,7 +74,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=None,
         metavar="FILE",
-        help="frames: .npz, extended XYZ, or any file that ASE reads (default: the sample in the package)",
+        help="frames: .npz, extended XYZ, any file that ASE reads, folder of pack-frames (default: the sample in the package)",
     )
     for name, use in (("validation", "validate"), ("test", "test")):
         text = f"frames that {use} (default: some of those of --data)"
@@ -90,7 +90,14 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="validation frames, the rest tests (default: half of what is left)",
     )
-    group.add_argument("--batch_size", type=positive_int, default=10, help="frames per batch and process")
+    size = group.add_mutually_exclusive_group()
+    size.add_argument("--batch_size", type=positive_int, default=10, help="frames per batch and process")
+    size.add_argument(
+        "--batch_edges",
+        type=positive_int,
+        default=None,
+        help="as many frames per batch and process as have at most this many edges together, instead of a number of frames",
+    )
     group.add_argument("--num_workers", type=natural_int, default=0, help="processes that load data; 0: none")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
 
@@ -135,6 +142,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         cutoff=arguments.cutoff,
         num_workers=arguments.num_workers,
         seed=seed,
+        batch_edges=arguments.batch_edges,
     )
     names = ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width", "cutoff")
     chosen = {name: getattr(arguments, name) for name in names}

@@ -85,29 +85,34 @@ class DataModule(ABC):
 
         The order of epoch n is that after ``loader.sampler.set_epoch(n)``, and depends on ``(seed, n)`` alone.
         """
-        sampler = EpochShuffleSampler(_length(self.ds_train), self.seed, *_rank_and_size())
+        sampler = EpochShuffleSampler(_length(self.ds_train), self.seed, *rank_and_size())
         return self._dataloader(self.ds_train, sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return batches of the validation set, in order; in a distributed run the share of this process."""
-        return self._dataloader(self.ds_val, RankSubsetSampler(_length(self.ds_val), *_rank_and_size()))
+        return self._dataloader(self.ds_val, RankSubsetSampler(_length(self.ds_val), *rank_and_size()))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return batches of the test set, in order; in a distributed run the share of this process."""
-        return self._dataloader(self.ds_test, RankSubsetSampler(_length(self.ds_test), *_rank_and_size()))
+        return self._dataloader(self.ds_test, RankSubsetSampler(_length(self.ds_test), *rank_and_size()))
 
     def _dataloader(self, dataset: Dataset[Any], sampler: Sampler[int]) -> DataLoader[Any]:
+        return self._ordered(dataset, sampler=sampler)
+
+    def _ordered(self, dataset: Dataset[Any], **order: Any) -> DataLoader[Any]:
+        """Batches of a data set in the order that arguments of ``DataLoader`` give."""
         # With a generator of its own the loader leaves the global random state alone, so that evaluating or not,
         # and the number of workers, do not change what the training draws.
         generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(dataset, sampler=sampler, generator=generator, **self._dataloader_options)
+        return DataLoader(dataset, generator=generator, **{**self._dataloader_options, **order})
 
 
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _rank_and_size() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
+    """Number of this process, and of all that train together."""
     return (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
 
 

@@ -7,19 +7,22 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader
 
-from se3_fast.data.data_module import DataModule
-from se3_fast.data.frames import DEFAULT_NAMES, ForceFrames, LabelNames
-from se3_fast.data.molecules import DataError, open_arrays, ragged_indices
+from se3_fast.data.data_module import DataModule, rank_and_size
+from se3_fast.data.frame_dataset import FrameBatch, FrameDataset, FrameSubset, closest_pairs, edge_counts
+from se3_fast.data.frame_folder import FrameFolder, is_frame_folder
+from se3_fast.data.frame_statistics import EnergyFit, FrameStatistics, Suspicions
+from se3_fast.data.frames import CHUNK, DEFAULT_NAMES, ForceFrames, FrameSource, JoinedFrames, LabelNames, chunks_of
+from se3_fast.data.molecules import ArrayFile, DataError, open_arrays
+from se3_fast.data.samplers import EdgeBatchSampler, RankEdgeBatchSampler
 from se3_fast.forces import LARGEST_ATOMIC_NUMBER
 from se3_fast.graph import Graph
-from se3_fast.neighbours import neighbours_of_batch
 
 FORCE_SAMPLE_PATH = Path(__file__).with_name("force_sample.npz")
 """The data set that is shipped with the package (made by ``se3_fast.data.make_force_sample``)."""
@@ -27,89 +30,44 @@ FORCE_SAMPLE_PATH = Path(__file__).with_name("force_sample.npz")
 FORCE_ARRAY_NAMES = ("n_atoms", "z", "pos", "energy_eV", "forces_eV_A")
 """Arrays that a file must hold; ``split`` may be there too."""
 
-_SAME_PLACE = 1e-6
-_SUSPICIOUS_FORCE = 100.0
-_SUSPICIOUS_SPREAD = 0.2
-_FEWEST_FOR_SPREAD = 10
-_FORCE_CONSTANT = 30.0
-"""eV/Angstrom^2, between those of stretched and of bent bonds."""
+EDGE_BUDGET = 1 << 30
+"""Bytes that the edges of all frames may take in every process to be found once; an edge takes 16, in cells 28."""
+
+SAMPLE_FRAMES = 10_000
+"""Training frames, at random, that stand for all where edges are found with every batch."""
+
+_OF_ATOMS = ("z", "pos", "forces_eV_A")
 
 _log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class FrameBatch:
-    """Some frames, and the edges between their atoms.
-
-    Attributes:
-        frames: The frames.
-        src: [E] int64, counted over all atoms.
-        dst: [E] int64.
-        counts: [M] int64, edges of each frame.
-        offset: [E, 3], the lattice translation of the destination; None: no frame is periodic.
-    """
-
-    frames: ForceFrames
-    src: Tensor
-    dst: Tensor
-    counts: Tensor
-    offset: Tensor | None
-
-
-class _FrameDataset(Dataset[FrameBatch]):
-    """Frames with the edges that are shorter than a cutoff; found once."""
-
-    def __init__(self, frames: ForceFrames, cutoff: float) -> None:
-        self.frames = frames
-        periodic = () if frames.cells is None or frames.pbc is None else (frames.cells, frames.pbc)
-        found = neighbours_of_batch(frames.pos, frames.n_atoms, cutoff, *periodic)
-        self.counts = torch.tensor(found.counts)
-        rel_pos = _relative_positions(frames.pos, found.src, found.dst, found.offset)
-        self.lengths = rel_pos.norm(dim=1)
-        first_atom = (frames.n_atoms.cumsum(0) - frames.n_atoms).repeat_interleave(self.counts)
-        self._src, self._dst = found.src - first_atom, found.dst - first_atom  # counted within their frames
-        self._offset = found.offset
-        self._first_edge = self.counts.cumsum(0) - self.counts
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, number: int) -> FrameBatch:
-        return self.__getitems__([number])
-
-    def __getitems__(self, numbers: Sequence[int] | Tensor) -> FrameBatch:
-        frames = self.frames.select(numbers)
-        chosen = torch.as_tensor(numbers, dtype=torch.int64)
-        counts = self.counts[chosen]
-        edges = self.edges_of(chosen)
-        first_atom = (frames.n_atoms.cumsum(0) - frames.n_atoms).repeat_interleave(counts)
-        offset = None if self._offset is None else self._offset[edges]
-        return FrameBatch(frames, self._src[edges] + first_atom, self._dst[edges] + first_atom, counts, offset)
-
-    def edges_of(self, numbers: Tensor) -> Tensor:
-        """Numbers of the edges of some frames, among those of all."""
-        return ragged_indices(self._first_edge[numbers], self.counts[numbers])
+AnyFrames_co = TypeVar("AnyFrames_co", bound=FrameSource, covariant=True)
 
 
 @dataclass(frozen=True)
-class FrameFile:
-    """What a file has.
+class FrameFile(Generic[AnyFrames_co]):
+    """What a file has, or a part of it.
 
     Attributes:
-        path: The file.
+        path: The file, or the folder.
         frames: Its frames.
         numbers: What it calls them.
         split: [M], 0 for those that train; None: it does not say.
     """
 
     path: Path
-    frames: ForceFrames
-    numbers: Sequence[int]
+    frames: AnyFrames_co
+    numbers: range | list[int]
     split: Tensor | None = None
 
+    def name_of(self, number: int) -> str:
+        """What errors call one of the frames."""
+        return f"{self.path}: frame {self.numbers[number]}"
 
-def read_frame_file(path: str | os.PathLike[str], index: str = ":", names: LabelNames = DEFAULT_NAMES) -> FrameFile:
-    """Read an ``.npz`` file of :func:`read_force_frames`, or any file that ASE reads; nothing in it is unpickled.
+
+def read_frame_file(path: str | os.PathLike[str], index: str = ":", names: LabelNames = DEFAULT_NAMES) -> FrameFile[ForceFrames]:
+    """Read frames into memory: an ``.npz`` file of :func:`read_force_frames`, a folder, or any file that ASE reads.
+
+    Nothing is unpickled.
 
     Args:
         path: The file.
@@ -121,55 +79,58 @@ def read_frame_file(path: str | os.PathLike[str], index: str = ":", names: Label
         ImportError: It is for ASE, which is not installed.
     """
     path = Path(path)
-    if path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz" and not is_frame_folder(path):
         frames, split = read_force_frames(path)
         file = FrameFile(path, frames, range(len(frames)), split)
     else:
-        # Not at the top: `.npz` files do without ASE.
-        from se3_fast.data.labelled_structures import read_labelled_structures
-
-        file = FrameFile(path, *read_labelled_structures(path, index, names))
-    for line in suspicions(file):
-        _log.warning("warning: %s", line)
+        parts = list(frame_chunks(path, index, names))
+        split = None if parts[0].split is None else torch.cat([part.split for part in parts if part.split is not None])
+        numbers = [number for part in parts for number in part.numbers]
+        file = FrameFile(path, ForceFrames.joined([part.frames for part in parts]), numbers, split)
+    suspicions = Suspicions(path)
+    for first, chunk in enumerate(chunks_of(file.frames)):
+        suspicions.add(chunk, file.numbers[first * CHUNK : (first + 1) * CHUNK])
+    warn_of(suspicions)
     return file
 
 
-def suspicions(file: FrameFile) -> list[str]:
-    """What in a file looks as if it were in another unit, a line each."""
-    found, frames = [], file.frames
-    sizes = frames.forces.norm(dim=1).nan_to_num(0.0)
-    if len(sizes) and float(sizes.max()) > _SUSPICIOUS_FORCE:
-        atom = int((sizes > _SUSPICIOUS_FORCE).nonzero()[0])
-        frame = int((frames.n_atoms.cumsum(0) <= atom).sum())
-        found.append(
-            f"{file.path}: frame {file.numbers[frame]}: a force of {float(sizes[atom]):.3g}, more than atoms near each other have "
-            f"in eV/Angstrom: is it in that unit?"
-        )
-    ratio = _spread_of_energies(frames)
-    if ratio < _SUSPICIOUS_SPREAD:
-        found.append(f"{file.path}: energies that differ {1 / ratio:.2g} times less than the forces say: are they in hartree?")
-    return found
+def open_frame_file(
+    path: str | os.PathLike[str], index: str = ":", names: LabelNames = DEFAULT_NAMES
+) -> FrameFile[ForceFrames] | FrameFile[FrameFolder]:
+    """The frames of a file as :func:`read_frame_file` reads them; those of a folder stay on disk.
 
-
-def _spread_of_energies(frames: ForceFrames) -> float:
-    """Standard deviation of the energies, over what it would be of atoms that swing with usual force constants.
-
-    Of such atoms it is the root of 3N/2, times the mean square of the force components over the force constant. About 1 to 4 for
-    molecules at 300 to 1200 K. Infinite where there is too little to tell.
+    Raises:
+        DataError, ImportError: As :func:`read_frame_file`.
     """
-    known = frames.energies.isfinite()
-    squares = frames.forces.double().square()
-    if int(known.sum()) < _FEWEST_FOR_SPREAD or not squares.isfinite().any():
-        return float("inf")
-    some = frames.select(known.nonzero().squeeze(1))
-    references = torch.zeros(LARGEST_ATOMIC_NUMBER + 1, dtype=torch.float64)
-    for element, energy in reference_energies(some).items():
-        references[element] = energy
-    frame_of_atom = torch.arange(len(some)).repeat_interleave(some.n_atoms)
-    rest = some.energies.index_add(0, frame_of_atom, -references[some.atomic_numbers])
-    usual = (1.5 * float(some.n_atoms.double().mean())) ** 0.5 * float(squares[squares.isfinite()].mean()) / _FORCE_CONSTANT
-    spread = float(rest.std())
-    return spread / usual if spread > 0 and usual > 0 else float("inf")
+    if not is_frame_folder(Path(path)):
+        return read_frame_file(path, index, names)
+    folder = FrameFolder(path)
+    return FrameFile(folder.path, folder, range(len(folder)), folder.split)
+
+
+def frame_chunks(path: Path, index: str, names: LabelNames) -> Iterator[FrameFile[ForceFrames]]:
+    """The frames of any file, some at a time, never all in memory; arguments and errors are those of :func:`read_frame_file`."""
+    if is_frame_folder(path):
+        folder, first = FrameFolder(path), 0
+        folder.check_bytes()
+        for frames in chunks_of(folder):
+            numbers = range(first, first + len(frames))
+            first = numbers.stop
+            yield FrameFile(path, frames, numbers, None if folder.split is None else folder.split[numbers.start : numbers.stop])
+    elif path.suffix.lower() == ".npz":
+        yield from _npz_chunks(path)
+    else:
+        # Not at the top: other files do without ASE.
+        from se3_fast.data.labelled_structures import labelled_chunks
+
+        for frames, listed in labelled_chunks(path, index, names):
+            yield FrameFile(path, frames, listed)
+
+
+def warn_of(suspicions: Suspicions) -> None:
+    """Log what looks wrong in a file."""
+    for line in suspicions.lines():
+        _log.warning("warning: %s", line)
 
 
 def read_force_frames(path: str | os.PathLike[str]) -> tuple[ForceFrames, Tensor | None]:
@@ -186,21 +147,43 @@ def read_force_frames(path: str | os.PathLike[str]) -> tuple[ForceFrames, Tensor
         DataError: The file is missing, damaged, holds pickled objects, or its arrays do not fit together.
     """
     with open_arrays(path, FORCE_ARRAY_NAMES) as file:
-        num_frames = file.length("n_atoms")
-        file.check(num_frames > 0, "n_atoms must hold one frame at least")
-        file.check_shapes(n_atoms=(num_frames,), energy_eV=(num_frames,))
-        n_atoms = file.counts("n_atoms", num_frames, at_least=1)
-        num_atoms = int(n_atoms.sum())
-        file.check_shapes(z=(num_atoms,), pos=(num_atoms, 3), forces_eV_A=(num_atoms, 3))
+        return _frames_of(file, _checked_sizes(file))
 
-        atomic_numbers = file.integers("z", (num_atoms,))
-        exists = (atomic_numbers >= 1) & (atomic_numbers <= LARGEST_ATOMIC_NUMBER)
-        file.check_rows(exists, n_atoms, f"z must hold atomic numbers from 1 to {LARGEST_ATOMIC_NUMBER}")
-        pos = file.positions("pos", n_atoms)
-        forces = file.as_float32("forces_eV_A", file.numbers("forces_eV_A", (num_atoms, 3)), n_atoms)
-        energies = file.numbers("energy_eV", (num_frames,))
-        file.as_float32("energy_eV", energies, np.ones_like(n_atoms))  # errors of energies are computed in double precision
-        split = torch.from_numpy(file.integers("split", (num_frames,))) if "split" in file.names else None
+
+def _npz_chunks(path: Path) -> Iterator[FrameFile[ForceFrames]]:
+    with open_arrays(path, FORCE_ARRAY_NAMES) as file:
+        n_atoms, first = _checked_sizes(file), 0
+        for part in file.chunks(n_atoms, _OF_ATOMS, CHUNK):
+            frames, split = _frames_of(part, n_atoms[first : first + CHUNK])
+            numbers = range(first, first + len(frames))
+            first = numbers.stop
+            yield FrameFile(path, frames, numbers, split)
+
+
+def _checked_sizes(file: ArrayFile) -> np.ndarray:
+    """Atoms of each frame, [M] int64; the other arrays say that they have as many rows."""
+    num_frames = file.length("n_atoms")
+    file.check(num_frames > 0, "n_atoms must hold one frame at least")
+    file.check_shapes(n_atoms=(num_frames,), energy_eV=(num_frames,))
+    n_atoms = file.counts("n_atoms", num_frames, at_least=1)
+    num_atoms = int(n_atoms.sum())
+    file.check_shapes(z=(num_atoms,), pos=(num_atoms, 3), forces_eV_A=(num_atoms, 3))
+    if "split" in file.names:
+        file.check_shapes(split=(num_frames,))
+    return n_atoms
+
+
+def _frames_of(file: ArrayFile, n_atoms: np.ndarray) -> tuple[ForceFrames, Tensor | None]:
+    """What :func:`read_force_frames` returns, of a whole file or of a part of it."""
+    num_frames, num_atoms = len(n_atoms), int(n_atoms.sum())
+    atomic_numbers = file.integers("z", (num_atoms,))
+    exists = (atomic_numbers >= 1) & (atomic_numbers <= LARGEST_ATOMIC_NUMBER)
+    file.check_rows(exists, n_atoms, f"z must hold atomic numbers from 1 to {LARGEST_ATOMIC_NUMBER}")
+    pos = file.positions("pos", n_atoms)
+    forces = file.as_float32("forces_eV_A", file.numbers("forces_eV_A", (num_atoms, 3)), n_atoms)
+    energies = file.numbers("energy_eV", (num_frames,))
+    file.as_float32("energy_eV", energies, np.ones_like(n_atoms))  # errors of energies are computed in double precision
+    split = torch.from_numpy(file.integers("split", (num_frames,))) if "split" in file.names else None
     frames = ForceFrames(
         n_atoms=torch.from_numpy(n_atoms),
         atomic_numbers=torch.from_numpy(atomic_numbers),
@@ -216,7 +199,7 @@ class FrameFiles:
     """Where frames are.
 
     Attributes:
-        training: Files of the frames that train; of those that validate and test too, where these have no files.
+        training: Files (or folders) of the frames that train; of those that validate and test too, where these have no files.
         validation: Files of the frames that validate.
         test: Files of the frames that test; none: half of those that validate do.
         index: Which frames of files that ASE reads: a number, or ``start:stop:step``.
@@ -232,26 +215,49 @@ class FrameFiles:
     train_fraction: float = 0.8
 
 
+@dataclass(frozen=True)
+class _Names:
+    """What errors call the frames of several files, which are numbered through."""
+
+    files: Sequence[FrameFile[FrameSource]]
+
+    def __call__(self, number: int) -> str:
+        for file in self.files:
+            if number < len(file.frames):
+                return file.name_of(number)
+            number -= len(file.frames)
+        raise IndexError(number)
+
+
 class ForceDataModule(DataModule):
     """Frames for training a force field; a batch is ``(graph, forces [N, 3] in eV/Angstrom, energies [B] in eV)``.
 
     Where some frame has a stress, a batch goes on with stresses [B, 3, 3] in eV/Angstrom^3 and volumes [B]. Labels that a frame
     does not have are not numbers.
 
-    Of one ``.npz`` file with ``split``, frames with 0 train, the others validate and test. Files without it are divided at random
+    Of one file with ``split``, frames with 0 train, the others validate and test. Files without it are divided at random
     (seed 0). Of more frames than asked for, a random choice (seed 0) is taken.
+
+    Frames of folders (:class:`~se3_fast.data.frame_folder.FrameFolder`) stay on disk, others are in memory. Edges are found once
+    where those of all frames fit into ``edge_budget``, else with every batch, by the processes that assemble it; batches are the
+    same. Then :meth:`closest_pairs` are those of 10,000 of the training frames, at random (seed 0), and so is
+    ``average_neighbours`` unless the edges of every frame have been counted.
 
     Attributes:
         path: The first file.
-        train_frames: The training frames.
-        num_train: Number of them.
+        num_train: Number of training frames.
         num_validation: Number of validation frames.
+        has_stresses: Whether batches have stresses.
+        statistics: Of the training frames: energies of the elements, mean absolute force.
         elements: Atomic numbers that occur.
         average_neighbours: Of an atom of the training frames, within the cutoff; 1 where there are none.
         unit: Unit of forces.
     """
 
     unit = "eV/Å"
+    ds_train: FrameSubset
+    ds_val: FrameSubset
+    ds_test: FrameSubset
 
     def __init__(
         self,
@@ -262,17 +268,22 @@ class ForceDataModule(DataModule):
         cutoff: float = 5.0,
         num_workers: int = 0,
         seed: int | None = None,
+        batch_edges: int | None = None,
+        edge_budget: int = EDGE_BUDGET,
     ) -> None:
-        """Read the data, and find the neighbours of all atoms.
+        """Read the data, and find the neighbours of all atoms, or of those of a sample.
 
         Args:
-            files: Files of :func:`read_frame_file`.
+            files: Files of :func:`open_frame_file`.
             batch_size: Frames in a batch, on every process.
             num_train: Training frames; None: all that are marked so.
             num_validation: Validation frames; None: half of those that do not train, or all of them if files of others test.
             cutoff: Longest edge, in Angstrom.
             num_workers: Processes that assemble batches; 0 assembles them in the training process.
             seed: Seed of the training order; None means 0.
+            batch_edges: Instead of ``batch_size``: batches have as many frames as have at most this many edges together, and one at
+                least; see :class:`~se3_fast.data.samplers.EdgeBatchSampler`.
+            edge_budget: Bytes that the edges of all frames may take to be kept.
 
         Raises:
             DataError: A file cannot be used, or there are too few frames, or none with forces that train or validate.
@@ -280,22 +291,76 @@ class ForceDataModule(DataModule):
         files = files if isinstance(files, FrameFiles) else FrameFiles([files])
         self.path = Path(files.training[0])
         self.cutoff = cutoff
-        read = [[read_frame_file(path, files.index, files.names) for path in part] for part in _parts(files)]
+        read = [[open_frame_file(path, files.index, files.names) for path in part] for part in _parts(files)]
         split = read[0][0].split if sum(map(len, read)) == 1 else None
         everything = [file for part in read for file in part]
-        frames = ForceFrames.joined([file.frames for file in everything])
+        self._folders = [file.frames for file in everything if isinstance(file.frames, FrameFolder)]
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        self._dataset = dataset = _FrameDataset(frames, cutoff)
-        _check_places(dataset, everything)
+        frames = joined_frames([file.frames for file in everything])
+        self._dataset = FrameDataset(frames, cutoff, _Names(everything))
+        if self._dataset.bytes_of_edges() <= edge_budget:
+            self._dataset.keep_edges()
         counts = tuple(sum(len(file.frames) for file in part) for part in read)
         parts = self._divide(counts, split if split is not None else files.train_fraction, num_train, num_validation)
         self.num_train, self.num_validation = len(parts[0]), len(parts[1])
-        self.ds_train, self.ds_val, self.ds_test = (Subset(dataset, part.tolist()) for part in parts)
+        self.ds_train, self.ds_val, self.ds_test = (FrameSubset(self._dataset, part.numpy()) for part in parts)
         self._training = parts[0]
-        self.train_frames = frames.select(self._training)
-        self.average_neighbours = float(dataset.counts[self._training].sum()) / len(self.train_frames.pos) or 1.0
-        self.elements = frames.atomic_numbers.unique().tolist()
-        self._check_labels(frames, parts)
+        self.has_stresses, self.elements = frames.has_stresses, frames.elements
+        self.statistics = FrameStatistics.of(frames, self._training)
+        self._check_labels(parts[1])
+        self._batch_edges = batch_edges
+        self._edges = self._counted_edges()
+        self.average_neighbours = self._average_neighbours()
+
+    def prepare_data(self) -> None:
+        """Read the files of folders once, and compare them with their checksums.
+
+        Raises:
+            DataError: One is damaged.
+        """
+        for folder in self._folders:
+            folder.check_bytes()
+
+    @property
+    def train_frames(self) -> ForceFrames:
+        """A copy of the training frames, in memory."""
+        return self._dataset.frames.select(self._training)
+
+    def _counted_edges(self) -> Tensor | None:
+        """The edges of each frame, [M] int64, where they are known or needed."""
+        frames, known = self._dataset.frames, self._dataset.counts
+        if known is None:
+            known = frames.edges_of_frames(self.cutoff)
+        if known is None and self._batch_edges is not None:
+            known = edge_counts(frames, self.cutoff, self._dataset.name_of)
+        return known
+
+    def _average_neighbours(self) -> float:
+        if self._edges is not None:
+            return float(self._edges[self._training].sum()) / self.statistics.atoms or 1.0
+        edges = atoms = 0
+        for batch in self._dataset.batches(self._sample()):
+            edges, atoms = edges + len(batch.src), atoms + len(batch.frames.pos)
+        return edges / atoms or 1.0
+
+    def _sample(self) -> Tensor:
+        """Numbers of training frames that stand for all: of all if their edges are kept."""
+        return self._training if self._dataset.counts is not None else self._training[:SAMPLE_FRAMES]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """As :meth:`DataModule.train_dataloader`; of batches by edges ``loader.batch_sampler`` has ``set_epoch``."""
+        if self._batch_edges is None:
+            return super().train_dataloader()
+        edges = self._edges_of(self.ds_train)
+        return self._in_batches(self.ds_train, EdgeBatchSampler(edges, self._batch_edges, self.seed, *rank_and_size()))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """As :meth:`DataModule.val_dataloader`."""
+        return super().val_dataloader() if self._batch_edges is None else self._evaluation_loader(self.ds_val, self._batch_edges)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """As :meth:`DataModule.test_dataloader`."""
+        return super().test_dataloader() if self._batch_edges is None else self._evaluation_loader(self.ds_test, self._batch_edges)
 
     def _divide(
         self, counts: tuple[int, ...], training_part: Tensor | float, num_train: int | None, num_validation: int | None
@@ -334,43 +399,60 @@ class ForceDataModule(DataModule):
         testing = torch.arange(own + validates, own + validates + tests) if tests else others[num_validation:]
         return training[:num_train], others[:num_validation], testing
 
-    def _check_labels(self, frames: ForceFrames, parts: Sequence[Tensor]) -> None:
-        unseen = sorted(set(self.elements) - set(self.train_frames.atomic_numbers.tolist()))
+    def _check_labels(self, validation: Tensor) -> None:
+        unseen = sorted(set(self.elements) - set(self.statistics.elements))
         if unseen:
             raise DataError(f"{self.path}: the training frames have no atom of the atomic numbers {unseen} that other frames have")
-        for name, part in zip(("training", "validation"), parts, strict=False):
-            if not frames.select(part).forces.isfinite().any():
-                raise DataError(f"{self.path}: expected forces in some of the {len(part)} {name} frames, got none")
+        validates = any(chunk.forces.isfinite().any() for chunk in chunks_of(self._dataset.frames, validation))
+        for name, count, has_forces in (
+            ("training", self.num_train, self.statistics.has_forces),
+            ("validation", self.num_validation, validates),
+        ):
+            if not has_forces:
+                raise DataError(f"{self.path}: expected forces in some of the {count} {name} frames, got none")
 
     def closest_pairs(self) -> dict[str, float]:
         """Shortest distances in the training frames, Angstrom, by pairs of atomic numbers (``"1-6"``), within the cutoff."""
-        batch = self._dataset.__getitems__(self._training)
-        lengths = self._dataset.lengths[self._dataset.edges_of(self._training)]
-        ends = batch.frames.atomic_numbers[torch.stack([batch.src, batch.dst])]
-        least = np.full((LARGEST_ATOMIC_NUMBER + 1, LARGEST_ATOMIC_NUMBER + 1), np.inf)
-        np.minimum.at(least, tuple(ends.numpy()), lengths.numpy())
-        pairs = np.argwhere(least < np.inf).tolist()
-        return {f"{first}-{second}": float(least[first, second]) for first, second in pairs if first <= second}
+        return closest_pairs(self._dataset, self._sample())
+
+    def _edges_of(self, subset: FrameSubset) -> np.ndarray:
+        assert self._edges is not None
+        return self._edges.numpy()[subset.indices]
+
+    def _evaluation_loader(self, subset: FrameSubset, batch_edges: int) -> DataLoader[Any]:
+        return self._in_batches(subset, RankEdgeBatchSampler(self._edges_of(subset), batch_edges, *rank_and_size()))
+
+    def _in_batches(self, subset: FrameSubset, batches: EdgeBatchSampler | RankEdgeBatchSampler) -> DataLoader[Any]:
+        return self._ordered(subset, batch_sampler=batches, batch_size=1)  # 1: DataLoader's word for "as they are"
 
     def _collate(self, samples: FrameBatch) -> tuple[Any, ...]:
         """Make a batch of what the data set gives for a list of numbers."""
         return _batch(samples)
 
 
-def frame_batches(frames: ForceFrames, cutoff: float, batch_size: int) -> Iterator[tuple[Any, ...]]:
-    """Batches of :class:`ForceDataModule` of all frames, in order."""
-    dataset = _FrameDataset(frames, cutoff)
+def frame_batches(files: Sequence[FrameFile[ForceFrames]], cutoff: float, batch_size: int) -> Iterator[tuple[Any, ...]]:
+    """Batches of :class:`ForceDataModule` of all frames of some files, in order."""
+    frames = joined_frames([file.frames for file in files])
+    dataset = FrameDataset(frames, cutoff, _Names(files))
     for numbers in torch.arange(len(frames)).split(batch_size):
         yield _batch(dataset.__getitems__(numbers))
 
 
+def joined_frames(parts: Sequence[FrameSource]) -> FrameSource:
+    """All frames of some sources: in memory where all of them are."""
+    in_memory = [part for part in parts if isinstance(part, ForceFrames)]
+    if len(parts) == 1:
+        return parts[0]
+    return ForceFrames.joined(in_memory) if len(in_memory) == len(parts) else JoinedFrames(parts)
+
+
 def _batch(samples: FrameBatch) -> tuple[Any, ...]:
-    frames, pos = samples.frames, samples.frames.pos
-    edata = {"rel_pos": _relative_positions(pos, samples.src, samples.dst, samples.offset)}
+    frames = samples.frames
+    edata = {"rel_pos": samples.rel_pos}
     if samples.offset is not None:
         edata["offset"] = samples.offset
-    data = {"pos": pos, "atomic_numbers": frames.atomic_numbers}
-    graph = Graph(samples.src, samples.dst, len(pos), frames.n_atoms, samples.counts, data, edata)
+    data = {"pos": frames.pos, "atomic_numbers": frames.atomic_numbers}
+    graph = Graph(samples.src, samples.dst, len(frames.pos), frames.n_atoms, samples.counts, data, edata)
     if frames.stresses is None:
         return graph, frames.forces, frames.energies
     return graph, frames.forces, frames.energies, frames.stresses, frames.volumes
@@ -380,33 +462,11 @@ def _parts(files: FrameFiles) -> tuple[Sequence[str | os.PathLike[str]], ...]:
     return files.training, files.validation, files.test
 
 
-def _relative_positions(pos: Tensor, src: Tensor, dst: Tensor, offset: Tensor | None) -> Tensor:
-    rel_pos = pos.index_select(0, dst) - pos.index_select(0, src)
-    return rel_pos if offset is None else rel_pos + offset
-
-
-def _check_places(dataset: _FrameDataset, files: Sequence[FrameFile]) -> None:
-    """Raise a DataError that names file and frame where two atoms lie on one place."""
-    if not len(dataset.lengths) or float(dataset.lengths.min()) > _SAME_PLACE:
-        return
-    edge = int(dataset.lengths.argmin())
-    frame = int((dataset.counts.cumsum(0) <= edge).sum())
-    for file in files:
-        if frame < len(file.frames):
-            raise DataError(f"{file.path}: frame {file.numbers[frame]}: expected atoms at different places, got two at one")
-        frame -= len(file.frames)
-
-
 def reference_energies(frames: ForceFrames) -> dict[int, float]:
     """Energy of an atom of each element, in eV, that explains most of the known energies of frames (least squares).
 
     Where the compositions do not settle it (one molecule only) it is the smallest solution.
     """
-    frames = frames.select(frames.energies.isfinite().nonzero().squeeze(1))
-    elements = frames.atomic_numbers.unique()
-    frame_of_atom = torch.arange(len(frames)).repeat_interleave(frames.n_atoms)
-    kinds = (frames.atomic_numbers[:, None] == elements).double()  # [N, elements]
-    counts = torch.zeros(len(frames), len(elements), dtype=torch.float64).index_add(0, frame_of_atom, kinds)
-    # By NumPy: torch's solver for matrices without full rank differs between devices.
-    solution, *_ = np.linalg.lstsq(counts.numpy(), frames.energies.numpy(), rcond=None)
-    return dict(zip(elements.tolist(), solution.tolist(), strict=True))
+    fit = EnergyFit()
+    fit.add(frames)
+    return fit.of_elements()

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from se3_fast.data.molecules import ragged_indices
+from se3_fast.data.molecules import DataError, first_of_each, ragged_indices
+
+CHUNK = 1024
+"""Frames that are looked at together where all of a large data set are."""
+
+
+class FrameError(DataError):
+    """A frame cannot be used; the message names it and what is wrong with it.
+
+    A process that loads data hands it on as the text of its traceback, of which the last line says what this says.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rstrip("\n").rpartition("FrameError: ")[2])
 
 
 @dataclass(frozen=True)
@@ -58,31 +72,59 @@ class ForceFrames:
         """Return the number of frames."""
         return len(self.n_atoms)
 
+    @property
+    def has_cells(self) -> bool:
+        """Whether some frame may be periodic."""
+        return self.cells is not None
+
+    @property
+    def has_stresses(self) -> bool:
+        """Whether some frame may have a stress."""
+        return self.stresses is not None
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers that occur, ascending."""
+        return self.atomic_numbers.unique().tolist()
+
+    @cached_property
+    def first_atom(self) -> Tensor:
+        """[M] int64, where each frame begins among the atoms."""
+        return first_of_each(self.n_atoms)
+
+    def frame_of_atoms(self) -> Tensor:
+        """[N] int64, the frame of each atom."""
+        return torch.arange(len(self)).repeat_interleave(self.n_atoms)
+
     def select(self, numbers: Sequence[int] | Tensor) -> ForceFrames:
         """Return frames in the order of their numbers."""
         chosen = torch.as_tensor(numbers, dtype=torch.int64)
-        first_atom = self.n_atoms.cumsum(0) - self.n_atoms
-        atoms = ragged_indices(first_atom[chosen], self.n_atoms[chosen])
+        atoms = ragged_indices(self.first_atom[chosen], self.n_atoms[chosen])
         of_frames = (None if part is None else part[chosen] for part in (self.cells, self.pbc, self.stresses))
         return ForceFrames(
             self.n_atoms[chosen], self.atomic_numbers[atoms], self.pos[atoms], self.energies[chosen], self.forces[atoms], *of_frames
         )
 
+    def edges_of_frames(self, cutoff: float) -> Tensor | None:
+        """None: they are not known."""
+        return None
+
+    def completed(self, has_cells: bool, has_stresses: bool) -> ForceFrames:
+        """The same frames, with cells and stresses where they are to have them: those of what is not periodic, and not known."""
+        count, new = len(self), {}
+        if has_cells and self.cells is None:
+            new = {"cells": torch.zeros(count, 3, 3, dtype=torch.float64), "pbc": torch.zeros(count, 3, dtype=torch.bool)}
+        if has_stresses and self.stresses is None:
+            new["stresses"] = torch.full((count, 3, 3), torch.nan)
+        return replace(self, **new) if new else self
+
     @staticmethod
     def joined(parts: Sequence[ForceFrames]) -> ForceFrames:
         """All frames of some, in order."""
-        absent = {"cells": (0.0, torch.float64, (3, 3)), "pbc": (False, torch.bool, (3,))}
-        absent["stresses"] = (torch.nan, torch.float32, (3, 3))
-        columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(ForceFrames)}
-        for name, (value, dtype, shape) in absent.items():
-            if all(column is None for column in columns[name]):
-                columns[name] = []
-            else:
-                columns[name] = [
-                    torch.full((len(part), *shape), value, dtype=dtype) if column is None else column
-                    for part, column in zip(parts, columns[name], strict=True)
-                ]
-        arrays: dict[str, Any] = {name: torch.cat(column) if column else None for name, column in columns.items()}
+        kinds = any(part.has_cells for part in parts), any(part.has_stresses for part in parts)
+        whole = [part.completed(*kinds) for part in parts]
+        columns = {field.name: [getattr(part, field.name) for part in whole] for field in fields(ForceFrames)}
+        arrays: dict[str, Any] = {name: None if column[0] is None else torch.cat(column) for name, column in columns.items()}
         return ForceFrames(**arrays)
 
     @property
@@ -91,3 +133,73 @@ class ForceFrames:
         if self.cells is None or self.pbc is None:
             return torch.ones(len(self), dtype=torch.float64)
         return torch.where(self.pbc.all(1), torch.linalg.det(self.cells).abs(), 1.0)
+
+
+class FrameSource(Protocol):
+    """Frames, in memory or in files, of which some are taken at a time."""
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether those that are taken have cells."""
+
+    @property
+    def has_stresses(self) -> bool:
+        """Whether those that are taken have stresses."""
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers that occur, ascending."""
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+
+    def select(self, numbers: Sequence[int] | Tensor) -> ForceFrames:
+        """Return frames in the order of their numbers."""
+
+    def edges_of_frames(self, cutoff: float) -> Tensor | None:
+        """[M] int64, how many edges within a cutoff each frame has; None: that is not known."""
+
+
+class JoinedFrames:
+    """All frames of several sources, in order; nothing is copied before it is taken.
+
+    Args:
+        sources: The sources.
+    """
+
+    def __init__(self, sources: Sequence[FrameSource]) -> None:
+        self._sources = sources
+        self._ends = torch.tensor([len(source) for source in sources]).cumsum(0)
+        self.has_cells = any(source.has_cells for source in sources)
+        self.has_stresses = any(source.has_stresses for source in sources)
+        self.elements = sorted({element for source in sources for element in source.elements})
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return int(self._ends[-1])
+
+    def edges_of_frames(self, cutoff: float) -> Tensor | None:
+        """[M] int64, how many edges within a cutoff each frame has; None: that is not known of all."""
+        known = [edges for source in self._sources if (edges := source.edges_of_frames(cutoff)) is not None]
+        return torch.cat(known) if len(known) == len(self._sources) else None
+
+    def select(self, numbers: Sequence[int] | Tensor) -> ForceFrames:
+        """Return frames in the order of their numbers."""
+        chosen = torch.as_tensor(numbers, dtype=torch.int64)
+        source_of, parts, places = torch.bucketize(chosen, self._ends, right=True), [], []
+        for number, source in enumerate(self._sources):
+            (place,) = (source_of == number).nonzero(as_tuple=True)
+            if len(place) or not len(chosen):
+                first = self._ends[number] - len(source)
+                parts.append(source.select(chosen[place] - first).completed(self.has_cells, self.has_stresses))
+                places.append(place)
+        if len(parts) == 1:
+            return parts[0]
+        return ForceFrames.joined(parts).select(torch.cat(places).argsort())
+
+
+def chunks_of(frames: FrameSource, numbers: Tensor | None = None) -> Iterator[ForceFrames]:
+    """Some frames, a chunk after the other, in ascending order of their numbers; None: all."""
+    ascending = torch.arange(len(frames)) if numbers is None else numbers.sort().values
+    for part in ascending.split(CHUNK):
+        yield frames.select(part)

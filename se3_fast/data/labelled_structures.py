@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,41 +12,44 @@ import torch
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from se3_fast.data.frames import ForceFrames, LabelNames
+from se3_fast.data.frames import CHUNK, ForceFrames, LabelNames
 from se3_fast.data.molecules import LARGEST_NUMBER, LARGEST_POSITION, DataError
 from se3_fast.data.structures import read_structures
 from se3_fast.forces import LARGEST_ATOMIC_NUMBER
 
 
-def read_labelled_structures(path: Path, index: str, names: LabelNames) -> tuple[ForceFrames, list[int]]:
-    """Read frames and check them. A label that a frame does not have is not a number.
+def labelled_chunks(path: Path, index: str, names: LabelNames) -> Iterator[tuple[ForceFrames, list[int]]]:
+    """Read frames and check them, some at a time. A label that a frame does not have is not a number.
 
     Args:
         path: Extended XYZ, an ASE trajectory or data base, or what else ASE reads.
         index: Which frames, as for :func:`se3_fast.data.structures.read_structures`.
         names: Under which names the labels are: of what a calculator has left, in ``info`` or in ``arrays``; eV and Angstrom.
 
-    Returns:
-        The frames, and their numbers in the file.
+    Yields:
+        Frames, and their numbers in the file.
 
     Raises:
         DataError: The file or one of its frames cannot be used; or no frame has an energy or forces.
     """
-    numbers, parts = [], []
-    described = ""
-    for number, atoms in read_structures(path, index):
-        try:
-            parts.append(_frame(atoms, names))
-        except ValueError as error:
-            raise DataError(f"{path}: frame {number}: {error}") from None
-        numbers.append(number)
-        described = described or _described(atoms)
-    if not parts:
+    described, has_labels = "", False
+    structures = read_structures(path, index)
+    while part := list(islice(structures, CHUNK)):
+        frames = ForceFrames.joined([_checked_frame(path, number, atoms, names) for number, atoms in part])
+        described = described or _described(part[0][1])
+        has_labels = has_labels or bool(frames.energies.isfinite().any() or frames.forces.isfinite().any())
+        yield frames, [number for number, _ in part]
+    if not described:
         raise DataError(f"{path}: expected frames at index {index}, got none")
-    frames = ForceFrames.joined(parts)
-    if not frames.energies.isfinite().any() and not frames.forces.isfinite().any():
-        raise DataError(f"{path}: expected {names.energy!r} or {names.forces!r} in some frame, got {described or 'no labels'}")
-    return frames, numbers
+    if not has_labels:
+        raise DataError(f"{path}: expected {names.energy!r} or {names.forces!r} in some frame, got {described}")
+
+
+def _checked_frame(path: Path, number: int, atoms: Atoms, names: LabelNames) -> ForceFrames:
+    try:
+        return _frame(atoms, names)
+    except ValueError as error:
+        raise DataError(f"{path}: frame {number}: {error}") from None
 
 
 def _frame(atoms: Atoms, names: LabelNames) -> ForceFrames:
@@ -109,4 +114,4 @@ def _float32(values: np.ndarray | None, shape: tuple[int, ...]) -> torch.Tensor:
 def _described(atoms: Atoms) -> str:
     """The names of what a frame has, for a message."""
     results = {} if atoms.calc is None else getattr(atoms.calc, "results", {})
-    return ", ".join(sorted({*results, *atoms.info, *atoms.arrays} - {"numbers", "positions"}))[:200]
+    return ", ".join(sorted({*results, *atoms.info, *atoms.arrays} - {"numbers", "positions"}))[:200] or "no labels"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.archives import ArchiveError
-from se3_fast.data.npz_file import ArrayHeader, NpzArchive
+from se3_fast.data.npz_file import ArrayHeader, Arrays, NpzArchive, NpzRows
 from se3_fast.data.tasks import TASKS
 from se3_fast.error_text import one_line
 
@@ -227,16 +227,33 @@ class ArrayFile:
     Args:
         path: The file, for messages.
         arrays: What is in it.
+        first: Number of the first molecule in these arrays; None: they are all that the file has.
 
     Attributes:
         path: The file.
         names: Names of the arrays.
     """
 
-    def __init__(self, path: Path, arrays: NpzArchive) -> None:
+    def __init__(self, path: Path, arrays: Arrays, first: int | None = None) -> None:
         self.path = path
         self.names = frozenset(arrays.names)
         self._arrays = arrays
+        self._first = first
+
+    def chunks(self, counts: np.ndarray, of_rows: Sequence[str], size: int) -> Iterator[ArrayFile]:
+        """The arrays of some molecules, then of those after them, never all in memory.
+
+        Args:
+            counts: [M], rows of every molecule in the arrays named in `of_rows`; in the others it has one.
+            of_rows: Names of these arrays.
+            size: Molecules in a chunk.
+        """
+        assert isinstance(self._arrays, NpzArchive)
+        rows = NpzRows(self._arrays)
+        for first in range(0, len(counts), size):
+            part = counts[first : first + size]
+            rows.advance({name: int(part.sum()) if name in of_rows else len(part) for name in self.names})
+            yield ArrayFile(self.path, rows, first)
 
     def check(self, condition: bool | np.bool_, fault: str) -> None:
         """Report a fault unless a condition holds."""
@@ -248,7 +265,8 @@ class ArrayFile:
         if not sound.all():
             row = int(np.argmin(sound))
             molecule = int(np.searchsorted(np.cumsum(counts), row, side="right"))
-            raise DataError(f"{self.path}: {fault} (molecule {molecule}, row {row})")
+            where = f"molecule {molecule}, row {row}" if self._first is None else f"molecule {self._first + molecule}"
+            raise DataError(f"{self.path}: {fault} ({where})")
 
     def check_shapes(self, **shapes: tuple[int | None, ...]) -> None:
         """Compare what arrays say of themselves with shapes, by name, before any is read; None stands for any length."""

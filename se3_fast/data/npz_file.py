@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from se3_fast.archives import Archive, ArchiveError
+from se3_fast.archives import Archive, ArchiveError, MemberStream
 from se3_fast.error_text import one_line
 from se3_fast.files import atomic_file
 
@@ -42,6 +42,25 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
+class Arrays(Protocol):
+    """Named arrays, or some rows of each.
+
+    Attributes:
+        names: Their names.
+    """
+
+    names: Collection[str]
+
+    def header(self, name: str) -> ArrayHeader:
+        """What an array says of itself."""
+
+    def read(self, name: str) -> np.ndarray:
+        """Its values; they cannot be written to."""
+
+    def check_bytes(self, name: str) -> None:
+        """Read it and drop it."""
+
+
 class ArrayHeader(NamedTuple):
     """What an array says of itself before its values.
 
@@ -56,6 +75,11 @@ class ArrayHeader(NamedTuple):
     dtype: np.dtype
     is_fortran: bool
     start: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class NpzArchive:
@@ -73,7 +97,7 @@ class NpzArchive:
 
     def __init__(self, file: BinaryIO) -> None:
         self._archive = Archive(file)
-        self.names = [name.removesuffix(_ENDING) for name in self._archive.sizes if name.endswith(_ENDING)]
+        self.names: Collection[str] = [name.removesuffix(_ENDING) for name in self._archive.sizes if name.endswith(_ENDING)]
 
     def header(self, name: str) -> ArrayHeader:
         """What an array says of itself; its values are as many as the file holds.
@@ -83,7 +107,7 @@ class NpzArchive:
         """
         member = name + _ENDING
         header = _read_header(self._archive.head(member, _LONGEST_HEADER))
-        size = header.start + math.prod(header.shape) * header.dtype.itemsize
+        size = header.start + header.num_bytes
         if header.dtype.hasobject or size == self._archive.sizes[member]:
             return header
         raise ArchiveError(f"expected {size} bytes for the shape {list(header.shape)}, got {self._archive.sizes[member]}")
@@ -97,12 +121,17 @@ class NpzArchive:
         header = self.header(name)
         if header.dtype.hasobject:
             raise ArchiveError("holds pickled Python objects")
-        content = self._archive.read(name + _ENDING)
-        try:
-            values = np.frombuffer(content, header.dtype, math.prod(header.shape), header.start)
-            return values.reshape(header.shape, order="F" if header.is_fortran else "C")
-        except ValueError as error:  # values of no size, or an axis of astronomical length beside one of length 0
-            raise ArchiveError(one_line(error)) from error
+        return _array_of(self._archive.read(name + _ENDING), header)
+
+    def stream(self, name: str) -> MemberStream:
+        """The bytes of the values of an array, some at a time.
+
+        Raises:
+            ArchiveError: It is damaged.
+        """
+        stream = self._archive.stream(name + _ENDING)
+        stream.read(self.header(name).start)
+        return stream
 
     def check_bytes(self, name: str) -> None:
         """Read an array, of whatever values, and drop it.
@@ -111,6 +140,62 @@ class NpzArchive:
             ArchiveError: Its bytes are not those that were written.
         """
         self._archive.read(name + _ENDING)
+
+
+class NpzRows:
+    """Some rows of each array of an archive, then the rows after them, so that no array is ever whole in memory.
+
+    Of every array all rows must be read that are asked for before more are. One whose rows do not stand one after the other, in the
+    order of FORTRAN, is kept in memory.
+
+    Args:
+        arrays: The archive.
+
+    Attributes:
+        names: Names of the arrays.
+    """
+
+    def __init__(self, arrays: NpzArchive) -> None:
+        self.names: Collection[str] = arrays.names
+        self._arrays = arrays
+        self._streams: dict[str, MemberStream] = {}
+        self._whole: dict[str, np.ndarray] = {}
+        self._counts: dict[str, int] = {}
+
+    def advance(self, counts: dict[str, int]) -> None:
+        """Go on to the next rows, as many of each array as are given."""
+        self._counts = counts
+
+    def header(self, name: str) -> ArrayHeader:
+        """What an array of these rows would say of itself; see :class:`NpzArchive`."""
+        header = self._arrays.header(name)
+        return header._replace(shape=(self._counts[name], *header.shape[1:]), is_fortran=False)
+
+    def read(self, name: str) -> np.ndarray:
+        """These rows; see :class:`NpzArchive`."""
+        header = self.header(name)
+        if header.dtype.hasobject:
+            raise ArchiveError("holds pickled Python objects")
+        if self._arrays.header(name).is_fortran and len(header.shape) > 1:
+            rest = self._whole[name] if name in self._whole else self._arrays.read(name)
+            self._whole[name] = rest[header.shape[0] :]
+            return rest[: header.shape[0]]
+        if name not in self._streams:
+            self._streams[name] = self._arrays.stream(name)
+        return _array_of(self._streams[name].read(header.num_bytes), header)
+
+    def check_bytes(self, name: str) -> None:
+        """Read them and drop them."""
+        self.read(name)
+
+
+def _array_of(content: bytes, header: ArrayHeader) -> np.ndarray:
+    """The array that bytes hold at their end."""
+    try:
+        values = np.frombuffer(content, header.dtype, math.prod(header.shape), len(content) - header.num_bytes)
+        return values.reshape(header.shape, order="F" if header.is_fortran else "C")
+    except ValueError as error:  # values of no size, or an axis of astronomical length beside one of length 0
+        raise ArchiveError(one_line(error)) from error
 
 
 def _read_header(head: bytes) -> ArrayHeader:

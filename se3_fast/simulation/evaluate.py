@@ -34,7 +34,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Compare a force field with the energies, forces and stress that frames have.",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("data", type=Path, nargs="+", metavar="FILE", help="frames: .npz, extended XYZ, or any file that ASE reads")
+    parser.add_argument(
+        "data",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="frames: .npz, extended XYZ, any file that ASE reads, or a folder of pack-frames",
+    )
     parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of se3-fast train-forces")
     add_label_names(parser)
     parser.add_argument("--batch_size", type=positive_int, default=50, help="frames that are computed together")
@@ -60,7 +66,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         for file in files:
             _check_elements(file, model)
         frames = ForceFrames.joined([file.frames for file in files])
-        batches = frame_batches(frames, model.cutoff, arguments.batch_size)
+        batches = frame_batches(files, model.cutoff, arguments.batch_size)
         evaluation = evaluate_forces(model.to(world.device), batches, world)
         if arguments.output is not None:
             _write_table(arguments.output, files, frames, evaluation)
@@ -69,7 +75,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(errors_on_one_line(evaluation))
 
 
-def _check_elements(file: FrameFile, model: ForceField) -> None:
+def _check_elements(file: FrameFile[ForceFrames], model: ForceField) -> None:
     numbers = file.frames.atomic_numbers
     unknown = ~torch.isin(numbers, torch.tensor(model.elements))
     if unknown.any():
@@ -78,7 +84,7 @@ def _check_elements(file: FrameFile, model: ForceField) -> None:
         raise DataError(f"{file.path}: frame {frame}: expected the elements {model.elements}, got {int(numbers[atom])}")
 
 
-def _write_table(path: Path, files: Sequence[FrameFile], frames: ForceFrames, evaluation: ForceEvaluation) -> None:
+def _write_table(path: Path, files: Sequence[FrameFile[ForceFrames]], frames: ForceFrames, evaluation: ForceEvaluation) -> None:
     """A line for each frame: its energy, what is predicted, and errors of its forces; empty where nothing is known."""
     energies = _where_known(frames.energies, evaluation.energies.predictions)
     errors = np.abs(_where_known(frames.forces.flatten(), evaluation.predictions) - frames.forces.flatten().numpy())

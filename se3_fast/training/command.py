@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from se3_fast.data.frames import FrameError
+from se3_fast.error_text import one_line
+
 from .benchmark import benchmark_training
 from .distributed import World, open_world
 from .errors import Stopped, TrainingError, user_errors
@@ -58,10 +61,13 @@ def train_command(
 
 
 def _run(trainer: AnyTrainer, is_benchmark: bool, report: Callable[[AnyTrainer, TrainingResult], None]) -> None:
-    if not is_benchmark:
-        report(trainer, trainer.fit())
-        return
-    throughput = benchmark_training(trainer)
+    try:
+        if not is_benchmark:
+            report(trainer, trainer.fit())
+            return
+        throughput = benchmark_training(trainer)
+    except FrameError as error:  # of a frame that no one has looked at before its first batch
+        raise TrainingError(one_line(error)) from error
     if trainer.world.is_main:
         print(f"training throughput: {throughput.molecules_per_millisecond:.4g} molecules/ms")
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from se3_fast.data.force_frames import ForceDataModule, reference_energies
+from se3_fast.data.force_frames import ForceDataModule
 from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress
 
 from .distributed import World
@@ -75,12 +75,12 @@ class ForceTrainer(Trainer):
             raise ValueError(
                 f"energy_weight and force_weight: expected none below 0 and one above, got {energy_weight} and {force_weight}"
             )
-        frames = data_module.train_frames
-        if stress_weight < 0 or (stress_weight > 0 and frames.stresses is None):
+        if stress_weight < 0 or (stress_weight > 0 and not data_module.has_stresses):
             came = f"{stress_weight} and frames without stress" if stress_weight > 0 else stress_weight
             raise ValueError(f"stress_weight: expected 0, or a number above and frames with stress, got {came}")
         # The smallest scale is for frames whose forces are all zero, such as single atoms.
-        model.set_scale(reference_energies(frames), max(float(frames.forces.abs().nanmean()), 1e-3))
+        known = data_module.statistics
+        model.set_scale(known.energies.of_elements(), max(known.mean_absolute_force, 1e-3))
         self.energy_weight, self.force_weight, self.stress_weight = energy_weight, force_weight, stress_weight
         self.force_field = model
         super().__init__(model, data_module, options, world, metadata, resume_from)
@@ -127,7 +127,7 @@ def evaluate_forces(model: ForceField, loader: Any, world: World) -> ForceEvalua
         else:
             tensors["energies"], tensors["forces"] = energy_and_forces(model, graph)
         for name, tensor in tensors.items():
-            found[name].append(tensor.flatten().double().cpu())
+            found[name].append(tensor.detach().flatten().cpu())
         latencies.append(time.perf_counter() - batch_start)
     model.train(was_training)
     values = {name: torch.cat([torch.empty(0), *chain(*world.gather(parts))]).numpy() for name, parts in found.items()}
@@ -159,7 +159,7 @@ def _known_l1(values: Tensor, known: Tensor) -> Tensor:
 
 
 def _mean_absolute(values: np.ndarray) -> float:
-    return float(np.abs(values).mean()) if len(values) else float("nan")
+    return float(np.abs(values).mean(dtype=np.float64)) if len(values) else float("nan")
 
 
 def report_forces(trainer: ForceTrainer, result: TrainingResult) -> None:

@@ -186,7 +186,7 @@ class Trainer:
         """Train on the batches of one epoch, or as many as `max_steps` leaves; return the mean loss.
 
         Args:
-            loader: The training batches; its sampler's `set_epoch` is called, if it has one.
+            loader: The training batches; `set_epoch` of what orders them is called, if there is one.
 
         Raises:
             TrainingError: The loss is not finite, loss scaling has collapsed, or the loader is empty.
@@ -199,10 +199,10 @@ class Trainer:
 
     def _train(self, loader: Any) -> tuple[float, EpochPosition]:
         """Do the steps that are left of an epoch; its mean loss, and the position at its end."""
-        batches = len(loader)
+        _set_epoch(loader, self.epochs_done)
+        batches = len(loader)  # which may depend on the epoch
         if batches == 0:
             raise TrainingError("the training set has no whole batch: choose a smaller --batch_size")
-        _set_epoch(loader, self.epochs_done)
         self.model.train()
         size = self.options.accumulate_grad_batches
         steps = self._steps_of(loader)
@@ -448,6 +448,7 @@ def _is_due(epochs_done: int, interval: int) -> bool:
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
-    set_epoch = getattr(getattr(loader, "sampler", None), "set_epoch", None)
-    if set_epoch is not None:
-        set_epoch(epoch)
+    for name in ("sampler", "batch_sampler"):
+        set_epoch = getattr(getattr(loader, name, None), "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from se3_fast import radius_graph
-from se3_fast.neighbours import neighbour_list
+from se3_fast.neighbours import neighbour_distances, neighbour_list
 
 
 def _problem(seed: int) -> tuple[Tensor, Tensor, list[bool]]:
@@ -41,6 +41,20 @@ def test_against_all_distances(seed: int) -> None:
     rows = torch.cat([found.src[:, None], found.dst[:, None], found.shift], 1).tolist()
     assert sorted(rows) == rows and len(set(map(tuple, rows))) == len(rows)
     assert set(map(tuple, rows)) == _by_distances(pos, 3.0, cell, pbc)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_distances_alone(seed: int) -> None:
+    """Of the same pairs: also of one at the cutoff, and of none that is beyond it by less than single precision tells."""
+    pos, cell, pbc = _problem(seed)
+    found = neighbour_list(pos, 3.0, cell, pbc)
+    expected = (pos[found.dst] + found.shift.double() @ cell - pos[found.src]).norm(dim=1)
+    np.testing.assert_allclose(np.sort(neighbour_distances(pos, 3.0, cell, pbc)), expected.sort().values, rtol=1e-12)
+    on_a_line = torch.tensor([[0.0, 0, 0], [3.0, 0, 0], [0, 3.0 * (1 + 5e-10), 0]], dtype=torch.float64)
+    assert neighbour_distances(on_a_line, 3.0).tolist() == [3.0, 3.0] and len(neighbour_list(on_a_line, 3.0).src) == 2
+    assert neighbour_distances(on_a_line[:0], 3.0).tolist() == []
+    with pytest.raises(ValueError, match="cutoff: expected a positive length, got -1"):
+        neighbour_distances(on_a_line, -1)
 
 
 def test_a_direction_that_is_not_periodic_needs_no_vector() -> None:

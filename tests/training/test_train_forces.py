@@ -12,10 +12,16 @@ import pytest
 import torch
 
 from se3_fast import train_forces
+from se3_fast.data import force_frames
 from se3_fast.data.force_frames import FORCE_SAMPLE_PATH
 from se3_fast.data.npz_file import write_npz
-from se3_fast.forces import energy_and_forces, load_force_field, molecule_graph
-from se3_fast.training import read_checkpoint
+from se3_fast.data.pack_frames import pack_frames
+from se3_fast.forces import ForceField, energy_and_forces, load_force_field, molecule_graph
+from se3_fast.training import TrainingOptions, read_checkpoint
+from se3_fast.training.errors import Stopped
+from se3_fast.training.force_trainer import ForceTrainer
+
+from .test_stopping import StopWhen
 
 Run = Callable[..., CompletedProcess[str]]
 TINY = "--num_layers 1 --num_channels 8 --radial_width 16 --num_train 40 --num_validation 10 --seed 5 --device cpu"
@@ -93,7 +99,72 @@ def test_two_processes_equal_one_with_the_doubled_batch(run_python: Run, few_fra
     assert two["validation_mae"] == pytest.approx(one["validation_mae"], rel=1e-4)
 
 
-@pytest.mark.parametrize("more", [["--cutoff", 2.0], ["--accumulate_grad_batches", 2], ["--benchmark"], ["--num_degrees", 1]])
+@pytest.fixture(scope="module")
+def packed(few_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same frames as a folder."""
+    folder = tmp_path_factory.mktemp("packed") / "few.npz"
+    pack_frames([few_frames], folder)
+    return folder
+
+
+def test_a_folder_trains_as_its_file_does(few_frames: Path, packed: Path, tmp_path: Path) -> None:
+    """To the last bit; also where edges are found with every batch, by two processes."""
+    results = []
+    for number, (data, more) in enumerate([(few_frames, []), (packed, []), (packed, ["--num_workers", 2])]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(force_frames, "EDGE_BUDGET", 0 if more else 1 << 30)
+            assert train_forces.main(_words(data, tmp_path / str(number), "--epochs", 1, *more)) == 0
+        results.append(read_checkpoint(tmp_path / str(number) / "model.pth"))
+    for found in results[1:]:
+        assert found["history"] == results[0]["history"] and found["closest_pairs"] == results[0]["closest_pairs"]
+        assert all(torch.equal(value, found["state_dict"][name]) for name, value in results[0]["state_dict"].items())
+
+
+def test_batches_by_edges_go_on_where_they_were_stopped(tmp_path: Path) -> None:
+    """Within epochs whose numbers of batches differ; to the last bit."""
+
+    def trainer(folder: Path, resume_from: Path | None = None) -> ForceTrainer:
+        data = train_forces.ForceDataModule(batch_edges=380, num_train=70, num_validation=10, seed=1)
+        torch.manual_seed(0)
+        model = ForceField(data.elements, num_layers=1, num_channels=4)
+        options = TrainingOptions(epochs=3, silent=True, log_dir=folder, save_ckpt_path=folder / "model.pth", eval_interval=1)
+        return ForceTrainer(model, data, options, resume_from=resume_from)
+
+    whole = trainer(tmp_path / "whole")
+    whole.fit()
+    assert whole.steps_done == 7 + 8 + 7
+    within = set()
+    for reading in (3, 12, 14, 16, 23):
+        stopped = trainer(tmp_path / "parts")
+        stopped.stop_on(StopWhen(reading))
+        with pytest.raises(Stopped):
+            stopped.fit()
+        within.add(read_checkpoint(tmp_path / "parts" / "model.pth").get("position", {}).get("of_batches"))
+        resumed = trainer(tmp_path / "parts", tmp_path / "parts" / "model.pth")
+        resumed.fit()
+        assert (resumed.steps_done, resumed.history) == (whole.steps_done, whole.history)
+        assert all(torch.equal(one, other) for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
+    assert {7, 8} <= within
+
+
+def test_two_processes_share_the_batches_by_edges(run_python: Run, tmp_path: Path) -> None:
+    """As one process that adds the gradients of two batches; no batch is seen twice, as the epoch has six."""
+    words = ["--epochs", 1, "--batch_edges", 300, "--eval_interval", 1]
+    assert train_forces.main(_words(FORCE_SAMPLE_PATH, tmp_path / "one", *words, "--accumulate_grad_batches", 2)) == 0
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    finished = run_python(*launcher, "-m", "se3_fast.train_forces", *_words(FORCE_SAMPLE_PATH, tmp_path / "two", *words))
+    assert finished.returncode == 0, finished.stderr
+    one, two = (read_checkpoint(tmp_path / name / "model.pth") for name in ("one", "two"))
+    assert one["step"] == two["step"] == 3
+    assert two["history"][0]["train_loss"] == pytest.approx(one["history"][0]["train_loss"], rel=1e-4)
+    assert two["history"][0]["validation_mae"] == pytest.approx(one["history"][0]["validation_mae"], rel=1e-4)
+    for name, values in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "more", [["--cutoff", 2.0], ["--accumulate_grad_batches", 2], ["--benchmark"], ["--num_degrees", 1], ["--batch_edges", 400]]
+)
 def test_options(few_frames: Path, tmp_path: Path, more: list[object], capsys: pytest.CaptureFixture[str]) -> None:
     assert train_forces.main(_words(few_frames, tmp_path, "--epochs", 1, *more)) == 0
     assert ("molecules/ms" if "--benchmark" in more else "force MAE") in capsys.readouterr().out
