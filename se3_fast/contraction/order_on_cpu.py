@@ -6,7 +6,7 @@ Multiply-adds alone do not say it: what is done once per call counts on small gr
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from se3_fast.contraction.aligned import orders
@@ -69,6 +69,7 @@ class PassRates(NamedTuple):
     backward: OrderRates
 
 
+@lru_cache(maxsize=1024)
 def passes_by_source(plan: ConvolutionPlan, num_sources: int, num_edges: int, rates: PassRates) -> tuple[bool, bool]:
     """Whether the order by source takes less time in the forward and in the backward pass.
 
