@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from bench import plots
 from bench.environment import device_name, device_title
 from bench.peak_memory import peak_of_step
 from bench.rivals import peaks, workload_of
-from bench.timing import keep_freed_memory, times_in_turns
+from bench.timing import change_slightly, keep_freed_memory, times_in_turns
 from bench.workloads import BACKENDS, DEVICE
 
 MAX_DEGREE = 3
@@ -102,15 +103,18 @@ def _timed(edges: int, degree: int, backends: Sequence[str]) -> dict[str, dict[s
             gc.collect()
             torch.cuda.empty_cache()
         return found
-    steps = {}
+    steps, parameters = {}, []
     for backend in backends:
         try:
-            steps[backend] = workload_of(backend, edges, degree).forward_backward
+            workload = workload_of(backend, edges, degree)
+            parameters += workload.model.parameters()
+            steps[backend] = workload.forward_backward
             steps[backend]()
         except Exception as error:
             found[backend] = {"reason": _one_line(error)}
             steps.pop(backend, None)
-    return found | {backend: {"step_ms": milliseconds} for backend, milliseconds in times_in_turns(steps, ROUNDS).items()}
+    times = times_in_turns(steps, ROUNDS, partial(change_slightly, parameters))
+    return found | {backend: {"step_ms": milliseconds} for backend, milliseconds in times.items()}
 
 
 def measured(edges: int, max_degree: int, backend: str) -> dict[str, Any]:

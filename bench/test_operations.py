@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import pytest
@@ -10,6 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import se3_fast
 from bench.registry import BENCHMARKS, DTYPES
+from bench.timing import change_slightly
 from bench.workloads import DEVICE, SIZES
 
 ROUNDS = 7
@@ -27,7 +29,8 @@ def test_operation(benchmark: BenchmarkFixture, operation: str, workload: str, v
     backend, _, order = variant.partition(" by ")
     ordered = {"order": order} if order else {}
     compared = BENCHMARKS[operation]
-    step = compared.problem(workload, DTYPES["float32"], **ordered).passes()[compared.passes[-1]]
+    problem = compared.problem(workload, DTYPES["float32"], **ordered)
+    step = problem.passes()[compared.passes[-1]]
 
     def finished_step() -> None:
         step()
@@ -37,4 +40,4 @@ def test_operation(benchmark: BenchmarkFixture, operation: str, workload: str, v
     benchmark.group = f"{operation} {workload}"
     benchmark.extra_info["backend"] = variant
     with se3_fast.backend(backend):
-        benchmark.pedantic(finished_step, warmup_rounds=1, rounds=ROUNDS)
+        benchmark.pedantic(finished_step, setup=partial(change_slightly, problem.operands), warmup_rounds=1, rounds=ROUNDS)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from bench.workloads import DEVICE
 from se3_fast.kernels.cost import Cost
@@ -75,11 +76,29 @@ def cold_time(function: Callable[[], None], rounds: int = 15, with_launches: boo
     return Timing(statistics.median(times), graph is not None)
 
 
-def times_in_turns(steps: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def change_slightly(parameters: Iterable[Tensor]) -> None:
+    """Multiply parameters by 1 + 2^-22, as an optimizer might after a training step.
+
+    A benchmark that repeats a training step does it in between: what a backend keeps of parameters that stay the same is of no use
+    to training.
+    """
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter *= 1 + 2.0**-22
+
+
+def times_in_turns(
+    steps: Mapping[str, Callable[[], None]], rounds: int, between: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Median time of every step in milliseconds, launches included.
 
     On the CPU the steps take turns, so that what else the machine does falls on all of them; with one thread their time is that of
     the processor, which other processes change little.
+
+    Args:
+        steps: by name.
+        rounds: in which each has its turn.
+        between: what is done before every turn on the CPU, not timed.
     """
     if torch.cuda.is_available():
         return {name: cold_time(step, rounds, with_launches=True).milliseconds for name, step in steps.items()}
@@ -87,6 +106,7 @@ def times_in_turns(steps: Mapping[str, Callable[[], None]], rounds: int) -> dict
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
+            between()
             start = clock()
             step()
             if number > 0:  # the first round warms up

@@ -21,7 +21,7 @@ from torch import Tensor
 import se3_fast
 from bench.environment import commit_of, environment
 from bench.peak_memory import give_back_freed_memory, peak_memory
-from bench.timing import keep_freed_memory
+from bench.timing import change_slightly, keep_freed_memory
 from bench.workloads import DESCRIPTIONS, Workload, build
 from se3_fast import Graph
 from se3_fast.backends.choice import selected_backend
@@ -190,7 +190,7 @@ def seconds_of(direction: str, at_least: float) -> list[float]:
     With one thread they are those of the processor, which other processes change little.
 
     Args:
-        direction: ``forward``, or ``forward+backward``: a training step without its optimizer.
+        direction: ``forward``, or ``forward+backward``: a training step, after which the parameters change, without its optimizer.
         at_least: it runs once, whatever that takes.
     """
     (workload,) = _workloads
@@ -202,6 +202,8 @@ def seconds_of(direction: str, at_least: float) -> list[float]:
         start = clock()
         step()
         times.append(clock() - start)
+        if direction == "forward+backward":
+            change_slightly(workload.model.parameters())
     return times
 
 
