@@ -302,6 +302,7 @@ struct Convolution {
                     SE3_FAST_CALL(align_weights<T>, aligned_part(part, is_backward), read<T>(weights[part.pair->group]), other,
                                   slices[place].data(), squares.data());
                 }
+            SE3_FAST_CALL(finish_aligned_weights);
         });
     }
 
@@ -725,6 +726,7 @@ struct Backward {
                 SE3_FAST_CALL(align_weights_backward<T>, problem.aligned_part(*part, false), slices.data(), channel,
                               write<T>(result[part->pair->group]), squares.data());
             }
+            SE3_FAST_CALL(finish_aligned_weights);
         });
         return result;
     }
