@@ -188,15 +188,17 @@ def another_parameter(module: nn.Module) -> None:
 
 
 def at_a_freed_address(module: nn.Module) -> None:
-    """Storage of the same size, freed and taken again, until one stands where the old one did."""
+    """A storage where one was that is gone, as allocators hand them out."""
     owner = module.get_submodule(WEIGHT.rpartition(".")[0])
-    shape, address = owner.weight.shape, owner.weight.data_ptr()
+    memory, shape = bytearray(owner.weight.nbytes), owner.weight.shape
+    for _ in range(2):
+        del owner.weight
+        memory[:] = torch.randn(shape, dtype=torch.float64).numpy().tobytes()
+        owner.weight = nn.Parameter(torch.frombuffer(memory, dtype=torch.float64).view(shape))
+        keep(module)
     del owner.weight
-    held: list[Tensor] = []
-    while len(held) < 1000 and (not held or held[-1].data_ptr() != address):
-        held.append(torch.randn(shape, dtype=torch.float64))
-    assert held[-1].data_ptr() == address
-    owner.weight = nn.Parameter(held[-1])
+    memory[:] = torch.randn(shape, dtype=torch.float64).numpy().tobytes()
+    owner.weight = nn.Parameter(torch.frombuffer(memory, dtype=torch.float64).view(shape))
 
 
 def vector_to_parameters(module: nn.Module) -> None:
