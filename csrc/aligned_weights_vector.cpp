@@ -199,7 +199,6 @@ void align_channel(const AlignedPart& part, const T* weight, int64_t other, T* c
                     write_forward<IS_STREAMED>(part, square, row, other, k, slices[row] + v * N);
             }
         }
-    if (IS_STREAMED) finish_stream();
 }
 
 }  // namespace
@@ -237,8 +236,9 @@ void align_weights_backward(
                     write_part<T>(square, channels, count, to, steps.lane);
             }
         }
-    if (is_streamed) finish_stream();
 }
+
+void finish_aligned_weights() { finish_stream(); }
 
 #define SE3_FAST_DEFINE(T)                                                                              \
     template void align_weights<T>(const AlignedPart&, const T*, int64_t, T* const*, T*);               \

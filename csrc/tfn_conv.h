@@ -115,6 +115,9 @@ SE3_FAST_DECLARE(
     template <typename T> void align_weights_backward(
         const AlignedPart& part, const T* const* slices, int64_t channel_in, T* weight_gradient, T* squares);
 
+    // Makes what the two have written visible to other threads; called once behind many of them.
+    void finish_aligned_weights();
+
     // Features [C][2d+1] of a node or edge to component-major [2d+1][vectors], from a channel on; channels behind them become zero.
     template <typename T> void to_components(
         const T* features, int64_t channels, int64_t first_channel, int64_t degree, int64_t vectors, T* components);
