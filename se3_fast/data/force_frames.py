@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from se3_fast.data.data_module import DataModule, rank_and_size
+from se3_fast.data.data_module import DataModule, RepeatableLoader, rank_and_size
 from se3_fast.data.frame_dataset import FrameBatch, FrameDataset, FrameSubset, closest_pairs, edge_counts
 from se3_fast.data.frame_folder import FrameFolder, is_frame_folder
 from se3_fast.data.frame_statistics import EnergyFit, FrameStatistics, Suspicions
@@ -263,6 +263,7 @@ class ForceDataModule(DataModule):
     """
 
     unit = "eV/Å"
+    _loader_type = RepeatableLoader
     ds_train: FrameSubset
     ds_val: FrameSubset
     ds_test: FrameSubset
