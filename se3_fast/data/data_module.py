@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,19 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from se3_fast.data.samplers import EpochShuffleSampler, RankSubsetSampler
+
+
+class RepeatableLoader(DataLoader[Any]):
+    """A loader of batches in which nothing is drawn at random, so that they need not all be made where an epoch goes on.
+
+    What orders its samples, or its batches, is one of :mod:`se3_fast.data.samplers` with ``leave_out``.
+    """
+
+    def after(self, batches: int) -> Iterator[Any]:
+        """The batches of the epoch after so many."""
+        order: Any = self.batch_sampler if self.batch_size is None else self.sampler
+        order.leave_out(batches * (self.batch_size or 1))
+        return iter(self)
 
 
 class DataModule(ABC):
@@ -31,6 +44,7 @@ class DataModule(ABC):
         seed: Seed of the training order.
     """
 
+    _loader_type: type[DataLoader[Any]] = DataLoader
     ds_train: Dataset[Any]
     ds_val: Dataset[Any]
     ds_test: Dataset[Any]
@@ -104,7 +118,7 @@ class DataModule(ABC):
         # With a generator of its own the loader leaves the global random state alone, so that evaluating or not,
         # and the number of workers, do not change what the training draws.
         generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(dataset, generator=generator, **{**self._dataloader_options, **order})
+        return self._loader_type(dataset, generator=generator, **{**self._dataloader_options, **order})
 
 
 def _is_distributed() -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from se3_fast.data.data_module import DataModule, rank_and_size
+from se3_fast.data.data_module import DataModule, RepeatableLoader, rank_and_size
 from se3_fast.data.frame_dataset import FrameBatch, FrameDataset, FrameSubset, closest_pairs, edge_counts
 from se3_fast.data.frame_folder import FrameFolder, is_frame_folder
 from se3_fast.data.frame_statistics import EnergyFit, FrameStatistics, Suspicions
@@ -61,7 +61,11 @@ class FrameFile(Generic[AnyFrames_co]):
 
     def name_of(self, number: int) -> str:
         """What errors call one of the frames."""
-        return f"{self.path}: frame {self.numbers[number]}"
+        return _name_of(self.path, self.numbers[number])
+
+
+def _name_of(path: Path, number: int) -> str:
+    return f"{path}: frame {number}"
 
 
 def read_frame_file(path: str | os.PathLike[str], index: str = ":", names: LabelNames = DEFAULT_NAMES) -> FrameFile[ForceFrames]:
@@ -219,13 +223,17 @@ class FrameFiles:
 class _Names:
     """What errors call the frames of several files, which are numbered through."""
 
-    files: Sequence[FrameFile[FrameSource]]
+    files: Sequence[tuple[Path, range | list[int]]]  # without the frames, which may have been joined to others
+
+    @classmethod
+    def of(cls, files: Sequence[FrameFile[FrameSource]]) -> _Names:
+        return cls([(file.path, file.numbers) for file in files])
 
     def __call__(self, number: int) -> str:
-        for file in self.files:
-            if number < len(file.frames):
-                return file.name_of(number)
-            number -= len(file.frames)
+        for path, numbers in self.files:
+            if number < len(numbers):
+                return _name_of(path, numbers[number])
+            number -= len(numbers)
         raise IndexError(number)
 
 
@@ -255,6 +263,7 @@ class ForceDataModule(DataModule):
     """
 
     unit = "eV/Å"
+    _loader_type = RepeatableLoader
     ds_train: FrameSubset
     ds_val: FrameSubset
     ds_test: FrameSubset
@@ -297,7 +306,7 @@ class ForceDataModule(DataModule):
         self._folders = [file.frames for file in everything if isinstance(file.frames, FrameFolder)]
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         frames = joined_frames([file.frames for file in everything])
-        self._dataset = FrameDataset(frames, cutoff, _Names(everything))
+        self._dataset = FrameDataset(frames, cutoff, _Names.of(everything))
         if self._dataset.bytes_of_edges() <= edge_budget:
             self._dataset.keep_edges()
         counts = tuple(sum(len(file.frames) for file in part) for part in read)
@@ -433,7 +442,7 @@ class ForceDataModule(DataModule):
 def frame_batches(files: Sequence[FrameFile[ForceFrames]], cutoff: float, batch_size: int) -> Iterator[tuple[Any, ...]]:
     """Batches of :class:`ForceDataModule` of all frames of some files, in order."""
     frames = joined_frames([file.frames for file in files])
-    dataset = FrameDataset(frames, cutoff, _Names(files))
+    dataset = FrameDataset(frames, cutoff, _Names.of(files))
     for numbers in torch.arange(len(frames)).split(batch_size):
         yield _batch(dataset.__getitems__(numbers))
 

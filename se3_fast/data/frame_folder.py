@@ -179,8 +179,8 @@ class FrameFolder:
 
 
 def is_frame_folder(path: Path) -> bool:
-    """Whether a path is to be read as a folder of frames."""
-    return path.is_dir()
+    """Whether a path is to be read as a folder of frames; ASE has trajectories that are folders, too."""
+    return path.is_dir() and not (path / "metadata.json").exists()
 
 
 def _file_of(folder: Path, name: str) -> Path:

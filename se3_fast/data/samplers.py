@@ -41,6 +41,11 @@ class EpochShuffleSampler(Sampler[int]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self._left_out = 0
+
+    def leave_out(self, count: int) -> None:
+        """The next iteration, and no other, begins after so many samples."""
+        self._left_out = count
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 0 on) whose order the next iteration yields."""
@@ -58,7 +63,8 @@ class EpochShuffleSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         """Yield the sample numbers of this process for the current epoch."""
         order = self.order()
-        for start in range(0, len(order), _NUMBERS_TOGETHER):  # as Python's numbers they take five times the memory
+        first, self._left_out = self._left_out, 0
+        for start in range(first, len(order), _NUMBERS_TOGETHER):  # as Python's numbers they take five times the memory
             yield from order[start : start + _NUMBERS_TOGETHER].tolist()
 
 
@@ -119,6 +125,11 @@ class EdgeBatchSampler(Sampler[list[int]]):
         self._edges, self._batch_edges = edges, batch_edges
         self._rank, self._world_size = rank, world_size
         self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._left_out = 0
+
+    def leave_out(self, count: int) -> None:
+        """The next iteration, and no other, begins after so many batches."""
+        self._left_out = count
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 0 on) whose batches ``len`` counts and the next iteration yields."""
@@ -133,7 +144,8 @@ class EdgeBatchSampler(Sampler[list[int]]):
         """Yield the sample numbers of each batch of this process for the current epoch."""
         order, starts = self._planned()
         count = len(starts) - 1
-        for step in range(len(self)):
+        first, self._left_out = self._left_out, 0
+        for step in range(first, len(self)):
             batch = (step * self._world_size + self._rank) % count
             yield order[starts[batch] : starts[batch + 1]].tolist()
 

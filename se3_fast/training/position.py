@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from se3_fast.data.data_module import RepeatableLoader
+
 from .distributed import World
 from .errors import CheckpointError
 from .loss_record import LossRecord
@@ -88,7 +90,8 @@ class EpochPosition:
     def batches_left(self, batches: Iterable[Any], random_state: dict[str, Any] | None) -> Iterator[Any]:
         """The batches of the epoch after those that are done.
 
-        The others are drawn once more and dropped, from the random state that they were drawn from.
+        The others are drawn once more and dropped, from the random state that they were drawn from; unless `batches` can do without
+        (:class:`~se3_fast.data.data_module.RepeatableLoader`).
 
         Args:
             batches: All batches.
@@ -96,9 +99,12 @@ class EpochPosition:
         """
         if self.random_state is not None:
             restore_random_state(self.random_state)
-        all_batches = iter(batches)
-        for _ in islice(all_batches, self.batches):
-            pass
+        if isinstance(batches, RepeatableLoader):
+            all_batches = batches.after(self.batches)
+        else:
+            all_batches = iter(batches)
+            for _ in islice(all_batches, self.batches):
+                pass
         if self.batches > 0 and random_state is not None:
             restore_random_state(random_state)
         return all_batches

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
+from ase.io.bundletrajectory import BundleTrajectory
 
 from se3_fast.__main__ import main
 from se3_fast.data import DataError, force_frames, frame_dataset, frame_folder, frames, labelled_structures
@@ -67,6 +68,16 @@ def test_every_format_is_written_as_it_is_read(tmp_path: Path, name: str) -> Non
     assert_same(read_frame_file(tmp_path / "packed").frames, expected)
     found = neighbours_of_batch(expected.pos, expected.n_atoms, 5.0, expected.cells, expected.pbc)
     assert folder.edges_of_frames(5.0).tolist() == found.counts and folder.edges_of_frames(4.0) is None
+
+
+def test_trajectories_of_ase_that_are_folders(tmp_path: Path) -> None:
+    few = [labelled(molecule("CH4"), seed) for seed in range(4)]
+    bundle = BundleTrajectory(str(tmp_path / "few.bundle"), "w")
+    for atoms in few:
+        bundle.write(atoms)
+    bundle.close()
+    found = read_frame_file(tmp_path / "few.bundle").frames
+    assert found.energies.tolist() == [atoms.get_potential_energy() for atoms in few]
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -83,7 +83,7 @@ def test_every_molecule_once_an_epoch(data: QM9DataModule) -> None:
 def test_processes_share_an_epoch(data: QM9DataModule, monkeypatch: pytest.MonkeyPatch) -> None:
     shares = []
     for rank in (0, 1, 2):
-        monkeypatch.setattr("se3_fast.data.data_module._rank_and_size", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr("se3_fast.data.data_module.rank_and_size", lambda rank=rank: (rank, 3))
         shares.append(torch.cat([batch.numbers for batch in data.val_dataloader().numbered_batches()]))
     assert sorted(torch.cat(shares).tolist()) == sorted(data.ds_val.indices)
 

@@ -18,7 +18,7 @@ from tests.fuzz import budget
 from tests.fuzz.files.driver import Driver, Tally
 
 SHORT = {
-    **{"molecules": 160, "force_frames": 110, "build_qm9": 120},
+    **{"molecules": 160, "force_frames": 110, "frame_folders": 160, "build_qm9": 120},
     **{"checkpoints": 160, "old_checkpoints": 110, "safetensors": 110, "force_fields": 60},
 }
 """Cases of each reader in the short run."""

@@ -78,6 +78,20 @@ def test_errors_of_frames_are_those_of_the_calculator(tmp_path: Path, capsys: py
     assert printed.endswith(f"{len(energy_errors)} frames\n")
 
 
+def test_a_folder_is_evaluated_as_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_force_field(tmp_path / "model.pth", small_force_field(cutoff=3.0))
+    ase.io.write(tmp_path / "frames.traj", labelled(9, 0))
+    assert main(["pack-frames", str(tmp_path / "frames.traj"), "--output", str(tmp_path / "packed")]) == 0
+    capsys.readouterr()
+    printed, tables = [], []
+    for name in ("frames.traj", "packed"):
+        words = ["evaluate-forces", tmp_path / name, "--load_ckpt_path", path, "--output", tmp_path / "errors.csv", *DEVICE]
+        assert main([str(word) for word in words]) == 0
+        printed.append(capsys.readouterr().out)
+        tables.append((tmp_path / "errors.csv").read_text().replace(str(tmp_path / name), "file"))
+    assert printed[0] == printed[1] and tables[0] == tables[1] and tables[0].count("\n") == 10
+
+
 def test_training_on_periodic_frames_with_stress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is trained is better than nothing, its checkpoint knows how close atoms came, and its errors are found again."""
     files: list[object] = []

@@ -14,6 +14,7 @@ import torch
 from se3_fast import train_forces
 from se3_fast.data import force_frames
 from se3_fast.data.force_frames import FORCE_SAMPLE_PATH
+from se3_fast.data.frame_dataset import FrameSubset
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.pack_frames import pack_frames
 from se3_fast.forces import ForceField, energy_and_forces, load_force_field, molecule_graph
@@ -120,11 +121,20 @@ def test_a_folder_trains_as_its_file_does(few_frames: Path, packed: Path, tmp_pa
         assert all(torch.equal(value, found["state_dict"][name]) for name, value in results[0]["state_dict"].items())
 
 
-def test_batches_by_edges_go_on_where_they_were_stopped(tmp_path: Path) -> None:
-    """Within epochs whose numbers of batches differ; to the last bit."""
+@pytest.mark.parametrize(
+    ("order", "of_epochs", "readings"),
+    [({"batch_edges": 380}, (7, 8, 7), (3, 12, 16, 23)), ({"batch_size": 9}, (8, 8, 8), (4, 12))],
+)
+def test_an_epoch_goes_on_where_it_was_stopped(
+    tmp_path: Path, order: dict[str, int], of_epochs: tuple[int, ...], readings: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, with epochs of different numbers of batches; without making again what has been trained on."""
+    made: list[FrameSubset] = []
+    get = FrameSubset.__getitems__
+    monkeypatch.setattr(FrameSubset, "__getitems__", lambda subset, numbers: (made.append(subset), get(subset, numbers))[1])
 
     def trainer(folder: Path, resume_from: Path | None = None) -> ForceTrainer:
-        data = train_forces.ForceDataModule(batch_edges=380, num_train=70, num_validation=10, seed=1)
+        data = train_forces.ForceDataModule(num_train=70, num_validation=10, seed=1, **order)
         torch.manual_seed(0)
         model = ForceField(data.elements, num_layers=1, num_channels=4)
         options = TrainingOptions(epochs=3, silent=True, log_dir=folder, save_ckpt_path=folder / "model.pth", eval_interval=1)
@@ -132,19 +142,22 @@ def test_batches_by_edges_go_on_where_they_were_stopped(tmp_path: Path) -> None:
 
     whole = trainer(tmp_path / "whole")
     whole.fit()
-    assert whole.steps_done == 7 + 8 + 7
+    assert whole.steps_done == sum(of_epochs)
     within = set()
-    for reading in (3, 12, 14, 16, 23):
+    for reading in readings:
         stopped = trainer(tmp_path / "parts")
         stopped.stop_on(StopWhen(reading))
         with pytest.raises(Stopped):
             stopped.fit()
-        within.add(read_checkpoint(tmp_path / "parts" / "model.pth").get("position", {}).get("of_batches"))
+        checkpoint = read_checkpoint(tmp_path / "parts" / "model.pth")
+        within.add(checkpoint.get("position", {}).get("of_batches"))
         resumed = trainer(tmp_path / "parts", tmp_path / "parts" / "model.pth")
+        made.clear()
         resumed.fit()
+        assert made.count(resumed.data_module.ds_train) == whole.steps_done - checkpoint["step"]
         assert (resumed.steps_done, resumed.history) == (whole.steps_done, whole.history)
         assert all(torch.equal(one, other) for one, other in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
-    assert {7, 8} <= within
+    assert set(of_epochs) <= within
 
 
 def test_two_processes_share_the_batches_by_edges(run_python: Run, tmp_path: Path) -> None:

@@ -14,13 +14,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from se3_fast.data import force_frames
 from se3_fast.data.force_frames import FORCE_ARRAY_NAMES, FORCE_SAMPLE_PATH, read_force_frames
+from se3_fast.data.frame_folder import INDEX_NAME, FrameFolder, FrameFolderWriter
+from se3_fast.data.frames import DEFAULT_NAMES
+from se3_fast.data.frames import ForceFrames as Frames
 from se3_fast.data.molecules import ARRAY_NAMES, DataError, MoleculeDataset, check_archive, read_molecules
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.qm9 import SAMPLE_PATH
@@ -173,7 +178,7 @@ class Molecules(_ArrayReader):
 
 
 class ForceFrames(_ArrayReader):
-    """`read_force_frames`."""
+    """`read_force_frames`, and the same file in chunks, which must come to the same."""
 
     def __init__(self, folder: Path, frames: int = 30) -> None:
         with np.load(FORCE_SAMPLE_PATH) as archive:
@@ -184,7 +189,21 @@ class ForceFrames(_ArrayReader):
         super().__init__(few, ("n_atoms",), folder)
 
     def read(self, path: Path) -> Any:
-        return read_force_frames(path)
+        try:
+            frames, split = read_force_frames(path)
+        except DataError:
+            self._in_chunks(path)
+            raise Failure("refused as a whole, and read in chunks") from None
+        parts = self._in_chunks(path)
+        if not equal(Frames.joined([part.frames for part in parts]), frames):
+            raise Failure("other frames in chunks")
+        if split is not None and not equal(torch.cat([part.split for part in parts]), split):
+            raise Failure("another split in chunks")
+        return frames, split
+
+    def _in_chunks(self, path: Path) -> list[Any]:
+        with mock.patch.object(force_frames, "CHUNK", 7):
+            return list(force_frames.frame_chunks(path, ":", DEFAULT_NAMES))
 
     def holds(self, result: Any, arrays: Arrays) -> bool:
         frames, split = result
@@ -527,9 +546,40 @@ class Molecules3D(Reader):
             raise Failure(f"what was built is refused: {error}") from error
 
 
+class FrameFolders(Reader):
+    """`FrameFolder`: a file of the folder is changed; here its name stands before it."""
+
+    error = DataError
+    suffix = ".one"
+
+    def __init__(self, folder: Path, frames: int = 30) -> None:
+        sample, _ = read_force_frames(FORCE_SAMPLE_PATH)
+        self.sound = sample.select(range(frames)).completed(True, True)
+        self.folder = folder / "packed"
+        with FrameFolderWriter(self.folder, 5.0) as writer:
+            writer.add(self.sound, torch.full((frames,), 40), torch.zeros(frames, dtype=torch.int64))
+        self.files = {path.name: path.read_bytes() for path in sorted(self.folder.iterdir())}
+
+    def change(self, numbers: random.Random) -> tuple[bytes, Callable[[Any], bool]]:
+        name = INDEX_NAME if numbers.random() < 0.5 else numbers.choice([*self.files])
+        changed = (mutations.change_text if name == INDEX_NAME else mutations.change_bytes)(numbers, self.files[name])
+        return name.encode() + b"\n" + changed, lambda result: equal(result, self.sound)
+
+    def read(self, path: Path) -> Any:
+        name, _, changed = path.read_bytes().partition(b"\n")
+        for each, content in {**self.files, name.decode(): changed}.items():
+            self.folder.joinpath(each).write_bytes(content)
+        folder = FrameFolder(self.folder)
+        folder.check_bytes()
+        if folder.elements != self.sound.elements:
+            raise Failure("other elements")
+        return folder.select(range(len(folder)))
+
+
 READERS: dict[str, Callable[[Path], Reader]] = {
     "molecules": Molecules,
     "force_frames": ForceFrames,
+    "frame_folders": FrameFolders,
     "checkpoints": Checkpoints,
     "old_checkpoints": OldCheckpoints,
     "safetensors": Safetensors,
