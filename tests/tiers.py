@@ -74,6 +74,7 @@ SLOW = (
     "test_joint.py::*",
     "test_edge_attention_in_frames.py::*",
     "cpp/test_tfn_conv.py::*",
+    "test_kept_weights.py::test_forked_processes*",
     "cuda/test_tfn_conv.py::*",
     "cuda/test_library.py::*",
     "test_kernel_resources.py::*",
