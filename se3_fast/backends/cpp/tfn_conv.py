@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import accumulation_dtype
+from se3_fast.autograd.compute_dtype import accumulation_dtype, in_dtype
 from se3_fast.backends.cpp.order_rates import RATES
 from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
 from se3_fast.backends.cpp.tfn_conv_by_source import NativeConvolutionBySource
@@ -28,9 +28,9 @@ def tfn_conv(call: Convolution) -> Sequence[Tensor]:
         for by_source in orders_here(call, RATES)
     )
     tensors = (*call.node_features.values(), *call.edge_features.values(), *call.hidden, *call.weights)
-    operands = (tensor.to(dtype).contiguous() for tensor in tensors)
+    operands = (in_dtype(tensor, dtype).contiguous() for tensor in tensors)
     how, of_recipe = (None, ()) if call.make_hidden is None else call.make_hidden
     setting = Setting(call.plan, call.graph, call.geometry.max_degree, call.pool, dtype)
     operation = OperandConvolution(setting, make, make_backward, how)
     messages = operation.apply(call.geometry.wigner_as(dtype), call.geometry.rel_pos, *operands, *of_recipe)
-    return tuple(message.to(given) for message in messages)
+    return tuple(in_dtype(message, given) for message in messages)
