@@ -45,8 +45,8 @@ def box(count: int, seed: int = 0) -> Atoms:
     Raises:
         ValueError: if ``count`` is not a cube; the box would have a hole.
     """
-    side = round(count ** (1 / 3))
-    if side**3 != count:
+    side = round(max(count, 0) ** (1 / 3))
+    if side < 1 or side**3 != count:
         raise ValueError(f"count: expected a cube, such as 343 or 2744, got {count}")
     generator = np.random.default_rng(seed)
     water = molecule("H2O")

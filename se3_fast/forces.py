@@ -294,14 +294,20 @@ class ForceField(nn.Module):
     def set_repulsion(self, closest_pairs: Mapping[str, float]) -> None:
         """Have nuclei repel each other where atoms are closer than in the training frames, of which the network knows nothing.
 
-        Frames without such pairs keep their energies to the last bit. It goes into checkpoints and exported files.
+        Frames without such pairs keep their energies to the last bit. It goes into checkpoints and exported files. The distances of
+        a checkpoint that was trained on a folder too large to keep its edges are those of a sample of 10,000 frames.
 
         Args:
             closest_pairs: shortest distances in the training frames, Angstrom, by pairs of atomic numbers (``"1-6"``), as
-                checkpoints have them. Pairs that are not named repel each other from 1.5 Angstrom on.
+                checkpoints have them; longer ones than the cutoff, where there need be no edge, are taken for it. Pairs that are
+                not named repel each other from 1.5 Angstrom on.
+
+        Raises:
+            ValueError: if a name is no pair of atomic numbers, or a distance not positive.
         """
-        self.repulsion = NuclearRepulsion(self.elements).to(self.scale.device)
-        self.repulsion.set_reach(closest_pairs)
+        repulsion = NuclearRepulsion(self.elements)
+        repulsion.set_reach({pair: min(distance, self.cutoff) for pair, distance in closest_pairs.items()})
+        self.repulsion = repulsion.to(self.scale.device)
         self.config["repulsion"] = True
 
     def forward(self, graph: Any) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -124,7 +124,7 @@ class FrameFolder:
         """Return frames in the order of their numbers.
 
         Raises:
-            FrameError: A position is not finite, or too large.
+            FrameError: A position is not finite or too large, or a label is infinite.
         """
         chosen = np.asarray(numbers, dtype=np.int64)
         first = self._first_atom[chosen]
@@ -148,7 +148,16 @@ class FrameFolder:
             arrays["pbc"] = torch.from_numpy(self._taken("pbc", chosen) != 0)
         if self.has_stresses:
             arrays["stresses"] = torch.from_numpy(self._taken("stresses", chosen))
+        self._check_labels(arrays, chosen, ends)
         return ForceFrames(**arrays)
+
+    def _check_labels(self, arrays: Mapping[str, Tensor], chosen: np.ndarray, ends: np.ndarray) -> None:
+        """Labels that are not known are not numbers; infinite ones are faults."""
+        for name in ("energies", "forces", "stresses"):
+            if name in arrays and bool((is_infinite := arrays[name].isinf()).any()):
+                row = int(is_infinite.flatten(1).any(1).nonzero()[0] if is_infinite.ndim > 1 else is_infinite.nonzero()[0])
+                frame = int(chosen[np.searchsorted(ends, row, side="right") if name == "forces" else row])
+                raise FrameError(f"{self.path}: frame {frame}: expected finite {name}, or NaN for unknown ones, got infinite ones")
 
     def check_bytes(self) -> None:
         """Read all files, and compare them with their checksums.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -54,11 +55,19 @@ class NuclearRepulsion(nn.Module):
         Args:
             distances: Angstrom, by pairs of atomic numbers (``"1-6"``); pairs of other elements are passed over. Pairs that are not
                 named repel each other from 1.5 Angstrom on.
+
+        Raises:
+            ValueError: if a name is no pair of atomic numbers, or a distance not positive.
         """
         self.reach.fill_(_UNSEEN)
-        column = {element: number for number, element in enumerate(self.elements)}
+        column = {str(element): number for number, element in enumerate(self.elements)}
         for pair, distance in distances.items():
-            first, second = (column.get(int(part)) for part in pair.split("-"))
+            elements = pair.split("-")
+            if len(elements) != 2 or not all(element.isdecimal() for element in elements) or not 0 < distance < math.inf:
+                raise ValueError(
+                    f"distances: expected positive lengths by pairs of atomic numbers such as '1-6', got {pair}: {distance}"
+                )
+            first, second = map(column.get, elements)
             if first is not None and second is not None:
                 self.reach[first, second] = self.reach[second, first] = distance
 
@@ -82,4 +91,4 @@ class NuclearRepulsion(nn.Module):
         scaled = length * inverse_length
         screening = torch.stack([share * torch.exp(-rate * scaled) for share, rate in _SCREENING]).sum(0)
         energy = strength / length * screening * fade_out(length / reach, _POWER)
-        return energy.new_zeros(len(columns)).index_add(0, dst, energy / 2)
+        return energy.new_zeros(columns.shape[0]).index_add(0, dst, energy / 2)  # a shape can be traced, a length not

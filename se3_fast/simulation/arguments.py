@@ -44,10 +44,11 @@ def add_force_field_arguments(parser: argparse.ArgumentParser, index: str) -> No
         default=None,
         help="of a committee: spread of a force that counts as outside, eV/Angstrom (default: any is inside)",
     )
-    _add_repulsion(group)
+    add_repulsion(group)
 
 
-def _add_repulsion(parser: argparse._ActionsContainer) -> None:
+def add_repulsion(parser: argparse._ActionsContainer) -> None:
+    """Add whether nuclei repel each other outside of what was trained on."""
     parser.add_argument(
         "--repulsion",
         action="store_true",
@@ -60,7 +61,7 @@ def add_export_arguments(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of se3-fast train-forces")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=output)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
-    _add_repulsion(parser)
+    add_repulsion(parser)
 
 
 def calculator_of(arguments: argparse.Namespace, device: torch.device) -> SE3FastCalculator:

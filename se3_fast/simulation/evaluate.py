@@ -19,6 +19,7 @@ from se3_fast.data.frames import ForceFrames, LabelNames
 from se3_fast.data.molecules import DataError
 from se3_fast.files import atomic_file, check_writable
 from se3_fast.forces import ForceField, load_force_field
+from se3_fast.simulation.arguments import add_repulsion
 from se3_fast.training.arguments import add_label_names, positive_int
 from se3_fast.training.distributed import open_world
 from se3_fast.training.errors import run_command, user_errors
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="frames: .npz, extended XYZ, any file that ASE reads, or a folder of pack-frames",
     )
     parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of se3-fast train-forces")
+    add_repulsion(parser)
     add_label_names(parser)
     parser.add_argument("--batch_size", type=positive_int, default=50, help="frames that are computed together")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
@@ -58,7 +60,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         Stopped: SIGINT or SIGTERM has ended it.
     """
     with StopSignal().watched(), open_world(arguments.device) as world, user_errors():
-        model = load_force_field(arguments.load_ckpt_path)
+        model = load_force_field(arguments.load_ckpt_path, arguments.repulsion)
         for path in filter(None, (arguments.output, arguments.plot)):
             check_writable(path)
         names = LabelNames(arguments.energy_name, arguments.forces_name, arguments.stress_name)

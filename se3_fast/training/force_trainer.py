@@ -162,6 +162,11 @@ def _mean_absolute(values: np.ndarray) -> float:
     return float(np.abs(values).mean(dtype=np.float64)) if len(values) else float("nan")
 
 
+def _ratio(evaluation: Evaluation) -> float:
+    """Error over that of predicting nothing; not a number where that is none, as with single atoms."""
+    return evaluation.mae / evaluation.mean_predictor_mae if evaluation.mean_predictor_mae else float("nan")
+
+
 def report_forces(trainer: ForceTrainer, result: TrainingResult) -> None:
     """Print and log the errors, draw `learning_curve.png`, `parity_forces.png` and `parity_energies.png` into the log folder.
 
@@ -173,7 +178,7 @@ def report_forces(trainer: ForceTrainer, result: TrainingResult) -> None:
     for name, evaluation in (("test", result.test), ("validation", result.validation)):
         assert isinstance(evaluation, ForceEvaluation)
         forces, energies = evaluation, evaluation.energies
-        ratio = forces.mae / forces.mean_predictor_mae
+        ratio = _ratio(forces)
         print(f"{name}: {errors_on_one_line(evaluation)}")
         figures |= {f"{name}_force_mae": forces.mae, f"{name}_mean_absolute_force": forces.mean_predictor_mae}
         figures |= {f"{name}_force_ratio": ratio, f"{name}_energy_mae": energies.mae}
@@ -194,7 +199,7 @@ def errors_on_one_line(evaluation: ForceEvaluation) -> str:
     """The errors beside what predicting nothing, or the reference energies, would have."""
     energies, stress = evaluation.energies, evaluation.stress
     parts = [
-        f"force MAE {evaluation.mae:.4g} eV/Å, {100 * evaluation.mae / evaluation.mean_predictor_mae:.3g} % of the mean absolute "
+        f"force MAE {evaluation.mae:.4g} eV/Å, {100 * _ratio(evaluation):.3g} % of the mean absolute "
         f"force {evaluation.mean_predictor_mae:.4g} eV/Å",
         f"energy MAE {energies.mae:.4g} eV (reference energies of the atoms: {energies.mean_predictor_mae:.4g} eV)",
     ]

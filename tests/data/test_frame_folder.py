@@ -311,3 +311,17 @@ def test_values_that_cannot_be_are_named(tmp_path: Path) -> None:
         writer.add(sample, torch.zeros(600, dtype=torch.int64), None)
     with pytest.raises(DataError, match=r"atomic_numbers\.bin: expected atomic numbers from 1 to 118, got 0 to 9"):
         _ = FrameFolder(tmp_path / "numbers").elements
+
+
+@pytest.mark.parametrize("name", ["energies", "forces"])
+def test_labels_that_are_infinite_are_named(tmp_path: Path, name: str) -> None:
+    """Those that are not known are NaN."""
+    sample, _ = read_force_frames(FORCE_SAMPLE_PATH)
+    place = 4 if name == "energies" else int(sample.n_atoms[:4].sum())
+    getattr(sample, name)[place] = -torch.inf
+    with FrameFolderWriter(tmp_path / "frames", 5.0) as writer:
+        writer.add(sample, torch.zeros(600, dtype=torch.int64), None)
+    folder = FrameFolder(tmp_path / "frames")
+    assert len(folder.select([3, 5])) == 2
+    with pytest.raises(FrameError, match=f"frames: frame 4: expected finite {name}, or NaN for unknown ones, got infinite ones"):
+        folder.select([5, 4, 3])

@@ -144,3 +144,17 @@ def test_a_force_field_that_does_not_say_where_it_begins(tmp_path: Path) -> None
         load_force_field(path, repulsion=True)
     with pytest.raises(ValueError, match="repulsion: expected a checkpoint"):
         SE3FastCalculator(small_force_field(), repulsion=True)
+
+
+@pytest.mark.parametrize("distances", [{"1-6": 0.0}, {"1-6": float("nan")}, {"1-6": -1.0}, {"H-C": 1.0}, {"6": 1.0}], ids=str)
+def test_distances_that_are_none(distances: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="distances: expected positive lengths by pairs of atomic numbers such as '1-6', got "):
+        small_force_field().set_repulsion(distances)
+
+
+def test_it_does_not_reach_beyond_the_cutoff(saved: Path) -> None:
+    """Where a graph need not have an edge."""
+    model = load_force_field(saved).double()
+    model.set_repulsion({"1-6": 99.0, "1-1": 99.0})
+    pos, numbers = frame(3.5)
+    assert torch.equal(model(molecule_graph(pos, numbers)), model(molecule_graph(pos, numbers, cutoff=5.0)))

@@ -36,8 +36,9 @@ def check(program: object, force_field: ForceField, num_atoms: int) -> None:
     assert torch.allclose(virial / volume, expected.stress[0], rtol=0, atol=1e-8)
 
 
-def test_a_traced_program_serves_any_number_of_atoms_and_edges() -> None:
-    force_field = small_force_field(num_layers=2, num_channels=4).double()
+@pytest.mark.parametrize("repulsion", [False, True])
+def test_a_traced_program_serves_any_number_of_atoms_and_edges(repulsion: bool) -> None:
+    force_field = small_force_field(num_layers=2, num_channels=4, repulsion=repulsion).double()
     program = traced_force_field(force_field).module()
     for num_atoms in (2, 5, 11):
         check(program, force_field, num_atoms)

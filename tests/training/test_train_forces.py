@@ -77,6 +77,15 @@ def test_a_loaded_force_field_repeats_the_reported_errors(trained: Path, few_fra
     assert float((energies - frames.energies).abs().mean()) == pytest.approx(last["validation_energy_mae"], rel=1e-4)
 
 
+def test_frames_without_any_force(few_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As those of single atoms: the error has nothing to be a part of."""
+    with np.load(few_frames) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    write_npz(tmp_path / "still.npz", arrays | {"forces_eV_A": np.zeros_like(arrays["forces_eV_A"])})
+    assert train_forces.main(_words(tmp_path / "still.npz", tmp_path, "--epochs", 1)) == 0
+    assert "nan % of the mean absolute force 0 eV" in capsys.readouterr().out
+
+
 def test_resumed_equals_uninterrupted(few_frames: Path, tmp_path: Path) -> None:
     """To the last bit. The schedule is over steps, so that a run that is stopped has the same rates."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

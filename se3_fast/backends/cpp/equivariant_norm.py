@@ -40,10 +40,10 @@ def layer_norm(feature: Tensor, norm: Norm) -> Tensor:
 
 
 def _normalised(features: Sequence[Tensor], norm: Norm) -> list[Tensor]:
-    dtype = features[0].dtype
-    computed_in = accumulation_dtype(dtype)
+    computed_in = max((accumulation_dtype(feature.dtype) for feature in features), key=lambda dtype: dtype.itemsize)
     operands = [in_dtype(tensor, computed_in).contiguous() for tensor in (norm.scale, norm.shift, *features)]
-    return [in_dtype(result, dtype) for result in CppNorm(norm.epsilon).apply(*operands)]
+    results = CppNorm(norm.epsilon).apply(*operands)
+    return [in_dtype(result, feature.dtype) for result, feature in zip(results, features, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
