@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -26,10 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.environment import environment
+from bench.rows import measured_rows
 from se3_fast.data.force_frames import ForceDataModule, reference_energies
 from se3_fast.data.frames import ForceFrames
-from se3_fast.files import atomic_file
 from se3_fast.forces import ForceField, energy_and_forces
 
 CUTOFF = 5.0
@@ -326,34 +324,14 @@ def main(words: list[str] | None = None) -> int:
     if arguments.row:
         print(json.dumps(run(arguments.contestants[0], arguments, arguments.seeds[0])))
         return 0
-    table = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {"rows": []}
-    table |= environment()
     given = ["--data", str(arguments.data), "--budget", str(arguments.budget)]
-    given += ["--num_train", str(arguments.num_train), "--num_validation", str(arguments.num_validation), "--row"]
-    for seed in arguments.seeds:
-        for name in arguments.contestants:
-            command = [
-                sys.executable,
-                "-W",
-                "ignore",
-                "-m",
-                "bench.force_rivals",
-                *given,
-                "--contestants",
-                name,
-                "--seeds",
-                str(seed),
-            ]
-            finished = subprocess.run(command, capture_output=True, text=True, check=False)
-            if finished.returncode != 0:
-                print(f"{name}, seed {seed}: {finished.stderr.strip().splitlines()[-1]}", flush=True)
-                continue
-            table["rows"].append(json.loads(finished.stdout.splitlines()[-1]) | {"date": time.strftime("%Y-%m-%d")})
-            print(json.dumps(table["rows"][-1]), flush=True)
-            if arguments.json:
-                with atomic_file(arguments.json) as file:
-                    file.write(json.dumps(table, indent=1).encode() + b"\n")
-    print(summary(table["rows"]))
+    given += ["--num_train", str(arguments.num_train), "--num_validation", str(arguments.num_validation)]
+    requests = [
+        (f"{name}, seed {seed}", [*given, "--contestants", name, "--seeds", str(seed)])
+        for seed in arguments.seeds
+        for name in arguments.contestants
+    ]
+    print(summary(measured_rows("bench.force_rivals", requests, arguments.json)))
     return 0
 
 

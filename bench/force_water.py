@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,11 +26,10 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from bench.environment import environment
 from bench.force_rivals import CONTESTANTS, CUTOFF
 from bench.peak_memory import high_water_mark
+from bench.rows import measured_rows
 from se3_fast.data.force_frames import ForceDataModule, FrameFiles
-from se3_fast.files import atomic_file
 
 SPACING = 3.104
 """Angstrom between molecules: 0.0334 of them in a cubic Angstrom."""
@@ -82,7 +80,6 @@ def measure(name: str, count: int) -> dict[str, Any]:
         "ms": 1e3 * seconds,
         "atoms_per_s": len(atoms) / seconds,
         "peak_GiB": high_water_mark() / 2**30,
-        "date": time.strftime("%Y-%m-%d"),
     }
 
 
@@ -102,22 +99,12 @@ def main(words: list[str] | None = None) -> int:
     if arguments.row:
         print(json.dumps(measure(arguments.contestants[0], arguments.molecules[0])))
         return 0
-    table = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {"rows": []}
-    table |= environment()
-    for count in arguments.molecules:
-        for name in arguments.contestants:
-            command = [sys.executable, "-W", "ignore", "-m", "bench.force_water", "--row", "--molecules", str(count)]
-            finished = subprocess.run([*command, "--contestants", name], capture_output=True, text=True, check=False)
-            if finished.returncode != 0:
-                reason = (finished.stderr.strip().splitlines() or ["ended by the system"])[-1]
-                print(f"{name}, {count} molecules: {reason}", flush=True)
-                continue
-            table["rows"].append(json.loads(finished.stdout.splitlines()[-1]))
-            print(json.dumps(table["rows"][-1]), flush=True)
-            if arguments.json:
-                with atomic_file(arguments.json) as file:
-                    file.write(json.dumps(table, indent=1).encode() + b"\n")
-    print(summary(table["rows"]))
+    requests = [
+        (f"{name}, {count} molecules", ["--molecules", str(count), "--contestants", name])
+        for count in arguments.molecules
+        for name in arguments.contestants
+    ]
+    print(summary(measured_rows("bench.force_water", requests, arguments.json)))
     return 0
 
 
