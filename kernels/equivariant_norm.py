@@ -185,7 +185,7 @@ def forward(features: Sequence[Tensor], scale: Tensor, shift: Tensor, epsilon: f
         grid = (triton.cdiv(num_nodes, tile.nodes), len(features))
         launch(_forward_kernel, grid,
             tuple(features), tuple(outputs), scale, shift, num_nodes,
-            **_constants(channels, _components(features), tile, epsilon, features[0].dtype), num_warps=tile.warps,
+            **_constants(channels, _components(features), tile, epsilon, _widest(features)), num_warps=tile.warps,
         )  # fmt: skip
     return outputs
 
@@ -218,10 +218,10 @@ def backward(
     tile = _choose_tile(channels, _components(features), _BACKWARD_VALUES)
     if programs is None:
         programs = max(1, min(triton.cdiv(num_nodes, tile.nodes), _MAX_PARTIAL_SUMS))
-    partial_sums = torch.empty(programs, 2, len(scale), dtype=sum_dtype(features[0].dtype), device=scale.device)
+    partial_sums = torch.empty(programs, 2, len(scale), dtype=sum_dtype(_widest(features)), device=scale.device)
     launch(_backward_kernel, (programs, len(features)),
         tuple(features), tuple(gradients), tuple(results), scale, shift, partial_sums, num_nodes, len(scale),
-        **_constants(channels, _components(features), tile, epsilon, features[0].dtype), num_warps=tile.warps,
+        **_constants(channels, _components(features), tile, epsilon, _widest(features)), num_warps=tile.warps,
     )  # fmt: skip
     return results, partial_sums
 
@@ -243,6 +243,11 @@ def _choose_tile(channels: int, components: Sequence[int], values: int) -> Tile:
     channel_tile = triton.next_power_of_2(channels)
     node_values = channel_tile * triton.next_power_of_2(max(components))
     return Tile(max(1, min(64, values // node_values)), channel_tile, min(32, max(4, 4 * node_values // values)))
+
+
+def _widest(features: Sequence[Tensor]) -> torch.dtype:
+    """The dtype that none of the degrees loses digits in."""
+    return max((feature.dtype for feature in features), key=lambda dtype: dtype.itemsize)
 
 
 def _components(features: Sequence[Tensor]) -> list[int]:

@@ -250,3 +250,20 @@ def test_short_half_precision_features_have_their_gradient(structure: dict[int, 
 def test_wrong_features_are_named() -> None:
     with pytest.raises(ValueError, match=r"features\['1'\]: expected shape \[4, 3, 3\], got \[4, 2, 3\]"):
         NormSE3(Fiber({0: 3, 1: 3}))({"0": torch.zeros(4, 3, 1), "1": torch.zeros(4, 2, 3)})
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_degrees_of_several_dtypes_keep_theirs(backend: str) -> None:
+    """As by the formula; the first degree does not decide for the others."""
+    device = device_of(backend)
+    generator = torch.Generator().manual_seed(0)
+    features = {"0": torch.randn(5, 3, 1, generator=generator), "1": torch.randn(5, 3, 3, generator=generator, dtype=torch.float64)}
+    features = {degree: feature.to(device) for degree, feature in features.items()}
+    norm = Norm(*(torch.randn(6, generator=generator).to(device) for _ in range(2)), 1e-5, nn.ReLU())
+    found, expected = {}, {}
+    for name, results in ((backend, found), ("dense", expected)):
+        with se3_fast.backend(name):
+            results |= equivariant_norm.group_norm(features, norm)
+    for degree, tolerance in (("0", 1e-6), ("1", 1e-12)):
+        assert found[degree].dtype == features[degree].dtype
+        assert relative_error(found[degree], expected[degree]) < tolerance

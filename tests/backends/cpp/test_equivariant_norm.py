@@ -98,18 +98,3 @@ def test_shapes_for_the_compiler() -> None:
     torch.library.opcheck(torch.ops.se3_fast_cpp.equivariant_norm.default, arguments, test_utils=checks)
     gradients = [torch.ones_like(feature) for feature in features]
     torch.library.opcheck(torch.ops.se3_fast_cpp.equivariant_norm_backward.default, (gradients, *arguments), test_utils=checks)
-
-
-def test_degrees_of_several_dtypes_keep_theirs() -> None:
-    """As by the formula."""
-    generator = torch.Generator().manual_seed(0)
-    features = {"0": torch.randn(5, 3, 1, generator=generator), "1": torch.randn(5, 3, 3, generator=generator, dtype=torch.float64)}
-    norm = Norm(torch.randn(6, generator=generator), torch.randn(6, generator=generator), 1e-5, nn.ReLU())
-    results = {}
-    for backend in ("cpp", "dense"):
-        with se3_fast.backend(backend):
-            results[backend] = group_norm(features, norm)
-    for degree, feature in features.items():
-        found, expected = (results[backend][degree] for backend in ("cpp", "dense"))
-        assert found.dtype == feature.dtype
-        assert torch.allclose(found.double(), expected.double(), rtol=0, atol=1e-6 if degree == "0" else 1e-12)
