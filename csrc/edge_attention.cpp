@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "check.h"
+#include "operations.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -114,6 +115,10 @@ Attention<T> attention_of(const std::vector<AttentionPart<T>>& parts, int64_t he
     return {parts.data(), int64_t(parts.size()), heads, T(1 / std::sqrt(double(std::max<int64_t>(width, 1))))};
 }
 
+}  // namespace
+
+namespace se3_fast {
+
 Tensors edge_attention(Tensors messages, Tensors queries, Tensor order, Tensor offsets, Integers value_channels, int64_t heads) {
     check_operands(messages, queries, order, offsets, value_channels, heads);
     const auto run = [&](auto zero) {
@@ -133,6 +138,10 @@ Tensors edge_attention(Tensors messages, Tensors queries, Tensor order, Tensor o
     };
     return by_type(messages[0], run);
 }
+
+}  // namespace se3_fast
+
+namespace {
 
 // Gradients of the messages, then of the queries.
 Tensors edge_attention_backward(Tensors gradients, Tensors messages, Tensors queries, Tensor order, Tensor offsets,

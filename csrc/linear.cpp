@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "check.h"
+#include "operations.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -173,6 +174,10 @@ void differentiate_weights(const std::vector<Degree>& degrees, const Tensors& gr
     }
 }
 
+}  // namespace
+
+namespace se3_fast {
+
 Tensors linear(Tensors parts, Integers counts, Tensors weights) {
     const std::vector<Degree> degrees = checked_degrees(parts, counts, weights);
     Tensors results;
@@ -180,6 +185,10 @@ Tensors linear(Tensors parts, Integers counts, Tensors weights) {
     by_type(parts[0], [&](auto zero) { apply_maps<decltype(zero)>(degrees, weights, false, parts, results); });
     return results;
 }
+
+}  // namespace se3_fast
+
+namespace {
 
 // Gradients of the parts, if they are wanted, then of the weights, if they are.
 Tensors linear_backward(Tensors gradients, Tensors parts, Integers counts, Tensors weights, bool with_parts, bool with_weights) {

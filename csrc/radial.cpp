@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "check.h"
+#include "operations.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -39,6 +40,10 @@ RadialShape checked_shape(const Tensor& invariants, const Tensor& parameters, in
     return shape;
 }
 
+}  // namespace
+
+namespace se3_fast {
+
 Tensor radial(Tensor invariants, Tensor parameters, int64_t width, bool has_norm, double epsilon) {
     const RadialShape shape = checked_shape(invariants, parameters, width, has_norm, epsilon);
     const int64_t num_groups = parameters.size(0), num_edges = invariants.size(0);
@@ -62,6 +67,10 @@ Tensor radial(Tensor invariants, Tensor parameters, int64_t width, bool has_norm
     by_type(invariants, run);
     return hidden;
 }
+
+}  // namespace se3_fast
+
+namespace {
 
 // Gradients of the parameters, and of the invariants where they are wanted.
 Tensors radial_backward(Tensor gradient, Tensor invariants, Tensor parameters, int64_t width, bool has_norm,

@@ -16,6 +16,7 @@
 
 #include "check.h"
 #include "kept_weights.h"
+#include "operations.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "tfn_conv_plan.h"
@@ -571,6 +572,10 @@ Description checked_plan(const Tensors& nodes, const Tensors& edges, const Tenso
     return plan;
 }
 
+}  // namespace
+
+namespace se3_fast {
+
 Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src, Tensor dst,
                  Tensor in_order, Tensor in_offsets, Integers description, Tensor coefficients, bool pool) {
     checked_plan(nodes, edges, hidden, weights, wigner, src, dst, description, coefficients);
@@ -582,6 +587,10 @@ Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, 
     };
     return by_type(wigner, run);
 }
+
+}  // namespace se3_fast
+
+namespace {
 
 // Gradients of nodes, edges, hidden; of the weights and of rel_pos where they are wanted.
 Tensors tfn_conv_backward(Tensors grads, Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, Tensor wigner, Tensor src,

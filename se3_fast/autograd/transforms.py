@@ -8,7 +8,7 @@ older ``vmap``, of which a :class:`torch.autograd.Function` is told nothing: ``a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,6 +37,11 @@ def is_recording() -> bool:
 def untransformed() -> AbstractContextManager[object]:
     """Within it no transform is at work: what is made of tensors that are no wrappers is none either, and may be kept."""
     return temporarily_clear_interpreter_stack() if is_transformed() else nullcontext()
+
+
+def any_wrapped(tensors: Iterable[Tensor]) -> bool:
+    """Whether one of the tensors stands for another, be it one that was left behind by a transform."""
+    return any(map(_functorch.is_functorch_wrapped_tensor, tensors))
 
 
 def is_batched(tensor: Tensor) -> bool:

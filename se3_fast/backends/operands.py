@@ -11,7 +11,7 @@ from torch import Tensor
 
 from se3_fast.autograd.operation import Tensors
 from se3_fast.contraction import ContractionOrder, ConvolutionPlan
-from se3_fast.fiber import Features
+from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph
 
 FrameForm = Literal["angles", "wigner"]
@@ -207,6 +207,45 @@ class Convolution(NamedTuple):
     order: ContractionOrder = "auto"
     make_hidden: Recipe | None = None
     prepared: PreparedRadial | None = None
+
+
+class AttentionBlock(NamedTuple):
+    """The arguments of an attention block whose parts are one operation; all tensors have one dtype, float32 or float64.
+
+    Attributes:
+        plan: of the convolution that makes values and keys.
+        graph: N nodes, E edges.
+        geometry: directions of the edges.
+        node_features: ``{d: [N, C_d, 2d+1]}`` for the degrees of ``plan.node_channels``.
+        edge_features: ``{d: [E, C_d, 2d+1]}``: the invariants, the edge length last, and those of ``plan.edge_channels``.
+        profiles: the hidden layers of each radial profile.
+        weights: last radial weight of each group, [C_out * C_in * F, K].
+        query_weights: ``{d: [C_key, C_d]}`` for the degrees that have keys.
+        output_weights: ``{d: [C_out, C_value + C_d]}``; the values that were attended to come first, then the features of the node.
+        value_fiber: structure of the values.
+        num_heads: H; divides all channel counts of values and keys.
+        order: of contraction, as for :class:`Convolution`.
+    """
+
+    plan: ConvolutionPlan
+    graph: Graph
+    geometry: Geometry
+    node_features: Features
+    edge_features: Features
+    profiles: Profiles
+    weights: Sequence[Tensor]
+    query_weights: Features
+    output_weights: Features
+    value_fiber: Fiber
+    num_heads: int
+    order: ContractionOrder
+
+    def tensors(self) -> list[Tensor]:
+        """All that is not made from the edges."""
+        nodes = [self.node_features[str(degree)] for degree, _ in self.plan.node_channels]
+        edges = [self.edge_features[degree] for degree in ("0", *(str(degree) for degree, _ in self.plan.edge_channels))]
+        maps = [*self.weights, *self.query_weights.values(), *self.output_weights.values()]
+        return [*nodes, *edges, *profile_parameters(self.profiles), *maps]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from se3_fast.backends.operands import (
     AlignedMessages,
     AlignedWeights,
+    AttentionBlock,
     Convolution,
     DepthwiseProfile,
     FrameForm,
@@ -148,6 +149,16 @@ class AttentionInFrames(Protocol):
         """Attention to messages in the edges' frames."""
 
 
+class WholeAttentionBlock(Protocol):
+    """:mod:`se3_fast.ops.attention_block`."""
+
+    def serves(self, call: AttentionBlock) -> bool:
+        """Whether the block is better called as one operation than part by part."""
+
+    def attention_block(self, call: AttentionBlock) -> Features:
+        """The block, of which nothing is differentiated."""
+
+
 class Basis(Protocol):
     """:mod:`se3_fast.ops.basis`."""
 
@@ -209,6 +220,7 @@ PROTOCOLS: dict[str, type] = {
     "tfn_conv": TfnConv,
     "edge_frames": EdgeFrames,
     "edge_attention": EdgeAttention,
+    "attention_block": WholeAttentionBlock,
     "basis": Basis,
     "depthwise_conv": DepthwiseConv,
     "shared_features": SharedFeatures,

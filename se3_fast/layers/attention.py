@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from se3_fast.backends.operands import AttentionBlock
 from se3_fast.contraction import RADIAL_WIDTH
 from se3_fast.fiber import Features, Fiber, HeadFeatures
 from se3_fast.geometry import EdgeGeometry
@@ -17,6 +18,7 @@ from se3_fast.layers.inputs import check_kinds
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.layers.prepared import JointParameters
+from se3_fast.ops.attention_block import attention_block, may_be_whole
 from se3_fast.ops.convolution_attention import attend_to_messages, convolve_and_attend, values_and_keys
 from se3_fast.ops.edge_attention import edge_attention
 from se3_fast.ops.shared_features import shared_features
@@ -171,6 +173,11 @@ class AttentionBlockSE3(nn.Module):
         self.fiber_in.check_features(node_features, "node_features")
         check_kinds(self, graph, {"node_features": node_features})
         geometry = (self.to_key_value.prepare_geometry if self.low_memory else self.to_key_value.geometry)(graph, basis)
+        if joint is None and may_be_whole(graph, geometry):
+            call = self.as_one_operation(node_features, edge_features, graph, geometry)
+            found = None if call is None else attention_block(call)
+            if found is not None:
+                return found
         of_query, of_messages, beside = shared_features(node_features, 3)
         query: Features | HeadFeatures
         if (joint is not None or keeps_frames(geometry, RADIAL_WIDTH)) and self._leaves_frames():
@@ -183,6 +190,37 @@ class AttentionBlockSE3(nn.Module):
         else:
             attended = self._attend(query, of_messages, edge_features, graph, geometry, joint)
         return self.project(attended, beside=beside, joint=joint)
+
+    def as_one_operation(
+        self, node_features: Features, edge_features: Features, graph: Graph, geometry: EdgeGeometry
+    ) -> AttentionBlock | None:
+        """The operation that this block is; None where one of its layers is not what it was made for.
+
+        Arguments as for :meth:`forward`, which checks the node features.
+        """
+        are_plain = is_plain(self.to_query, LinearSE3) and is_plain(self.project, LinearSE3)
+        if not (are_plain and is_plain(self.attention, AttentionSE3) and is_plain(self.to_key_value, ConvSE3)):
+            return None
+        convolution = self.to_key_value
+        networks = convolution.networks()
+        profiles = None if networks is None else networks.published()
+        if networks is None or profiles is None:
+            return None
+        convolution.check_inputs(node_features, edge_features, graph)
+        return AttentionBlock(
+            plan=convolution.plan,
+            graph=graph,
+            geometry=geometry,
+            node_features=node_features,
+            edge_features=edge_features,
+            profiles=profiles,
+            weights=[linear.weight for linear in networks.last],
+            query_weights=self.to_query.used_weights(),
+            output_weights=self.project.used_weights(),
+            value_fiber=self.value_fiber,
+            num_heads=self.attention.num_heads,
+            order=convolution.contraction_order,
+        )
 
     def _leaves_frames(self) -> bool:
         """Whether parts of the layers can be called in the place of the layers: there are no hooks on them, and radial profiles end

@@ -60,7 +60,7 @@ class LinearSE3(nn.Module):
         Raises:
             ValueError: if a degree is not there, or sizes do not fit.
         """
-        weights = self._used_weights()
+        weights = self.used_weights()
         if isinstance(features, HeadFeatures) and len(weights) < len(self.weights):
             features = features.by_degree()  # what is laid out per head is read whole
         parts = [features] if beside is None else [features, beside]
@@ -87,11 +87,12 @@ class LinearSE3(nn.Module):
     def per_head(self, features: Features, num_heads: int, joint: JointParameters | None = None) -> HeadFeatures:
         """The map with its result laid out as the heads of an attention have it."""
         row = joint.row(self) if joint else None
-        return linear_per_head(self._used_weights(), features, num_heads, row)
+        return linear_per_head(self.used_weights(), features, num_heads, row)
 
-    def _used_weights(self) -> dict[str, Tensor]:
+    def used_weights(self) -> dict[str, Tensor]:
+        """The weights of the degrees that are read."""
         return {degree: weight for degree, weight in self.weights.items() if int(degree) in self.used_degrees}
 
     def row_parameters(self) -> list[Tensor]:
         """The parameters in the order of a row."""
-        return list(self._used_weights().values())
+        return list(self.used_weights().values())

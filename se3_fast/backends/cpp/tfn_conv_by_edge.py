@@ -85,9 +85,10 @@ class NativeConvolution:
         return [[next(remaining) for _ in range(count)] for count in counts]
 
     def _description(self, tensors: Sequence[Tensor]) -> tuple[list[int], Tensor]:
-        return _description(self.plan, tensors[-1].shape[1])
+        return description(self.plan, tensors[-1].shape[1])
 
 
 @constant
-def _description(plan: ConvolutionPlan, width: int) -> tuple[list[int], Tensor]:
+def description(plan: ConvolutionPlan, width: int) -> tuple[list[int], Tensor]:
+    """A contraction with radial width K as the operation takes it: rows of integers, and coefficients."""
     return described_by_edge(plan, width)

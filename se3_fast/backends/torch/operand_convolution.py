@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from se3_fast.autograd.operation import Operation, Tensors, Wanted
-from se3_fast.backends.operands import Convolution, Remake
+from se3_fast.backends.operands import Remake
 from se3_fast.backends.torch.second_derivatives import SHARED, ConvolutionOperands, EdgeFormula, Edges, Role, Setting
-from se3_fast.contraction import PassRates, is_by_source, passes_by_source
+from se3_fast.contraction import ContractionOrder, ConvolutionPlan, PassRates, is_by_source, passes_by_source
+from se3_fast.graph import Graph
 
 
 class Chunked(Protocol):
@@ -27,12 +28,28 @@ class Chunked(Protocol):
         """Gradients of ``tensors``, and that of ``rel_pos`` through the directions or None."""
 
 
-def orders_here(call: Convolution, rates: PassRates) -> tuple[bool, bool]:
+class Contracted(Protocol):
+    """What the order of contraction depends on."""
+
+    @property
+    def plan(self) -> ConvolutionPlan:
+        """What is coupled."""
+
+    @property
+    def graph(self) -> Graph:
+        """The edges."""
+
+    @property
+    def order(self) -> ContractionOrder:
+        """What was asked for."""
+
+
+def orders_here(call: Contracted, rates: PassRates) -> tuple[bool, bool]:
     """Whether the forward and the backward pass of a call are contracted by source: each is chosen by itself, as the backward pass
     makes everything again.
 
     Args:
-        call: its arguments.
+        call: a convolution, or what has one in it.
         rates: of the backend at hand.
     """
 

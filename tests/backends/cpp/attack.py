@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from se3_fast import ConvSE3FuseLevel, EdgeGeometry, Fiber
-from se3_fast.backends.cpp import library, tfn_conv_by_source
+from se3_fast import AttentionBlockSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber
+from se3_fast.backends.cpp import attention_block, library, tfn_conv_by_source
 from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
 from se3_fast.so3 import axis_swap
 from tests.support import make_convolution, random_features, random_graph
@@ -89,6 +89,19 @@ def good_calls() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "linear_backward", "float32", {"gradients": gradients, **maps, "with_parts": True, "with_weights": True}
     for pool in (False, True):
         yield from _convolutions(pool)
+    yield "attention_block", "float64", _attention_block()
+
+
+def _attention_block() -> dict[str, Any]:
+    graph = random_graph(NUM_NODES, NUM_EDGES)
+    fiber_in, fiber_out, fiber_edge = Fiber({0: 3, 1: 2}), Fiber({0: 2, 1: 4, 2: 2}), Fiber({1: 2})
+    block = AttentionBlockSE3(fiber_in, fiber_out, fiber_edge, num_heads=2, channels_div=1, max_degree=2).double()
+    nodes, edges = random_features(fiber_in, NUM_NODES), random_features(Fiber({0: 1, 1: 2}), NUM_EDGES)
+    call = block.as_one_operation(nodes, edges, graph, EdgeGeometry(graph.edata["rel_pos"], 2))
+    assert call is not None
+    names = ("nodes", "edges", "invariants", "profiles", "weights", "query_weights", "output_weights", "wigner", "src", "dst")
+    names += ("in_order", "in_offsets", "description", "coefficients", "value_channels", "query_nodes", "output_parts")
+    return dict(zip((*names, "heads", "has_norm", "epsilon"), attention_block._arguments(call), strict=True))
 
 
 def _convolutions(pool: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -137,6 +150,9 @@ FREE = {
     "radial": ("invariants with", "parameters with"),
     "edge_attention": ("messages [1] with",),
     "equivariant_norm": ("features [0] with", "features [1] with", "features reversed"),
+    "attention_block": tuple(
+        f"{name} with" for name in ("output_weights [0]", "output_weights [1]", "output_weights [2]", "output_parts")
+    ),
     "linear": ("parts [2] with", "weights [0] with", "weights [1] with"),
 }
 """Changes that may be good: a size that nothing else has (edges, profiles, components), another dtype of the only values."""

@@ -30,6 +30,7 @@ OPERATIONS = (
     "tfn_conv_backward",
     "tfn_conv_by_source",
     "tfn_conv_by_source_backward",
+    "attention_block",
 )
 
 
