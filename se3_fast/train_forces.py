@@ -9,12 +9,13 @@ from pathlib import Path
 
 from se3_fast.command_line import HelpFormatter
 from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, ForceDataModule, FrameFiles
-from se3_fast.data.frames import LabelNames
 from se3_fast.forces import ForceField
 from se3_fast.training.arguments import (
+    FILES_OF_FRAMES,
     add_label_names,
     add_training_arguments,
     fraction,
+    label_names,
     natural_float,
     natural_int,
     positive_float,
@@ -74,7 +75,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=None,
         metavar="FILE",
-        help="frames: .npz, extended XYZ, any file that ASE reads, folder of pack-frames (default: the sample in the package)",
+        help=f"{FILES_OF_FRAMES} (default: the sample in the package)",
     )
     for name, use in (("validation", "validate"), ("test", "test")):
         text = f"frames that {use} (default: some of those of --data)"
@@ -131,7 +132,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         arguments.validation_data or (),
         arguments.test_data or (),
         index=arguments.index,
-        names=LabelNames(arguments.energy_name, arguments.forces_name, arguments.stress_name),
+        names=label_names(arguments),
         train_fraction=arguments.train_fraction,
     )
     data_module = ForceDataModule(

@@ -16,9 +16,21 @@ from torch.utils.data import DataLoader
 
 from se3_fast.data.data_module import DataModule, RepeatableLoader, rank_and_size
 from se3_fast.data.frame_dataset import FrameBatch, FrameDataset, FrameSubset, closest_pairs, edge_counts
-from se3_fast.data.frame_folder import FrameFolder, is_frame_folder
+from se3_fast.data.frame_folder import INDEX_NAME, FrameFolder, is_frame_folder
 from se3_fast.data.frame_statistics import EnergyFit, FrameStatistics, Suspicions
-from se3_fast.data.frames import CHUNK, DEFAULT_NAMES, ForceFrames, FrameSource, JoinedFrames, LabelNames, chunks_of
+from se3_fast.data.frames import (
+    CHUNK,
+    COLLECTIONS,
+    DEFAULT_NAMES,
+    LMDB,
+    ForceFrames,
+    FrameSource,
+    JoinedFrames,
+    LabelNames,
+    SomeFrames,
+    chosen_numbers,
+    chunks_of,
+)
 from se3_fast.data.molecules import ArrayFile, DataError, open_arrays
 from se3_fast.data.samplers import EdgeBatchSampler, RankEdgeBatchSampler
 from se3_fast.forces import LARGEST_ATOMIC_NUMBER
@@ -69,23 +81,27 @@ def _name_of(path: Path, number: int) -> str:
 
 
 def read_frame_file(path: str | os.PathLike[str], index: str = ":", names: LabelNames = DEFAULT_NAMES) -> FrameFile[ForceFrames]:
-    """Read frames into memory: an ``.npz`` file of :func:`read_force_frames`, a folder, or any file that ASE reads.
+    """Read frames into memory: an ``.npz`` file of :func:`read_force_frames`, a folder, an HDF5 collection, or what ASE reads.
 
     Nothing is unpickled.
 
     Args:
         path: The file.
-        index: Which frames of a file that ASE reads: a number, or ``start:stop:step``.
-        names: Names of the labels in it.
+        index: Which frames: a number, or ``start:stop:step``.
+        names: Names and units of the labels in files that do not fix them, as ``.npz`` files and folders do.
 
     Raises:
         DataError: It cannot be used; names the frame.
-        ImportError: It is for ASE, which is not installed.
+        ImportError: It is for a package that is not installed.
     """
     path = Path(path)
     if path.suffix.lower() == ".npz" and not is_frame_folder(path):
+        _check_units(path, names)
         frames, split = read_force_frames(path)
-        file = FrameFile(path, frames, range(len(frames)), split)
+        chosen = chosen_numbers(path, index, len(frames))
+        if len(chosen) < len(frames):
+            frames, split = frames.select(chosen), None if split is None else split[torch.tensor(chosen)]
+        file = FrameFile(path, frames, chosen, split)
     else:
         parts = list(frame_chunks(path, index, names))
         split = None if parts[0].split is None else torch.cat([part.split for part in parts if part.split is not None])
@@ -98,37 +114,69 @@ def read_frame_file(path: str | os.PathLike[str], index: str = ":", names: Label
     return file
 
 
+def shards_of(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The paths, and of folders with LMDB or HDF5 files instead of frames of their own these files, in the order of their names."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        has_shards = path.is_dir() and not (path / INDEX_NAME).exists()
+        shards = sorted(file for file in path.iterdir() if file.suffix.lower() in (*LMDB, *COLLECTIONS)) if has_shards else []
+        files += shards or [path]
+    return files
+
+
 def open_frame_file(
     path: str | os.PathLike[str], index: str = ":", names: LabelNames = DEFAULT_NAMES
-) -> FrameFile[ForceFrames] | FrameFile[FrameFolder]:
+) -> FrameFile[ForceFrames] | FrameFile[FrameFolder] | FrameFile[SomeFrames]:
     """The frames of a file as :func:`read_frame_file` reads them; those of a folder stay on disk.
 
     Raises:
         DataError, ImportError: As :func:`read_frame_file`.
     """
-    if not is_frame_folder(Path(path)):
+    path = Path(path)
+    if not is_frame_folder(path):
         return read_frame_file(path, index, names)
+    _check_units(path, names)
     folder = FrameFolder(path)
-    return FrameFile(folder.path, folder, range(len(folder)), folder.split)
+    chosen = chosen_numbers(path, index, len(folder))
+    if len(chosen) == len(folder):
+        return FrameFile(path, folder, chosen, folder.split)
+    return FrameFile(path, SomeFrames(folder, chosen), chosen, None if folder.split is None else folder.split[torch.tensor(chosen)])
 
 
 def frame_chunks(path: Path, index: str, names: LabelNames) -> Iterator[FrameFile[ForceFrames]]:
     """The frames of any file, some at a time, never all in memory; arguments and errors are those of :func:`read_frame_file`."""
+    kind = path.suffix.lower()
     if is_frame_folder(path):
-        folder, first = FrameFolder(path), 0
-        folder.check_bytes()
-        for frames in chunks_of(folder):
-            numbers = range(first, first + len(frames))
-            first = numbers.stop
-            yield FrameFile(path, frames, numbers, None if folder.split is None else folder.split[numbers.start : numbers.stop])
-    elif path.suffix.lower() == ".npz":
-        yield from _npz_chunks(path)
+        yield from _folder_chunks(path, index, names)
+    elif kind == ".npz":
+        yield from _npz_chunks(path, index, names)
     else:
-        # Not at the top: other files do without ASE.
-        from se3_fast.data.labelled_structures import labelled_chunks
+        # Not at the top: other files do without h5py and ASE.
+        if kind in COLLECTIONS:
+            from se3_fast.data.hdf5_collections import collection_chunks as read
+        else:
+            from se3_fast.data.labelled_structures import labelled_chunks as read
 
-        for frames, listed in labelled_chunks(path, index, names):
+        for frames, listed in read(path, index, names):
             yield FrameFile(path, frames, listed)
+
+
+def _check_units(path: Path, names: LabelNames) -> None:
+    """Units of options are not those of a file that fixes its own."""
+    if names.units != DEFAULT_NAMES.units:
+        raise DataError(f"{path}: expected no units by option for a file in eV and Angstrom, got {names.units}")
+
+
+def _folder_chunks(path: Path, index: str, names: LabelNames) -> Iterator[FrameFile[ForceFrames]]:
+    _check_units(path, names)
+    folder = FrameFolder(path)
+    folder.check_bytes()
+    chosen = chosen_numbers(path, index, len(folder))
+    for first in range(0, len(chosen), CHUNK):
+        numbers = chosen[first : first + CHUNK]
+        yield FrameFile(
+            path, folder.select(numbers), numbers, None if folder.split is None else folder.split[torch.tensor(numbers)]
+        )
 
 
 def warn_of(suspicions: Suspicions) -> None:
@@ -154,14 +202,19 @@ def read_force_frames(path: str | os.PathLike[str]) -> tuple[ForceFrames, Tensor
         return _frames_of(file, _checked_sizes(file))
 
 
-def _npz_chunks(path: Path) -> Iterator[FrameFile[ForceFrames]]:
+def _npz_chunks(path: Path, index: str, names: LabelNames) -> Iterator[FrameFile[ForceFrames]]:
+    """All of the file is read, whatever is chosen: its checksum stands at its end."""
+    _check_units(path, names)
     with open_arrays(path, FORCE_ARRAY_NAMES) as file:
         n_atoms, first = _checked_sizes(file), 0
+        chosen = chosen_numbers(path, index, len(n_atoms))
         for part in file.chunks(n_atoms, _OF_ATOMS, CHUNK):
             frames, split = _frames_of(part, n_atoms[first : first + CHUNK])
-            numbers = range(first, first + len(frames))
-            first = numbers.stop
-            yield FrameFile(path, frames, numbers, split)
+            numbers = [number for number in range(first, first + len(frames)) if number in chosen]
+            if numbers:
+                kept = torch.tensor(numbers) - first
+                yield FrameFile(path, frames.select(kept), numbers, None if split is None else split[kept])
+            first += len(frames)
 
 
 def _checked_sizes(file: ArrayFile) -> np.ndarray:
@@ -203,11 +256,12 @@ class FrameFiles:
     """Where frames are.
 
     Attributes:
-        training: Files (or folders) of the frames that train; of those that validate and test too, where these have no files.
+        training: Files (or folders, :func:`shards_of`) of the frames that train; of those that validate and test
+            too, where these have no files.
         validation: Files of the frames that validate.
         test: Files of the frames that test; none: half of those that validate do.
-        index: Which frames of files that ASE reads: a number, or ``start:stop:step``.
-        names: Names of the labels in them.
+        index: Which frames of each file: a number, or ``start:stop:step``.
+        names: Names and units of the labels in files that do not fix them.
         train_fraction: Part of the frames that train, where the files do not say.
     """
 
@@ -303,7 +357,8 @@ class ForceDataModule(DataModule):
         read = [[open_frame_file(path, files.index, files.names) for path in part] for part in _parts(files)]
         split = read[0][0].split if sum(map(len, read)) == 1 else None
         everything = [file for part in read for file in part]
-        self._folders = [file.frames for file in everything if isinstance(file.frames, FrameFolder)]
+        sources = [file.frames.source if isinstance(file.frames, SomeFrames) else file.frames for file in everything]
+        self._folders = [source for source in sources if isinstance(source, FrameFolder)]
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         frames = joined_frames([file.frames for file in everything])
         self._dataset = FrameDataset(frames, cutoff, _Names.of(everything))
@@ -397,8 +452,14 @@ class ForceDataModule(DataModule):
             num_train = len(training)
         if num_validation is None:
             num_validation = len(others) if tests else len(others) // 2
+        remedy = "more frames, files for each purpose, or another split or train_fraction"
+        if not len(training):
+            raise DataError(f"{self.path}: expected frames that train, got none of {own}: {remedy}")
         if not 1 <= num_train <= len(training):
             raise DataError(f"{self.path}: expected 1 to {len(training)} training frames, got {num_train}")
+        if len(others) + bool(tests) < 2:
+            purpose = "a frame to validate" if tests else "two frames that do not train, to validate and to test"
+            raise DataError(f"{self.path}: expected {purpose}, got {len(others)} beside {len(training)}: {remedy}")
         if not 1 <= num_validation < len(others) + bool(tests):
             most = "at most" if tests else "fewer than"
             raise DataError(
@@ -467,8 +528,8 @@ def _batch(samples: FrameBatch) -> tuple[Any, ...]:
     return graph, frames.forces, frames.energies, frames.stresses, frames.volumes
 
 
-def _parts(files: FrameFiles) -> tuple[Sequence[str | os.PathLike[str]], ...]:
-    return files.training, files.validation, files.test
+def _parts(files: FrameFiles) -> tuple[list[Path], ...]:
+    return shards_of(files.training), shards_of(files.validation), shards_of(files.test)
 
 
 def reference_energies(frames: ForceFrames) -> dict[int, float]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from se3_fast.data.frames import CHUNK, ForceFrames, FrameError
+from se3_fast.data.frames import CHUNK, LMDB, ForceFrames, FrameError
 from se3_fast.data.molecules import LARGEST_POSITION, DataError
 from se3_fast.error_text import one_line
 from se3_fast.files import atomic_file
@@ -188,8 +188,8 @@ class FrameFolder:
 
 
 def is_frame_folder(path: Path) -> bool:
-    """Whether a path is to be read as a folder of frames; ASE has trajectories that are folders, too."""
-    return path.is_dir() and not (path / "metadata.json").exists()
+    """Whether a path is to be read as a folder of frames; trajectories of ASE and LMDB may be folders, too."""
+    return path.is_dir() and not (path / "metadata.json").exists() and path.suffix.lower() not in LMDB
 
 
 def _file_of(folder: Path, name: str) -> Path:

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from se3_fast.data.label_units import DEFAULT_UNITS, LabelUnits
 from se3_fast.data.molecules import DataError, first_of_each, ragged_indices
 
 CHUNK = 1024
 """Frames that are looked at together where all of a large data set are."""
+
+
+COLLECTIONS = (".h5", ".hdf5")
+"""How the names of HDF5 collections end."""
+
+LMDB = (".aselmdb", ".lmdb")
+"""How the names of LMDB files end."""
 
 
 class FrameError(DataError):
@@ -28,20 +37,68 @@ class FrameError(DataError):
 
 @dataclass(frozen=True)
 class LabelNames:
-    """Under which names files have the labels.
+    """Under which names files have the labels, and in which units.
 
     Attributes:
-        energy: Of a frame, eV.
-        forces: Of its atoms, eV/Angstrom.
-        stress: Of its cell, eV/Angstrom^3; ASE's sign and order.
+        energy: Of a frame.
+        forces: Of its atoms; a name with `gradient` in it is that of minus the forces.
+        stress: Of its cell; ASE's sign and order.
+        virial: Of its cell, minus stress times volume; None: ``virial`` or ``virials``.
+        positions: Of a molecule of an HDF5 collection; None: ``conformations``, ``coordinates`` or ``positions``.
+        units: Of positions and labels, where a file does not say it.
     """
 
     energy: str = "energy"
     forces: str = "forces"
     stress: str = "stress"
+    virial: str | None = None
+    positions: str | None = None
+    units: LabelUnits = DEFAULT_UNITS
+
+    @property
+    def virials(self) -> tuple[str, ...]:
+        """The names that a virial may have."""
+        return ("virial", "virials") if self.virial is None else (self.virial,)
+
+    @property
+    def forces_sign(self) -> float:
+        """-1 where gradients are read as forces."""
+        return -1.0 if "gradient" in self.forces.lower() else 1.0
 
 
 DEFAULT_NAMES = LabelNames()
+
+
+def chosen_slice(index: str) -> slice:
+    """Which frames an index chooses: the number of one, or ``start:stop:step`` with a step of at least 1.
+
+    Raises:
+        DataError: It is neither.
+    """
+    try:
+        parts = [int(part) if part.strip() else None for part in index.split(":")]
+    except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 3 or parts == [None]:
+        raise DataError(f"index: expected the number of a frame or start:stop:step, got {index!r:.50}")
+    if len(parts) == 1 and parts[0] is not None:
+        return slice(parts[0], parts[0] + 1 or None)
+    chosen = slice(*parts)
+    if chosen.step is not None and chosen.step < 1:
+        raise DataError(f"index: expected a step of at least 1, got {index!r:.50}")
+    return chosen
+
+
+def chosen_numbers(path: Path, index: str, count: int) -> range:
+    """The numbers of the frames that an index chooses of all that a file has.
+
+    Raises:
+        DataError: It chooses none, or is no index.
+    """
+    numbers = range(count)[chosen_slice(index)]
+    if not numbers:
+        raise DataError(f"{path}: expected frames at index {index}, got none of its {count}")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -196,6 +253,41 @@ class JoinedFrames:
         if len(parts) == 1:
             return parts[0]
         return ForceFrames.joined(parts).select(torch.cat(places).argsort())
+
+
+class SomeFrames:
+    """Some frames of a source; nothing is copied before it is taken.
+
+    Args:
+        source: The source.
+        numbers: Those of its frames that are meant, one at least.
+
+    Attributes:
+        source: As given.
+    """
+
+    def __init__(self, source: FrameSource, numbers: Sequence[int]) -> None:
+        self.source = source
+        self._numbers = torch.as_tensor(numbers, dtype=torch.int64)
+        self.has_cells, self.has_stresses = source.has_cells, source.has_stresses
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return len(self._numbers)
+
+    @cached_property
+    def elements(self) -> list[int]:
+        """Atomic numbers that occur, ascending."""
+        return sorted({element for chunk in chunks_of(self) for element in chunk.elements})
+
+    def edges_of_frames(self, cutoff: float) -> Tensor | None:
+        """[M] int64, how many edges within a cutoff each frame has; None: that is not known."""
+        known = self.source.edges_of_frames(cutoff)
+        return None if known is None else known[self._numbers]
+
+    def select(self, numbers: Sequence[int] | Tensor) -> ForceFrames:
+        """Return frames in the order of their numbers."""
+        return self.source.select(self._numbers[torch.as_tensor(numbers, dtype=torch.int64)])
 
 
 def chunks_of(frames: FrameSource, numbers: Tensor | None = None) -> Iterator[ForceFrames]:

@@ -21,9 +21,17 @@ from ase.io.bundletrajectory import BundleTrajectory
 
 from se3_fast.__main__ import main
 from se3_fast.data import DataError, force_frames, frame_dataset, frame_folder, frames, labelled_structures
-from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, frame_chunks, read_force_frames, read_frame_file
+from se3_fast.data.force_frames import (
+    FORCE_SAMPLE_PATH,
+    ForceDataModule,
+    FrameFiles,
+    frame_chunks,
+    open_frame_file,
+    read_force_frames,
+    read_frame_file,
+)
 from se3_fast.data.frame_folder import FrameFolder, FrameFolderWriter
-from se3_fast.data.frames import DEFAULT_NAMES, ForceFrames, FrameError, JoinedFrames
+from se3_fast.data.frames import DEFAULT_NAMES, ForceFrames, FrameError, JoinedFrames, chosen_slice
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.pack_frames import pack_frames
 from se3_fast.neighbours import neighbours_of_batch
@@ -90,12 +98,51 @@ def test_npz_files_come_in_chunks(tmp_path: Path, order: str) -> None:
     write_npz(tmp_path / "frames.npz", arrays)
     expected, split = read_force_frames(FORCE_SAMPLE_PATH)
     parts = list(frame_chunks(tmp_path / "frames.npz", ":", DEFAULT_NAMES))
-    assert len(parts) == 200 and parts[7].numbers == range(21, 24)
+    assert len(parts) == 200 and list(parts[7].numbers) == [21, 22, 23]
     assert_same(ForceFrames.joined([part.frames for part in parts]), expected)
     pack_frames([tmp_path / "frames.npz", tmp_path / "frames.npz"], tmp_path / "packed")
     folder = FrameFolder(tmp_path / "packed")
     assert_same(folder.select(range(600, 1200)), expected)
     assert folder.split is not None and torch.equal(folder.split, torch.cat([split, split]))
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("index", ["7", ":5", "-4:", "10:400:97"])
+def test_an_index_chooses_of_every_file(tmp_path: Path, index: str) -> None:
+    """Read at once, in chunks, packed, and of a folder that stays on disk."""
+    pack_frames([FORCE_SAMPLE_PATH], tmp_path / "all")
+    pack_frames([FORCE_SAMPLE_PATH], tmp_path / "some", index)
+    frames, split = read_force_frames(FORCE_SAMPLE_PATH)
+    numbers = list(range(600)[chosen_slice(index)])
+    expected, expected_split = frames.select(numbers), split[numbers]
+    assert len(numbers) > 0
+    for path in (FORCE_SAMPLE_PATH, tmp_path / "all"):
+        for file in (read_frame_file(path, index), open_frame_file(path, index)):
+            assert_same(file.frames.select(range(len(numbers))), expected)
+            assert torch.equal(file.split, expected_split) and list(file.numbers) == numbers
+            assert file.frames.elements == expected.elements
+    some = FrameFolder(tmp_path / "some")
+    assert_same(some.select(range(len(numbers))), expected)
+    edges = open_frame_file(tmp_path / "all", index).frames.edges_of_frames(5.0)
+    assert torch.equal(edges, some.edges_of_frames(5.0)) and torch.equal(some.split, expected_split)
+    for path in (FORCE_SAMPLE_PATH, tmp_path / "all"):
+        for read in (read_frame_file, open_frame_file, lambda *given: list(frame_chunks(*given, DEFAULT_NAMES))):
+            with pytest.raises(DataError, match=rf"{path.name}: expected frames at index 600:, got none of its 600"):
+                read(path, "600:")
+
+
+def test_a_chosen_part_of_a_folder_trains(tmp_path: Path) -> None:
+    pack_frames([FORCE_SAMPLE_PATH], tmp_path / "all")
+    data = ForceDataModule(FrameFiles([tmp_path / "all"], index="::3"), 10, edge_budget=0)
+    expected = ForceDataModule(FrameFiles([FORCE_SAMPLE_PATH], index="::3"), 10)
+    data.prepare_data()
+    assert (data.num_train, data.average_neighbours) == (expected.num_train, expected.average_neighbours)
+    assert_same(data.train_frames, expected.train_frames)
+    content = bytearray((tmp_path / "all" / "pos.bin").read_bytes())
+    content[5] ^= 1
+    (tmp_path / "all" / "pos.bin").write_bytes(content)
+    with pytest.raises(DataError, match=r"pos\.bin: damaged"):
+        ForceDataModule(FrameFiles([tmp_path / "all"], index="::3"), 10).prepare_data()
 
 
 @pytest.mark.usefixtures("small_chunks")
