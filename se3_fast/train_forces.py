@@ -63,6 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=0.0,
         help="weight of the error of stress components, eV/Angstrom^3, of frames that are periodic and have a stress",
     )
+    loss.add_argument(
+        "--dipole_weight",
+        type=natural_float,
+        default=0.0,
+        help="weight of the error of dipole components, e*Angstrom; above 0 the force field gives dipoles of molecules too",
+    )
     parser.set_defaults(**_DEFAULTS, amp=False, amp_dtype="auto")
     return parser
 
@@ -144,12 +150,16 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         num_workers=arguments.num_workers,
         seed=seed,
         batch_edges=arguments.batch_edges,
+        dipoles=arguments.dipole_weight > 0,
     )
     names = ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width", "cutoff")
     chosen = {name: getattr(arguments, name) for name in names}
-    model = ForceField(data_module.elements, **chosen, average_neighbours=data_module.average_neighbours)
+    model = ForceField(
+        data_module.elements, **chosen, average_neighbours=data_module.average_neighbours, dipole=data_module.has_dipoles
+    )
     if checkpoint:
-        check_same(arguments.load_ckpt_path, "model", checkpoint.get("model_config"), model.config)
+        saved, usual = checkpoint.get("model_config"), {"dipole": False}  # which stands there only where it is not so
+        check_same(arguments.load_ckpt_path, "model", saved and usual | saved, usual | model.config)
     data = {
         "file": ", ".join(Path(path).name for path in (*files.training, *files.validation, *files.test)),
         "num_train": data_module.num_train,
@@ -159,6 +169,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         "energy_weight": arguments.energy_weight,
         "force_weight": arguments.force_weight,
         "stress_weight": arguments.stress_weight,
+        **({"dipole_weight": arguments.dipole_weight} if arguments.dipole_weight > 0 else {}),
     }
     return ForceTrainer(
         model,

@@ -40,7 +40,7 @@ FORCE_SAMPLE_PATH = Path(__file__).with_name("force_sample.npz")
 """The data set that is shipped with the package (made by ``se3_fast.data.make_force_sample``)."""
 
 FORCE_ARRAY_NAMES = ("n_atoms", "z", "pos", "energy_eV", "forces_eV_A")
-"""Arrays that a file must hold; ``split`` may be there too."""
+"""Arrays that a file must hold; ``dipole_e_A`` and ``split`` may be there too."""
 
 EDGE_BUDGET = 1 << 30
 """Bytes that the edges of all frames may take in every process to be found once; an edge takes 16, in cells 28."""
@@ -190,7 +190,7 @@ def read_force_frames(path: str | os.PathLike[str]) -> tuple[ForceFrames, Tensor
 
     Args:
         path: An ``.npz`` file with ``n_atoms`` [M], ``z`` [N] (atomic numbers), ``pos`` [N, 3] (Angstrom), ``energy_eV`` [M],
-            ``forces_eV_A`` [N, 3] and, if the file says what to train on, ``split`` [M] (0: train).
+            ``forces_eV_A`` [N, 3] and, where there are such, ``dipole_e_A`` [M, 3] (e Angstrom) and ``split`` [M] (0: train).
 
     Returns:
         The frames, and ``split`` [M] int64 or None.
@@ -227,6 +227,8 @@ def _checked_sizes(file: ArrayFile) -> np.ndarray:
     file.check_shapes(z=(num_atoms,), pos=(num_atoms, 3), forces_eV_A=(num_atoms, 3))
     if "split" in file.names:
         file.check_shapes(split=(num_frames,))
+    if "dipole_e_A" in file.names:
+        file.check_shapes(dipole_e_A=(num_frames, 3))
     return n_atoms
 
 
@@ -241,12 +243,17 @@ def _frames_of(file: ArrayFile, n_atoms: np.ndarray) -> tuple[ForceFrames, Tenso
     energies = file.numbers("energy_eV", (num_frames,))
     file.as_float32("energy_eV", energies, np.ones_like(n_atoms))  # errors of energies are computed in double precision
     split = torch.from_numpy(file.integers("split", (num_frames,))) if "split" in file.names else None
+    dipoles = None
+    if "dipole_e_A" in file.names:
+        values = file.numbers("dipole_e_A", (num_frames, 3))
+        dipoles = torch.from_numpy(file.as_float32("dipole_e_A", values, np.ones_like(n_atoms)))
     frames = ForceFrames(
         n_atoms=torch.from_numpy(n_atoms),
         atomic_numbers=torch.from_numpy(atomic_numbers),
         pos=torch.from_numpy(pos),
         energies=torch.from_numpy(energies.astype(np.float64)),
         forces=torch.from_numpy(forces),
+        dipoles=dipoles,
     )
     return frames, split
 
@@ -295,7 +302,7 @@ class ForceDataModule(DataModule):
     """Frames for training a force field; a batch is ``(graph, forces [N, 3] in eV/Angstrom, energies [B] in eV)``.
 
     Where some frame has a stress, a batch goes on with stresses [B, 3, 3] in eV/Angstrom^3 and volumes [B]. Labels that a frame
-    does not have are not numbers.
+    does not have are not numbers. With ``dipoles`` it goes on with dipoles [B, 3] in e Angstrom instead.
 
     Of one file with ``split``, frames with 0 train, the others validate and test. Files without it are divided at random
     (seed 0). Of more frames than asked for, a random choice (seed 0) is taken.
@@ -310,6 +317,7 @@ class ForceDataModule(DataModule):
         num_train: Number of training frames.
         num_validation: Number of validation frames.
         has_stresses: Whether batches have stresses.
+        has_dipoles: Whether batches have dipoles.
         statistics: Of the training frames: energies of the elements, mean absolute force.
         elements: Atomic numbers that occur.
         average_neighbours: Of an atom of the training frames, within the cutoff; 1 where there are none.
@@ -333,6 +341,7 @@ class ForceDataModule(DataModule):
         seed: int | None = None,
         batch_edges: int | None = None,
         edge_budget: int = EDGE_BUDGET,
+        dipoles: bool = False,
     ) -> None:
         """Read the data, and find the neighbours of all atoms, or of those of a sample.
 
@@ -347,9 +356,11 @@ class ForceDataModule(DataModule):
             batch_edges: Instead of ``batch_size``: batches have as many frames as have at most this many edges together, and one at
                 least; see :class:`~se3_fast.data.samplers.EdgeBatchSampler`.
             edge_budget: Bytes that the edges of all frames may take to be kept.
+            dipoles: Whether batches have dipoles.
 
         Raises:
-            DataError: A file cannot be used, or there are too few frames, or none with forces that train or validate.
+            DataError: A file cannot be used, or there are too few frames, or none with forces that train or validate. Of dipoles:
+                a frame is periodic, or none that trains has one.
         """
         files = files if isinstance(files, FrameFiles) else FrameFiles([files])
         self.path = Path(files.training[0])
@@ -369,9 +380,12 @@ class ForceDataModule(DataModule):
         self.num_train, self.num_validation = len(parts[0]), len(parts[1])
         self.ds_train, self.ds_val, self.ds_test = (FrameSubset(self._dataset, part.numpy()) for part in parts)
         self._training = parts[0]
-        self.has_stresses, self.elements = frames.has_stresses, frames.elements
+        self.has_dipoles = dipoles
+        self.has_stresses, self.elements = frames.has_stresses and not dipoles, frames.elements
         self.statistics = FrameStatistics.of(frames, self._training)
         self._check_labels(parts[1])
+        if dipoles:
+            self._check_dipoles()
         self._batch_edges = batch_edges
         self._edges = self._counted_edges()
         self.average_neighbours = self._average_neighbours()
@@ -481,6 +495,19 @@ class ForceDataModule(DataModule):
             if not has_forces:
                 raise DataError(f"{self.path}: expected forces in some of the {count} {name} frames, got none")
 
+    def _check_dipoles(self) -> None:
+        """Raise a DataError where dipoles cannot be trained on."""
+        frames, first = self._dataset.frames, 0
+        for chunk in chunks_of(frames) if frames.has_cells else ():
+            if chunk.pbc is not None and chunk.pbc.any():
+                number = first + int(chunk.pbc.any(1).nonzero()[0])
+                fault = "expected molecules, whose dipoles are defined, got a periodic cell"
+                raise DataError(f"{self._dataset.name_of(number)}: {fault}")
+            first += len(chunk)
+        known = (chunk.dipoles for chunk in chunks_of(frames, self._training)) if frames.has_dipoles else ()
+        if not any(part is not None and bool(part.isfinite().any()) for part in known):
+            raise DataError(f"{self.path}: expected dipoles in some of the {self.num_train} training frames, got none")
+
     def closest_pairs(self) -> dict[str, float]:
         """Shortest distances in the training frames, Angstrom, by pairs of atomic numbers (``"1-6"``), within the cutoff."""
         return closest_pairs(self._dataset, self._sample())
@@ -497,15 +524,17 @@ class ForceDataModule(DataModule):
 
     def _collate(self, samples: FrameBatch) -> tuple[Any, ...]:
         """Make a batch of what the data set gives for a list of numbers."""
-        return _batch(samples)
+        return _batch(samples, self.has_dipoles)
 
 
-def frame_batches(files: Sequence[FrameFile[ForceFrames]], cutoff: float, batch_size: int) -> Iterator[tuple[Any, ...]]:
+def frame_batches(
+    files: Sequence[FrameFile[ForceFrames]], cutoff: float, batch_size: int, dipoles: bool = False
+) -> Iterator[tuple[Any, ...]]:
     """Batches of :class:`ForceDataModule` of all frames of some files, in order."""
     frames = joined_frames([file.frames for file in files])
     dataset = FrameDataset(frames, cutoff, _Names.of(files))
     for numbers in torch.arange(len(frames)).split(batch_size):
-        yield _batch(dataset.__getitems__(numbers))
+        yield _batch(dataset.__getitems__(numbers), dipoles)
 
 
 def joined_frames(parts: Sequence[FrameSource]) -> FrameSource:
@@ -516,13 +545,15 @@ def joined_frames(parts: Sequence[FrameSource]) -> FrameSource:
     return ForceFrames.joined(in_memory) if len(in_memory) == len(parts) else JoinedFrames(parts)
 
 
-def _batch(samples: FrameBatch) -> tuple[Any, ...]:
+def _batch(samples: FrameBatch, with_dipoles: bool) -> tuple[Any, ...]:
     frames = samples.frames
     edata = {"rel_pos": samples.rel_pos}
-    if samples.offset is not None:
+    if samples.offset is not None and not with_dipoles:  # of molecules alone they are all zero
         edata["offset"] = samples.offset
     data = {"pos": frames.pos, "atomic_numbers": frames.atomic_numbers}
     graph = Graph(samples.src, samples.dst, len(frames.pos), frames.n_atoms, samples.counts, data, edata)
+    if with_dipoles:
+        return graph, frames.forces, frames.energies, frames.completed(False, False, True).dipoles
     if frames.stresses is None:
         return graph, frames.forces, frames.energies
     return graph, frames.forces, frames.energies, frames.stresses, frames.volumes

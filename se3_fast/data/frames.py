@@ -44,6 +44,7 @@ class LabelNames:
         forces: Of its atoms; a name with `gradient` in it is that of minus the forces.
         stress: Of its cell; ASE's sign and order.
         virial: Of its cell, minus stress times volume; None: ``virial`` or ``virials``.
+        dipole: Of a molecule; those of what has a periodic cell are not read.
         positions: Of a molecule of an HDF5 collection; None: ``conformations``, ``coordinates`` or ``positions``.
         units: Of positions and labels, where a file does not say it.
     """
@@ -52,6 +53,7 @@ class LabelNames:
     forces: str = "forces"
     stress: str = "stress"
     virial: str | None = None
+    dipole: str = "dipole"
     positions: str | None = None
     units: LabelUnits = DEFAULT_UNITS
 
@@ -114,6 +116,7 @@ class ForceFrames:
         cells: [M, 3, 3] float64, lattice vectors in rows, Angstrom; None: no frame is periodic.
         pbc: [M, 3] bool, the periodic directions; None as `cells`.
         stresses: [M, 3, 3] float32, eV/Angstrom^3; None: no frame has one.
+        dipoles: [M, 3] float32, e Angstrom; None: no frame has one.
     """
 
     n_atoms: Tensor
@@ -124,6 +127,7 @@ class ForceFrames:
     cells: Tensor | None = None
     pbc: Tensor | None = None
     stresses: Tensor | None = None
+    dipoles: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -138,6 +142,11 @@ class ForceFrames:
     def has_stresses(self) -> bool:
         """Whether some frame may have a stress."""
         return self.stresses is not None
+
+    @property
+    def has_dipoles(self) -> bool:
+        """Whether some frame may have a dipole."""
+        return self.dipoles is not None
 
     @property
     def elements(self) -> list[int]:
@@ -157,7 +166,7 @@ class ForceFrames:
         """Return frames in the order of their numbers."""
         chosen = torch.as_tensor(numbers, dtype=torch.int64)
         atoms = ragged_indices(self.first_atom[chosen], self.n_atoms[chosen])
-        of_frames = (None if part is None else part[chosen] for part in (self.cells, self.pbc, self.stresses))
+        of_frames = (None if part is None else part[chosen] for part in (self.cells, self.pbc, self.stresses, self.dipoles))
         return ForceFrames(
             self.n_atoms[chosen], self.atomic_numbers[atoms], self.pos[atoms], self.energies[chosen], self.forces[atoms], *of_frames
         )
@@ -166,19 +175,21 @@ class ForceFrames:
         """None: they are not known."""
         return None
 
-    def completed(self, has_cells: bool, has_stresses: bool) -> ForceFrames:
-        """The same frames, with cells and stresses where they are to have them: those of what is not periodic, and not known."""
+    def completed(self, has_cells: bool, has_stresses: bool, has_dipoles: bool = False) -> ForceFrames:
+        """The same frames, with cells, stresses, dipoles where they are to have them: of what is not periodic, and not known."""
         count, new = len(self), {}
         if has_cells and self.cells is None:
             new = {"cells": torch.zeros(count, 3, 3, dtype=torch.float64), "pbc": torch.zeros(count, 3, dtype=torch.bool)}
         if has_stresses and self.stresses is None:
             new["stresses"] = torch.full((count, 3, 3), torch.nan)
+        if has_dipoles and self.dipoles is None:
+            new["dipoles"] = torch.full((count, 3), torch.nan)
         return replace(self, **new) if new else self
 
     @staticmethod
     def joined(parts: Sequence[ForceFrames]) -> ForceFrames:
         """All frames of some, in order."""
-        kinds = any(part.has_cells for part in parts), any(part.has_stresses for part in parts)
+        kinds = [any(getattr(part, f"has_{name}") for part in parts) for name in ("cells", "stresses", "dipoles")]
         whole = [part.completed(*kinds) for part in parts]
         columns = {field.name: [getattr(part, field.name) for part in whole] for field in fields(ForceFrames)}
         arrays: dict[str, Any] = {name: None if column[0] is None else torch.cat(column) for name, column in columns.items()}
@@ -202,6 +213,10 @@ class FrameSource(Protocol):
     @property
     def has_stresses(self) -> bool:
         """Whether those that are taken have stresses."""
+
+    @property
+    def has_dipoles(self) -> bool:
+        """Whether those that are taken have dipoles."""
 
     @property
     def elements(self) -> list[int]:
@@ -229,6 +244,7 @@ class JoinedFrames:
         self._ends = torch.tensor([len(source) for source in sources]).cumsum(0)
         self.has_cells = any(source.has_cells for source in sources)
         self.has_stresses = any(source.has_stresses for source in sources)
+        self.has_dipoles = any(source.has_dipoles for source in sources)
         self.elements = sorted({element for source in sources for element in source.elements})
 
     def __len__(self) -> int:
@@ -248,7 +264,7 @@ class JoinedFrames:
             (place,) = (source_of == number).nonzero(as_tuple=True)
             if len(place) or not len(chosen):
                 first = self._ends[number] - len(source)
-                parts.append(source.select(chosen[place] - first).completed(self.has_cells, self.has_stresses))
+                parts.append(source.select(chosen[place] - first).completed(self.has_cells, self.has_stresses, self.has_dipoles))
                 places.append(place)
         if len(parts) == 1:
             return parts[0]
@@ -269,7 +285,7 @@ class SomeFrames:
     def __init__(self, source: FrameSource, numbers: Sequence[int]) -> None:
         self.source = source
         self._numbers = torch.as_tensor(numbers, dtype=torch.int64)
-        self.has_cells, self.has_stresses = source.has_cells, source.has_stresses
+        self.has_cells, self.has_stresses, self.has_dipoles = source.has_cells, source.has_stresses, source.has_dipoles
 
     def __len__(self) -> int:
         """Return the number of frames."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from se3_fast.data.frames import CHUNK, ForceFrames, LabelNames, chosen_numbers, chosen_slice
-from se3_fast.data.label_units import energy_unit, forces_unit, length_unit
+from se3_fast.data.label_units import dipole_unit, energy_unit, forces_unit, length_unit
 from se3_fast.data.molecules import LARGEST_NUMBER, LARGEST_POSITION, DataError
 from se3_fast.error_text import one_line
 from se3_fast.forces import LARGEST_ATOMIC_NUMBER
@@ -34,6 +34,7 @@ _MOST_PACKED = 2000
 
 _MOST_FRAMES = 1 << 48
 _ATOMS_TOGETHER = 1 << 20
+_CACHE = 1 << 18
 
 
 def collection_chunks(path: Path, index: str, names: LabelNames) -> Iterator[tuple[ForceFrames, list[int]]]:
@@ -55,7 +56,7 @@ def collection_chunks(path: Path, index: str, names: LabelNames) -> Iterator[tup
     with _opened(path) as file:
         for molecule, part in _chosen_parts(path, file, index, names):
             frames = molecule.frames(part)
-            described |= molecule.group.keys() if len(described) < CHUNK else set()
+            described |= molecule.members if len(described) < CHUNK else set()
             has_labels = has_labels or bool(frames.energies.isfinite().any() or frames.forces.isfinite().any())
             parts.append(frames)
             numbers += range(molecule.first + part.start, molecule.first + part.stop, part.step)
@@ -104,11 +105,25 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         raise DataError(f"{path}: no such file")
     try:
         with h5py.File(path, "r") as file:
+            _keep_little(file)
             yield file
     except DataError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:  # h5py has them for damaged files
         raise DataError(f"{path}: cannot be read as HDF5 ({one_line(error)})") from error
+
+
+def _keep_little(file: h5py.File) -> None:
+    """Bound what the library keeps of groups it has seen.
+
+    What it keeps by itself is small, but lies between blocks of frames that are freed, whose memory then does not go back to the
+    system: it grew with the file.
+    """
+    cache = file.id.get_mdc_config()
+    cache.set_initial_size = True
+    cache.initial_size = cache.min_size = cache.max_size = _CACHE
+    cache.incr_mode = cache.flash_incr_mode = cache.decr_mode = 0
+    file.id.set_mdc_config(cache)
 
 
 def _molecules(path: Path, file: h5py.File, names: LabelNames) -> Iterator[_Molecule]:
@@ -126,8 +141,9 @@ def _molecules(path: Path, file: h5py.File, names: LabelNames) -> Iterator[_Mole
             continue
         seen.add(place)
         wanted = POSITIONS if names.positions is None else (names.positions,)
-        positions = [name for name in wanted if name in group]
-        if ATOMIC_NUMBERS in group and positions:
+        members = set(group)
+        positions = [name for name in wanted if name in members]
+        if ATOMIC_NUMBERS in members and positions:
             molecule = _Molecule(f"{path}: group {group.name!r:.100}", group, positions, first, names)
             first += len(molecule)
             yield molecule
@@ -152,7 +168,7 @@ class _Molecule:
         names: Names and units of what it holds.
 
     Attributes:
-        group: As given.
+        members: Names of what the group holds.
         first: As given.
         num_atoms: Of a conformation.
 
@@ -161,9 +177,10 @@ class _Molecule:
     """
 
     def __init__(self, called: str, group: h5py.Group, positions: list[str], first: int, names: LabelNames) -> None:
-        self._called, self.group, self.first, self._names = called, group, first, names
+        self._called, self._group, self.first, self._names = called, group, first, names
         self._check(len(positions) == 1, f"expected one of {', '.join(positions)} (--positions_name says which), got all")
-        periodic = [name for name in _PERIODIC if name in group]
+        self.members = set(group)
+        periodic = [name for name in _PERIODIC if name in self.members]
         self._check(not periodic, f"expected a molecule without a cell, got {', '.join(periodic)}")
         self._numbers, self._positions = (self._dataset(name, is_whole=True) for name in (ATOMIC_NUMBERS, positions[0]))
         shape = self._positions.shape
@@ -198,19 +215,24 @@ class _Molecule:
         energies, in_eV = self._label(names.energy, rows, [(count,), (count, 1)], energy_unit, units.eV)
         otherwise = in_eV / lengths if units.forces is None else units.eV_per_angstrom
         forces, in_eV_per_angstrom = self._label(names.forces, rows, [(count, self.num_atoms, 3)], forces_unit, otherwise)
+        dipoles = None
+        if names.dipole in self.members:
+            values, in_e_angstrom = self._label(names.dipole, rows, [(count, 3)], dipole_unit, units.e_angstrom)
+            dipoles = torch.from_numpy((in_e_angstrom * values).astype(np.float32))
         return ForceFrames(
             n_atoms=torch.full((count,), self.num_atoms),
             atomic_numbers=torch.from_numpy(np.broadcast_to(numbers, (count, self.num_atoms)).astype(np.int64).reshape(-1)),
             pos=torch.from_numpy(positions.reshape(-1, 3).astype(np.float32)),
             energies=torch.from_numpy(in_eV * energies.reshape(count)),
             forces=torch.from_numpy((names.forces_sign * in_eV_per_angstrom * forces).reshape(-1, 3).astype(np.float32)),
+            dipoles=dipoles,
         )
 
     def _label(
         self, name: str, rows: slice, shapes: list[tuple[int, ...]], known: Callable[[str], float], otherwise: float
     ) -> tuple[np.ndarray, float]:
         """A label, float64 of one of some shapes, and what its unit is in ours; not numbers where there is none."""
-        if name not in self.group:
+        if name not in self.members:
             return np.full(shapes[0], np.nan), otherwise
         dataset = self._dataset(name)
         shape = (len(range(*rows.indices(dataset.shape[0]))), *dataset.shape[1:]) if dataset.ndim else ()
@@ -224,8 +246,8 @@ class _Molecule:
 
     def _dataset(self, name: str, is_whole: bool = False) -> h5py.Dataset:
         """A dataset whose values stand in the file; `is_whole`: all of them."""
-        is_own = isinstance(self.group.get(name, getlink=True), h5py.HardLink)
-        dataset = self.group[name] if is_own else None
+        is_own = isinstance(self._group.get(name, getlink=True), h5py.HardLink)
+        dataset = self._group[name] if is_own else None
         is_own = isinstance(dataset, h5py.Dataset) and not dataset.is_virtual and dataset.external is None
         self._check(is_own, f"expected {name!r} to be a dataset with its values in the file, got something else")
         assert isinstance(dataset, h5py.Dataset)

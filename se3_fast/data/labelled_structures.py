@@ -69,6 +69,7 @@ def _frame(atoms: Atoms, names: LabelNames) -> ForceFrames:
     energy = _numbers(atoms, [names.energy], [()])
     forces = _numbers(atoms, [names.forces], [(count, 3)])
     stress = _stress(atoms, names)
+    dipole = None if atoms.pbc.any() else _numbers(atoms, [names.dipole], [(3,)])
     units = names.units
     return ForceFrames(
         n_atoms=torch.tensor([count]),
@@ -79,6 +80,7 @@ def _frame(atoms: Atoms, names: LabelNames) -> ForceFrames:
         cells=torch.from_numpy(units.angstrom * cell[None].astype(np.float64)) if pbc.any() else None,
         pbc=torch.from_numpy(pbc[None].copy()) if pbc.any() else None,
         stresses=None if stress is None else _float32(units.eV / units.angstrom**3 * stress[None], (1, 3, 3)),
+        dipoles=None if dipole is None else _float32(units.e_angstrom * dipole[None], (1, 3)),
     )
 
 

@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Parser of all options of the command."""
     parser = argparse.ArgumentParser(
         prog="se3-fast evaluate-forces",
-        description="Compare a force field with the energies, forces and stress that frames have.",
+        description="Compare a force field with the energies, forces, stress and dipoles that frames have.",
         formatter_class=HelpFormatter,
     )
     parser.add_argument(
@@ -68,13 +68,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
         for file in files:
             _check_elements(file, model)
         frames = ForceFrames.joined([file.frames for file in files])
-        batches = frame_batches(files, model.cutoff, arguments.batch_size)
+        is_periodic = frames.pbc is not None and bool(frames.pbc.any())
+        has_dipoles = model.has_dipole and frames.has_dipoles
+        batches = frame_batches(files, model.cutoff, arguments.batch_size, dipoles=has_dipoles and not is_periodic)
         evaluation = evaluate_forces(model.to(world.device), batches, world)
         if arguments.output is not None:
             _write_table(arguments.output, files, frames, evaluation)
         if arguments.plot is not None:
             plot_parity(evaluation.predictions, evaluation.targets, "force", "eV/Å", arguments.plot, counted="force components")
     print(errors_on_one_line(evaluation))
+    if has_dipoles and is_periodic:
+        print("dipoles: not compared, since some of the frames are periodic")
 
 
 def _check_elements(file: FrameFile[ForceFrames], model: ForceField) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from se3_fast.command_line import boolean
 from se3_fast.data.frames import LabelNames
-from se3_fast.data.label_units import DEFAULT_UNITS, LabelUnits, energy_unit, forces_unit, length_unit
+from se3_fast.data.label_units import DEFAULT_UNITS, LabelUnits, dipole_unit, energy_unit, forces_unit, length_unit
 from se3_fast.files import check_writable
 
 from .optimizers import OPTIMIZERS
@@ -104,12 +104,14 @@ def add_label_names(group: argparse._ArgumentGroup | argparse.ArgumentParser) ->
         ("forces", "forces", "; one with `gradient` in it is that of minus the forces"),
         ("stress", "stress", ""),
         ("virial", None, ", minus stress times volume (default: virial or virials)"),
+        ("dipole", "dipole", ""),
         ("positions", None, " in HDF5 files (default: conformations, coordinates or positions)"),
     ):
         group.add_argument(f"--{name}_name", default=default, metavar="NAME", help=f"name of the {name} in files{more}")
     for name, check, more in (
         ("energy", energy_unit, "eV, meV, hartree, kcal/mol or kJ/mol"),
         ("length", length_unit, "Angstrom, bohr or nm"),
+        ("dipole", dipole_unit, "e*Angstrom, e*bohr or debye"),
         ("forces", forces_unit, "such as hartree/bohr (default: that of energies over that of lengths)"),
     ):
         group.add_argument(
@@ -123,12 +125,13 @@ def add_label_names(group: argparse._ArgumentGroup | argparse.ArgumentParser) ->
 
 def label_names(arguments: argparse.Namespace) -> LabelNames:
     """What :func:`add_label_names` has added, of parsed arguments."""
-    units = LabelUnits(arguments.energy_unit, arguments.length_unit, arguments.forces_unit)
+    units = LabelUnits(arguments.energy_unit, arguments.length_unit, arguments.forces_unit, arguments.dipole_unit)
     return LabelNames(
         energy=arguments.energy_name,
         forces=arguments.forces_name,
         stress=arguments.stress_name,
         virial=arguments.virial_name,
+        dipole=arguments.dipole_name,
         positions=arguments.positions_name,
         units=units,
     )

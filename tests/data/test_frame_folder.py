@@ -47,8 +47,10 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """A folder of mixed frames."""
-    ase.io.write(tmp_path / "mixed.xyz", mixed_frames())
+    """A folder of mixed frames, one of them with a dipole."""
+    frames = mixed_frames()
+    frames[0].calc.results["dipole"] = np.array([0.1, -0.2, 0.3])
+    ase.io.write(tmp_path / "mixed.xyz", frames)
     pack_frames([tmp_path / "mixed.xyz"], tmp_path / "packed")
     return tmp_path / "packed"
 
@@ -249,11 +251,12 @@ def test_other_processes_map_the_files_themselves(packed: Path) -> None:
 
 
 def test_sources_joined(packed: Path) -> None:
-    """A folder with cells between frames in memory without: as all of them in memory."""
+    """A folder with cells and dipoles between frames in memory without: as all of them in memory."""
     sample, _ = read_force_frames(FORCE_SAMPLE_PATH)
     first, last = sample.select(range(5)), sample.select(range(5, 9))
     joined = JoinedFrames([first, FrameFolder(packed), last])
     expected = ForceFrames.joined([first, read_frame_file(packed).frames, last])
+    assert joined.has_dipoles and int(expected.dipoles.isfinite().sum()) == 3
     assert len(joined) == 19 and joined.elements == expected.elements
     for numbers in (range(19), [18, 0, 7, 7, 3, 16], [1, 2], []):
         assert_same(joined.select(numbers), expected.select(numbers))
@@ -296,7 +299,7 @@ def test_a_flipped_bit_is_noticed(packed: Path, name: str) -> None:
     ("change", "fault"),
     [
         (lambda index: index.update(format="others"), "expected the format 'se3_fast frames'"),
-        (lambda index: index.update(version=2), "expected version 1 of the format, got 2"),
+        (lambda index: index.update(version=1), "expected version 2 of the format, which se3-fast pack-frames writes, got 1"),
         (lambda index: index.update(frames=0), r"expected numbers of frames and atoms, got \[0, 50\]"),
         (lambda index: index.update(frames=True), "expected numbers of frames and atoms"),
         (lambda index: index.update(cutoff="5"), "expected a cutoff above 0, got '5'"),
@@ -307,6 +310,11 @@ def test_a_flipped_bit_is_noticed(packed: Path, name: str) -> None:
         (lambda index: index["arrays"]["pos"].update(shape=[10**9, 3]), "and a checksum of 'pos', got"),
         (lambda index: index["arrays"]["pos"].pop("crc32"), "and a checksum of 'pos', got"),
         (lambda index: index["arrays"].update(pos=3), "and a checksum of 'pos', got 3"),
+        (lambda index: index.update(cutoff=4.9), "damaged, expected the checksum"),
+        (lambda index: index["sources"][0].update(frames=9), "damaged, expected the checksum"),
+        (lambda index: index.update(more=1), "damaged, expected the checksum"),
+        (lambda index: index.pop("crc32"), "damaged, expected the checksum None, got"),
+        (lambda index: index.update(crc32=[1]), r"damaged, expected the checksum \[1\], got"),
     ],
 )
 def test_an_index_that_cannot_be(packed: Path, change: Callable[[dict[str, Any]], None], fault: str) -> None:
