@@ -288,6 +288,8 @@ setup(
         "chem": ["rdkit>=2023.9", "tblite>=0.3"],
         "parquet": ["pyarrow>=14"],
         "ase": ["ase>=3.26"],
+        "hdf5": ["h5py>=3.8"],
+        "lmdb": ["ase>=3.26", "ase-db-backends>=0.10"],
         "torch-sim": ["torch-sim-atomistic>=0.3; python_version >= '3.11'"],
         "logging": ["wandb>=0.15"],
         "cuda": ["cuda-bindings>=12.6"],

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from scipy.optimize import nnls
 
 import se3_fast
+from bench.arguments import new_file, seconds
 from bench.environment import environment
 from bench.problem import Problem, leaf
 from bench.timing import change_slightly, keep_freed_memory
@@ -177,8 +177,8 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--backends", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS, help="whose hidden layers")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for the rounds of each graph")
-    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--seconds", type=seconds, default=SECONDS, help="for the rounds of each graph")
+    parser.add_argument("--json", type=new_file, help="file for the rows")
     arguments = parser.parse_args(words)
     torch.set_num_threads(1)
     keep_freed_memory()

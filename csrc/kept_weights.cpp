@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <list>
 #include <mutex>
@@ -37,7 +38,11 @@ int64_t budget_of_environment() {
     if (text == nullptr) return USUAL_BUDGET;
     char* end = nullptr;
     const double mebibytes = std::strtod(text, &end);
-    return end != text && *end == 0 && mebibytes >= 0 && mebibytes < 1e9 ? int64_t(mebibytes * MEBIBYTE) : USUAL_BUDGET;
+    if (end != text && *end == 0 && mebibytes >= 0 && mebibytes < 1e9) return int64_t(mebibytes * MEBIBYTE);
+    // Asked for while weights are looked up, which must not fail for it.
+    std::fprintf(stderr, "warning: SE3_FAST_KEPT_WEIGHTS: expected a number of MiB from 0 on, got '%.50s'; at most %lld are kept\n", text,
+                 static_cast<long long>(USUAL_BUDGET / MEBIBYTE));
+    return USUAL_BUDGET;
 }
 
 struct Records {

@@ -31,7 +31,8 @@ class SE3FastCalculator(Calculator):
     """An ASE calculator of a force field, or of the mean of several (a committee).
 
     It gives ``energy`` and ``free_energy`` (the same), ``energies`` of the atoms, ``forces``, and ``stress`` where all three
-    directions are periodic; eV and Angstrom. Of a committee, ``calc.results`` also has ``energy_spread`` (standard deviation over
+    directions are periodic; eV and Angstrom. Where all members were trained on dipoles it gives the ``dipole`` of what has no
+    periodic direction, in e Angstrom. Of a committee, ``calc.results`` also has ``energy_spread`` (standard deviation over
     its members, eV) and ``forces_spread`` ([N], the root mean square of how far the members' forces on an atom are from their
     mean, eV/Angstrom).
 
@@ -54,7 +55,7 @@ class SE3FastCalculator(Calculator):
             not finite, atoms on one place, or a periodic cell without volume.
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (ASE has a list)
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "dipole"]  # noqa: RUF012 (ASE has a list)
 
     def __init__(
         self,
@@ -78,6 +79,9 @@ class SE3FastCalculator(Calculator):
             raise ValueError(f"largest_spread: expected several force fields to compare, got {len(sources)}")
         loaded = [_load(source, repulsion) for source in sources]
         self.members = [SinglePoint(force_field, device, dtype) for force_field, _ in loaded]
+        self.has_dipole = all(member.force_field.has_dipole for member in self.members)
+        if not self.has_dipole:
+            self.implemented_properties = [name for name in type(self).implemented_properties if name != "dipole"]
         self.domains = [domain for _, domain in loaded if domain is not None]
         self.device, self.largest_spread, self.outside = device, largest_spread, outside
         self.neighbours = NeighboursWithSkin(max(force_field.cutoff for force_field, _ in loaded), skin)
@@ -97,7 +101,8 @@ class SE3FastCalculator(Calculator):
         check_places(graph, lengths)
         volumes = cell.det().abs()[None].to(self.device) if bool(pbc.all()) and len(structure) else None
         on_device = graph.to(self.device)
-        found = [member.evaluate(on_device, volumes) for member in self.members]
+        with_dipole = self.has_dipole and not bool(pbc.any()) and len(structure) > 0
+        found = [member.evaluate(on_device, volumes, with_dipole) for member in self.members]
         self.results = _results(found)
         self._check_domain(graph, lengths)
 
@@ -148,6 +153,9 @@ def _results(found: Sequence[Evaluated]) -> dict[str, Any]:
     stresses = [one.stress for one in found if one.stress is not None]
     if stresses:
         results["stress"] = full_3x3_to_voigt_6_stress(torch.stack(stresses).mean(0)[0].cpu().numpy())
+    dipoles = [one.dipoles for one in found if one.dipoles is not None]
+    if dipoles:
+        results["dipole"] = torch.stack(dipoles).mean(0)[0].cpu().numpy()
     if len(found) > 1:
         results["energy_spread"] = float(energies.std(correction=0))
         results["forces_spread"] = (forces - forces.mean(0)).square().sum(2).mean(0).sqrt().numpy()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from se3_fast.autograd.modes import is_of_inference_mode, not_in_inference_mode
 from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
+from se3_fast.layers.dipole import DipoleHead
 from se3_fast.layers.edge_embedding import EdgeEmbedding
 from se3_fast.layers.interaction import Interaction
 from se3_fast.layers.repulsion import NuclearRepulsion
@@ -144,6 +145,42 @@ def energy_forces_and_stress(
     return EnergyForcesStress(energies if create_graph else energies.detach(), -of_pos, stress)
 
 
+class EnergyForcesDipoles(NamedTuple):
+    """What :func:`energy_forces_and_dipoles` gives.
+
+    Attributes:
+        energies: [B] float64, eV.
+        forces: [N, 3], eV/Angstrom.
+        dipoles: [B, 3], e Angstrom.
+    """
+
+    energies: Tensor
+    forces: Tensor
+    dipoles: Tensor
+
+
+def energy_forces_and_dipoles(model: nn.Module, graph: Any, create_graph: bool = False) -> EnergyForcesDipoles:
+    """As :func:`energy_and_forces`, with the dipoles of molecules.
+
+    Args:
+        model: a :class:`ForceField` that gives dipoles, or what calls one.
+        graph: of molecules without a cell, as from :func:`molecule_graph`.
+        create_graph: keep what a loss on the results needs to be differentiated.
+
+    Raises:
+        ValueError: as :func:`energy_and_forces`; or if it gives no dipoles, or the graph has offsets of periodic cells.
+    """
+    if "offset" in as_graph(graph).edata:
+        raise ValueError("graph: expected molecules, whose dipoles are defined, got edata['offset'] of periodic cells")
+    with not_in_inference_mode(), torch.enable_grad():
+        moved, pos = _with_leaf_positions(graph)
+        energies, dipoles = model(moved, True)
+        (gradient,) = _gradients(energies, [pos], create_graph)
+    if create_graph:
+        return EnergyForcesDipoles(energies, -gradient, dipoles)
+    return EnergyForcesDipoles(energies.detach(), -gradient, dipoles.detach())
+
+
 def _with_leaf_positions(graph: Any) -> tuple[Graph, Tensor]:
     """The graph with positions that nothing else depends on, and edges that depend on them."""
     graph = as_graph(graph)
@@ -196,6 +233,7 @@ class ForceField(nn.Module):
         cutoff: beyond it two atoms do not act on each other directly, Angstrom.
         average_neighbours: of an atom in the training set, within the cutoff.
         repulsion: whether nuclei repel each other where atoms are closer than known (:meth:`set_repulsion`).
+        dipole: whether it gives dipoles of molecules too.
 
     Attributes:
         elements: the atomic numbers, ascending.
@@ -222,6 +260,7 @@ class ForceField(nn.Module):
         cutoff: float = 5.0,
         average_neighbours: float = 10.0,
         repulsion: bool = False,
+        dipole: bool = False,
     ) -> None:
         super().__init__()
         try:
@@ -245,14 +284,16 @@ class ForceField(nn.Module):
             "cutoff": cutoff,
             "average_neighbours": average_neighbours,
             **({"repulsion": True} if repulsion else {}),
+            **({"dipole": True} if dipole else {}),
         }
         self.repulsion = NuclearRepulsion(elements) if repulsion else None
         largest = num_degrees - 1
+        last = min(largest, 1) if dipole else 0
         self.edge_embedding = EdgeEmbedding(num_radial, max(2 * largest, 1), cutoff)
         self.atom_embedding = nn.Parameter(torch.randn(len(elements), num_channels))
         self.layers = nn.ModuleList(
             Interaction(
-                (largest if number else 0, largest, largest if number < num_layers - 1 else 0),
+                (largest if number else 0, largest, largest if number < num_layers - 1 else last),
                 num_channels,
                 len(elements),
                 (num_radial, radial_width),
@@ -261,6 +302,7 @@ class ForceField(nn.Module):
             for number in range(num_layers)
         )
         self.energy_of_atom = nn.Sequential(nn.Linear(num_channels, _HEAD_WIDTH), nn.SiLU(), nn.Linear(_HEAD_WIDTH, 1))
+        self.dipole_of_molecule = DipoleHead(num_channels, has_vectors=last == 1) if dipole else None
         column_of_element = torch.full((LARGEST_ATOMIC_NUMBER + 1,), -1)
         column_of_element[elements] = torch.arange(len(elements))
         self.register_buffer("column_of_element", column_of_element, persistent=False)
@@ -271,6 +313,11 @@ class ForceField(nn.Module):
     def cutoff(self) -> float:
         """Angstrom."""
         return self.edge_embedding.cutoff
+
+    @property
+    def has_dipole(self) -> bool:
+        """Whether it gives dipoles of molecules."""
+        return self.dipole_of_molecule is not None
 
     def set_scale(self, reference_energies: Mapping[int, float], scale: float) -> None:
         """Choose the energies that atoms have before the network adds to them, and the size of what it adds.
@@ -310,21 +357,26 @@ class ForceField(nn.Module):
         self.repulsion = repulsion.to(self.scale.device)
         self.config["repulsion"] = True
 
-    def forward(self, graph: Any) -> Tensor:
+    def forward(self, graph: Any, with_dipoles: bool = False) -> Any:
         """Evaluate the energy.
 
         Args:
             graph: as from :func:`molecule_graph`: ``ndata['atomic_numbers']`` [N] and ``edata['rel_pos']`` [E, 3], Angstrom, with
                 all edges that are shorter than the cutoff.
+            with_dipoles: whether dipoles are asked for; of molecules, with ``ndata['pos']`` [N, 3].
 
         Returns:
-            [B] float64 (a total energy has more digits than single precision holds), eV.
+            [B] float64 (a total energy has more digits than single precision holds), eV; with dipoles a pair of that and of
+            [B, 3] in the dtype of the parameters, e Angstrom.
 
         Raises:
-            ValueError: if the graph lacks the data, or has an element that the force field does not know.
+            ValueError: if the graph lacks the data, or has an element that the force field does not know; or if it has no dipoles.
         """
         graph = as_graph(graph)
-        return _sum_over_atoms(self.atomic_energies(graph), graph)
+        if not with_dipoles:
+            return _sum_over_atoms(self.atomic_energies(graph), graph)
+        energies, dipoles = self.atomic_energies_and_dipoles(graph)
+        return _sum_over_atoms(energies, graph), dipoles
 
     def atomic_energies(self, graph: Any, exchange: Callable[[list[Tensor]], list[Tensor]] | None = None) -> Tensor:
         """What each atom adds to the energy.
@@ -341,17 +393,44 @@ class ForceField(nn.Module):
             ValueError: as :meth:`forward`.
         """
         graph = as_graph(graph)
+        self._check(graph)
+        # Mixed precision has no place here: forces are derivatives, and its steps in the energy would be in them.
+        with torch.autocast(graph.edata["rel_pos"].device.type, enabled=False):
+            return self._energies_of(self._features(graph, exchange), graph)
+
+    def atomic_energies_and_dipoles(self, graph: Any) -> tuple[Tensor, Tensor]:
+        """What each atom adds to the energy, and the dipole of each molecule.
+
+        Args:
+            graph: as for :meth:`forward`, of molecules alone, with ``ndata['pos']`` [N, 3].
+
+        Returns:
+            [N] float64, eV; [B, 3] in the dtype of the parameters, e Angstrom.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        graph = as_graph(graph)
+        self._check(graph)
+        if self.dipole_of_molecule is None:
+            raise ValueError("with_dipoles: expected a force field that was trained on dipoles, got one without")
+        if "pos" not in graph.ndata:
+            raise ValueError(f"graph: expected ndata['pos'] of shape [N, 3], got ndata with {sorted(graph.ndata)}")
+        with torch.autocast(graph.edata["rel_pos"].device.type, enabled=False):
+            features = self._features(graph, None)
+            dipoles = self.dipole_of_molecule(features, graph.ndata["pos"], _graph_of_nodes(graph), graph.batch_size)
+            return self._energies_of(features, graph), dipoles
+
+    def _check(self, graph: Graph) -> None:
         for data, name, shape in ((graph.ndata, "ndata['atomic_numbers']", "[N]"), (graph.edata, "edata['rel_pos']", "[E, 3]")):
             if name.split("'")[1] not in data:
                 raise ValueError(f"graph: expected {name} of shape {shape}, got {name[:5]} with {sorted(data)}")
         rel_pos, dtype = graph.edata["rel_pos"], self.atom_embedding.dtype
         if rel_pos.dtype != dtype:
             raise ValueError(f"graph: expected edata['rel_pos'] of {dtype}, as the parameters are, got {rel_pos.dtype}")
-        # Mixed precision has no place here: forces are derivatives, and its steps in the energy would be in them.
-        with torch.autocast(rel_pos.device.type, enabled=False):
-            return self._atomic_energies(graph, exchange)
 
-    def _atomic_energies(self, graph: Graph, exchange: Callable[[list[Tensor]], list[Tensor]] | None) -> Tensor:
+    def _features(self, graph: Graph, exchange: Callable[[list[Tensor]], list[Tensor]] | None) -> list[Tensor]:
+        """What the last layer leaves, [N, 2d+1, C]."""
         kinds = self._kinds(graph.ndata["atomic_numbers"])  # [N, elements]
         embedding = self.edge_embedding(graph.edata["rel_pos"])
         features = [(kinds @ self.atom_embedding)[:, None]]  # [N, 1, C]
@@ -359,6 +438,9 @@ class ForceField(nn.Module):
             if number and exchange is not None:
                 features = exchange(features)
             features = layer(features, graph, embedding, kinds)
+        return features
+
+    def _energies_of(self, features: list[Tensor], graph: Graph) -> Tensor:
         own = self.scale * self.energy_of_atom(features[0].squeeze(1)).squeeze(-1)  # [N]
         if self.repulsion is not None:
             columns = self.column_of_element[graph.ndata["atomic_numbers"].long()].clamp(min=0)
@@ -427,9 +509,10 @@ def load_force_field(path: str | Path, repulsion: bool = False) -> ForceField:
 
 def _check_config(config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:
     known = {*_SIZES, "elements", "cutoff", "average_neighbours"}
-    names = config.keys() - {"repulsion"}
+    names = config.keys() - {"repulsion", "dipole"}
     expect(names == known, "model_config", f"the entries {', '.join(sorted(known))}", ", ".join(sorted(config)))
-    expect(type(config.get("repulsion", False)) is bool, "model_config: repulsion", "True or False", config.get("repulsion"))
+    for name in ("repulsion", "dipole"):
+        expect(type(config.get(name, False)) is bool, f"model_config: {name}", "True or False", config.get(name))
     elements = config["elements"]
     is_list = isinstance(elements, list) and all(type(element) is int for element in elements)
     expect(is_list, "model_config: elements", "a list of atomic numbers", elements)

@@ -33,7 +33,7 @@ from se3_fast.error_text import one_line
 from se3_fast.files import atomic_file
 from se3_fast.forces import ForceField, load_force_field
 from se3_fast.graph import Graph
-from se3_fast.simulation.arguments import DTYPES, add_export_arguments
+from se3_fast.simulation.arguments import DTYPES, WITHOUT_DIPOLE, add_export_arguments
 from se3_fast.simulation.single_point import SinglePoint
 from se3_fast.training.errors import run_command, user_errors
 
@@ -211,10 +211,13 @@ def export(arguments: argparse.Namespace) -> None:
     with user_errors():
         if arguments.output.suffix in (".pt", ".pth"):
             raise ValueError(f"{arguments.output}: expected another ending, .pkl, since LAMMPS has PyTorch read this one")
-        force_field = LAMMPSForceField(load_force_field(arguments.load_ckpt_path, arguments.repulsion), DTYPES[arguments.dtype])
+        loaded = load_force_field(arguments.load_ckpt_path, arguments.repulsion)
+        force_field = LAMMPSForceField(loaded, DTYPES[arguments.dtype])
         with atomic_file(arguments.output) as file:
             pickle.dump(force_field, file)
     elements, cutoff = " ".join(force_field.element_types), 2 * force_field.rcutfac
+    if loaded.has_dipole:
+        print(WITHOUT_DIPOLE)
     print(f"{arguments.output}: elements {elements}, cutoff {cutoff:g} Angstrom; pair_style mliap unified {arguments.output} 0")
 
 

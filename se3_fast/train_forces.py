@@ -9,12 +9,13 @@ from pathlib import Path
 
 from se3_fast.command_line import HelpFormatter
 from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, ForceDataModule, FrameFiles
-from se3_fast.data.frames import LabelNames
 from se3_fast.forces import ForceField
 from se3_fast.training.arguments import (
+    FILES_OF_FRAMES,
     add_label_names,
     add_training_arguments,
     fraction,
+    label_names,
     natural_float,
     natural_int,
     positive_float,
@@ -62,6 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=0.0,
         help="weight of the error of stress components, eV/Angstrom^3, of frames that are periodic and have a stress",
     )
+    loss.add_argument(
+        "--dipole_weight",
+        type=natural_float,
+        default=0.0,
+        help="weight of the error of dipole components, e*Angstrom; above 0 the force field gives dipoles of molecules too",
+    )
     parser.set_defaults(**_DEFAULTS, amp=False, amp_dtype="auto")
     return parser
 
@@ -74,7 +81,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=None,
         metavar="FILE",
-        help="frames: .npz, extended XYZ, any file that ASE reads, folder of pack-frames (default: the sample in the package)",
+        help=f"{FILES_OF_FRAMES} (default: the sample in the package)",
     )
     for name, use in (("validation", "validate"), ("test", "test")):
         text = f"frames that {use} (default: some of those of --data)"
@@ -131,7 +138,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         arguments.validation_data or (),
         arguments.test_data or (),
         index=arguments.index,
-        names=LabelNames(arguments.energy_name, arguments.forces_name, arguments.stress_name),
+        names=label_names(arguments),
         train_fraction=arguments.train_fraction,
     )
     data_module = ForceDataModule(
@@ -143,12 +150,16 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         num_workers=arguments.num_workers,
         seed=seed,
         batch_edges=arguments.batch_edges,
+        dipoles=arguments.dipole_weight > 0,
     )
     names = ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width", "cutoff")
     chosen = {name: getattr(arguments, name) for name in names}
-    model = ForceField(data_module.elements, **chosen, average_neighbours=data_module.average_neighbours)
+    model = ForceField(
+        data_module.elements, **chosen, average_neighbours=data_module.average_neighbours, dipole=data_module.has_dipoles
+    )
     if checkpoint:
-        check_same(arguments.load_ckpt_path, "model", checkpoint.get("model_config"), model.config)
+        saved, usual = checkpoint.get("model_config"), {"dipole": False}  # which stands there only where it is not so
+        check_same(arguments.load_ckpt_path, "model", saved and usual | saved, usual | model.config)
     data = {
         "file": ", ".join(Path(path).name for path in (*files.training, *files.validation, *files.test)),
         "num_train": data_module.num_train,
@@ -158,6 +169,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         "energy_weight": arguments.energy_weight,
         "force_weight": arguments.force_weight,
         "stress_weight": arguments.stress_weight,
+        **({"dipole_weight": arguments.dipole_weight} if arguments.dipole_weight > 0 else {}),
     }
     return ForceTrainer(
         model,

@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.arguments import at_least_one, folder_with, named_size, new_file
 from bench.children import CallFailed, Child
 from bench.published import tables
 
@@ -32,6 +33,9 @@ Row = dict[str, Any]
 
 WORKLOADS = ("qm9:1", "qm9:16", "qm9:32", "protein_refine:150", "protein_wide:150")
 """Workloads and sizes of :mod:`bench.workloads`, molecules of a batch or residues."""
+
+NAMES = ("qm9", "qm9_complete", "protein_full", "protein_refine", "protein_wide")
+"""All that there are."""
 
 SMALL = "protein_refine:3"
 """What is run before memory is measured."""
@@ -219,13 +223,15 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.published", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="holds se3_transformer, as it was published")
-    parser.add_argument("--before", type=Path, help="another checkout of this project")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="in which every contestant has its turn")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("folder", type=folder_with("se3_transformer"), help="holds se3_transformer, as it was published")
+    parser.add_argument("--before", type=folder_with("se3_fast"), help="another checkout of this project")
+    parser.add_argument("--rounds", type=at_least_one, default=ROUNDS, help="in which every contestant has its turn")
+    parser.add_argument("--threads", type=at_least_one, nargs="+", default=[1, 2])
     parser.add_argument("--allocator", nargs="+", choices=ALLOCATORS, default=ALLOCATORS)
-    parser.add_argument("--workloads", nargs="+", default=WORKLOADS, metavar="NAME:SIZE", help=" ".join(WORKLOADS))
-    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument(
+        "--workloads", type=named_size(NAMES), nargs="+", default=WORKLOADS, metavar="NAME:SIZE", help=" ".join(WORKLOADS)
+    )
+    parser.add_argument("--json", type=new_file, help="file for the results")
     parser.add_argument("--pages", action="store_true", help="bring the tables of README.md and docs up to date with this run")
     return parser.parse_args(words)
 

@@ -16,9 +16,21 @@ from torch.utils.data import DataLoader
 
 from se3_fast.data.data_module import DataModule, RepeatableLoader, rank_and_size
 from se3_fast.data.frame_dataset import FrameBatch, FrameDataset, FrameSubset, closest_pairs, edge_counts
-from se3_fast.data.frame_folder import FrameFolder, is_frame_folder
+from se3_fast.data.frame_folder import INDEX_NAME, FrameFolder, is_frame_folder
 from se3_fast.data.frame_statistics import EnergyFit, FrameStatistics, Suspicions
-from se3_fast.data.frames import CHUNK, DEFAULT_NAMES, ForceFrames, FrameSource, JoinedFrames, LabelNames, chunks_of
+from se3_fast.data.frames import (
+    CHUNK,
+    COLLECTIONS,
+    DEFAULT_NAMES,
+    LMDB,
+    ForceFrames,
+    FrameSource,
+    JoinedFrames,
+    LabelNames,
+    SomeFrames,
+    chosen_numbers,
+    chunks_of,
+)
 from se3_fast.data.molecules import ArrayFile, DataError, open_arrays
 from se3_fast.data.samplers import EdgeBatchSampler, RankEdgeBatchSampler
 from se3_fast.forces import LARGEST_ATOMIC_NUMBER
@@ -28,7 +40,7 @@ FORCE_SAMPLE_PATH = Path(__file__).with_name("force_sample.npz")
 """The data set that is shipped with the package (made by ``se3_fast.data.make_force_sample``)."""
 
 FORCE_ARRAY_NAMES = ("n_atoms", "z", "pos", "energy_eV", "forces_eV_A")
-"""Arrays that a file must hold; ``split`` may be there too."""
+"""Arrays that a file must hold; ``dipole_e_A`` and ``split`` may be there too."""
 
 EDGE_BUDGET = 1 << 30
 """Bytes that the edges of all frames may take in every process to be found once; an edge takes 16, in cells 28."""
@@ -69,23 +81,27 @@ def _name_of(path: Path, number: int) -> str:
 
 
 def read_frame_file(path: str | os.PathLike[str], index: str = ":", names: LabelNames = DEFAULT_NAMES) -> FrameFile[ForceFrames]:
-    """Read frames into memory: an ``.npz`` file of :func:`read_force_frames`, a folder, or any file that ASE reads.
+    """Read frames into memory: an ``.npz`` file of :func:`read_force_frames`, a folder, an HDF5 collection, or what ASE reads.
 
     Nothing is unpickled.
 
     Args:
         path: The file.
-        index: Which frames of a file that ASE reads: a number, or ``start:stop:step``.
-        names: Names of the labels in it.
+        index: Which frames: a number, or ``start:stop:step``.
+        names: Names and units of the labels in files that do not fix them, as ``.npz`` files and folders do.
 
     Raises:
         DataError: It cannot be used; names the frame.
-        ImportError: It is for ASE, which is not installed.
+        ImportError: It is for a package that is not installed.
     """
     path = Path(path)
     if path.suffix.lower() == ".npz" and not is_frame_folder(path):
+        _check_units(path, names)
         frames, split = read_force_frames(path)
-        file = FrameFile(path, frames, range(len(frames)), split)
+        chosen = chosen_numbers(path, index, len(frames))
+        if len(chosen) < len(frames):
+            frames, split = frames.select(chosen), None if split is None else split[torch.tensor(chosen)]
+        file = FrameFile(path, frames, chosen, split)
     else:
         parts = list(frame_chunks(path, index, names))
         split = None if parts[0].split is None else torch.cat([part.split for part in parts if part.split is not None])
@@ -98,37 +114,69 @@ def read_frame_file(path: str | os.PathLike[str], index: str = ":", names: Label
     return file
 
 
+def shards_of(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The paths, and of folders with LMDB or HDF5 files instead of frames of their own these files, in the order of their names."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        has_shards = path.is_dir() and not (path / INDEX_NAME).exists()
+        shards = sorted(file for file in path.iterdir() if file.suffix.lower() in (*LMDB, *COLLECTIONS)) if has_shards else []
+        files += shards or [path]
+    return files
+
+
 def open_frame_file(
     path: str | os.PathLike[str], index: str = ":", names: LabelNames = DEFAULT_NAMES
-) -> FrameFile[ForceFrames] | FrameFile[FrameFolder]:
+) -> FrameFile[ForceFrames] | FrameFile[FrameFolder] | FrameFile[SomeFrames]:
     """The frames of a file as :func:`read_frame_file` reads them; those of a folder stay on disk.
 
     Raises:
         DataError, ImportError: As :func:`read_frame_file`.
     """
-    if not is_frame_folder(Path(path)):
+    path = Path(path)
+    if not is_frame_folder(path):
         return read_frame_file(path, index, names)
+    _check_units(path, names)
     folder = FrameFolder(path)
-    return FrameFile(folder.path, folder, range(len(folder)), folder.split)
+    chosen = chosen_numbers(path, index, len(folder))
+    if len(chosen) == len(folder):
+        return FrameFile(path, folder, chosen, folder.split)
+    return FrameFile(path, SomeFrames(folder, chosen), chosen, None if folder.split is None else folder.split[torch.tensor(chosen)])
 
 
 def frame_chunks(path: Path, index: str, names: LabelNames) -> Iterator[FrameFile[ForceFrames]]:
     """The frames of any file, some at a time, never all in memory; arguments and errors are those of :func:`read_frame_file`."""
+    kind = path.suffix.lower()
     if is_frame_folder(path):
-        folder, first = FrameFolder(path), 0
-        folder.check_bytes()
-        for frames in chunks_of(folder):
-            numbers = range(first, first + len(frames))
-            first = numbers.stop
-            yield FrameFile(path, frames, numbers, None if folder.split is None else folder.split[numbers.start : numbers.stop])
-    elif path.suffix.lower() == ".npz":
-        yield from _npz_chunks(path)
+        yield from _folder_chunks(path, index, names)
+    elif kind == ".npz":
+        yield from _npz_chunks(path, index, names)
     else:
-        # Not at the top: other files do without ASE.
-        from se3_fast.data.labelled_structures import labelled_chunks
+        # Not at the top: other files do without h5py and ASE.
+        if kind in COLLECTIONS:
+            from se3_fast.data.hdf5_collections import collection_chunks as read
+        else:
+            from se3_fast.data.labelled_structures import labelled_chunks as read
 
-        for frames, listed in labelled_chunks(path, index, names):
+        for frames, listed in read(path, index, names):
             yield FrameFile(path, frames, listed)
+
+
+def _check_units(path: Path, names: LabelNames) -> None:
+    """Units of options are not those of a file that fixes its own."""
+    if names.units != DEFAULT_NAMES.units:
+        raise DataError(f"{path}: expected no units by option for a file in eV and Angstrom, got {names.units}")
+
+
+def _folder_chunks(path: Path, index: str, names: LabelNames) -> Iterator[FrameFile[ForceFrames]]:
+    _check_units(path, names)
+    folder = FrameFolder(path)
+    folder.check_bytes()
+    chosen = chosen_numbers(path, index, len(folder))
+    for first in range(0, len(chosen), CHUNK):
+        numbers = chosen[first : first + CHUNK]
+        yield FrameFile(
+            path, folder.select(numbers), numbers, None if folder.split is None else folder.split[torch.tensor(numbers)]
+        )
 
 
 def warn_of(suspicions: Suspicions) -> None:
@@ -142,7 +190,7 @@ def read_force_frames(path: str | os.PathLike[str]) -> tuple[ForceFrames, Tensor
 
     Args:
         path: An ``.npz`` file with ``n_atoms`` [M], ``z`` [N] (atomic numbers), ``pos`` [N, 3] (Angstrom), ``energy_eV`` [M],
-            ``forces_eV_A`` [N, 3] and, if the file says what to train on, ``split`` [M] (0: train).
+            ``forces_eV_A`` [N, 3] and, where there are such, ``dipole_e_A`` [M, 3] (e Angstrom) and ``split`` [M] (0: train).
 
     Returns:
         The frames, and ``split`` [M] int64 or None.
@@ -154,14 +202,19 @@ def read_force_frames(path: str | os.PathLike[str]) -> tuple[ForceFrames, Tensor
         return _frames_of(file, _checked_sizes(file))
 
 
-def _npz_chunks(path: Path) -> Iterator[FrameFile[ForceFrames]]:
+def _npz_chunks(path: Path, index: str, names: LabelNames) -> Iterator[FrameFile[ForceFrames]]:
+    """All of the file is read, whatever is chosen: its checksum stands at its end."""
+    _check_units(path, names)
     with open_arrays(path, FORCE_ARRAY_NAMES) as file:
         n_atoms, first = _checked_sizes(file), 0
+        chosen = chosen_numbers(path, index, len(n_atoms))
         for part in file.chunks(n_atoms, _OF_ATOMS, CHUNK):
             frames, split = _frames_of(part, n_atoms[first : first + CHUNK])
-            numbers = range(first, first + len(frames))
-            first = numbers.stop
-            yield FrameFile(path, frames, numbers, split)
+            numbers = [number for number in range(first, first + len(frames)) if number in chosen]
+            if numbers:
+                kept = torch.tensor(numbers) - first
+                yield FrameFile(path, frames.select(kept), numbers, None if split is None else split[kept])
+            first += len(frames)
 
 
 def _checked_sizes(file: ArrayFile) -> np.ndarray:
@@ -174,6 +227,8 @@ def _checked_sizes(file: ArrayFile) -> np.ndarray:
     file.check_shapes(z=(num_atoms,), pos=(num_atoms, 3), forces_eV_A=(num_atoms, 3))
     if "split" in file.names:
         file.check_shapes(split=(num_frames,))
+    if "dipole_e_A" in file.names:
+        file.check_shapes(dipole_e_A=(num_frames, 3))
     return n_atoms
 
 
@@ -188,12 +243,17 @@ def _frames_of(file: ArrayFile, n_atoms: np.ndarray) -> tuple[ForceFrames, Tenso
     energies = file.numbers("energy_eV", (num_frames,))
     file.as_float32("energy_eV", energies, np.ones_like(n_atoms))  # errors of energies are computed in double precision
     split = torch.from_numpy(file.integers("split", (num_frames,))) if "split" in file.names else None
+    dipoles = None
+    if "dipole_e_A" in file.names:
+        values = file.numbers("dipole_e_A", (num_frames, 3))
+        dipoles = torch.from_numpy(file.as_float32("dipole_e_A", values, np.ones_like(n_atoms)))
     frames = ForceFrames(
         n_atoms=torch.from_numpy(n_atoms),
         atomic_numbers=torch.from_numpy(atomic_numbers),
         pos=torch.from_numpy(pos),
         energies=torch.from_numpy(energies.astype(np.float64)),
         forces=torch.from_numpy(forces),
+        dipoles=dipoles,
     )
     return frames, split
 
@@ -203,11 +263,12 @@ class FrameFiles:
     """Where frames are.
 
     Attributes:
-        training: Files (or folders) of the frames that train; of those that validate and test too, where these have no files.
+        training: Files (or folders, :func:`shards_of`) of the frames that train; of those that validate and test
+            too, where these have no files.
         validation: Files of the frames that validate.
         test: Files of the frames that test; none: half of those that validate do.
-        index: Which frames of files that ASE reads: a number, or ``start:stop:step``.
-        names: Names of the labels in them.
+        index: Which frames of each file: a number, or ``start:stop:step``.
+        names: Names and units of the labels in files that do not fix them.
         train_fraction: Part of the frames that train, where the files do not say.
     """
 
@@ -241,7 +302,7 @@ class ForceDataModule(DataModule):
     """Frames for training a force field; a batch is ``(graph, forces [N, 3] in eV/Angstrom, energies [B] in eV)``.
 
     Where some frame has a stress, a batch goes on with stresses [B, 3, 3] in eV/Angstrom^3 and volumes [B]. Labels that a frame
-    does not have are not numbers.
+    does not have are not numbers. With ``dipoles`` it goes on with dipoles [B, 3] in e Angstrom instead.
 
     Of one file with ``split``, frames with 0 train, the others validate and test. Files without it are divided at random
     (seed 0). Of more frames than asked for, a random choice (seed 0) is taken.
@@ -256,6 +317,7 @@ class ForceDataModule(DataModule):
         num_train: Number of training frames.
         num_validation: Number of validation frames.
         has_stresses: Whether batches have stresses.
+        has_dipoles: Whether batches have dipoles.
         statistics: Of the training frames: energies of the elements, mean absolute force.
         elements: Atomic numbers that occur.
         average_neighbours: Of an atom of the training frames, within the cutoff; 1 where there are none.
@@ -279,6 +341,7 @@ class ForceDataModule(DataModule):
         seed: int | None = None,
         batch_edges: int | None = None,
         edge_budget: int = EDGE_BUDGET,
+        dipoles: bool = False,
     ) -> None:
         """Read the data, and find the neighbours of all atoms, or of those of a sample.
 
@@ -293,9 +356,11 @@ class ForceDataModule(DataModule):
             batch_edges: Instead of ``batch_size``: batches have as many frames as have at most this many edges together, and one at
                 least; see :class:`~se3_fast.data.samplers.EdgeBatchSampler`.
             edge_budget: Bytes that the edges of all frames may take to be kept.
+            dipoles: Whether batches have dipoles.
 
         Raises:
-            DataError: A file cannot be used, or there are too few frames, or none with forces that train or validate.
+            DataError: A file cannot be used, or there are too few frames, or none with forces that train or validate. Of dipoles:
+                a frame is periodic, or none that trains has one.
         """
         files = files if isinstance(files, FrameFiles) else FrameFiles([files])
         self.path = Path(files.training[0])
@@ -303,7 +368,8 @@ class ForceDataModule(DataModule):
         read = [[open_frame_file(path, files.index, files.names) for path in part] for part in _parts(files)]
         split = read[0][0].split if sum(map(len, read)) == 1 else None
         everything = [file for part in read for file in part]
-        self._folders = [file.frames for file in everything if isinstance(file.frames, FrameFolder)]
+        sources = [file.frames.source if isinstance(file.frames, SomeFrames) else file.frames for file in everything]
+        self._folders = [source for source in sources if isinstance(source, FrameFolder)]
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         frames = joined_frames([file.frames for file in everything])
         self._dataset = FrameDataset(frames, cutoff, _Names.of(everything))
@@ -314,9 +380,12 @@ class ForceDataModule(DataModule):
         self.num_train, self.num_validation = len(parts[0]), len(parts[1])
         self.ds_train, self.ds_val, self.ds_test = (FrameSubset(self._dataset, part.numpy()) for part in parts)
         self._training = parts[0]
-        self.has_stresses, self.elements = frames.has_stresses, frames.elements
+        self.has_dipoles = dipoles
+        self.has_stresses, self.elements = frames.has_stresses and not dipoles, frames.elements
         self.statistics = FrameStatistics.of(frames, self._training)
         self._check_labels(parts[1])
+        if dipoles:
+            self._check_dipoles()
         self._batch_edges = batch_edges
         self._edges = self._counted_edges()
         self.average_neighbours = self._average_neighbours()
@@ -397,8 +466,14 @@ class ForceDataModule(DataModule):
             num_train = len(training)
         if num_validation is None:
             num_validation = len(others) if tests else len(others) // 2
+        remedy = "more frames, files for each purpose, or another split or train_fraction"
+        if not len(training):
+            raise DataError(f"{self.path}: expected frames that train, got none of {own}: {remedy}")
         if not 1 <= num_train <= len(training):
             raise DataError(f"{self.path}: expected 1 to {len(training)} training frames, got {num_train}")
+        if len(others) + bool(tests) < 2:
+            purpose = "a frame to validate" if tests else "two frames that do not train, to validate and to test"
+            raise DataError(f"{self.path}: expected {purpose}, got {len(others)} beside {len(training)}: {remedy}")
         if not 1 <= num_validation < len(others) + bool(tests):
             most = "at most" if tests else "fewer than"
             raise DataError(
@@ -420,6 +495,19 @@ class ForceDataModule(DataModule):
             if not has_forces:
                 raise DataError(f"{self.path}: expected forces in some of the {count} {name} frames, got none")
 
+    def _check_dipoles(self) -> None:
+        """Raise a DataError where dipoles cannot be trained on."""
+        frames, first = self._dataset.frames, 0
+        for chunk in chunks_of(frames) if frames.has_cells else ():
+            if chunk.pbc is not None and chunk.pbc.any():
+                number = first + int(chunk.pbc.any(1).nonzero()[0])
+                fault = "expected molecules, whose dipoles are defined, got a periodic cell"
+                raise DataError(f"{self._dataset.name_of(number)}: {fault}")
+            first += len(chunk)
+        known = (chunk.dipoles for chunk in chunks_of(frames, self._training)) if frames.has_dipoles else ()
+        if not any(part is not None and bool(part.isfinite().any()) for part in known):
+            raise DataError(f"{self.path}: expected dipoles in some of the {self.num_train} training frames, got none")
+
     def closest_pairs(self) -> dict[str, float]:
         """Shortest distances in the training frames, Angstrom, by pairs of atomic numbers (``"1-6"``), within the cutoff."""
         return closest_pairs(self._dataset, self._sample())
@@ -436,15 +524,17 @@ class ForceDataModule(DataModule):
 
     def _collate(self, samples: FrameBatch) -> tuple[Any, ...]:
         """Make a batch of what the data set gives for a list of numbers."""
-        return _batch(samples)
+        return _batch(samples, self.has_dipoles)
 
 
-def frame_batches(files: Sequence[FrameFile[ForceFrames]], cutoff: float, batch_size: int) -> Iterator[tuple[Any, ...]]:
+def frame_batches(
+    files: Sequence[FrameFile[ForceFrames]], cutoff: float, batch_size: int, dipoles: bool = False
+) -> Iterator[tuple[Any, ...]]:
     """Batches of :class:`ForceDataModule` of all frames of some files, in order."""
     frames = joined_frames([file.frames for file in files])
     dataset = FrameDataset(frames, cutoff, _Names.of(files))
     for numbers in torch.arange(len(frames)).split(batch_size):
-        yield _batch(dataset.__getitems__(numbers))
+        yield _batch(dataset.__getitems__(numbers), dipoles)
 
 
 def joined_frames(parts: Sequence[FrameSource]) -> FrameSource:
@@ -455,20 +545,22 @@ def joined_frames(parts: Sequence[FrameSource]) -> FrameSource:
     return ForceFrames.joined(in_memory) if len(in_memory) == len(parts) else JoinedFrames(parts)
 
 
-def _batch(samples: FrameBatch) -> tuple[Any, ...]:
+def _batch(samples: FrameBatch, with_dipoles: bool) -> tuple[Any, ...]:
     frames = samples.frames
     edata = {"rel_pos": samples.rel_pos}
-    if samples.offset is not None:
+    if samples.offset is not None and not with_dipoles:  # of molecules alone they are all zero
         edata["offset"] = samples.offset
     data = {"pos": frames.pos, "atomic_numbers": frames.atomic_numbers}
     graph = Graph(samples.src, samples.dst, len(frames.pos), frames.n_atoms, samples.counts, data, edata)
+    if with_dipoles:
+        return graph, frames.forces, frames.energies, frames.completed(False, False, True).dipoles
     if frames.stresses is None:
         return graph, frames.forces, frames.energies
     return graph, frames.forces, frames.energies, frames.stresses, frames.volumes
 
 
-def _parts(files: FrameFiles) -> tuple[Sequence[str | os.PathLike[str]], ...]:
-    return files.training, files.validation, files.test
+def _parts(files: FrameFiles) -> tuple[list[Path], ...]:
+    return shards_of(files.training), shards_of(files.validation), shards_of(files.test)
 
 
 def reference_energies(frames: ForceFrames) -> dict[int, float]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from se3_fast.data.frames import CHUNK, ForceFrames, FrameError
+from se3_fast.data.frames import CHUNK, LMDB, ForceFrames, FrameError
 from se3_fast.data.molecules import LARGEST_POSITION, DataError
 from se3_fast.error_text import one_line
 from se3_fast.files import atomic_file
@@ -26,7 +26,7 @@ from se3_fast.forces import LARGEST_ATOMIC_NUMBER
 
 INDEX_NAME = "frames.json"
 FORMAT = "se3_fast frames"
-VERSION = 1
+VERSION = 2
 
 _LARGEST_INDEX = 1 << 20
 _BLOCK = 1 << 22
@@ -57,12 +57,13 @@ COLUMNS = {
     "cells": Column("<f8", "frames", (3, 3)),
     "pbc": Column("|u1", "frames", (3,)),
     "stresses": Column("<f4", "frames", (3, 3)),
+    "dipoles": Column("<f4", "frames", (3,)),
     "split": Column("<i8", "frames"),
 }
 """The arrays by name. ``first_atom`` [M + 1] has where each frame begins among the atoms, and their number at its end; ``edges``
 how many each frame has within the cutoff of ``frames.json``; others are those of :class:`~se3_fast.data.frames.ForceFrames`."""
 
-_MAY_BE_MISSING = ("cells", "pbc", "stresses", "split")
+_MAY_BE_MISSING = ("cells", "pbc", "stresses", "dipoles", "split")
 
 
 class FrameFolder:
@@ -75,6 +76,7 @@ class FrameFolder:
         path: The folder.
         has_cells: Whether some frame may be periodic.
         has_stresses: Whether some frame may have a stress.
+        has_dipoles: Whether some frame may have a dipole.
         cutoff: For which its edges were counted, Angstrom.
         split: [M] int64, 0 for those that train; None: it does not say.
 
@@ -87,7 +89,7 @@ class FrameFolder:
         self._index = _read_index(self.path / INDEX_NAME)
         self._arrays = {name: _mapped(self.path, name, entry) for name, entry in self._index["arrays"].items()}
         self._first_atom = self._arrays["first_atom"]
-        self.has_cells, self.has_stresses = "cells" in self._arrays, "stresses" in self._arrays
+        self.has_cells, self.has_stresses, self.has_dipoles = (name in self._arrays for name in ("cells", "stresses", "dipoles"))
         self.cutoff: float = self._index["cutoff"]
         self.split = torch.from_numpy(self._arrays["split"].astype(np.int64)) if "split" in self._arrays else None
         self._check_first_atom()
@@ -146,14 +148,15 @@ class FrameFolder:
         if self.has_cells:
             arrays["cells"] = torch.from_numpy(self._taken("cells", chosen))
             arrays["pbc"] = torch.from_numpy(self._taken("pbc", chosen) != 0)
-        if self.has_stresses:
-            arrays["stresses"] = torch.from_numpy(self._taken("stresses", chosen))
+        for name in ("stresses", "dipoles"):
+            if name in self._arrays:
+                arrays[name] = torch.from_numpy(self._taken(name, chosen))
         self._check_labels(arrays, chosen, ends)
         return ForceFrames(**arrays)
 
     def _check_labels(self, arrays: Mapping[str, Tensor], chosen: np.ndarray, ends: np.ndarray) -> None:
         """Labels that are not known are not numbers; infinite ones are faults."""
-        for name in ("energies", "forces", "stresses"):
+        for name in ("energies", "forces", "stresses", "dipoles"):
             if name in arrays and bool((is_infinite := arrays[name].isinf()).any()):
                 row = int(is_infinite.flatten(1).any(1).nonzero()[0] if is_infinite.ndim > 1 else is_infinite.nonzero()[0])
                 frame = int(chosen[np.searchsorted(ends, row, side="right") if name == "forces" else row])
@@ -188,8 +191,8 @@ class FrameFolder:
 
 
 def is_frame_folder(path: Path) -> bool:
-    """Whether a path is to be read as a folder of frames; ASE has trajectories that are folders, too."""
-    return path.is_dir() and not (path / "metadata.json").exists()
+    """Whether a path is to be read as a folder of frames; trajectories of ASE and LMDB may be folders, too."""
+    return path.is_dir() and not (path / "metadata.json").exists() and path.suffix.lower() not in LMDB
 
 
 def _file_of(folder: Path, name: str) -> Path:
@@ -216,7 +219,10 @@ def _read_index(path: Path) -> dict[str, Any]:
         content = stream.read(_LARGEST_INDEX + 1)
     try:
         index = json.loads(content)
+        checksum = index.pop("crc32", None) if isinstance(index, dict) else None
         fault = _fault_of(index)
+        if not fault and checksum != (found := checksum_of(index)):
+            fault = f"damaged, expected the checksum {checksum!r:.20}, got {found}"
     except (ValueError, RecursionError) as error:
         fault = f"not JSON ({one_line(error)})"
     if fault:
@@ -224,12 +230,17 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
+def checksum_of(index: dict[str, Any]) -> int:
+    """CRC-32 of what ``frames.json`` says beside its own checksum: of JSON with sorted keys and without spaces."""
+    return zlib.crc32(json.dumps(index, sort_keys=True, separators=(",", ":")).encode())
+
+
 def _fault_of(index: Any) -> str:
     """What is wrong with an index; empty: nothing."""
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         return f"expected the format {FORMAT!r}"
     if index.get("version") != VERSION:
-        return f"expected version {VERSION} of the format, got {index.get('version')!r:.50}"
+        return f"expected version {VERSION} of the format, which se3-fast pack-frames writes, got {index.get('version')!r:.50}"
     counts = [index.get(name) for name in ("frames", "atoms")]
     if any(type(count) is not int or not 1 <= count < 1 << 48 for count in counts):
         return f"expected numbers of frames and atoms, got {counts!r:.100}"
@@ -305,10 +316,11 @@ class FrameFolderWriter:
             split: [M] int64, 0 for those that train; None: it is not known. For all of a folder, or for none.
         """
         ends = self.atoms + frames.n_atoms.cumsum(0)
-        whole = frames.completed("cells" in self._columns, "stresses" in self._columns)
+        whole = frames.completed(*(name in self._columns for name in ("cells", "stresses", "dipoles")))
+        kept = ("atomic_numbers", "pos", "forces", "energies", "cells", "pbc", "stresses", "dipoles")
         arrays = {
             "first_atom": ends if self.frames else torch.cat([ends.new_zeros(1), ends]),
-            **{name: getattr(whole, name) for name in ("atomic_numbers", "pos", "forces", "energies", "cells", "pbc", "stresses")},
+            **{name: getattr(whole, name) for name in kept},
             "edges": edges,
             "split": split,
         }
@@ -360,7 +372,7 @@ class FrameFolderWriter:
         counts = {"frames": self.frames, "atoms": self.atoms, "cutoff": self._cutoff}
         index = {"format": FORMAT, "version": VERSION, **counts, "arrays": entries, "sources": self.sources}
         with atomic_file(self.path / INDEX_NAME) as stream:
-            stream.write(json.dumps(index, indent=1).encode())
+            stream.write(json.dumps(index | {"crc32": checksum_of(index)}, indent=1).encode())
 
     def _remove(self) -> None:
         for column in self._columns.values():
@@ -373,7 +385,7 @@ def _absent(name: str, count: int) -> Tensor:
     """What frames have in a column that they lack."""
     nothing = torch.zeros(0)
     empty = ForceFrames(torch.zeros(count, dtype=torch.int64), nothing, nothing, nothing, nothing)
-    return getattr(empty.completed(True, True), name)
+    return getattr(empty.completed(True, True, True), name)
 
 
 class _ColumnWriter:

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from se3_fast.data.label_units import DEFAULT_UNITS, LabelUnits
 from se3_fast.data.molecules import DataError, first_of_each, ragged_indices
 
 CHUNK = 1024
 """Frames that are looked at together where all of a large data set are."""
+
+
+COLLECTIONS = (".h5", ".hdf5")
+"""How the names of HDF5 collections end."""
+
+LMDB = (".aselmdb", ".lmdb")
+"""How the names of LMDB files end."""
 
 
 class FrameError(DataError):
@@ -28,20 +37,70 @@ class FrameError(DataError):
 
 @dataclass(frozen=True)
 class LabelNames:
-    """Under which names files have the labels.
+    """Under which names files have the labels, and in which units.
 
     Attributes:
-        energy: Of a frame, eV.
-        forces: Of its atoms, eV/Angstrom.
-        stress: Of its cell, eV/Angstrom^3; ASE's sign and order.
+        energy: Of a frame.
+        forces: Of its atoms; a name with `gradient` in it is that of minus the forces.
+        stress: Of its cell; ASE's sign and order.
+        virial: Of its cell, minus stress times volume; None: ``virial`` or ``virials``.
+        dipole: Of a molecule; those of what has a periodic cell are not read.
+        positions: Of a molecule of an HDF5 collection; None: ``conformations``, ``coordinates`` or ``positions``.
+        units: Of positions and labels, where a file does not say it.
     """
 
     energy: str = "energy"
     forces: str = "forces"
     stress: str = "stress"
+    virial: str | None = None
+    dipole: str = "dipole"
+    positions: str | None = None
+    units: LabelUnits = DEFAULT_UNITS
+
+    @property
+    def virials(self) -> tuple[str, ...]:
+        """The names that a virial may have."""
+        return ("virial", "virials") if self.virial is None else (self.virial,)
+
+    @property
+    def forces_sign(self) -> float:
+        """-1 where gradients are read as forces."""
+        return -1.0 if "gradient" in self.forces.lower() else 1.0
 
 
 DEFAULT_NAMES = LabelNames()
+
+
+def chosen_slice(index: str) -> slice:
+    """Which frames an index chooses: the number of one, or ``start:stop:step`` with a step of at least 1.
+
+    Raises:
+        DataError: It is neither.
+    """
+    try:
+        parts = [int(part) if part.strip() else None for part in index.split(":")]
+    except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 3 or parts == [None]:
+        raise DataError(f"index: expected the number of a frame or start:stop:step, got {index!r:.50}")
+    if len(parts) == 1 and parts[0] is not None:
+        return slice(parts[0], parts[0] + 1 or None)
+    chosen = slice(*parts)
+    if chosen.step is not None and chosen.step < 1:
+        raise DataError(f"index: expected a step of at least 1, got {index!r:.50}")
+    return chosen
+
+
+def chosen_numbers(path: Path, index: str, count: int) -> range:
+    """The numbers of the frames that an index chooses of all that a file has.
+
+    Raises:
+        DataError: It chooses none, or is no index.
+    """
+    numbers = range(count)[chosen_slice(index)]
+    if not numbers:
+        raise DataError(f"{path}: expected frames at index {index}, got none of its {count}")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -57,6 +116,7 @@ class ForceFrames:
         cells: [M, 3, 3] float64, lattice vectors in rows, Angstrom; None: no frame is periodic.
         pbc: [M, 3] bool, the periodic directions; None as `cells`.
         stresses: [M, 3, 3] float32, eV/Angstrom^3; None: no frame has one.
+        dipoles: [M, 3] float32, e Angstrom; None: no frame has one.
     """
 
     n_atoms: Tensor
@@ -67,6 +127,7 @@ class ForceFrames:
     cells: Tensor | None = None
     pbc: Tensor | None = None
     stresses: Tensor | None = None
+    dipoles: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -81,6 +142,11 @@ class ForceFrames:
     def has_stresses(self) -> bool:
         """Whether some frame may have a stress."""
         return self.stresses is not None
+
+    @property
+    def has_dipoles(self) -> bool:
+        """Whether some frame may have a dipole."""
+        return self.dipoles is not None
 
     @property
     def elements(self) -> list[int]:
@@ -100,7 +166,7 @@ class ForceFrames:
         """Return frames in the order of their numbers."""
         chosen = torch.as_tensor(numbers, dtype=torch.int64)
         atoms = ragged_indices(self.first_atom[chosen], self.n_atoms[chosen])
-        of_frames = (None if part is None else part[chosen] for part in (self.cells, self.pbc, self.stresses))
+        of_frames = (None if part is None else part[chosen] for part in (self.cells, self.pbc, self.stresses, self.dipoles))
         return ForceFrames(
             self.n_atoms[chosen], self.atomic_numbers[atoms], self.pos[atoms], self.energies[chosen], self.forces[atoms], *of_frames
         )
@@ -109,19 +175,21 @@ class ForceFrames:
         """None: they are not known."""
         return None
 
-    def completed(self, has_cells: bool, has_stresses: bool) -> ForceFrames:
-        """The same frames, with cells and stresses where they are to have them: those of what is not periodic, and not known."""
+    def completed(self, has_cells: bool, has_stresses: bool, has_dipoles: bool = False) -> ForceFrames:
+        """The same frames, with cells, stresses, dipoles where they are to have them: of what is not periodic, and not known."""
         count, new = len(self), {}
         if has_cells and self.cells is None:
             new = {"cells": torch.zeros(count, 3, 3, dtype=torch.float64), "pbc": torch.zeros(count, 3, dtype=torch.bool)}
         if has_stresses and self.stresses is None:
             new["stresses"] = torch.full((count, 3, 3), torch.nan)
+        if has_dipoles and self.dipoles is None:
+            new["dipoles"] = torch.full((count, 3), torch.nan)
         return replace(self, **new) if new else self
 
     @staticmethod
     def joined(parts: Sequence[ForceFrames]) -> ForceFrames:
         """All frames of some, in order."""
-        kinds = any(part.has_cells for part in parts), any(part.has_stresses for part in parts)
+        kinds = [any(getattr(part, f"has_{name}") for part in parts) for name in ("cells", "stresses", "dipoles")]
         whole = [part.completed(*kinds) for part in parts]
         columns = {field.name: [getattr(part, field.name) for part in whole] for field in fields(ForceFrames)}
         arrays: dict[str, Any] = {name: None if column[0] is None else torch.cat(column) for name, column in columns.items()}
@@ -145,6 +213,10 @@ class FrameSource(Protocol):
     @property
     def has_stresses(self) -> bool:
         """Whether those that are taken have stresses."""
+
+    @property
+    def has_dipoles(self) -> bool:
+        """Whether those that are taken have dipoles."""
 
     @property
     def elements(self) -> list[int]:
@@ -172,6 +244,7 @@ class JoinedFrames:
         self._ends = torch.tensor([len(source) for source in sources]).cumsum(0)
         self.has_cells = any(source.has_cells for source in sources)
         self.has_stresses = any(source.has_stresses for source in sources)
+        self.has_dipoles = any(source.has_dipoles for source in sources)
         self.elements = sorted({element for source in sources for element in source.elements})
 
     def __len__(self) -> int:
@@ -191,11 +264,46 @@ class JoinedFrames:
             (place,) = (source_of == number).nonzero(as_tuple=True)
             if len(place) or not len(chosen):
                 first = self._ends[number] - len(source)
-                parts.append(source.select(chosen[place] - first).completed(self.has_cells, self.has_stresses))
+                parts.append(source.select(chosen[place] - first).completed(self.has_cells, self.has_stresses, self.has_dipoles))
                 places.append(place)
         if len(parts) == 1:
             return parts[0]
         return ForceFrames.joined(parts).select(torch.cat(places).argsort())
+
+
+class SomeFrames:
+    """Some frames of a source; nothing is copied before it is taken.
+
+    Args:
+        source: The source.
+        numbers: Those of its frames that are meant, one at least.
+
+    Attributes:
+        source: As given.
+    """
+
+    def __init__(self, source: FrameSource, numbers: Sequence[int]) -> None:
+        self.source = source
+        self._numbers = torch.as_tensor(numbers, dtype=torch.int64)
+        self.has_cells, self.has_stresses, self.has_dipoles = source.has_cells, source.has_stresses, source.has_dipoles
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return len(self._numbers)
+
+    @cached_property
+    def elements(self) -> list[int]:
+        """Atomic numbers that occur, ascending."""
+        return sorted({element for chunk in chunks_of(self) for element in chunk.elements})
+
+    def edges_of_frames(self, cutoff: float) -> Tensor | None:
+        """[M] int64, how many edges within a cutoff each frame has; None: that is not known."""
+        known = self.source.edges_of_frames(cutoff)
+        return None if known is None else known[self._numbers]
+
+    def select(self, numbers: Sequence[int] | Tensor) -> ForceFrames:
+        """Return frames in the order of their numbers."""
+        return self.source.select(self._numbers[torch.as_tensor(numbers, dtype=torch.int64)])
 
 
 def chunks_of(frames: FrameSource, numbers: Tensor | None = None) -> Iterator[ForceFrames]:

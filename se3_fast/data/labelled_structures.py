@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ def labelled_chunks(path: Path, index: str, names: LabelNames) -> Iterator[tuple
     Args:
         path: Extended XYZ, an ASE trajectory or data base, or what else ASE reads.
         index: Which frames, as for :func:`se3_fast.data.structures.read_structures`.
-        names: Under which names the labels are: of what a calculator has left, in ``info`` or in ``arrays``; eV and Angstrom.
+        names: Under which names the labels are: of what a calculator has left, in ``info`` or in ``arrays``; and their units.
 
     Yields:
         Frames, and their numbers in the file.
@@ -67,21 +66,38 @@ def _frame(atoms: Atoms, names: LabelNames) -> ForceFrames:
     lengths = np.linalg.norm(cell, axis=1)
     spans = np.isfinite(cell).all() and (np.linalg.svd(cell[pbc] / np.maximum(lengths[pbc, None], 1e-9))[1] > 1e-6).all()
     _check(spans, f"expected lattice vectors that span a volume, got {cell.tolist()}")
-    energy = _numbers(atoms, names.energy, [()])
-    forces = _numbers(atoms, names.forces, [(count, 3)])
-    stress = _numbers(atoms, names.stress, [(3, 3), (6,), (9,)]) if pbc.all() else None
-    if stress is not None:
-        stress = voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress.reshape(3, 3)
+    energy = _numbers(atoms, [names.energy], [()])
+    forces = _numbers(atoms, [names.forces], [(count, 3)])
+    stress = _stress(atoms, names)
+    dipole = None if atoms.pbc.any() else _numbers(atoms, [names.dipole], [(3,)])
+    units = names.units
     return ForceFrames(
         n_atoms=torch.tensor([count]),
         atomic_numbers=torch.from_numpy(atoms.numbers.astype(np.int64)),
-        pos=torch.from_numpy(atoms.positions.astype(np.float32)),
-        energies=torch.tensor([np.nan if energy is None else float(energy)], dtype=torch.float64),
-        forces=_float32(forces, (count, 3)),
-        cells=torch.from_numpy(cell[None].astype(np.float64)) if pbc.any() else None,
+        pos=torch.from_numpy((units.angstrom * atoms.positions).astype(np.float32)),
+        energies=torch.tensor([np.nan if energy is None else units.eV * float(energy)], dtype=torch.float64),
+        forces=_float32(None if forces is None else names.forces_sign * units.eV_per_angstrom * forces, (count, 3)),
+        cells=torch.from_numpy(units.angstrom * cell[None].astype(np.float64)) if pbc.any() else None,
         pbc=torch.from_numpy(pbc[None].copy()) if pbc.any() else None,
-        stresses=None if stress is None else _float32(stress[None], (1, 3, 3)),
+        stresses=None if stress is None else _float32(units.eV / units.angstrom**3 * stress[None], (1, 3, 3)),
+        dipoles=None if dipole is None else _float32(units.e_angstrom * dipole[None], (1, 3)),
     )
+
+
+def _stress(atoms: Atoms, names: LabelNames) -> np.ndarray | None:
+    """[3, 3], as it is called or from a virial, in the file's units; None where a frame has none, or is no crystal."""
+    shapes = [(3, 3), (6,), (9,)]
+    is_crystal = bool(atoms.pbc.all())
+    stress = _numbers(atoms, [names.stress], shapes) if is_crystal else None
+    if stress is None:
+        virial = _numbers(atoms, names.virials, shapes)
+        _check(
+            virial is None or is_crystal, "expected a cell that is periodic in three directions with a virial, got a virial alone"
+        )
+        stress = None if virial is None else -virial / abs(np.linalg.det(atoms.cell.array))
+    if stress is None:
+        return None
+    return voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress.reshape(3, 3)
 
 
 def _check(condition: bool | np.bool_, fault: str) -> None:
@@ -89,10 +105,11 @@ def _check(condition: bool | np.bool_, fault: str) -> None:
         raise ValueError(fault)
 
 
-def _numbers(atoms: Atoms, name: str, shapes: list[tuple[int, ...]]) -> np.ndarray | None:
-    """A label of one of some shapes, finite, or None."""
+def _numbers(atoms: Atoms, names: Sequence[str], shapes: list[tuple[int, ...]]) -> np.ndarray | None:
+    """A label of one of some names and shapes, finite, or None."""
     results = {} if atoms.calc is None else getattr(atoms.calc, "results", {})
-    value: Any = next((place[name] for place in (results, atoms.info, atoms.arrays) if place.get(name) is not None), None)
+    places = [(place, name) for name in names for place in (results, atoms.info, atoms.arrays)]
+    name, value = next(((name, place[name]) for place, name in places if place.get(name) is not None), ("", None))
     if value is None:
         return None
     try:

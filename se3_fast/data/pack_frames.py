@@ -11,13 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from se3_fast.command_line import HelpFormatter
-from se3_fast.data.force_frames import frame_chunks, warn_of
+from se3_fast.data.force_frames import frame_chunks, shards_of, warn_of
 from se3_fast.data.frame_dataset import counted_edges
 from se3_fast.data.frame_folder import FrameFolderWriter
 from se3_fast.data.frame_statistics import Suspicions
 from se3_fast.data.frames import DEFAULT_NAMES, LabelNames
 from se3_fast.data.molecules import DataError
-from se3_fast.training.arguments import add_label_names, positive_float
+from se3_fast.training.arguments import FILES_OF_FRAMES, add_label_names, label_names, positive_float
 from se3_fast.training.errors import run_command, user_errors
 from se3_fast.training.signals import StopSignal
 
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Write frames into a folder, which --data of train-forces takes. Training maps it instead of loading it.",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("data", type=Path, nargs="+", metavar="FILE", help="frames: .npz, extended XYZ, or any file that ASE reads")
+    parser.add_argument("data", type=Path, nargs="+", metavar="FILE", help=FILES_OF_FRAMES)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
     add_label_names(parser)
     parser.add_argument(
@@ -47,10 +47,10 @@ def pack_frames(
     """Write the frames of files into a folder, some at a time.
 
     Args:
-        files: Files of :func:`~se3_fast.data.force_frames.read_frame_file`.
+        files: Files of :func:`~se3_fast.data.force_frames.read_frame_file`, or folders of shards.
         folder: The folder; it is made.
-        index: Which frames of files that ASE reads: a number, or ``start:stop:step``.
-        names: Names of the labels in them.
+        index: Which frames of each file: a number, or ``start:stop:step``.
+        names: Names and units of the labels in files that do not fix them.
         cutoff: For which edges are counted, Angstrom.
 
     Returns:
@@ -59,10 +59,10 @@ def pack_frames(
     Raises:
         DataError: A file or one of its frames cannot be used, or some files say what trains and others do not.
         OSError: The folder cannot be written.
-        ImportError: A file is for ASE, which is not installed.
+        ImportError: A file is for a package that is not installed.
     """
     with FrameFolderWriter(folder, cutoff) as writer, tqdm(unit=" frames", leave=False, disable=None) as bar:
-        for path in files:
+        for path in shards_of(files):
             suspicions, before = Suspicions(path), writer.frames
             for part in frame_chunks(path, index, names):
                 if writer.frames and writer.has_split != (part.split is not None):
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         Stopped: SIGINT or SIGTERM has ended it; what was written is removed.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    names = LabelNames(arguments.energy_name, arguments.forces_name, arguments.stress_name)
+    names = label_names(arguments)
     with StopSignal().watched(), user_errors():
         frames, atoms = pack_frames(arguments.data, arguments.output, arguments.index, names, arguments.cutoff)
     print(f"{arguments.output}: {frames:,} frames, {atoms:,} atoms")

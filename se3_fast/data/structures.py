@@ -11,6 +11,7 @@ from pathlib import Path
 import ase.io
 from ase import Atoms
 
+from se3_fast.data.frames import LMDB, chosen_slice
 from se3_fast.data.molecules import DataError
 from se3_fast.error_text import one_line
 
@@ -31,30 +32,21 @@ def read_structures(path: str | os.PathLike[str], index: str = ":") -> Iterator[
         DataError: The file is missing, ASE does not know its format, or a frame cannot be read.
     """
     path = Path(path)
-    chosen = _slice(index)
+    chosen = chosen_slice(index)
     if not path.exists():
         raise DataError(f"{path}: no such file")
+    if path.suffix.lower() in LMDB:
+        # Not at the top: other files do without LMDB.
+        from se3_fast.data.lmdb_shards import lmdb_structures
+
+        yield from lmdb_structures(path, index)
+        return
     counts_from_start = (chosen.start or 0) >= 0 and (chosen.stop or 0) >= 0
     if not counts_from_start:
         yield from _frames(path, chosen)
         return
     frames = _xyz_frames(path) if path.suffix.lower() in _XYZ else _frames(path, slice(None))
     yield from islice(frames, chosen.start, chosen.stop, chosen.step)
-
-
-def _slice(index: str) -> slice:
-    try:
-        parts = [int(part) if part.strip() else None for part in index.split(":")]
-    except ValueError:
-        parts = []
-    if not 1 <= len(parts) <= 3 or parts == [None]:
-        raise DataError(f"index: expected the number of a frame or start:stop:step, got {index!r:.50}")
-    if len(parts) == 1 and parts[0] is not None:
-        return slice(parts[0], parts[0] + 1 or None)
-    chosen = slice(*parts)
-    if chosen.step is not None and chosen.step < 1:
-        raise DataError(f"index: expected a step of at least 1, got {index!r:.50}")
-    return chosen
 
 
 def _frames(path: Path, chosen: slice) -> Iterator[tuple[int, Atoms]]:

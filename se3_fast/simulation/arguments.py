@@ -13,6 +13,9 @@ from se3_fast.data.molecules import DataError
 from se3_fast.data.structures import read_structures
 from se3_fast.training.arguments import natural_float, positive_float
 
+WITHOUT_DIPOLE = "note: energies and forces alone are exported, not the dipole that this force field gives too"
+"""What commands say that write a force field of dipoles."""
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from se3_fast.command_line import HelpFormatter
-from se3_fast.data.force_frames import FrameFile, frame_batches, read_frame_file
-from se3_fast.data.frames import ForceFrames, LabelNames
+from se3_fast.data.force_frames import FrameFile, frame_batches, read_frame_file, shards_of
+from se3_fast.data.frames import ForceFrames
 from se3_fast.data.molecules import DataError
 from se3_fast.files import atomic_file, check_writable
 from se3_fast.forces import ForceField, load_force_field
 from se3_fast.simulation.arguments import add_repulsion
-from se3_fast.training.arguments import add_label_names, positive_int
+from se3_fast.training.arguments import FILES_OF_FRAMES, add_label_names, label_names, positive_int
 from se3_fast.training.distributed import open_world
 from se3_fast.training.errors import run_command, user_errors
 from se3_fast.training.force_trainer import ForceEvaluation, errors_on_one_line, evaluate_forces
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Parser of all options of the command."""
     parser = argparse.ArgumentParser(
         prog="se3-fast evaluate-forces",
-        description="Compare a force field with the energies, forces and stress that frames have.",
+        description="Compare a force field with the energies, forces, stress and dipoles that frames have.",
         formatter_class=HelpFormatter,
     )
     parser.add_argument(
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="frames: .npz, extended XYZ, any file that ASE reads, or a folder of pack-frames",
+        help=FILES_OF_FRAMES,
     )
     parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of se3-fast train-forces")
     add_repulsion(parser)
@@ -63,18 +63,22 @@ def evaluate(arguments: argparse.Namespace) -> None:
         model = load_force_field(arguments.load_ckpt_path, arguments.repulsion)
         for path in filter(None, (arguments.output, arguments.plot)):
             check_writable(path)
-        names = LabelNames(arguments.energy_name, arguments.forces_name, arguments.stress_name)
-        files = [read_frame_file(path, arguments.index, names) for path in arguments.data]
+        names = label_names(arguments)
+        files = [read_frame_file(path, arguments.index, names) for path in shards_of(arguments.data)]
         for file in files:
             _check_elements(file, model)
         frames = ForceFrames.joined([file.frames for file in files])
-        batches = frame_batches(files, model.cutoff, arguments.batch_size)
+        is_periodic = frames.pbc is not None and bool(frames.pbc.any())
+        has_dipoles = model.has_dipole and frames.has_dipoles
+        batches = frame_batches(files, model.cutoff, arguments.batch_size, dipoles=has_dipoles and not is_periodic)
         evaluation = evaluate_forces(model.to(world.device), batches, world)
         if arguments.output is not None:
             _write_table(arguments.output, files, frames, evaluation)
         if arguments.plot is not None:
             plot_parity(evaluation.predictions, evaluation.targets, "force", "eV/Å", arguments.plot, counted="force components")
     print(errors_on_one_line(evaluation))
+    if has_dipoles and is_periodic:
+        print("dipoles: not compared, since some of the frames are periodic")
 
 
 def _check_elements(file: FrameFile[ForceFrames], model: ForceField) -> None:

@@ -18,7 +18,7 @@ from se3_fast.forces import ForceField, load_force_field
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.training.errors import run_command, user_errors
 
-from .arguments import DTYPES, add_export_arguments
+from .arguments import DTYPES, WITHOUT_DIPOLE, add_export_arguments
 from .single_point import SinglePoint
 
 Evaluation = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -101,6 +101,8 @@ def export(arguments: argparse.Namespace) -> None:
         force_field = load_force_field(arguments.load_ckpt_path, arguments.repulsion)
     program = traced_force_field(force_field, DTYPES[arguments.dtype])
     torch._inductor.aoti_compile_and_package(program, package_path=str(arguments.output))
+    if force_field.has_dipole:
+        print(WITHOUT_DIPOLE)
     print(f"{arguments.output}: elements {force_field.elements}, cutoff {force_field.cutoff:g} Angstrom")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress
+from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_dipoles, energy_forces_and_stress
 from se3_fast.graph import Graph
 
 
@@ -20,12 +20,14 @@ class Evaluated(NamedTuple):
         atomic_energies: [N], eV.
         forces: [N, 3], eV/Angstrom.
         stress: [B, 3, 3], eV/Angstrom^3; None where it was not asked for.
+        dipoles: [B, 3], e Angstrom; None where they were not asked for.
     """
 
     energies: Tensor
     atomic_energies: Tensor
     forces: Tensor
     stress: Tensor | None
+    dipoles: Tensor | None = None
 
 
 class SinglePoint(nn.Module):
@@ -49,26 +51,37 @@ class SinglePoint(nn.Module):
         self.dtype = next(self.force_field.parameters()).dtype
         self._atomic_energies = references.new_zeros(0)
 
-    def forward(self, graph: Graph) -> Tensor:
-        """The energies [B] of a graph with ``ndata['atomic_numbers']`` and ``edata['rel_pos']``, float64, eV."""
+    def forward(self, graph: Graph, with_dipoles: bool = False) -> Any:
+        """The energies [B] of a graph with ``ndata['atomic_numbers']`` and ``edata['rel_pos']``, float64, eV; and its dipoles."""
         rounded = copy.copy(graph)
         rounded.edata = {**graph.edata, "rel_pos": graph.edata["rel_pos"].to(self.dtype)}
-        energies = self.force_field.atomic_energies(rounded)
+        dipoles = None
+        if with_dipoles:
+            energies, dipoles = self.force_field.atomic_energies_and_dipoles(rounded)
+        else:
+            energies = self.force_field.atomic_energies(rounded)
         self._atomic_energies = energies.detach()
         sizes = graph.batch_num_nodes()
         structure = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
-        return energies.new_zeros(len(sizes)).index_add(0, structure, energies)
+        total = energies.new_zeros(len(sizes)).index_add(0, structure, energies)
+        return (total, dipoles.double()) if dipoles is not None else total
 
-    def evaluate(self, graph: Graph, volumes: Tensor | None = None) -> Evaluated:
+    def evaluate(self, graph: Graph, volumes: Tensor | None = None, with_dipoles: bool = False) -> Evaluated:
         """Evaluate structures.
 
         Args:
             graph: as from :func:`se3_fast.forces.molecule_graph`, with float64 positions, on the device of the force field.
             volumes: [B] of the cells, Angstrom^3, where the stress is asked for.
+            with_dipoles: whether dipoles are asked for, of molecules; then there is no stress.
 
         Raises:
             ValueError: as :func:`se3_fast.forces.energy_forces_and_stress`.
         """
+        if with_dipoles:
+            molecules = copy.copy(graph)
+            molecules.edata = {name: values for name, values in graph.edata.items() if name != "offset"}
+            energies, forces, dipoles = energy_forces_and_dipoles(self, molecules)
+            return Evaluated(energies, self._atomic_energies, forces, None, dipoles)
         if volumes is None:
             energies, forces = energy_and_forces(self, graph)
             stress = None

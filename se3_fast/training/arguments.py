@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from se3_fast.command_line import boolean
+from se3_fast.data.frames import LabelNames
+from se3_fast.data.label_units import DEFAULT_UNITS, LabelUnits, dipole_unit, energy_unit, forces_unit, length_unit
 from se3_fast.files import check_writable
 
 from .optimizers import OPTIMIZERS
 from .options import TrainingOptions
 from .precision import AMP_DTYPES
+
+FILES_OF_FRAMES = (
+    "frames: .npz, extended XYZ, any file that ASE reads, HDF5 collection, .aselmdb, folder of these shards or of pack-frames"
+)
+"""What the commands of force fields read."""
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -89,12 +97,55 @@ def add_cuda_graphs(group: argparse._ArgumentGroup, text: str) -> None:
 
 
 def add_label_names(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
-    """Add which frames of files are read, and the names that their labels have there."""
-    group.add_argument(
-        "--index", default=":", metavar="INDEX", help="which frames of files that ASE reads: a number, or start:stop:step"
+    """Add which frames of files are read, what their labels are called there, and in which units they are."""
+    group.add_argument("--index", default=":", metavar="INDEX", help="which frames of each file: a number, or start:stop:step")
+    for name, default, more in (
+        ("energy", "energy", ""),
+        ("forces", "forces", "; one with `gradient` in it is that of minus the forces"),
+        ("stress", "stress", ""),
+        ("virial", None, ", minus stress times volume (default: virial or virials)"),
+        ("dipole", "dipole", ""),
+        ("positions", None, " in HDF5 files (default: conformations, coordinates or positions)"),
+    ):
+        group.add_argument(f"--{name}_name", default=default, metavar="NAME", help=f"name of the {name} in files{more}")
+    for name, check, more in (
+        ("energy", energy_unit, "eV, meV, hartree, kcal/mol or kJ/mol"),
+        ("length", length_unit, "Angstrom, bohr or nm"),
+        ("dipole", dipole_unit, "e*Angstrom, e*bohr or debye"),
+        ("forces", forces_unit, "such as hartree/bohr (default: that of energies over that of lengths)"),
+    ):
+        group.add_argument(
+            f"--{name}_unit",
+            type=_unit(check),
+            default=getattr(DEFAULT_UNITS, name),
+            metavar="UNIT",
+            help=f"unit of files that do not state it, {more}",
+        )
+
+
+def label_names(arguments: argparse.Namespace) -> LabelNames:
+    """What :func:`add_label_names` has added, of parsed arguments."""
+    units = LabelUnits(arguments.energy_unit, arguments.length_unit, arguments.forces_unit, arguments.dipole_unit)
+    return LabelNames(
+        energy=arguments.energy_name,
+        forces=arguments.forces_name,
+        stress=arguments.stress_name,
+        virial=arguments.virial_name,
+        dipole=arguments.dipole_name,
+        positions=arguments.positions_name,
+        units=units,
     )
-    for name in ("energy", "forces", "stress"):
-        group.add_argument(f"--{name}_name", default=name, metavar="NAME", help=f"name of the {name} in files that ASE reads")
+
+
+def _unit(check: Callable[[str], float]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        try:
+            check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return read
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:

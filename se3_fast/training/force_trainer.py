@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from se3_fast.data.force_frames import ForceDataModule
-from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress
+from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_dipoles, energy_forces_and_stress
 
 from .distributed import World
 from .evaluation import Evaluation, move_batch
@@ -22,7 +22,8 @@ from .plots import plot_learning_curve, plot_parity
 from .report import plots_may_fail
 from .trainer import Trainer, TrainingResult
 
-_EVALUATED = ("energies", "known_energies", "references", "forces", "known_forces", "stress", "known_stress")
+_LABELS = ("energies", "forces", "stress", "dipoles")
+_EVALUATED = (*_LABELS, *(f"known_{name}" for name in _LABELS), "references")
 
 
 @dataclass(kw_only=True)
@@ -33,14 +34,16 @@ class ForceEvaluation(Evaluation):
         energies: The same of energies, in eV per molecule. Their mean predictor is the sum of the atoms' reference energies; that
             of forces predicts none, so that its error is the mean absolute component.
         stress: The same of stress components, in eV/Angstrom^3; None: no frame has a stress. Their mean predictor is none, too.
+        dipole: The same of dipole components, in e Angstrom; None: dipoles are not asked for. Their mean predictor is none, too.
     """
 
     energies: Evaluation
     stress: Evaluation | None = None
+    dipole: Evaluation | None = None
 
 
 class ForceTrainer(Trainer):
-    """Trains a force field with an L1 loss on energies, forces and stress, in units of the mean absolute force of the training set.
+    """Trains a force field with an L1 loss on energies, forces, stress and dipoles, over the mean absolute force of training.
 
     Frames add to the part of the loss whose label they have.
 
@@ -51,6 +54,7 @@ class ForceTrainer(Trainer):
         energy_weight: Weight of the mean absolute error of the energy of a molecule.
         force_weight: Weight of the mean absolute error of the force components.
         stress_weight: Weight of the mean absolute error of the stress components, in eV/Angstrom^3.
+        dipole_weight: Weight of the mean absolute error of the dipole components, in e Angstrom.
         world: The processes of the run; None: this one alone, on the CPU.
         metadata: As for :class:`Trainer`.
         resume_from: Checkpoint of an earlier run, which this one goes on from.
@@ -67,6 +71,7 @@ class ForceTrainer(Trainer):
         energy_weight: float = 0.1,
         force_weight: float = 1.0,
         stress_weight: float = 0.0,
+        dipole_weight: float = 0.0,
         world: World | None = None,
         metadata: dict[str, Any] | None = None,
         resume_from: Path | None = None,
@@ -78,18 +83,27 @@ class ForceTrainer(Trainer):
         if stress_weight < 0 or (stress_weight > 0 and not data_module.has_stresses):
             came = f"{stress_weight} and frames without stress" if stress_weight > 0 else stress_weight
             raise ValueError(f"stress_weight: expected 0, or a number above and frames with stress, got {came}")
+        if dipole_weight < 0 or (dipole_weight > 0 and not (data_module.has_dipoles and model.has_dipole)):
+            came = f"{dipole_weight} without them" if dipole_weight > 0 else dipole_weight
+            raise ValueError(
+                f"dipole_weight: expected 0, or a number above with frames and a force field that have dipoles, got {came}"
+            )
         # The smallest scale is for frames whose forces are all zero, such as single atoms.
         known = data_module.statistics
         model.set_scale(known.energies.of_elements(), max(known.mean_absolute_force, 1e-3))
-        self.energy_weight, self.force_weight, self.stress_weight = energy_weight, force_weight, stress_weight
+        self.energy_weight, self.force_weight = energy_weight, force_weight
+        self.stress_weight, self.dipole_weight = stress_weight, dipole_weight
         self.force_field = model
         super().__init__(model, data_module, options, world, metadata, resume_from)
 
     def batch_loss(self, model: nn.Module, batch: Any, num_padding_graphs: int = 0) -> Tensor:
         """The loss [] of a batch of :class:`ForceDataModule`; frames are not padded."""
-        graph, known_forces, known_energies, *periodic = batch
-        if self.stress_weight > 0:
-            known_stress, volumes = periodic
+        graph, known_forces, known_energies, *more = batch
+        if self.dipole_weight > 0:
+            energies, forces, dipoles = energy_forces_and_dipoles(model, graph, create_graph=True)
+            error = self.dipole_weight * _known_l1(dipoles, *more)
+        elif self.stress_weight > 0:
+            known_stress, volumes = more
             energies, forces, stress = energy_forces_and_stress(model, graph, volumes, create_graph=True)
             error = self.stress_weight * _known_l1(stress, known_stress)
         else:
@@ -119,10 +133,12 @@ def evaluate_forces(model: ForceField, loader: Any, world: World) -> ForceEvalua
     found: dict[str, list[Tensor]] = {name: [] for name in _EVALUATED}
     for batch in loader:
         batch_start = time.perf_counter()
-        graph, known_forces, known_energies, *periodic = move_batch(batch, world.device)
+        graph, known_forces, known_energies, *more = move_batch(batch, world.device)
         tensors = {"known_forces": known_forces, "known_energies": known_energies, "references": model.reference_energy(graph)}
-        if periodic:
-            known_stress, volumes = periodic
+        if len(more) == 1:
+            tensors |= energy_forces_and_dipoles(model, graph)._asdict() | {"known_dipoles": more[0]}
+        elif more:
+            known_stress, volumes = more
             tensors |= energy_forces_and_stress(model, graph, volumes)._asdict() | {"known_stress": known_stress}
         else:
             tensors["energies"], tensors["forces"] = energy_and_forces(model, graph)
@@ -136,6 +152,7 @@ def evaluate_forces(model: ForceField, loader: Any, world: World) -> ForceEvalua
         **vars(forces) | {"latencies": latencies, "seconds": time.perf_counter() - start},
         energies=_errors(values["energies"], values["known_energies"], values["references"]),
         stress=_errors(values["stress"], values["known_stress"]) if len(values["stress"]) else None,
+        dipole=_errors(values["dipoles"], values["known_dipoles"]) if len(values["dipoles"]) else None,
     )
 
 
@@ -184,6 +201,8 @@ def report_forces(trainer: ForceTrainer, result: TrainingResult) -> None:
         figures |= {f"{name}_force_ratio": ratio, f"{name}_energy_mae": energies.mae}
         if evaluation.stress is not None:
             figures[f"{name}_stress_mae"] = evaluation.stress.mae
+        if evaluation.dipole is not None:
+            figures[f"{name}_dipole_mae"] = evaluation.dipole.mae
     trainer.loggers.log_metrics(figures)
     folder = trainer.options.log_dir
     test = result.test
@@ -205,4 +224,7 @@ def errors_on_one_line(evaluation: ForceEvaluation) -> str:
     ]
     if stress is not None and len(stress.targets):
         parts.append(f"stress MAE {stress.mae:.4g} eV/Å³ (mean absolute component: {stress.mean_predictor_mae:.4g} eV/Å³)")
+    dipole = evaluation.dipole
+    if dipole is not None and len(dipole.targets):
+        parts.append(f"dipole MAE {dipole.mae:.4g} e·Å (mean absolute component: {dipole.mean_predictor_mae:.4g} e·Å)")
     return "; ".join([*parts, f"{len(energies.targets)} frames"])

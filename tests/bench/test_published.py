@@ -97,11 +97,14 @@ def test_another_function_is_refused(scaled: str, where: str, tmp_path: Path, ca
     assert "median_ms" not in printed.out
 
 
-def test_a_folder_without_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_programs_that_do_not_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("se3_transformer", "se3_fast"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('broken')")
     assert run(tmp_path) == 1
-    assert "error: published: ModuleNotFoundError: No module named 'se3_transformer'" in capsys.readouterr().err
+    assert "error: published: ImportError: broken" in capsys.readouterr().err
     assert run(published(tmp_path / "right", 1, "output"), "--before", str(tmp_path)) == 1
-    assert f"error: before: ImportError: se3_fast: expected that of {tmp_path}, got" in capsys.readouterr().err
+    assert "error: before: ImportError: broken" in capsys.readouterr().err
 
 
 def result_of(ours: float, published: float) -> dict:

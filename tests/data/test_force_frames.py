@@ -121,8 +121,14 @@ def test_reference_energies_are_those_of_the_elements() -> None:
         ({"pos": np.full((30, 3), np.nan)}, "array 'pos' has values that are not finite"),
         ({"forces_eV_A": np.zeros((30, 2))}, r"array 'forces_eV_A' must have shape \[30, 3\], got \[30, 2\]"),
         ({"energy_eV": np.full(10, np.inf)}, "array 'energy_eV' has values that are not finite"),
-        ({"split": np.zeros(10, dtype=int)}, "expected from 1 to fewer than the 0 frames that do not train to validate, got 0"),
-        ({"split": np.ones(10, dtype=int)}, "expected 1 to 0 training frames, got 0"),
+        (
+            {"split": np.zeros(10, dtype=int)},
+            "expected two frames that do not train, to validate and to test, got 0 beside 10: more",
+        ),
+        (
+            {"split": np.ones(10, dtype=int)},
+            "expected frames that train, got none of 10: more frames, files for each purpose, or another split",
+        ),
         ({"z": np.array([8, 1, 1] * 9 + [9, 1, 1]), "split": np.array([0] * 7 + [1] * 3)}, r"no atom of the atomic numbers \[9\]"),
     ],
 )

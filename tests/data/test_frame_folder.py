@@ -21,9 +21,17 @@ from ase.io.bundletrajectory import BundleTrajectory
 
 from se3_fast.__main__ import main
 from se3_fast.data import DataError, force_frames, frame_dataset, frame_folder, frames, labelled_structures
-from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, frame_chunks, read_force_frames, read_frame_file
+from se3_fast.data.force_frames import (
+    FORCE_SAMPLE_PATH,
+    ForceDataModule,
+    FrameFiles,
+    frame_chunks,
+    open_frame_file,
+    read_force_frames,
+    read_frame_file,
+)
 from se3_fast.data.frame_folder import FrameFolder, FrameFolderWriter
-from se3_fast.data.frames import DEFAULT_NAMES, ForceFrames, FrameError, JoinedFrames
+from se3_fast.data.frames import DEFAULT_NAMES, ForceFrames, FrameError, JoinedFrames, chosen_slice
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.pack_frames import pack_frames
 from se3_fast.neighbours import neighbours_of_batch
@@ -39,8 +47,10 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """A folder of mixed frames."""
-    ase.io.write(tmp_path / "mixed.xyz", mixed_frames())
+    """A folder of mixed frames, one of them with a dipole."""
+    frames = mixed_frames()
+    frames[0].calc.results["dipole"] = np.array([0.1, -0.2, 0.3])
+    ase.io.write(tmp_path / "mixed.xyz", frames)
     pack_frames([tmp_path / "mixed.xyz"], tmp_path / "packed")
     return tmp_path / "packed"
 
@@ -90,12 +100,51 @@ def test_npz_files_come_in_chunks(tmp_path: Path, order: str) -> None:
     write_npz(tmp_path / "frames.npz", arrays)
     expected, split = read_force_frames(FORCE_SAMPLE_PATH)
     parts = list(frame_chunks(tmp_path / "frames.npz", ":", DEFAULT_NAMES))
-    assert len(parts) == 200 and parts[7].numbers == range(21, 24)
+    assert len(parts) == 200 and list(parts[7].numbers) == [21, 22, 23]
     assert_same(ForceFrames.joined([part.frames for part in parts]), expected)
     pack_frames([tmp_path / "frames.npz", tmp_path / "frames.npz"], tmp_path / "packed")
     folder = FrameFolder(tmp_path / "packed")
     assert_same(folder.select(range(600, 1200)), expected)
     assert folder.split is not None and torch.equal(folder.split, torch.cat([split, split]))
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("index", ["7", ":5", "-4:", "10:400:97"])
+def test_an_index_chooses_of_every_file(tmp_path: Path, index: str) -> None:
+    """Read at once, in chunks, packed, and of a folder that stays on disk."""
+    pack_frames([FORCE_SAMPLE_PATH], tmp_path / "all")
+    pack_frames([FORCE_SAMPLE_PATH], tmp_path / "some", index)
+    frames, split = read_force_frames(FORCE_SAMPLE_PATH)
+    numbers = list(range(600)[chosen_slice(index)])
+    expected, expected_split = frames.select(numbers), split[numbers]
+    assert len(numbers) > 0
+    for path in (FORCE_SAMPLE_PATH, tmp_path / "all"):
+        for file in (read_frame_file(path, index), open_frame_file(path, index)):
+            assert_same(file.frames.select(range(len(numbers))), expected)
+            assert torch.equal(file.split, expected_split) and list(file.numbers) == numbers
+            assert file.frames.elements == expected.elements
+    some = FrameFolder(tmp_path / "some")
+    assert_same(some.select(range(len(numbers))), expected)
+    edges = open_frame_file(tmp_path / "all", index).frames.edges_of_frames(5.0)
+    assert torch.equal(edges, some.edges_of_frames(5.0)) and torch.equal(some.split, expected_split)
+    for path in (FORCE_SAMPLE_PATH, tmp_path / "all"):
+        for read in (read_frame_file, open_frame_file, lambda *given: list(frame_chunks(*given, DEFAULT_NAMES))):
+            with pytest.raises(DataError, match=rf"{path.name}: expected frames at index 600:, got none of its 600"):
+                read(path, "600:")
+
+
+def test_a_chosen_part_of_a_folder_trains(tmp_path: Path) -> None:
+    pack_frames([FORCE_SAMPLE_PATH], tmp_path / "all")
+    data = ForceDataModule(FrameFiles([tmp_path / "all"], index="::3"), 10, edge_budget=0)
+    expected = ForceDataModule(FrameFiles([FORCE_SAMPLE_PATH], index="::3"), 10)
+    data.prepare_data()
+    assert (data.num_train, data.average_neighbours) == (expected.num_train, expected.average_neighbours)
+    assert_same(data.train_frames, expected.train_frames)
+    content = bytearray((tmp_path / "all" / "pos.bin").read_bytes())
+    content[5] ^= 1
+    (tmp_path / "all" / "pos.bin").write_bytes(content)
+    with pytest.raises(DataError, match=r"pos\.bin: damaged"):
+        ForceDataModule(FrameFiles([tmp_path / "all"], index="::3"), 10).prepare_data()
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -202,11 +251,12 @@ def test_other_processes_map_the_files_themselves(packed: Path) -> None:
 
 
 def test_sources_joined(packed: Path) -> None:
-    """A folder with cells between frames in memory without: as all of them in memory."""
+    """A folder with cells and dipoles between frames in memory without: as all of them in memory."""
     sample, _ = read_force_frames(FORCE_SAMPLE_PATH)
     first, last = sample.select(range(5)), sample.select(range(5, 9))
     joined = JoinedFrames([first, FrameFolder(packed), last])
     expected = ForceFrames.joined([first, read_frame_file(packed).frames, last])
+    assert joined.has_dipoles and int(expected.dipoles.isfinite().sum()) == 3
     assert len(joined) == 19 and joined.elements == expected.elements
     for numbers in (range(19), [18, 0, 7, 7, 3, 16], [1, 2], []):
         assert_same(joined.select(numbers), expected.select(numbers))
@@ -249,7 +299,7 @@ def test_a_flipped_bit_is_noticed(packed: Path, name: str) -> None:
     ("change", "fault"),
     [
         (lambda index: index.update(format="others"), "expected the format 'se3_fast frames'"),
-        (lambda index: index.update(version=2), "expected version 1 of the format, got 2"),
+        (lambda index: index.update(version=1), "expected version 2 of the format, which se3-fast pack-frames writes, got 1"),
         (lambda index: index.update(frames=0), r"expected numbers of frames and atoms, got \[0, 50\]"),
         (lambda index: index.update(frames=True), "expected numbers of frames and atoms"),
         (lambda index: index.update(cutoff="5"), "expected a cutoff above 0, got '5'"),
@@ -260,6 +310,11 @@ def test_a_flipped_bit_is_noticed(packed: Path, name: str) -> None:
         (lambda index: index["arrays"]["pos"].update(shape=[10**9, 3]), "and a checksum of 'pos', got"),
         (lambda index: index["arrays"]["pos"].pop("crc32"), "and a checksum of 'pos', got"),
         (lambda index: index["arrays"].update(pos=3), "and a checksum of 'pos', got 3"),
+        (lambda index: index.update(cutoff=4.9), "damaged, expected the checksum"),
+        (lambda index: index["sources"][0].update(frames=9), "damaged, expected the checksum"),
+        (lambda index: index.update(more=1), "damaged, expected the checksum"),
+        (lambda index: index.pop("crc32"), "damaged, expected the checksum None, got"),
+        (lambda index: index.update(crc32=[1]), r"damaged, expected the checksum \[1\], got"),
     ],
 )
 def test_an_index_that_cannot_be(packed: Path, change: Callable[[dict[str, Any]], None], fault: str) -> None:

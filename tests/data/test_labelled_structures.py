@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import ase.io
@@ -11,6 +12,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from se3_fast.data import DataError
@@ -23,6 +25,7 @@ from se3_fast.data.force_frames import (
     reference_energies,
 )
 from se3_fast.data.frames import ForceFrames, LabelNames
+from se3_fast.data.label_units import LabelUnits, dipole_unit, energy_unit, forces_unit, length_unit
 from se3_fast.forces import ForceField, energy_forces_and_stress
 from se3_fast.training import TrainingOptions
 from se3_fast.training.force_trainer import ForceTrainer
@@ -85,7 +88,8 @@ def test_joined_frames_are_selected_as_they_were() -> None:
     without, _ = read_force_frames(FORCE_SAMPLE_PATH)
     joined = ForceFrames.joined([without, with_stress])
     again = joined.select([600, 601])
-    assert all(torch.equal(value, getattr(again, name)) for name, value in vars(with_stress).items())
+    known = {name: value for name, value in vars(with_stress).items() if value is not None}
+    assert all(torch.equal(value, getattr(again, name)) for name, value in known.items()) and again.dipoles is None
     assert joined.pbc is not None and not joined.pbc[:600].any() and joined.stresses[:600].isnan().all()
     assert ForceFrames.joined([without, without]).cells is None
 
@@ -109,6 +113,12 @@ def test_files_for_each_purpose(tmp_path: Path) -> None:
     assert sizes(training="abc", test="d", train_fraction=0.5) == [6, 6, 2]
     with pytest.raises(DataError, match=r"expected from 1 to at most the 5 frames that do not train to validate, got 6"):
         sizes(None, 6, training="ab", validation="c", test="d")
+    for fraction, fault in (
+        (0.1, "expected frames that train, got none of 4: more frames"),
+        (0.9, "expected two frames that do not train, to validate and to test, got 1 beside 3"),
+    ):
+        with pytest.raises(DataError, match=rf"a\.xyz: {fault}"):
+            sizes(training="a", train_fraction=fraction)
     data = ForceDataModule(FrameFiles([FORCE_SAMPLE_PATH, tmp_path / "a.xyz"], [tmp_path / "c.xyz"], [tmp_path / "d.xyz"]), 2)
     assert (len(data.ds_train), data.elements) == (604, [1, 6, 7, 8, 9])
 
@@ -261,3 +271,91 @@ def test_suspicious_units_get_a_line(tmp_path: Path, caplog: pytest.LogCaptureFi
     frame = int((few.n_atoms.cumsum(0) <= 100).sum())
     (line,) = warned(few.energies * 100, large)
     assert f"frames.xyz: frame {frame}: a force of 312, more than" in line and "\n" not in line
+
+
+def written_with_virials(path: Path, name: str, changes: dict[str, object] | None = None) -> tuple[Atoms, np.ndarray]:
+    """Two copper atoms in a skewed cell under EMT; the virial is minus the derivative of the energy by the strain, numerically."""
+    atoms = bulk("Cu", "fcc", a=3.7, cubic=False).repeat((2, 1, 1))
+    atoms.set_cell(atoms.cell.array + np.array([[0.1, 0.2, 0.0], [0.0, -0.1, 0.1], [0.05, 0.0, 0.2]]), scale_atoms=True)
+    atoms.rattle(0.1, seed=0)
+
+    def energy(strain: np.ndarray) -> float:
+        strained = atoms.copy()
+        strained.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+        strained.calc = EMT()
+        return strained.get_potential_energy()
+
+    virial, step = np.zeros((3, 3)), 1e-5
+    for a, b in np.ndindex(3, 3):
+        strain = np.zeros((3, 3))
+        strain[a, b] += step / 2
+        strain[b, a] += step / 2
+        virial[a, b] = -(energy(strain) - energy(-strain)) / (2 * step)
+    atoms.calc = EMT()
+    written = atoms.copy()
+    written.info.update({"energy": atoms.get_potential_energy(), name: virial} | (changes or {}))
+    written.arrays["forces"] = atoms.get_forces()
+    ase.io.write(path, [written])
+    return atoms, virial
+
+
+@pytest.mark.parametrize("name", ["virial", "virials", "dft_virial"])
+def test_virials_are_stresses_of_the_other_sign_times_the_volume(tmp_path: Path, name: str) -> None:
+    """As ASE's own stress of the same atoms, and as the finite strain says."""
+    atoms, virial = written_with_virials(tmp_path / "frames.xyz", name)
+    names = LabelNames(virial=name if name == "dft_virial" else None)
+    found = read_frame_file(tmp_path / "frames.xyz", names=names).frames.stresses
+    np.testing.assert_allclose(found[0], atoms.get_stress(voigt=False), atol=2e-6)
+    np.testing.assert_allclose(found[0], -virial / atoms.get_volume(), atol=1e-7)
+    assert found.abs().max() > 0.01
+    if name == "dft_virial":
+        assert read_frame_file(tmp_path / "frames.xyz").frames.stresses is None
+
+
+def test_a_stress_goes_before_a_virial(tmp_path: Path) -> None:
+    written_with_virials(tmp_path / "frames.xyz", "virial", {"stress": 0.5 * np.eye(3)})
+    assert torch.equal(read_frame_file(tmp_path / "frames.xyz").frames.stresses[0], 0.5 * torch.eye(3))
+
+
+@pytest.mark.parametrize("pbc", [False, (True, True, False)])
+def test_virials_without_a_cell_are_refused(tmp_path: Path, pbc: object) -> None:
+    atoms = molecule("CH4", cell=[5.0, 5.0, 5.0], pbc=pbc)
+    atoms.info.update(energy=1.0, virial=np.eye(3))
+    ase.io.write(tmp_path / "frames.xyz", [labelled(molecule("CH4"), 0), atoms])
+    fault = "frame 1: expected a cell that is periodic in three directions with a virial, got a virial alone"
+    with pytest.raises(DataError, match=rf"frames\.xyz: {fault}"):
+        read_frame_file(tmp_path / "frames.xyz")
+    assert len(read_frame_file(tmp_path / "frames.xyz", names=LabelNames(virial="none")).frames) == 2
+
+
+def test_units_and_gradients_of_files_that_ase_reads(tmp_path: Path) -> None:
+    crystal = labelled(bulk("C"), 0)
+    crystal.arrays["dft_Gradient"] = -crystal.calc.results["forces"]
+    ase.io.write(tmp_path / "frames.xyz", [crystal])
+    usual = read_frame_file(tmp_path / "frames.xyz").frames
+    units = LabelUnits("hartree", "bohr")
+    found = read_frame_file(tmp_path / "frames.xyz", names=LabelNames(forces="dft_Gradient", units=units)).frames
+    hartree, bohr = 27.211386245988, 0.529177210903
+    assert float(found.energies) == pytest.approx(hartree * float(usual.energies))
+    for name, factor in (("pos", bohr), ("forces", hartree / bohr), ("stresses", hartree / bohr**3), ("cells", bohr)):
+        torch.testing.assert_close(getattr(found, name), factor * getattr(usual, name))
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (energy_unit, "Eh", 27.211386245988),
+        (energy_unit, " kcal/mol", 0.0433641),
+        (energy_unit, "kJ/mol", 0.01036427),
+        (length_unit, "Å", 1.0),
+        (length_unit, "NM", 10.0),
+        (forces_unit, "hartree/bohr", 51.422067),
+        (forces_unit, "kcal/mol/angstrom", 0.0433641),
+        (dipole_unit, "Debye", 0.20819434),
+        (dipole_unit, "elementary_charge * bohr", 0.529177210903),
+    ],
+)
+def test_units_by_name(read: Callable[[str], float], text: str, value: float) -> None:
+    assert read(text) == pytest.approx(value, rel=1e-6)
+    with pytest.raises(ValueError, match=r"expected .* got 'furlong'$"):
+        read("furlong")

@@ -127,7 +127,8 @@ OPTIONAL = {
 LAZY = {
     "se3_fast": "Predictor, for which most users have no use",
     "se3_fast.compat.original.se3_transformer.model.transformer": "the model's command line, as in the published code",
-    "se3_fast.data.force_frames": "frames of files that ASE reads, which need it",
+    "se3_fast.data.force_frames": "frames of files that ASE or h5py reads, which need these",
+    "se3_fast.data.structures": "structures of LMDB files, which need that",
     "se3_fast.train": "molecules of one's own and reports, which need RDKit",
     "se3_fast.inference": "reports, which need RDKit",
     "se3_fast.neighbours": "the library that searches for neighbours, which most models do without",

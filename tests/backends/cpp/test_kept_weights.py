@@ -525,12 +525,17 @@ def test_forked_processes(order: str) -> None:
 
 
 @one_order
-@pytest.mark.parametrize(("text", "budget"), [("0", 0), ("1.5", 3 << 19), ("many", 256 << 20), ("-1", 256 << 20)])
+@pytest.mark.parametrize(
+    ("text", "budget"), [("0", 0), ("1.5", 3 << 19), ("many", 256 << 20), ("-1", 256 << 20), ("8\n", 256 << 20)]
+)
 def test_budget_of_the_environment(text: str, budget: int) -> None:
     program = "from se3_fast.backends.cpp.kept_weights import kept_weights; print(kept_weights().budget)"
     environment = os.environ | {"SE3_FAST_KEPT_WEIGHTS": text}
     found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert int(found.stdout) == budget
+    is_usual = budget == 256 << 20
+    warning = f"warning: SE3_FAST_KEPT_WEIGHTS: expected a number of MiB from 0 on, got '{text}'; at most 256 are kept\n"
+    assert (warning in found.stderr) == is_usual
 
 
 def test_compiled_models() -> None:
