@@ -15,6 +15,7 @@ from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, in_at_least_float32, in_dtype
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
+from se3_fast.backends.cpp.stored_dtype import stored_dtype
 from se3_fast.backends.protocol import Support
 from se3_fast.fiber import Features, HeadFeatures, per_head
 
@@ -28,10 +29,10 @@ def linear(weights: Mapping[str, Tensor], parts: Sequence[Features | HeadFeature
     """See :func:`se3_fast.ops.linear.linear`."""
     by_degree = [part.by_degree() if isinstance(part, HeadFeatures) else part for part in parts]
     dtype = compute_dtype(next(iter(weights.values())))
-    computed_in = accumulation_dtype(dtype)
     given = [[part[degree] for part in by_degree if degree in part] for degree in weights]
-    tensors = [*weights.values(), *(tensor for of_degree in given for tensor in of_degree)]
-    operands = [in_dtype(in_dtype(tensor, dtype), computed_in).contiguous() for tensor in tensors]
+    tensors = (in_dtype(tensor, dtype) for of_degree in given for tensor in of_degree)
+    maps = (in_dtype(weight, accumulation_dtype(dtype)).contiguous() for weight in weights.values())
+    operands = (*maps, *(in_dtype(tensor, stored_dtype(dtype)).contiguous() for tensor in tensors))
     results = CppLinear(tuple(map(len, given))).apply(*operands)
     return {degree: in_dtype(result, dtype) for degree, result in zip(weights, results, strict=True)}
 
