@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "check.h"
@@ -137,6 +138,9 @@ void apply_maps(const std::vector<Degree>& degrees, const Tensors& weights, bool
             SE3_FAST_CALL(pack_linear<T>, weight, degree.outputs, degree.inputs, matrix);
             maps.push_back({degree.size, matrix, inputs_of(degree, given), outputs_of(degree, results)});
         }
+        // Both operands of a product have the type that it is asked for in: the weights are rounded to that of the features.
+        if constexpr (!std::is_same_v<T, S>)
+            std::transform(matrix, matrices.data() + layout.places[degree.number + 1], matrix, [](T value) { return T(S(value)); });
     }
     const Chunks chunks(from[0].size(0), LINEAR_NODES);
     for_each_task(chunks.num_shares, [&](int64_t share) {

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import in_at_least_float32, in_dtype
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
-from se3_fast.backends.dense import edge_attention as formula
 from se3_fast.backends.cpp.stored_dtype import stored_dtype
+from se3_fast.backends.dense import edge_attention as formula
 from se3_fast.backends.protocol import Support
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph

@@ -30,10 +30,11 @@ def linear(weights: Mapping[str, Tensor], parts: Sequence[Features | HeadFeature
     by_degree = [part.by_degree() if isinstance(part, HeadFeatures) else part for part in parts]
     dtype = compute_dtype(next(iter(weights.values())))
     given = [[part[degree] for part in by_degree if degree in part] for degree in weights]
-    tensors = (in_dtype(tensor, dtype) for of_degree in given for tensor in of_degree)
-    maps = (in_dtype(weight, accumulation_dtype(dtype)).contiguous() for weight in weights.values())
-    operands = (*maps, *(in_dtype(tensor, stored_dtype(dtype)).contiguous() for tensor in tensors))
-    results = CppLinear(tuple(map(len, given))).apply(*operands)
+    stored, computed_in = stored_dtype(dtype), accumulation_dtype(dtype)
+    tensors = [in_dtype(in_dtype(tensor, dtype), stored).contiguous() for of_degree in given for tensor in of_degree]
+    rounded = weights.values() if stored != computed_in else (in_dtype(weight, dtype) for weight in weights.values())
+    maps = [in_dtype(weight, computed_in).contiguous() for weight in rounded]  # for bfloat16 the operation rounds them
+    results = CppLinear(tuple(map(len, given))).apply(*maps, *tensors)
     return {degree: in_dtype(result, dtype) for degree, result in zip(weights, results, strict=True)}
 
 

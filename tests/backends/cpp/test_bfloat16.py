@@ -90,7 +90,9 @@ def test_attention(channels: int) -> None:
 
 @pytest.mark.parametrize("convolution", [NativeConvolution, NativeConvolutionBySource], ids=["by edge", "by source"])
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
-@pytest.mark.parametrize("name", ["full, 4 degrees", "by output, mixed", "pairs, protein fibers", "edge features of degree 1 and 2"])
+@pytest.mark.parametrize(
+    "name", ["full, 4 degrees", "by output, mixed", "pairs, protein fibers", "edge features of degree 1 and 2"]
+)
 @pytest.mark.parametrize("width", [5, 32])
 def test_convolution(name: str, pool: bool, width: int, convolution: type[NativeConvolution]) -> None:
     case = CASES[name]
@@ -123,23 +125,28 @@ def _convolution(case: Case, width: int, pool: bool, kind: type[NativeConvolutio
     return [*problem.forward(tensors), *(gradient for gradient in (*found, of_positions) if gradient is not None)]
 
 
-def test_rounding() -> None:
-    """To the nearest, halves to even, infinity where no number is near enough, small numbers too; a NaN stays one."""
+@pytest.mark.parametrize("channels", [1, 20])
+def test_rounding(channels: int) -> None:
+    """To the nearest, halves to even, infinity where no number is near enough; a NaN stays one. A number is the sum of its upper
+    half, which bfloat16 holds, and of the few bits below."""
     bits = torch.cat(
         [
             torch.arange(0x3F7F0000, 0x3F830000, 0x1000),  # around 1: below, at and above all halves
-            torch.arange(0x0, 0x30000, 0x4000),  # the smallest
-            torch.arange(0x7F7E0000, 0x7F800000, 0x4000),  # the largest
-            torch.tensor([0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0x7F7FFFFF]),
+            torch.arange(0x08000000, 0x08030000, 0x4000),  # small ones
+            torch.arange(0x7F7E0000, 0x7F7FF000, 0x1000),  # the largest
+            torch.tensor([0x7F7FF000, 0x7F800000, 0x7FC00000, 0x7FFF0000]),
         ]
     ).to(torch.int32)
     numbers = torch.cat([bits, bits | -(2**31)]).view(torch.float32)
+    upper = (numbers.view(torch.int32) & -(2**16)).view(torch.float32)
+    lower = torch.where(numbers.isfinite(), numbers - upper, 0.0)
+    features = torch.stack([upper, lower], 1)[..., None].bfloat16()
+    assert torch.equal(features.float().sum(1)[:, 0].nan_to_num(), numbers.nan_to_num())
     for size in SIZES:
-        weights = numbers[:, None]
-        (result,) = torch.ops.se3_fast_cpp.linear([torch.ones(1, 1, size, dtype=torch.bfloat16)], [1], [weights])
-        expected = numbers.bfloat16()
-        for component in range(size):
-            torch.testing.assert_close(result[0, :, component], expected, rtol=0, atol=0, equal_nan=True)
+        parts = features.expand(-1, -1, size).contiguous()
+        (result,) = torch.ops.se3_fast_cpp.linear([parts], [1], [torch.ones(channels, 2)])
+        expected = numbers.bfloat16()[:, None, None].expand(-1, channels, size)
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
@@ -149,12 +156,24 @@ def test_what_is_not_finite_arrives(special: float) -> None:
     (result,) = torch.ops.se3_fast_cpp.linear([features], [1], [torch.eye(20)])
     assert torch.equal(result[:, :, [0, 1, 3, 4]], features[:, :, [0, 1, 3, 4]])
     assert torch.equal(result[[0, 2]], features[[0, 2]])
-    assert result[1, 17, 2].isnan() if special != special else result[1, 17, 2] == special
+    assert torch.equal(result[1, 17, 2].nan_to_num(), features[1, 17, 2].nan_to_num())
+    assert not result[1, 17, 2].isfinite()
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FFFFFFF, 0x7FC00000], ids=hex)
+@pytest.mark.parametrize("channels", [2, 20])
+def test_no_number_stays_none(channels: int, bits: int) -> None:
+    """Also where only its lower bits say so, or where rounding would carry into its sign."""
+    shift = torch.zeros(channels)
+    shift.view(torch.int32)[1] = bits
+    for size in SIZES:
+        (result,) = torch.ops.se3_fast_cpp.equivariant_norm([values(3, channels, size)], torch.ones(channels), shift, 1e-5)
+        assert torch.equal(result.isnan(), (torch.arange(channels) == 1)[None, :, None].expand_as(result))
 
 
 @pytest.mark.parametrize("order", ["edge", "source"])
 def test_what_a_model_keeps_for_its_backward_pass(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features are kept as bfloat16 under autocast, and nothing beside them: less than half as many bytes again as that."""
+    """Features are kept as bfloat16 under autocast, and no copies of them: clearly less than in float32."""
     monkeypatch.setattr(ConvSE3, "contraction_order", order)
     model = pooled_model(3, 16, 1)
     graph = random_graph(60, 200)
@@ -170,9 +189,9 @@ def test_what_a_model_keeps_for_its_backward_pass(order: str, monkeypatch: pytes
                 storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with se3_fast.backend("cpp"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            with torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
-                output = model(graph, nodes, edges)
+        saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with se3_fast.backend("cpp"), saving, torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
+            output = model(graph, nodes, edges)
         return output.detach(), sum(storages.values())
 
     wide, wide_bytes = kept(False)
