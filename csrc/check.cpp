@@ -75,6 +75,17 @@ ScalarType value_type(const Name& name, const Tensor& tensor) {
     return type;
 }
 
+ScalarType stored_type(const Name& name, const Tensor& tensor) {
+    const ScalarType type = tensor.scalar_type();
+    if (type != ScalarType::Float && type != ScalarType::Double && type != ScalarType::BFloat16)
+        refuse(name, ": expected float32, float64 or bfloat16, got ", text(type));
+    return type;
+}
+
+ScalarType computed_type(ScalarType stored) {
+    return stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 void check_tensor(const Name& name, const Tensor& tensor, ScalarType type, const Integers& sizes) {
     if (!tensor.defined() || !tensor.is_cpu()) refuse(name, ": expected a tensor on the CPU, got one on another device");
     if (tensor.scalar_type() != type) refuse(name, ": expected ", text(type), ", got ", text(tensor.scalar_type()));

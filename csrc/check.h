@@ -41,6 +41,12 @@ template <typename... Parts>
 // float32 or float64: the type of all values of a call, which is that of this tensor.
 ScalarType value_type(const Name& name, const Tensor& tensor);
 
+// Or bfloat16: the type of all values of a call that are computed with in another one.
+ScalarType stored_type(const Name& name, const Tensor& tensor);
+
+// The type that values are computed with in: float64 for float64, else float32.
+ScalarType computed_type(ScalarType stored);
+
 // A contiguous tensor on the CPU, of the type and the sizes given.
 void check_tensor(const Name& name, const Tensor& tensor, ScalarType type, const Integers& sizes);
 

@@ -24,7 +24,7 @@ constexpr int64_t NODES_PER_TASK = 4;
 void check_operands(const Tensors& messages, const Tensors& queries, const Tensor& order, const Tensor& offsets,
                     const Integers& value_channels, int64_t heads) {
     if (messages.empty()) refuse("messages: expected a tensor or more, got none");
-    const ScalarType type = value_type({"messages", 0}, messages[0]);
+    const ScalarType type = stored_type({"messages", 0}, messages[0]);
     const int64_t num_edges = rows_of("order", order, 1), num_nodes = rows_of("offsets", offsets, 1) - 1;
     if (num_nodes < 0) refuse("offsets: expected a number or more, got none");
     check_number("heads", heads, 1, MOST_HEADS);
@@ -50,32 +50,32 @@ void check_operands(const Tensors& messages, const Tensors& queries, const Tenso
 }
 
 // messages: [E][channels][components] by degree; queries: [N][channels of the keys][components] of the degrees that have keys.
-template <typename T>
-std::vector<AttentionPart<T>> parts_of(
+template <typename T, typename S>
+std::vector<AttentionPart<T, S>> parts_of(
     const Tensors& messages, const Tensors& queries, const Integers& value_channels, int64_t heads) {
-    std::vector<AttentionPart<T>> parts;
+    std::vector<AttentionPart<T, S>> parts;
     std::size_t next_query = 0;
     for (std::size_t index = 0; index < messages.size(); ++index) {
-        AttentionPart<T> part{};
+        AttentionPart<T, S> part{};
         const int64_t components = messages[index].size(2), row = messages[index].size(1) * components;
         const int64_t of_values = value_channels[index] * components;
         part.value_run = of_values / heads;
         part.key_run = (row - of_values) / heads;
         part.value_stride = part.key_stride = row;
-        part.value = read<T>(messages[index]);
+        part.value = read<S>(messages[index]);
         part.key = part.value + of_values;
-        if (part.key_run > 0) part.query = read<T>(queries[next_query++]);
+        if (part.key_run > 0) part.query = read<S>(queries[next_query++]);
         parts.push_back(part);
     }
     return parts;
 }
 
 // Makes the tables of heads of all parts.
-template <typename T>
-Scratch<T> set_tables(std::vector<AttentionPart<T>>& parts, int64_t heads) {
+template <typename T, typename S>
+Scratch<T> set_tables(std::vector<AttentionPart<T, S>>& parts, int64_t heads) {
     const auto size_of = [&](int64_t run) { return SE3_FAST_CALL(heads_size<T>, heads, run); };
     int64_t size = 0;
-    for (const AttentionPart<T>& part : parts) size += size_of(part.value_run) + size_of(part.key_run);
+    for (const AttentionPart<T, S>& part : parts) size += size_of(part.value_run) + size_of(part.key_run);
     Scratch<T> tables(size);
     T* next = tables.data();
     const auto set = [&](int64_t run) {
@@ -84,7 +84,7 @@ Scratch<T> set_tables(std::vector<AttentionPart<T>>& parts, int64_t heads) {
         next += size_of(run);
         return table;
     };
-    for (AttentionPart<T>& part : parts) {
+    for (AttentionPart<T, S>& part : parts) {
         part.value_heads = set(part.value_run);
         part.key_heads = set(part.key_run);
     }
@@ -92,8 +92,8 @@ Scratch<T> set_tables(std::vector<AttentionPart<T>>& parts, int64_t heads) {
 }
 
 // Calls run(node, its edges, their number, most of any node, workspace) for all nodes.
-template <typename T, typename Run>
-void for_each_node(const Tensor& order, const Tensor& offsets, const Attention<T>& attention, const Run& run) {
+template <typename T, typename S, typename Run>
+void for_each_node(const Tensor& order, const Tensor& offsets, const Attention<T, S>& attention, const Run& run) {
     const int64_t num_nodes = offsets.size(0) - 1;
     const int64_t *edges = read<int64_t>(order), *starts = read<int64_t>(offsets);
     int64_t most = 0;
@@ -108,10 +108,10 @@ void for_each_node(const Tensor& order, const Tensor& offsets, const Attention<T
     });
 }
 
-template <typename T>
-Attention<T> attention_of(const std::vector<AttentionPart<T>>& parts, int64_t heads) {
+template <typename T, typename S>
+Attention<T, S> attention_of(const std::vector<AttentionPart<T, S>>& parts, int64_t heads) {
     int64_t width = 0;
-    for (const AttentionPart<T>& part : parts) width += part.key_run * heads;
+    for (const AttentionPart<T, S>& part : parts) width += part.key_run * heads;
     return {parts.data(), int64_t(parts.size()), heads, T(1 / std::sqrt(double(std::max<int64_t>(width, 1))))};
 }
 
@@ -121,22 +121,23 @@ namespace se3_fast {
 
 Tensors edge_attention(Tensors messages, Tensors queries, Tensor order, Tensor offsets, Integers value_channels, int64_t heads) {
     check_operands(messages, queries, order, offsets, value_channels, heads);
-    const auto run = [&](auto zero) {
-        using T = decltype(zero);
-        auto parts = parts_of<T>(messages, queries, value_channels, heads);
+    const auto run = [&](auto computed, auto stored) {
+        using T = decltype(computed);
+        using S = decltype(stored);
+        auto parts = parts_of<T, S>(messages, queries, value_channels, heads);
         const Scratch<T> tables = set_tables(parts, heads);
         Tensors results;
         for (std::size_t index = 0; index < parts.size(); ++index) {
             results.push_back(empty(messages[index], {offsets.size(0) - 1, value_channels[index], messages[index].size(2)}));
-            parts[index].result = write<T>(results.back());
+            parts[index].result = write<S>(results.back());
         }
-        const Attention<T> attention = attention_of(parts, heads);
+        const Attention<T, S> attention = attention_of(parts, heads);
         for_each_node(order, offsets, attention, [&](int64_t node, const int64_t* edges, int64_t count, int64_t most, T* memory) {
             SE3_FAST_CALL(attend<T>, attention, node, edges, count, most, memory);
         });
         return results;
     };
-    return by_type(messages[0], run);
+    return by_stored_type(messages[0], run);
 }
 
 }  // namespace se3_fast
@@ -151,30 +152,31 @@ Tensors edge_attention_backward(Tensors gradients, Tensors messages, Tensors que
     for (std::size_t index = 0; index < gradients.size(); ++index)
         check_tensor({"gradients", index}, gradients[index], messages[0].scalar_type(),
                      {offsets.size(0) - 1, value_channels[index], messages[index].size(2)});
-    const auto run = [&](auto zero) {
-        using T = decltype(zero);
-        auto parts = parts_of<T>(messages, queries, value_channels, heads);
+    const auto run = [&](auto computed, auto stored) {
+        using T = decltype(computed);
+        using S = decltype(stored);
+        auto parts = parts_of<T, S>(messages, queries, value_channels, heads);
         const Scratch<T> tables = set_tables(parts, heads);
         Tensors results;
         for (std::size_t index = 0; index < parts.size(); ++index) {
             results.push_back(torch::stable::empty_like(messages[index]));
-            parts[index].gradient = read<T>(gradients[index]);
-            parts[index].value_gradient = write<T>(results.back());
+            parts[index].gradient = read<S>(gradients[index]);
+            parts[index].value_gradient = write<S>(results.back());
             parts[index].key_gradient = parts[index].value_gradient + (parts[index].key - parts[index].value);
         }
         std::size_t next_query = 0;
-        for (AttentionPart<T>& part : parts)
+        for (AttentionPart<T, S>& part : parts)
             if (part.key_run > 0) {
                 results.push_back(torch::stable::empty_like(queries[next_query++]));
-                part.query_gradient = write<T>(results.back());
+                part.query_gradient = write<S>(results.back());
             }
-        const Attention<T> attention = attention_of(parts, heads);
+        const Attention<T, S> attention = attention_of(parts, heads);
         for_each_node(order, offsets, attention, [&](int64_t node, const int64_t* edges, int64_t count, int64_t most, T* memory) {
             SE3_FAST_CALL(attend_backward<T>, attention, node, edges, count, most, memory);
         });
         return results;
     };
-    return by_type(messages[0], run);
+    return by_stored_type(messages[0], run);
 }
 
 }  // namespace

@@ -20,11 +20,11 @@ constexpr int64_t CHUNK = 24;  // edges that are treated together, and summed up
 inline float exponential(float value) { return __builtin_expf(value); }
 inline double exponential(double value) { return __builtin_exp(value); }
 
-template <typename T>
-int64_t longest_row(const Attention<T>& attention) {
+template <typename T, typename S>
+int64_t longest_row(const Attention<T, S>& attention) {
     int64_t run = 1;
     for (int64_t index = 0; index < attention.num_parts; ++index) {
-        const AttentionPart<T>& part = attention.parts[index];
+        const AttentionPart<T, S>& part = attention.parts[index];
         if (part.value_run > run) run = part.value_run;
         if (part.key_run > run) run = part.key_run;
     }
@@ -37,15 +37,19 @@ struct Buffers {
     int64_t heads;           // padded
     T *weights, *gradients;  // w and dw or ds, [edge][heads]
     T* rows;                 // of a chunk, [CHUNK][row]
+    T* total;                // of a node, [row]
 
-    Buffers(const Attention<T>& attention, int64_t most_edges, T* memory) : heads(padded<T>(attention.heads)) {
+    template <typename S>
+    Buffers(const Attention<T, S>& attention, int64_t most_edges, T* memory) : heads(padded<T>(attention.heads)) {
         weights = memory;
         gradients = weights + most_edges * heads;
         rows = gradients + most_edges * heads;
+        total = rows + CHUNK * longest_row(attention);
     }
 
-    static int64_t size(const Attention<T>& attention, int64_t most_edges) {
-        return 2 * most_edges * padded<T>(attention.heads) + CHUNK * longest_row(attention);
+    template <typename S>
+    static int64_t size(const Attention<T, S>& attention, int64_t most_edges) {
+        return 2 * most_edges * padded<T>(attention.heads) + (CHUNK + 1) * longest_row(attention);
     }
 };
 
@@ -62,13 +66,13 @@ struct Runs {
     }
 };
 
-template <typename T>
-Runs<const T> runs_of_keys(const Attention<T>& attention, const AttentionPart<T>& part) {
+template <typename T, typename S>
+Runs<const T> runs_of_keys(const Attention<T, S>& attention, const AttentionPart<T, S>& part) {
     return {attention.heads, part.key_run, part.key_heads};
 }
 
-template <typename T>
-Runs<const T> runs_of_values(const Attention<T>& attention, const AttentionPart<T>& part) {
+template <typename T, typename S>
+Runs<const T> runs_of_values(const Attention<T, S>& attention, const AttentionPart<T, S>& part) {
     return {attention.heads, part.value_run, part.value_heads};
 }
 
@@ -86,13 +90,13 @@ inline void for_each_chunk(int64_t count, const Visit& visit) {
 }
 
 // sums[edge][head] += <features of the edge, those of the node>; of_edges: rows of edges, `stride` apart.
-template <typename T>
+template <typename T, typename S>
 void add_inner_products(
-    const Attention<T>&, const Buffers<T>& buffers, const Runs<const T>& runs, const T* of_edges, int64_t stride, const T* of_node,
+    const Attention<T, S>&, const Buffers<T>& buffers, const Runs<const T>& runs, const S* of_edges, int64_t stride, const S* of_node,
     const int64_t* edges, int64_t count, T* sums) {
     for_each_chunk(count, [&](int64_t first, int64_t size) {
         for (int64_t place = 0; place < size; ++place) {
-            const T* from = of_edges + edges[first + place] * stride;
+            const S* from = of_edges + edges[first + place] * stride;
             T* into = buffers.rows + place * runs.row;
             for (int64_t index = 0; index < runs.length; ++index) into[index] = from[index] * of_node[index];
         }
@@ -103,45 +107,45 @@ void add_inner_products(
 }
 
 // The same for values that are not all finite, which in a product with a matrix would go into the sums of all heads.
-template <typename T>
+template <typename T, typename S>
 void add_each_inner_product(
-    const Attention<T>& attention, const Buffers<T>& buffers, const Runs<const T>& runs, const T* of_edges, int64_t stride,
-    const T* of_node, const int64_t* edges, int64_t count, T* sums) {
+    const Attention<T, S>& attention, const Buffers<T>& buffers, const Runs<const T>& runs, const S* of_edges, int64_t stride,
+    const S* of_node, const int64_t* edges, int64_t count, T* sums) {
     for (int64_t place = 0; place < count; ++place)
         for (int64_t head = 0; head < attention.heads; ++head) {
-            const T *left = of_edges + edges[place] * stride + head * runs.run, *right = of_node + head * runs.run;
+            const S *left = of_edges + edges[place] * stride + head * runs.run, *right = of_node + head * runs.run;
             for (int64_t index = 0; index < runs.run; ++index) sums[place * buffers.heads + head] += left[index] * right[index];
         }
 }
 
 // s of a node's edges, without its scale.
-template <typename T>
+template <typename T, typename S>
 void inner_products_of_keys(
-    const Attention<T>& attention, const Buffers<T>& buffers, int64_t node, const int64_t* edges, int64_t count, bool is_each) {
+    const Attention<T, S>& attention, const Buffers<T>& buffers, int64_t node, const int64_t* edges, int64_t count, bool is_each) {
     fill_zero(buffers.weights, count * buffers.heads);
-    const auto add = is_each ? add_each_inner_product<T> : add_inner_products<T>;
-    for (const AttentionPart<T>* part = attention.parts; part < attention.parts + attention.num_parts; ++part)
+    const auto add = is_each ? add_each_inner_product<T, S> : add_inner_products<T, S>;
+    for (const AttentionPart<T, S>* part = attention.parts; part < attention.parts + attention.num_parts; ++part)
         if (part->key_run > 0)
             add(attention, buffers, runs_of_keys(attention, *part), part->key, part->key_stride,
                 part->query + node * attention.heads * part->key_run, edges, count, buffers.weights);
 }
 
 // dw of a node's edges.
-template <typename T>
+template <typename T, typename S>
 void inner_products_of_values(
-    const Attention<T>& attention, const Buffers<T>& buffers, int64_t node, const int64_t* edges, int64_t count, bool is_each) {
+    const Attention<T, S>& attention, const Buffers<T>& buffers, int64_t node, const int64_t* edges, int64_t count, bool is_each) {
     fill_zero(buffers.gradients, count * buffers.heads);
-    const auto add = is_each ? add_each_inner_product<T> : add_inner_products<T>;
-    for (const AttentionPart<T>* part = attention.parts; part < attention.parts + attention.num_parts; ++part)
+    const auto add = is_each ? add_each_inner_product<T, S> : add_inner_products<T, S>;
+    for (const AttentionPart<T, S>* part = attention.parts; part < attention.parts + attention.num_parts; ++part)
         add(attention, buffers, runs_of_values(attention, *part), part->value, part->value_stride,
             part->gradient + node * attention.heads * part->value_run, edges, count, buffers.gradients);
 }
 
 // Calls use(edge, a factor for each element of its row) for all edges, from factors[edge][head]; and for every chunk
 // finish(number of its edges, elements from one row to the next).
-template <typename T, typename Use, typename Finish>
+template <typename T, typename S, typename Use, typename Finish>
 void for_each_spread(
-    const Attention<T>& attention, const Buffers<T>& buffers, const Runs<const T>& runs, const T* factors, const int64_t* edges,
+    const Attention<T, S>& attention, const Buffers<T>& buffers, const Runs<const T>& runs, const T* factors, const int64_t* edges,
     int64_t count, const Use& use, const Finish& finish) {
     const bool is_finite = are_finite(factors, count * buffers.heads);  // otherwise the product would mix the heads
     for_each_chunk(count, [&](int64_t first, int64_t size) {
@@ -168,10 +172,15 @@ void add_rows(const T* rows, int64_t count, int64_t row, int64_t length, T* tota
     }
 }
 
+template <typename T, typename S>
+void write_total(const Buffers<T>& buffers, int64_t length, S* into) {
+    for (int64_t index = 0; index < length; ++index) into[index] = buffers.total[index];
+}
+
 // w of a node's edges.
-template <typename T>
+template <typename T, typename S>
 void softmax_weights(
-    const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, const Buffers<T>& buffers) {
+    const Attention<T, S>& attention, int64_t node, const int64_t* edges, int64_t count, const Buffers<T>& buffers) {
     const int64_t heads = attention.heads, stride = buffers.heads;
     inner_products_of_keys(attention, buffers, node, edges, count, false);
     if (!are_finite(buffers.weights, count * stride)) inner_products_of_keys(attention, buffers, node, edges, count, true);
@@ -190,8 +199,8 @@ void softmax_weights(
 }
 
 // ds in place of dw.
-template <typename T>
-void differentiate_softmax(const Attention<T>& attention, int64_t count, const Buffers<T>& buffers) {
+template <typename T, typename S>
+void differentiate_softmax(const Attention<T, S>& attention, int64_t count, const Buffers<T>& buffers) {
     for (int64_t head = 0; head < attention.heads; ++head) {
         double total = 0;
         for (int64_t place = 0; place < count; ++place) {
@@ -222,80 +231,85 @@ void set_heads(int64_t heads, int64_t run, T* table) {
     }
 }
 
-template <typename T>
-int64_t attention_workspace_size(const Attention<T>& attention, int64_t most_edges) {
+template <typename T, typename S>
+int64_t attention_workspace_size(const Attention<T, S>& attention, int64_t most_edges) {
     return Buffers<T>::size(attention, most_edges);
 }
 
-template <typename T>
+template <typename T, typename S>
 void attend(
-    const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, int64_t most_edges, T* workspace) {
+    const Attention<T, S>& attention, int64_t node, const int64_t* edges, int64_t count, int64_t most_edges, T* workspace) {
     const Buffers<T> buffers(attention, most_edges, workspace);
     softmax_weights(attention, node, edges, count, buffers);
     for (int64_t index = 0; index < attention.num_parts; ++index) {
-        const AttentionPart<T>& part = attention.parts[index];
+        const AttentionPart<T, S>& part = attention.parts[index];
         const int64_t length = attention.heads * part.value_run;
-        T* result = part.result + node * length;
-        fill_zero(result, length);
+        fill_zero(buffers.total, length);
         for_each_spread(
             attention, buffers, runs_of_values(attention, part), buffers.weights, edges, count,
             [&](int64_t edge, T* spread) {
-                const T* value = part.value + edge * part.value_stride;
+                const S* value = part.value + edge * part.value_stride;
                 for (int64_t element = 0; element < length; ++element) spread[element] *= value[element];
             },
-            [&](int64_t size, int64_t row) { add_rows(buffers.rows, size, row, length, result); });
+            [&](int64_t size, int64_t row) { add_rows(buffers.rows, size, row, length, buffers.total); });
+        write_total(buffers, length, part.result + node * length);
     }
 }
 
-template <typename T>
+template <typename T, typename S>
 void attend_backward(
-    const Attention<T>& attention, int64_t node, const int64_t* edges, int64_t count, int64_t most_edges, T* workspace) {
+    const Attention<T, S>& attention, int64_t node, const int64_t* edges, int64_t count, int64_t most_edges, T* workspace) {
     const Buffers<T> buffers(attention, most_edges, workspace);
     softmax_weights(attention, node, edges, count, buffers);
     inner_products_of_values(attention, buffers, node, edges, count, false);
     if (!are_finite(buffers.gradients, count * buffers.heads))
         inner_products_of_values(attention, buffers, node, edges, count, true);
     for (int64_t index = 0; index < attention.num_parts; ++index) {
-        const AttentionPart<T>& part = attention.parts[index];
+        const AttentionPart<T, S>& part = attention.parts[index];
         const int64_t length = attention.heads * part.value_run;
-        const T* gradient = part.gradient + node * length;
+        const S* gradient = part.gradient + node * length;
         for_each_spread(
             attention, buffers, runs_of_values(attention, part), buffers.weights, edges, count,
             [&](int64_t edge, T* spread) {
-                T* into = part.value_gradient + edge * part.value_stride;
+                S* into = part.value_gradient + edge * part.value_stride;
                 for (int64_t element = 0; element < length; ++element) into[element] = spread[element] * gradient[element];
             },
             [](int64_t, int64_t) {});
     }
     differentiate_softmax(attention, count, buffers);
     for (int64_t index = 0; index < attention.num_parts; ++index) {
-        const AttentionPart<T>& part = attention.parts[index];
+        const AttentionPart<T, S>& part = attention.parts[index];
         if (part.key_run == 0) continue;
         const int64_t length = attention.heads * part.key_run;
-        const T* query = part.query + node * length;
-        T* query_gradient = part.query_gradient + node * length;
-        fill_zero(query_gradient, length);
+        const S* query = part.query + node * length;
+        fill_zero(buffers.total, length);
         for_each_spread(
             attention, buffers, runs_of_keys(attention, part), buffers.gradients, edges, count,
             [&](int64_t edge, T* spread) {
-                const T* key = part.key + edge * part.key_stride;
-                T* into = part.key_gradient + edge * part.key_stride;
+                const S* key = part.key + edge * part.key_stride;
+                S* into = part.key_gradient + edge * part.key_stride;
                 for (int64_t element = 0; element < length; ++element) into[element] = spread[element] * query[element];
                 for (int64_t element = 0; element < length; ++element) spread[element] *= key[element];
             },
-            [&](int64_t size, int64_t row) { add_rows(buffers.rows, size, row, length, query_gradient); });
+            [&](int64_t size, int64_t row) { add_rows(buffers.rows, size, row, length, buffers.total); });
+        write_total(buffers, length, part.query_gradient + node * length);
     }
 }
 
-#define SE3_FAST_INSTANTIATE(T)                                                                        \
-    template int64_t heads_size<T>(int64_t, int64_t);                                                  \
-    template void set_heads<T>(int64_t, int64_t, T*);                                                  \
-    template int64_t attention_workspace_size<T>(const Attention<T>&, int64_t);                        \
-    template void attend<T>(const Attention<T>&, int64_t, const int64_t*, int64_t, int64_t, T*);       \
-    template void attend_backward<T>(const Attention<T>&, int64_t, const int64_t*, int64_t, int64_t, T*);
+#define SE3_FAST_INSTANTIATE(T)                       \
+    template int64_t heads_size<T>(int64_t, int64_t); \
+    template void set_heads<T>(int64_t, int64_t, T*);
+
+#define SE3_FAST_INSTANTIATE_STORED(T, S)                                                                      \
+    template int64_t attention_workspace_size<T, S>(const Attention<T, S>&, int64_t);                          \
+    template void attend<T, S>(const Attention<T, S>&, int64_t, const int64_t*, int64_t, int64_t, T*);         \
+    template void attend_backward<T, S>(const Attention<T, S>&, int64_t, const int64_t*, int64_t, int64_t, T*);
 
 SE3_FAST_INSTANTIATE(float)
 SE3_FAST_INSTANTIATE(double)
+SE3_FAST_INSTANTIATE_STORED(float, float)
+SE3_FAST_INSTANTIATE_STORED(float, BFloat16)
+SE3_FAST_INSTANTIATE_STORED(double, double)
 
 }  // namespace SE3_FAST_INSTRUCTIONS
 }  // namespace se3_fast

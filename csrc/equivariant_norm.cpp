@@ -17,10 +17,10 @@ namespace {
 
 using namespace se3_fast;
 
-// features: [N][C][components] of each degree; scale, shift: [degrees * C].
+// features: [N][C][components] of each degree, in bfloat16 too, where the parameters are float32; scale, shift: [degrees * C].
 void check_operands(const Tensors& features, const Tensor& scale, const Tensor& shift, double epsilon) {
     if (features.empty()) refuse("features: expected a tensor or more, got none");
-    const ScalarType type = value_type({"features", 0}, features[0]);
+    const ScalarType type = stored_type({"features", 0}, features[0]);
     const int64_t num_nodes = rows_of({"features", 0}, features[0], 3), channels = features[0].size(1);
     check_number("features", channels, 0, MOST_CHANNELS);
     for (std::size_t index = 0; index < features.size(); ++index) {
@@ -28,17 +28,17 @@ void check_operands(const Tensors& features, const Tensor& scale, const Tensor& 
         check_number("features", features[index].size(2), 1, 2 * MOST_DEGREE + 1);
         check_tensor({"features", index}, features[index], type, {num_nodes, channels, features[index].size(2)});
     }
-    check_tensor("scale", scale, type, {int64_t(features.size()) * channels});
-    check_tensor("shift", shift, type, {int64_t(features.size()) * channels});
+    check_tensor("scale", scale, computed_type(type), {int64_t(features.size()) * channels});
+    check_tensor("shift", shift, computed_type(type), {int64_t(features.size()) * channels});
     if (!(epsilon >= 0)) refuse("epsilon: expected a number from 0 on, got ", epsilon);
 }
 
 // The degrees, with their parameters and a mask in padded rows.
-template <typename T>
+template <typename T, typename S>
 class Norm {
 public:
     const int64_t channels, stride;
-    std::vector<NormDegree<T>> degrees;
+    std::vector<NormDegree<T, S>> degrees;
     int64_t workspace_size;
 
     Norm(const Tensors& features, const Tensor& scale, const Tensor& shift)
@@ -51,7 +51,7 @@ public:
             const T* of_degree = row(2 * index);
             std::copy_n(read<T>(scale) + index * channels, channels, row(2 * index));
             std::copy_n(read<T>(shift) + index * channels, channels, row(2 * index + 1));
-            degrees.push_back({features[index].size(2), read<T>(features[index]), of_degree, of_degree + stride, nullptr, nullptr});
+            degrees.push_back({features[index].size(2), read<S>(features[index]), of_degree, of_degree + stride, nullptr, nullptr});
             largest = std::max(largest, degrees.back().size);
         }
         std::fill_n(row(2 * features.size()), channels, T(1));
@@ -70,21 +70,22 @@ Tensors equivariant_norm(Tensors features, Tensor scale, Tensor shift, double ep
     check_operands(features, scale, shift, epsilon);
     Tensors results;
     for (const Tensor& feature : features) results.push_back(torch::stable::empty_like(feature));
-    const auto run = [&](auto zero) {
-        using T = decltype(zero);
-        Norm<T> norm(features, scale, shift);
-        for (std::size_t index = 0; index < results.size(); ++index) norm.degrees[index].result = write<T>(results[index]);
+    const auto run = [&](auto computed, auto stored) {
+        using T = decltype(computed);
+        using S = decltype(stored);
+        Norm<T, S> norm(features, scale, shift);
+        for (std::size_t index = 0; index < results.size(); ++index) norm.degrees[index].result = write<S>(results[index]);
         const NormChannels<T> channels = norm.of_channels(epsilon);
         const Chunks chunks(features[0].size(0), NORM_NODES);
         for_each_task(chunks.num_shares, [&](int64_t share) {
             const Scratch<T> workspace(norm.workspace_size);
             chunks.for_each(share, [&](int64_t first, int64_t count) {
-                for (const NormDegree<T>& degree : norm.degrees)
+                for (const NormDegree<T, S>& degree : norm.degrees)
                     SE3_FAST_CALL(normalise_nodes<T>, channels, degree, first, count, workspace.data());
             });
         });
     };
-    by_type(features[0], run);
+    by_stored_type(features[0], run);
     return results;
 }
 
@@ -103,12 +104,13 @@ Tensors equivariant_norm_backward(Tensors gradients, Tensors features, Tensor sc
         results.push_back(torch::stable::empty_like(*parameter));
         fill_zero(results.back());
     }
-    const auto run = [&](auto zero) {
-        using T = decltype(zero);
-        Norm<T> norm(features, scale, shift);
+    const auto run = [&](auto computed, auto stored) {
+        using T = decltype(computed);
+        using S = decltype(stored);
+        Norm<T, S> norm(features, scale, shift);
         for (std::size_t index = 0; index < features.size(); ++index) {
-            norm.degrees[index].gradient = read<T>(gradients[index]);
-            norm.degrees[index].result = write<T>(results[index]);
+            norm.degrees[index].gradient = read<S>(gradients[index]);
+            norm.degrees[index].result = write<S>(results[index]);
         }
         const NormChannels<T> channels = norm.of_channels(epsilon);
         const Chunks chunks(num_nodes, NORM_NODES);
@@ -133,7 +135,7 @@ Tensors equivariant_norm_backward(Tensors gradients, Tensors features, Tensor sc
                 for (int64_t channel = 0; channel < norm.channels; ++channel) into[channel] += from[channel];
             }
     };
-    by_type(features[0], run);
+    by_stored_type(features[0], run);
     return results;
 }
 

@@ -11,14 +11,14 @@ namespace se3_fast {
 
 constexpr int64_t NORM_NODES = 32;  // that are treated together
 
-// One degree: its features, [node][channel][component], and its parameters.
-template <typename T>
+// One degree: its features, [node][channel][component], as they stand in memory, and its parameters.
+template <typename T, typename S>
 struct NormDegree {
     int64_t size;  // 2d+1
-    const T* values;
+    const S* values;
     const T *scale, *shift;  // padded rows
-    T* result;               // backward: the gradient of the values
-    const T* gradient;       // backward: of the result
+    S* result;               // backward: the gradient of the values
+    const S* gradient;       // backward: of the result
 };
 
 template <typename T>
@@ -36,11 +36,11 @@ SE3_FAST_DECLARE(
     template <typename T> int64_t norm_workspace_size(int64_t channels, int64_t largest_size);
 
     // The results of `count` nodes from the first one on.
-    template <typename T> void normalise_nodes(
-        const NormChannels<T>& channels, const NormDegree<T>& degree, int64_t first, int64_t count, T* workspace);
+    template <typename T, typename S> void normalise_nodes(
+        const NormChannels<T>& channels, const NormDegree<T, S>& degree, int64_t first, int64_t count, T* workspace);
 
     // The gradients of their values; adds those of scale and shift to padded rows.
-    template <typename T> void normalise_nodes_backward(
-        const NormChannels<T>& channels, const NormDegree<T>& degree, int64_t first, int64_t count, T* scale_gradient,
+    template <typename T, typename S> void normalise_nodes_backward(
+        const NormChannels<T>& channels, const NormDegree<T, S>& degree, int64_t first, int64_t count, T* scale_gradient,
         T* shift_gradient, T* workspace);
 )

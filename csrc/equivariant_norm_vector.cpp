@@ -44,8 +44,9 @@ struct Node {
 };
 
 // Reads a node's features and makes its norms, z, p and p / n; returns 1 / sqrt(var n + epsilon).
-template <typename T, typename Size>
-inline T normalise(const NormChannels<T>& channels, const NormDegree<T>& degree, Size size, const T* values, const Node<T>& node) {
+template <typename T, typename S, typename Size>
+inline T normalise(
+    const NormChannels<T>& channels, const NormDegree<T, S>& degree, Size size, const S* values, const Node<T>& node) {
     const int64_t stride = node.stride;
     take_apart(values, channels.count, size, node.features, stride);
     for (int64_t c = 0; c < stride; c += LANES<T>) {
@@ -91,8 +92,8 @@ inline void overlap_with_gradient(Size size, const Node<T>& node) {
 }
 
 // s / n and t / n of a node in place of s and p, 0 where the norm was raised; adds the gradients of scale and shift.
-template <typename T>
-inline void differentiate_norms(const NormChannels<T>& channels, const NormDegree<T>& degree, T inverse, const Node<T>& node) {
+template <typename T, typename S>
+inline void differentiate_norms(const NormChannels<T>& channels, const NormDegree<T, S>& degree, T inverse, const Node<T>& node) {
     Vector<T> total{}, total_overlap{};
     for (int64_t c = 0; c < node.stride; c += LANES<T>) {
         const Vector<T> z = load(node.normalised + c);
@@ -126,8 +127,8 @@ int64_t norm_workspace_size(int64_t channels, int64_t largest_size) {
     return Node<T>::workspace_size(channels, largest_size);
 }
 
-template <typename T>
-void normalise_nodes(const NormChannels<T>& channels, const NormDegree<T>& degree, int64_t first, int64_t count, T* workspace) {
+template <typename T, typename S>
+void normalise_nodes(const NormChannels<T>& channels, const NormDegree<T, S>& degree, int64_t first, int64_t count, T* workspace) {
     const Node<T> node(channels.count, degree.size, workspace);
     const int64_t stride = node.stride, row = channels.count * degree.size;
     fill_zero(node.features, degree.size * stride);  // what stands behind the last channel stays zero
@@ -144,9 +145,9 @@ void normalise_nodes(const NormChannels<T>& channels, const NormDegree<T>& degre
     });
 }
 
-template <typename T>
+template <typename T, typename S>
 void normalise_nodes_backward(
-    const NormChannels<T>& channels, const NormDegree<T>& degree, int64_t first, int64_t count, T* scale_gradient,
+    const NormChannels<T>& channels, const NormDegree<T, S>& degree, int64_t first, int64_t count, T* scale_gradient,
     T* shift_gradient, T* workspace) {
     const Node<T> node(channels.count, degree.size, workspace);
     const int64_t stride = node.stride, row = channels.count * degree.size;
@@ -173,14 +174,20 @@ void normalise_nodes_backward(
     }
 }
 
-#define SE3_FAST_INSTANTIATE(T)                                                                                         \
-    template int64_t norm_stride<T>(int64_t);                                                                           \
-    template int64_t norm_workspace_size<T>(int64_t, int64_t);                                                          \
-    template void normalise_nodes<T>(const NormChannels<T>&, const NormDegree<T>&, int64_t, int64_t, T*);               \
-    template void normalise_nodes_backward<T>(const NormChannels<T>&, const NormDegree<T>&, int64_t, int64_t, T*, T*, T*);
+#define SE3_FAST_INSTANTIATE(T)                                \
+    template int64_t norm_stride<T>(int64_t);                  \
+    template int64_t norm_workspace_size<T>(int64_t, int64_t);
+
+#define SE3_FAST_INSTANTIATE_STORED(T, S)                                                                             \
+    template void normalise_nodes<T, S>(const NormChannels<T>&, const NormDegree<T, S>&, int64_t, int64_t, T*);       \
+    template void normalise_nodes_backward<T, S>(                                                                     \
+        const NormChannels<T>&, const NormDegree<T, S>&, int64_t, int64_t, T*, T*, T*);
 
 SE3_FAST_INSTANTIATE(float)
 SE3_FAST_INSTANTIATE(double)
+SE3_FAST_INSTANTIATE_STORED(float, float)
+SE3_FAST_INSTANTIATE_STORED(float, BFloat16)
+SE3_FAST_INSTANTIATE_STORED(double, double)
 
 }  // namespace SE3_FAST_INSTRUCTIONS
 }  // namespace se3_fast

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "check.h"
@@ -27,11 +28,12 @@ struct Degree {
     int64_t first_part, num_parts;  // of the inputs
 };
 
-// parts: [N][channels][2d+1]; counts: how many of them belong to each degree; weights: [outputs][inputs].
+// parts: [N][channels][2d+1], in bfloat16 too, where the weights are float32; counts: how many of them belong to each degree; weights: [outputs][inputs].
 std::vector<Degree> checked_degrees(const Tensors& parts, const Integers& counts, const Tensors& weights) {
     if (weights.empty()) refuse("weights: expected a tensor or more, got none");
     check_count("counts", counts.size(), weights.size());
-    const ScalarType type = value_type({"weights", 0}, weights[0]);
+    if (parts.empty()) refuse("parts: expected a tensor or more, got none");
+    const ScalarType type = stored_type({"parts", 0}, parts[0]);
     std::vector<Degree> degrees;
     int64_t next = 0;
     for (std::size_t index = 0; index < weights.size(); ++index) {
@@ -42,7 +44,7 @@ std::vector<Degree> checked_degrees(const Tensors& parts, const Integers& counts
         check_number("parts", degree.size, 1, 2 * MOST_DEGREE + 1);
         check_number("weights", degree.outputs, 0, MOST_CHANNELS);
         check_number("weights", degree.inputs, 0, MOST_CHANNELS);
-        check_tensor({"weights", index}, weights[index], type, {degree.outputs, degree.inputs});
+        check_tensor({"weights", index}, weights[index], computed_type(type), {degree.outputs, degree.inputs});
         int64_t channels = 0;
         for (; next < degree.first_part + degree.num_parts; ++next) {
             const Name name("parts", std::size_t(next));
@@ -60,27 +62,27 @@ std::vector<Degree> checked_degrees(const Tensors& parts, const Integers& counts
 }
 
 // The features of all degrees on one side of the maps: of each, channels in one tensor or several.
-template <typename T>
-std::vector<LinearPart<const T>> read_parts(const Tensors& tensors) {
-    std::vector<LinearPart<const T>> parts;
-    for (const Tensor& tensor : tensors) parts.push_back({tensor.size(1), read<T>(tensor)});
+template <typename S>
+std::vector<LinearPart<const S>> read_parts(const Tensors& tensors) {
+    std::vector<LinearPart<const S>> parts;
+    for (const Tensor& tensor : tensors) parts.push_back({tensor.size(1), read<S>(tensor)});
     return parts;
 }
 
-template <typename T>
-std::vector<LinearPart<T>> written_parts(const Tensors& tensors) {
-    std::vector<LinearPart<T>> parts;
-    for (const Tensor& tensor : tensors) parts.push_back({tensor.size(1), write<T>(tensor)});
+template <typename S>
+std::vector<LinearPart<S>> written_parts(const Tensors& tensors) {
+    std::vector<LinearPart<S>> parts;
+    for (const Tensor& tensor : tensors) parts.push_back({tensor.size(1), write<S>(tensor)});
     return parts;
 }
 
-template <typename T>
-LinearSide<T> inputs_of(const Degree& degree, const std::vector<LinearPart<T>>& parts) {
+template <typename S>
+LinearSide<S> inputs_of(const Degree& degree, const std::vector<LinearPart<S>>& parts) {
     return {parts.data() + degree.first_part, degree.num_parts, degree.inputs};
 }
 
-template <typename T>
-LinearSide<T> outputs_of(const Degree& degree, const std::vector<LinearPart<T>>& parts) {
+template <typename S>
+LinearSide<S> outputs_of(const Degree& degree, const std::vector<LinearPart<S>>& parts) {
     return {parts.data() + degree.number, 1, degree.outputs};
 }
 
@@ -118,15 +120,15 @@ void for_each_chunk(const std::vector<Degree>& degrees, const Chunks& chunks, in
 
 // The maps of all degrees, from the inputs into the outputs; or transposed, from what belongs to the outputs into what belongs to
 // the inputs.
-template <typename T>
+template <typename T, typename S>
 void apply_maps(const std::vector<Degree>& degrees, const Tensors& weights, bool is_transposed, const Tensors& from,
                 const Tensors& into) {
-    const auto given = read_parts<T>(from);
-    const auto results = written_parts<T>(into);
+    const auto given = read_parts<S>(from);
+    const auto results = written_parts<S>(into);
     const Matrices<T> layout(degrees, is_transposed ? &Degree::outputs : &Degree::inputs,
                              is_transposed ? &Degree::inputs : &Degree::outputs);
     const Scratch<T> matrices(layout.size());
-    std::vector<LinearMap<T>> maps;
+    std::vector<LinearMap<T, S>> maps;
     for (const Degree& degree : degrees) {
         T* const matrix = matrices.data() + layout.places[degree.number];
         const T* const weight = read<T>(weights[degree.number]);
@@ -137,6 +139,9 @@ void apply_maps(const std::vector<Degree>& degrees, const Tensors& weights, bool
             SE3_FAST_CALL(pack_linear<T>, weight, degree.outputs, degree.inputs, matrix);
             maps.push_back({degree.size, matrix, inputs_of(degree, given), outputs_of(degree, results)});
         }
+        // Both operands of a product have the type that it is asked for in: the weights are rounded to that of the features.
+        if constexpr (!std::is_same_v<T, S>)
+            std::transform(matrix, matrices.data() + layout.places[degree.number + 1], matrix, [](T value) { return T(S(value)); });
     }
     const Chunks chunks(from[0].size(0), LINEAR_NODES);
     for_each_task(chunks.num_shares, [&](int64_t share) {
@@ -147,10 +152,10 @@ void apply_maps(const std::vector<Degree>& degrees, const Tensors& weights, bool
 }
 
 // The gradients of the weights, from the gradients of the outputs and the inputs.
-template <typename T>
+template <typename T, typename S>
 void differentiate_weights(const std::vector<Degree>& degrees, const Tensors& gradients, const Tensors& parts,
                            const Tensors& results) {
-    const auto of_outputs = read_parts<T>(gradients), inputs = read_parts<T>(parts);
+    const auto of_outputs = read_parts<S>(gradients), inputs = read_parts<S>(parts);
     const Matrices<T> layout(degrees, &Degree::outputs, &Degree::inputs);
     const Chunks chunks(parts[0].size(0), LINEAR_NODES);
     const Scratch<T> sums(chunks.num_shares * layout.size());
@@ -182,7 +187,9 @@ Tensors linear(Tensors parts, Integers counts, Tensors weights) {
     const std::vector<Degree> degrees = checked_degrees(parts, counts, weights);
     Tensors results;
     for (const Degree& degree : degrees) results.push_back(empty(parts[0], {parts[0].size(0), degree.outputs, degree.size}));
-    by_type(parts[0], [&](auto zero) { apply_maps<decltype(zero)>(degrees, weights, false, parts, results); });
+    by_stored_type(parts[0], [&](auto computed, auto stored) {
+        apply_maps<decltype(computed), decltype(stored)>(degrees, weights, false, parts, results);
+    });
     return results;
 }
 
@@ -202,10 +209,11 @@ Tensors linear_backward(Tensors gradients, Tensors parts, Integers counts, Tenso
         for (const Tensor& part : parts) of_parts.push_back(torch::stable::empty_like(part));
     if (with_weights)
         for (const Tensor& weight : weights) of_weights.push_back(torch::stable::empty_like(weight));
-    by_type(parts[0], [&](auto zero) {
-        using T = decltype(zero);
-        if (with_parts) apply_maps<T>(degrees, weights, true, gradients, of_parts);
-        if (with_weights) differentiate_weights<T>(degrees, gradients, parts, of_weights);
+    by_stored_type(parts[0], [&](auto computed, auto stored) {
+        using T = decltype(computed);
+        using S = decltype(stored);
+        if (with_parts) apply_maps<T, S>(degrees, weights, true, gradients, of_parts);
+        if (with_weights) differentiate_weights<T, S>(degrees, gradients, parts, of_weights);
     });
     of_parts.insert(of_parts.end(), of_weights.begin(), of_weights.end());
     return of_parts;

@@ -10,27 +10,29 @@ namespace se3_fast {
 
 constexpr int64_t LINEAR_NODES = 24;  // that are treated together
 
+// Features stand in memory as type S, which is computed with as type T.
+
 // Some channels of the features of a degree, [node][channel][component].
-template <typename T>
+template <typename S>
 struct LinearPart {
     int64_t channels;
-    T* values;
+    S* values;
 };
 
 // The channels of a degree, those of one part after those of the other.
-template <typename T>
+template <typename S>
 struct LinearSide {
-    const LinearPart<T>* parts;
+    const LinearPart<S>* parts;
     int64_t num_parts, channels;
 };
 
 // The map of one degree.
-template <typename T>
+template <typename T, typename S>
 struct LinearMap {
     int64_t size;     // 2d+1
     const T* matrix;  // [channels of the inputs][padded channels of the outputs]
-    LinearSide<const T> inputs;
-    LinearSide<T> outputs;
+    LinearSide<const S> inputs;
+    LinearSide<S> outputs;
 };
 
 }  // namespace se3_fast
@@ -45,11 +47,11 @@ SE3_FAST_DECLARE(
     template <typename T> void pack_transposed(const T* weight, int64_t outputs, int64_t inputs, T* matrix);
 
     // The outputs of `count` nodes from the first one on.
-    template <typename T> void map_nodes(const LinearMap<T>& map, int64_t first, int64_t count, T* workspace);
+    template <typename T, typename S> void map_nodes(const LinearMap<T, S>& map, int64_t first, int64_t count, T* workspace);
 
     // Adds the gradients of the weights, [channels on the left][padded channels on the right], from the gradients of the outputs
     // (left) and the inputs (right) of `count` nodes.
-    template <typename T> void add_weight_gradients(
-        int64_t size, const LinearSide<const T>& left, const LinearSide<const T>& right, int64_t first, int64_t count, T* sums,
+    template <typename T, typename S> void add_weight_gradients(
+        int64_t size, const LinearSide<const S>& left, const LinearSide<const S>& right, int64_t first, int64_t count, T* sums,
         T* workspace);
 )

@@ -14,24 +14,24 @@ namespace SE3_FAST_INSTRUCTIONS {
 namespace {
 
 // The rows of `count` nodes, [node, component][stride].
-template <typename T>
-void take_rows(int64_t size, const LinearSide<const T>& side, int64_t first, int64_t count, int64_t stride, T* rows) {
+template <typename T, typename S>
+void take_rows(int64_t size, const LinearSide<const S>& side, int64_t first, int64_t count, int64_t stride, T* rows) {
     for (int64_t row = 0; row < count * size; ++row)
         fill_zero(rows + row * stride + side.channels, stride - side.channels);
     with_size(size, [&](auto components) {
         T* into = rows;
-        for (const LinearPart<const T>* part = side.parts; part < side.parts + side.num_parts; into += part->channels, ++part)
+        for (const LinearPart<const S>* part = side.parts; part < side.parts + side.num_parts; into += part->channels, ++part)
             for (int64_t node = 0; node < count; ++node)
                 take_apart(part->values + (first + node) * part->channels * size, part->channels, components,
                            into + node * size * stride, stride);
     });
 }
 
-template <typename T>
-void put_rows(int64_t size, const LinearSide<T>& side, int64_t first, int64_t count, int64_t stride, const T* rows) {
+template <typename T, typename S>
+void put_rows(int64_t size, const LinearSide<S>& side, int64_t first, int64_t count, int64_t stride, const T* rows) {
     with_size(size, [&](auto components) {
         const T* from = rows;
-        for (const LinearPart<T>* part = side.parts; part < side.parts + side.num_parts; from += part->channels, ++part)
+        for (const LinearPart<S>* part = side.parts; part < side.parts + side.num_parts; from += part->channels, ++part)
             for (int64_t node = 0; node < count; ++node)
                 put_together(from + node * size * stride, stride, part->channels, components,
                              part->values + (first + node) * part->channels * size);
@@ -68,8 +68,8 @@ void pack_transposed(const T* weight, int64_t outputs, int64_t inputs, T* matrix
     }
 }
 
-template <typename T>
-void map_nodes(const LinearMap<T>& map, int64_t first, int64_t count, T* workspace) {
+template <typename T, typename S>
+void map_nodes(const LinearMap<T, S>& map, int64_t first, int64_t count, T* workspace) {
     const int64_t rows = count * map.size, stride = padded<T>(map.inputs.channels), out_stride = padded<T>(map.outputs.channels);
     T* const outputs = workspace + rows * stride;
     take_rows(map.size, map.inputs, first, count, stride, workspace);
@@ -78,9 +78,9 @@ void map_nodes(const LinearMap<T>& map, int64_t first, int64_t count, T* workspa
     put_rows(map.size, map.outputs, first, count, out_stride, outputs);
 }
 
-template <typename T>
+template <typename T, typename S>
 void add_weight_gradients(
-    int64_t size, const LinearSide<const T>& left, const LinearSide<const T>& right, int64_t first, int64_t count, T* sums,
+    int64_t size, const LinearSide<const S>& left, const LinearSide<const S>& right, int64_t first, int64_t count, T* sums,
     T* workspace) {
     const int64_t rows = count * size, stride = padded<T>(left.channels), right_stride = padded<T>(right.channels);
     T* const of_right = workspace + rows * stride;
@@ -94,13 +94,18 @@ void add_weight_gradients(
     template int64_t linear_stride<T>(int64_t);                                                                              \
     template int64_t linear_workspace_size<T>(int64_t, int64_t, int64_t);                                                     \
     template void pack_linear<T>(const T*, int64_t, int64_t, T*);                                                            \
-    template void pack_transposed<T>(const T*, int64_t, int64_t, T*);                                                        \
-    template void map_nodes<T>(const LinearMap<T>&, int64_t, int64_t, T*);                                                   \
-    template void add_weight_gradients<T>(                                                                                   \
-        int64_t, const LinearSide<const T>&, const LinearSide<const T>&, int64_t, int64_t, T*, T*);
+    template void pack_transposed<T>(const T*, int64_t, int64_t, T*);
+
+#define SE3_FAST_INSTANTIATE_STORED(T, S)                                                                                    \
+    template void map_nodes<T, S>(const LinearMap<T, S>&, int64_t, int64_t, T*);                                             \
+    template void add_weight_gradients<T, S>(                                                                                \
+        int64_t, const LinearSide<const S>&, const LinearSide<const S>&, int64_t, int64_t, T*, T*);
 
 SE3_FAST_INSTANTIATE(float)
 SE3_FAST_INSTANTIATE(double)
+SE3_FAST_INSTANTIATE_STORED(float, float)
+SE3_FAST_INSTANTIATE_STORED(float, BFloat16)
+SE3_FAST_INSTANTIATE_STORED(double, double)
 
 }  // namespace SE3_FAST_INSTRUCTIONS
 }  // namespace se3_fast

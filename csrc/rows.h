@@ -1,7 +1,8 @@
 // Rows of values, for *_vector.cpp files: padded with zeros to whole cache lines, so that loops run over whole vectors.
 //
 // Features of a degree stand as [channel][component], and vectors run over channels. So they are taken apart into a row for each
-// component, [component][channel], and put together again: whole vectors of channels by shuffles, what is left one by one.
+// component, [component][channel], and put together again: whole vectors of channels by shuffles, what is left one by one. They may
+// stand as another type S, bfloat16.
 
 #pragma once
 
@@ -66,21 +67,21 @@ inline Vector<T> block_of(const Vector<T>* components, std::integer_sequence<int
     return found;
 }
 
-template <typename T, int... INDEX>
-inline void take_lanes_apart(const T* values, T* rows, int64_t stride, std::integer_sequence<int, INDEX...> indices) {
+template <typename T, typename S, int... INDEX>
+inline void take_lanes_apart(const S* values, T* rows, int64_t stride, std::integer_sequence<int, INDEX...> indices) {
     const Vector<T> blocks[] = {load(values + INDEX * LANES<T>)...};
     (store(rows + INDEX * stride, component_of<T, sizeof...(INDEX), INDEX>(blocks, indices)), ...);
 }
 
-template <typename T, int... INDEX>
-inline void put_lanes_together(const T* rows, int64_t stride, T* values, std::integer_sequence<int, INDEX...> indices) {
+template <typename T, typename S, int... INDEX>
+inline void put_lanes_together(const T* rows, int64_t stride, S* values, std::integer_sequence<int, INDEX...> indices) {
     const Vector<T> components[] = {load(rows + INDEX * stride)...};
     (store(values + INDEX * LANES<T>, block_of<T, sizeof...(INDEX), INDEX>(components, indices)), ...);
 }
 
 // rows[component * stride + channel] = values[channel * size + component]; size: as with_size calls with it.
-template <typename T, typename Size>
-inline void take_apart(const T* values, int64_t channels, Size size, T* rows, int64_t stride) {
+template <typename T, typename S, typename Size>
+inline void take_apart(const S* values, int64_t channels, Size size, T* rows, int64_t stride) {
     int64_t channel = 0;
     if constexpr (!std::is_same_v<Size, int64_t>)
         for (; channel + LANES<T> <= channels; channel += LANES<T>)
@@ -91,8 +92,8 @@ inline void take_apart(const T* values, int64_t channels, Size size, T* rows, in
 }
 
 // The other way round.
-template <typename T, typename Size>
-inline void put_together(const T* rows, int64_t stride, int64_t channels, Size size, T* values) {
+template <typename T, typename S, typename Size>
+inline void put_together(const T* rows, int64_t stride, int64_t channels, Size size, S* values) {
     int64_t channel = 0;
     if constexpr (!std::is_same_v<Size, int64_t>)
         for (; channel + LANES<T> <= channels; channel += LANES<T>)

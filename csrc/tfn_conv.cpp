@@ -32,8 +32,8 @@ constexpr int64_t SLICES_PER_TASK = 8;
 constexpr int64_t CHANNELS_PER_TASK = 8;
 constexpr int64_t MOST_PAIR_PATHS = 2 * MOST_DEGREE + 1;
 
-// What both directions share.
-template <typename T>
+// What both directions share. Features, h and their gradients stand in memory as type S, which is computed with as type T.
+template <typename T, typename S>
 struct Convolution {
     const Integers& description;
     const Description plan;
@@ -138,15 +138,16 @@ struct Convolution {
 
     void read_components(const Tensor& features, int64_t row, const DegreeLayout& layout, int64_t first_channel, T* into) const {
         const int64_t channels = features.size(1), size = channels * (2 * layout.degree + 1);
-        SE3_FAST_CALL(to_components<T>, read<T>(features) + row * size, channels, first_channel, layout.degree, layout.vectors,
+        SE3_FAST_CALL(to_components<T>, read<S>(features) + row * size, channels, first_channel, layout.degree, layout.vectors,
                       into + layout.component_start);
     }
 
+    template <typename Stored>
     void write_components(const T* from, const DegreeLayout& layout, int64_t first_channel, bool is_added, const Tensor& features,
                           int64_t row) const {
         const int64_t channels = features.size(1), size = channels * (2 * layout.degree + 1);
         SE3_FAST_CALL(from_components<T>, from + layout.component_start, channels, first_channel, layout.degree, layout.vectors,
-                      is_added, write<T>(features) + row * size);
+                      is_added, write<Stored>(features) + row * size);
     }
 
     // x~ of an edge, from its source's features and its own.
@@ -174,14 +175,14 @@ struct Convolution {
     // h of a block's edges, [group][padded][BLOCK_STRIDE]; and by edge, [group][edge step][padded], if wanted.
     void read_hidden(const int64_t* block_edges, int64_t count, T* by_step, T* by_edge, int64_t group_step) const {
         for (int64_t group = 0; group < plan.num_groups; ++group) {
-            const T* from = read<T>(hidden[group]);
+            const S* from = read<S>(hidden[group]);
             for (int64_t place = 0; place < count; ++place) {
-                const T* row = from + block_edges[place] * plan.width_hidden;
+                const S* row = from + block_edges[place] * plan.width_hidden;
                 T* steps = by_step + group * padded * BLOCK_STRIDE + place;
-                for (int64_t k = 0; k < padded; ++k) steps[k * BLOCK_STRIDE] = k < plan.width_hidden ? row[k] : T(0);
+                for (int64_t k = 0; k < padded; ++k) steps[k * BLOCK_STRIDE] = k < plan.width_hidden ? T(row[k]) : T(0);
                 if (by_edge == nullptr) continue;
                 T* copy = by_edge + group * group_step + place * padded;
-                for (int64_t k = 0; k < padded; ++k) copy[k] = k < plan.width_hidden ? row[k] : T(0);
+                for (int64_t k = 0; k < padded; ++k) copy[k] = k < plan.width_hidden ? T(row[k]) : T(0);
             }
         }
     }
@@ -226,8 +227,8 @@ void read_order(const int64_t* order, int64_t first, int64_t count, int64_t* edg
 }
 
 // Adds the rows of a wave's edges, component-major, to the features of the nodes that they are ordered by.
-template <typename T>
-void add_to_nodes(const Convolution<T>& problem, const Side& side, const Wave& wave, const int64_t* order, const int64_t* offsets,
+template <typename T, typename S>
+void add_to_nodes(const Convolution<T, S>& problem, const Side& side, const Wave& wave, const int64_t* order, const int64_t* offsets,
                   const int64_t* node_of_edge, const T* rows, const Tensors& features) {
     const int64_t first_node = node_of_edge[order[wave.first]], num_nodes = node_of_edge[order[wave.last - 1]] + 1 - first_node;
     for_each_task((num_nodes + NODES_PER_TASK - 1) / NODES_PER_TASK, [&](int64_t task) {
@@ -238,7 +239,7 @@ void add_to_nodes(const Convolution<T>& problem, const Side& side, const Wave& w
             if (first >= last) continue;
             SE3_FAST_CALL(sum_rows<T>, rows + (first - wave.first) * side.components, last - first, side.components, total.data());
             for (std::size_t index = 0; index < side.degrees.size(); ++index)
-                problem.write_components(total, side.degrees[index], 0, true, features[index], node);
+                problem.template write_components<T>(total, side.degrees[index], 0, true, features[index], node);
         }
     });
 }
@@ -259,13 +260,12 @@ Scratch<T> zeroed(int64_t size) {
     return memory;
 }
 
-template <typename T>
-Tensors forward(const Convolution<T>& problem, const Tensor& in_order, const Tensor& in_offsets, const Tensor& dst,
-                            bool pool) {
+template <typename T, typename S>
+Tensors forward(const Convolution<T, S>& problem, const Tensor& in_order, const Tensor& in_offsets, const Tensor& dst, bool pool) {
     const Side& outputs = problem.outputs;
     const Contraction contraction(problem.plan, problem.inputs, outputs, false, problem.lanes);
-    const auto results =
-        features_of(problem.wigner_tensor, pool ? problem.num_nodes : problem.num_edges, problem.plan.outputs, pool);
+    const auto results = pool ? features_of(problem.wigner_tensor, problem.num_nodes, problem.plan.outputs, true)
+                              : features_of(problem.nodes[0], problem.num_edges, problem.plan.outputs, false);
     const auto weights = problem.aligned_weights(contraction, false);
     const Scratch<T> table = problem.node_table(problem.nodes, problem.inputs);
     const int64_t* order = pool ? read<int64_t>(in_order) : nullptr;
@@ -290,20 +290,20 @@ Tensors forward(const Convolution<T>& problem, const Tensor& in_order, const Ten
                     for (std::size_t index = 0; index < outputs.degrees.size(); ++index) {
                         const DegreeLayout& layout = outputs.degrees[index];
                         SE3_FAST_CALL(rotate_edge<T>, layout, problem.frame(edges[place]), tiles.data(), place, into);
-                        if (!pool) problem.write_components(into, layout, 0, false, results[index], edges[place]);
+                        if (!pool) problem.template write_components<S>(into, layout, 0, false, results[index], edges[place]);
                     }
                 }
             }
         });
-        if (pool) add_to_nodes<T>(problem, outputs, wave, order, read<int64_t>(in_offsets), read<int64_t>(dst), messages, results);
+        if (pool) add_to_nodes(problem, outputs, wave, order, read<int64_t>(in_offsets), read<int64_t>(dst), messages.data(), results);
     }
-    return results;
+    return pool ? stored_sums<T, S>(results, problem.nodes[0]) : results;
 }
 
 // The part of the backward pass that walks over edges, and its results.
-template <typename T>
+template <typename T, typename S>
 struct Backward {
-    const Convolution<T>& problem;
+    const Convolution<T, S>& problem;
     const Tensors& grads;
     const int64_t* dst;     // null: there is a gradient for each edge, not for each node
     const Tensor* rel_pos;  // null: its gradient is not wanted
@@ -323,8 +323,8 @@ struct Backward {
     const std::vector<GeneratorEntry> input_generators = generators(problem.plan.nodes);
     const std::vector<GeneratorEntry> output_generators = generators(problem.plan.outputs);
 
-    Tensors node_gradients = features_of(problem.wigner_tensor, problem.num_nodes, problem.plan.nodes, true);
-    Tensors edge_gradients = features_of(problem.wigner_tensor, problem.num_edges, problem.plan.edges, false);
+    Tensors node_gradients = features_of(problem.wigner_tensor, problem.num_nodes, problem.plan.nodes, true);  // sums as yet
+    Tensors edge_gradients = features_of(problem.nodes[0], problem.num_edges, problem.plan.edges, false);
     Tensors hidden_gradients = empty_hidden();
     Tensor position_gradient = rel_pos != nullptr ? empty(*rel_pos, {problem.num_edges, 3}) : Tensor();
 
@@ -369,10 +369,11 @@ struct Backward {
                 const Local local = make_local();
                 for (int64_t block = next(); block >= 0; block = next()) run_block(wave, block, order, kept, local);
             });
-            add_to_nodes<T>(problem, inputs, wave, order, offsets, problem.src, kept.messages, node_gradients);
+            add_to_nodes(problem, inputs, wave, order, offsets, problem.src, kept.messages.data(), node_gradients);
             if (with_weights) add_weight_gradients(wave, kept, is_first);
             is_first = false;
         }
+        node_gradients = stored_sums<T, S>(node_gradients, problem.nodes[0]);
     }
 
     int64_t most_steps() const {
@@ -440,7 +441,7 @@ struct Backward {
         const int64_t width = problem.plan.width_hidden;
         for (int64_t group = 0; group < problem.plan.num_groups; ++group) {
             const T* from = local.hidden_gradient + (group * BLOCK_STRIDE + place) * problem.padded;
-            std::copy_n(from, width, write<T>(hidden_gradients[group]) + edge * width);
+            std::copy_n(from, width, write<S>(hidden_gradients[group]) + edge * width);
         }
     }
 
@@ -449,7 +450,7 @@ struct Backward {
         for (const DegreeLayout& layout : inputs.degrees)
             SE3_FAST_CALL(rotate_edge<T>, layout, problem.frame(edge), local.gradient.data(), place, message);
         problem.for_edge_features([&](int64_t index, const DegreeLayout& layout, int64_t first_channel) {
-            problem.write_components(message, layout, first_channel, false, edge_gradients[index], edge);
+            problem.template write_components<S>(message, layout, first_channel, false, edge_gradients[index], edge);
         });
     }
 
@@ -552,8 +553,8 @@ Description checked_plan(const Tensors& nodes, const Tensors& edges, const Tenso
                          const Tensor& wigner, const Tensor& src, const Tensor& dst, const Integers& description,
                          const Tensor& coefficients) {
     Description plan(description);
-    const ScalarType type = value_type("wigner", wigner);
     if (nodes.empty()) refuse("nodes: expected a tensor or more, got none");
+    const ScalarType type = stored_type({"nodes", 0}, nodes[0]);
     const int64_t num_nodes = rows_of({"nodes", 0}, nodes[0], 3), num_edges = rows_of("src", src, 1);
     check_features("nodes", nodes, type, num_nodes, plan.nodes);
     check_features("edges", edges, type, num_edges, plan.edges);
@@ -562,10 +563,10 @@ Description checked_plan(const Tensors& nodes, const Tensors& edges, const Tenso
     for (int64_t group = 0; group < plan.num_groups; ++group) {
         const DegreePair& pair = *plan.first_of(group);
         check_tensor({"hidden", std::size_t(group)}, hidden[group], type, {num_edges, plan.width_hidden});
-        check_tensor({"weights", std::size_t(group)}, weights[group], type,
+        check_tensor({"weights", std::size_t(group)}, weights[group], computed_type(type),
                      {pair.channels_out * pair.channels_in * pair.group_paths, plan.width_hidden});
     }
-    check_wigner(wigner, type, plan.max_degree(), num_edges);
+    check_wigner(wigner, computed_type(type), plan.max_degree(), num_edges);
     check_ends("src", src, num_nodes, num_edges);
     check_ends("dst", dst, num_nodes, num_edges);
     check_tensor("coefficients", coefficients, ScalarType::Double, {plan.num_coefficients});
@@ -580,12 +581,13 @@ Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, 
                  Tensor in_order, Tensor in_offsets, Integers description, Tensor coefficients, bool pool) {
     checked_plan(nodes, edges, hidden, weights, wigner, src, dst, description, coefficients);
     check_order("in_order", in_order, "in_offsets", in_offsets, nodes[0].size(0), src.size(0), read<int64_t>(dst));
-    const auto run = [&](auto zero) {
-        using T = decltype(zero);
-        const Convolution<T> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
-        return forward<T>(problem, in_order, in_offsets, dst, pool);
+    const auto run = [&](auto computed, auto stored) {
+        using T = decltype(computed);
+        using S = decltype(stored);
+        const Convolution<T, S> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
+        return forward(problem, in_order, in_offsets, dst, pool);
     };
-    return by_type(wigner, run);
+    return by_stored_type(nodes[0], run);
 }
 
 }  // namespace se3_fast
@@ -599,13 +601,14 @@ Tensors tfn_conv_backward(Tensors grads, Tensors nodes, Tensors edges, Tensors h
     const Description plan = checked_plan(nodes, edges, hidden, weights, wigner, src, dst, description, coefficients);
     const int64_t num_nodes = nodes[0].size(0), num_edges = src.size(0);
     check_order("out_order", out_order, "out_offsets", out_offsets, num_nodes, num_edges, read<int64_t>(src));
-    check_features("grads", grads, wigner.scalar_type(), pool ? num_nodes : num_edges, plan.outputs);
+    check_features("grads", grads, nodes[0].scalar_type(), pool ? num_nodes : num_edges, plan.outputs);
     if (with_positions) check_tensor("rel_pos", rel_pos, wigner.scalar_type(), {num_edges, 3});
-    const auto run = [&](auto zero) {
-        using T = decltype(zero);
-        const Convolution<T> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
+    const auto run = [&](auto computed, auto stored) {
+        using T = decltype(computed);
+        using S = decltype(stored);
+        const Convolution<T, S> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
         const int64_t* node_of_gradient = pool ? read<int64_t>(dst) : nullptr;
-        Backward<T> backward{problem, grads, node_of_gradient, with_positions ? &rel_pos : nullptr, with_weights};
+        Backward<T, S> backward{problem, grads, node_of_gradient, with_positions ? &rel_pos : nullptr, with_weights};
         backward.run(read<int64_t>(out_order), read<int64_t>(out_offsets));
         Tensors results = backward.node_gradients;
         const auto append = [&](const Tensors& more) { results.insert(results.end(), more.begin(), more.end()); };
@@ -615,7 +618,7 @@ Tensors tfn_conv_backward(Tensors grads, Tensors nodes, Tensors edges, Tensors h
         if (with_positions) results.push_back(backward.position_gradient);
         return results;
     };
-    return by_type(wigner, run);
+    return by_stored_type(nodes[0], run);
 }
 
 }  // namespace

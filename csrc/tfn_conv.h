@@ -118,13 +118,13 @@ SE3_FAST_DECLARE(
     // Makes what the two have written visible to other threads; called once behind many of them.
     void finish_aligned_weights();
 
-    // Features [C][2d+1] of a node or edge to component-major [2d+1][vectors], from a channel on; channels behind them become zero.
-    template <typename T> void to_components(
-        const T* features, int64_t channels, int64_t first_channel, int64_t degree, int64_t vectors, T* components);
+    // Features [C][2d+1] of a node or edge, as they stand in memory, to component-major [2d+1][vectors], from a channel on; channels behind them become zero.
+    template <typename T, typename S> void to_components(
+        const S* features, int64_t channels, int64_t first_channel, int64_t degree, int64_t vectors, T* components);
 
     // And back; written or added.
-    template <typename T> void from_components(
-        const T* components, int64_t channels, int64_t first_channel, int64_t degree, int64_t vectors, bool is_added, T* features);
+    template <typename T, typename S> void from_components(
+        const T* components, int64_t channels, int64_t first_channel, int64_t degree, int64_t vectors, bool is_added, S* features);
 
     // D^T x of an edge's component-major features, into rows and tiles of a block (either may be null).
     template <typename T> void align_edge(

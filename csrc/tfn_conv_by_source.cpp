@@ -116,8 +116,8 @@ struct SourcePlan {
 
 void check_operands(const Tensors& nodes, const Tensors& hidden, const Tensors& weights, const Tensor& wigner, const Tensor& dst,
                     const Tensor& out_order, const Tensor& out_offsets, const SourcePlan& plan, const Tensor& coefficients) {
-    const ScalarType type = value_type("wigner", wigner);
     check_count("nodes", nodes.size(), plan.inputs.size());
+    const ScalarType type = stored_type({"nodes", 0}, nodes[0]);
     check_count("hidden", hidden.size(), plan.groups.size());
     check_count("weights", weights.size(), plan.groups.size());
     const int64_t num_nodes = rows_of({"nodes", 0}, nodes[0], 3), num_edges = rows_of("dst", dst, 1);
@@ -129,16 +129,16 @@ void check_operands(const Tensors& nodes, const Tensors& hidden, const Tensors& 
     for (std::size_t index = 0; index < hidden.size(); ++index) {
         const SourceGroup& group = plan.groups[index];
         check_tensor({"hidden", index}, hidden[index], type, {num_edges, width});
-        check_tensor({"weights", index}, weights[index], type, {group.channels_out * group.channels_in * group.paths, width});
+        check_tensor({"weights", index}, weights[index], computed_type(type), {group.channels_out * group.channels_in * group.paths, width});
     }
-    check_wigner(wigner, type, std::max(plan.inputs.back().degree, plan.outputs.back().degree), num_edges);
+    check_wigner(wigner, computed_type(type), std::max(plan.inputs.back().degree, plan.outputs.back().degree), num_edges);
     check_ends("dst", dst, num_nodes, num_edges);
     check_order("out_order", out_order, "out_offsets", out_offsets, num_nodes, num_edges, nullptr);
     check_tensor("coefficients", coefficients, ScalarType::Double, {plan.num_coefficients});
 }
 
 // A plan, and the operands as the loops over vectors read them.
-template <typename T>
+template <typename T, typename S>
 struct Convolution {
     const Integers& description;
     const Tensor& coefficients;
@@ -147,13 +147,19 @@ struct Convolution {
     std::vector<SourceGroup> groups;
     std::vector<SourceTile> tiles;
     std::vector<const double*> generators;
-    std::vector<const T*> nodes, hidden, weights;
+    std::vector<const S*> nodes, hidden;
+    std::vector<const T*> weights;
     int64_t forward_size = 0, blocks_size = 0, transposed_size = 0;
-    SourceProblem<T> problem{};
+    SourceProblem<T, S> problem{};
 
     Convolution(const Tensors& node_features, const Tensors& all_hidden, const Tensors& all_weights, const Tensor& wigner,
                 const Tensor& order, const Tensor& dst, const Integers& description, const Tensor& coefficients, bool pool)
-        : description(description), coefficients(coefficients), weight_tensors(all_weights), nodes(read_all<T>(node_features)), hidden(read_all<T>(all_hidden)), weights(read_all<T>(all_weights)) {
+        : description(description),
+          coefficients(coefficients),
+          weight_tensors(all_weights),
+          nodes(read_all<S>(node_features)),
+          hidden(read_all<S>(all_hidden)),
+          weights(read_all<T>(all_weights)) {
         const int64_t width = all_hidden[0].size(1);
         const int64_t row_length = read_description(read<double>(coefficients), width);
         problem = {int64_t(inputs.size()), int64_t(outputs.size()), int64_t(groups.size()), int64_t(tiles.size()),
@@ -242,29 +248,20 @@ Scratch<T> zeroed(int64_t size) {
     return memory;
 }
 
-Tensors zeros_like(const Tensors& tensors) {
-    Tensors result;
-    for (const Tensor& tensor : tensors) {
-        result.push_back(empty_like(tensor));
-        fill_zero(result.back());
-    }
-    return result;
-}
-
-template <typename T>
-Tensors forward(Convolution<T>& convolution, const Shares& shares, const Tensor& wigner, int64_t num_nodes, int64_t num_edges,
+template <typename T, typename S>
+Tensors forward(Convolution<T, S>& convolution, const Shares& shares, const Tensor& like, int64_t num_nodes, int64_t num_edges,
                 bool pool) {
-    SourceProblem<T>& problem = convolution.problem;
+    SourceProblem<T, S>& problem = convolution.problem;
     const int64_t rows = pool ? num_nodes : num_edges, table = num_nodes * problem.row_length;
     Tensors messages;
     for (const SourceDegree& output : convolution.outputs)
-        messages.push_back(empty(wigner, {rows, output.channels, output.size()}));
+        messages.push_back(empty(like, {rows, output.channels, output.size()}));
     const auto packed = convolution.forward_weights();
     problem.forward_weights = packed->data();
     const Scratch<T> sums = zeroed<T>(pool ? std::max<int64_t>(shares.count(), 1) * table : 0);
-    const auto into = write_all<T>(messages);
+    const auto into = write_all<S>(messages);
     convolution.for_each_block(shares, false, [&](int64_t share, const SourceSegment* segments, int64_t count, T* workspace) {
-        SourceResults<T> results{};
+        SourceResults<T, S> results{};
         results.messages = into.data();
         results.sums = sums.data() + share * table;
         SE3_FAST_CALL(forward_block<T>, problem, segments, count, results, workspace);
@@ -281,10 +278,10 @@ Tensors forward(Convolution<T>& convolution, const Shares& shares, const Tensor&
 }
 
 // Gradients of the nodes' features, of h, of the weights; and the torque on the edges where it is wanted.
-template <typename T>
-Tensors backward(Convolution<T>& convolution, const Shares& shares, const Tensors& nodes, const Tensors& hidden,
+template <typename T, typename S>
+Tensors backward(Convolution<T, S>& convolution, const Shares& shares, const Tensors& nodes, const Tensors& hidden,
                  const Tensors& weights, const Tensors& gradients, const Tensor& wigner, bool with_weights, bool with_positions) {
-    SourceProblem<T>& problem = convolution.problem;
+    SourceProblem<T, S>& problem = convolution.problem;
     const bool with_torque = with_positions && problem.wigner_stride > 1;
     const auto packed = convolution.backward_weights();
     const auto forward_packed = with_torque ? convolution.forward_weights() : nullptr;
@@ -292,8 +289,11 @@ Tensors backward(Convolution<T>& convolution, const Shares& shares, const Tensor
     problem.transposed = packed->data() + convolution.blocks_size;
     problem.forward_weights = with_torque ? forward_packed->data() : nullptr;
 
-    const Tensors node_gradients = zeros_like(nodes);
-    Tensors hidden_gradients, weight_gradients, torque;
+    Tensors node_sums, hidden_gradients, weight_gradients, torque;
+    for (const Tensor& features : nodes) {
+        node_sums.push_back(empty(wigner, {features.size(0), features.size(1), features.size(2)}));
+        fill_zero(node_sums.back());
+    }
     for (const Tensor& values : hidden) hidden_gradients.push_back(empty_like(values));
     if (with_weights)
         for (const Tensor& weight : weights) weight_gradients.push_back(empty_like(weight));
@@ -301,16 +301,16 @@ Tensors backward(Convolution<T>& convolution, const Shares& shares, const Tensor
         torque.push_back(empty(wigner, {wigner.size(0), 3}));
         fill_zero(torque[0]);
     }
-    const auto of_nodes = write_all<T>(node_gradients), of_hidden = write_all<T>(hidden_gradients);
-    const auto of_weights = write_all<T>(weight_gradients);
-    const auto incoming = read_all<T>(gradients);
+    const auto of_nodes = write_all<T>(node_sums), of_weights = write_all<T>(weight_gradients);
+    const auto of_hidden = write_all<S>(hidden_gradients);
+    const auto incoming = read_all<S>(gradients);
     const Scratch<T> block_gradients(with_weights ? shares.count() * convolution.blocks_size : 0);
     if (with_weights)
         for_each_task(shares.count(), [&](int64_t share) {
             std::memset(block_gradients.data() + share * convolution.blocks_size, 0, convolution.blocks_size * sizeof(T));
         });
     convolution.for_each_block(shares, true, [&](int64_t share, const SourceSegment* segments, int64_t count, T* workspace) {
-        SourceResults<T> results{};
+        SourceResults<T, S> results{};
         results.gradients = incoming.data();
         results.node_gradients = of_nodes.data();
         results.hidden_gradients = of_hidden.data();
@@ -326,7 +326,7 @@ Tensors backward(Convolution<T>& convolution, const Shares& shares, const Tensor
                           convolution.blocks_size, of_weights[index] + channel * size);
         });
     }
-    Tensors results = node_gradients;
+    Tensors results = stored_sums<T, S>(node_sums, nodes[0]);
     for (const Tensors* more : {&hidden_gradients, &weight_gradients, &torque})
         results.insert(results.end(), more->begin(), more->end());
     return results;
@@ -335,13 +335,14 @@ Tensors backward(Convolution<T>& convolution, const Shares& shares, const Tensor
 Tensors tfn_conv_by_source(Tensors nodes, Tensors hidden, Tensors weights, Tensor wigner, Tensor dst, Tensor out_order,
                            Tensor out_offsets, Integers description, Tensor coefficients, bool pool) {
     check_operands(nodes, hidden, weights, wigner, dst, out_order, out_offsets, SourcePlan(description), coefficients);
-    const auto run = [&](auto zero) {
-        using T = decltype(zero);
-        Convolution<T> convolution(nodes, hidden, weights, wigner, out_order, dst, description, coefficients, pool);
+    const auto run = [&](auto computed, auto stored) {
+        using T = decltype(computed);
+        using S = decltype(stored);
+        Convolution<T, S> convolution(nodes, hidden, weights, wigner, out_order, dst, description, coefficients, pool);
         const int64_t num_nodes = nodes[0].size(0);
-        return forward<T>(convolution, Shares(out_offsets, num_nodes), wigner, num_nodes, dst.size(0), pool);
+        return forward(convolution, Shares(out_offsets, num_nodes), nodes[0], num_nodes, dst.size(0), pool);
     };
-    return by_type(wigner, run);
+    return by_stored_type(nodes[0], run);
 }
 
 Tensors tfn_conv_by_source_backward(Tensors gradients, Tensors nodes, Tensors hidden, Tensors weights, Tensor wigner, Tensor dst,
@@ -353,15 +354,16 @@ Tensors tfn_conv_by_source_backward(Tensors gradients, Tensors nodes, Tensors hi
     for (std::size_t index = 0; index < gradients.size(); ++index) {
         const SourceDegree& output = plan.outputs[index];
         const int64_t rows = pool ? nodes[0].size(0) : dst.size(0);
-        check_tensor({"gradients", index}, gradients[index], wigner.scalar_type(), {rows, output.channels, output.size()});
+        check_tensor({"gradients", index}, gradients[index], nodes[0].scalar_type(), {rows, output.channels, output.size()});
     }
-    const auto run = [&](auto zero) {
-        using T = decltype(zero);
-        Convolution<T> convolution(nodes, hidden, weights, wigner, out_order, dst, description, coefficients, pool);
+    const auto run = [&](auto computed, auto stored) {
+        using T = decltype(computed);
+        using S = decltype(stored);
+        Convolution<T, S> convolution(nodes, hidden, weights, wigner, out_order, dst, description, coefficients, pool);
         const Shares shares(out_offsets, nodes[0].size(0));
-        return backward<T>(convolution, shares, nodes, hidden, weights, gradients, wigner, with_weights, with_positions);
+        return backward(convolution, shares, nodes, hidden, weights, gradients, wigner, with_weights, with_positions);
     };
-    return by_type(wigner, run);
+    return by_stored_type(nodes[0], run);
 }
 
 }  // namespace

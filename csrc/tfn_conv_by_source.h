@@ -54,7 +54,8 @@ struct SourceSegment {
     int64_t node, first, count;
 };
 
-template <typename T>
+// Features, h and their gradients stand in memory as type S, which is computed with as type T.
+template <typename T, typename S>
 struct SourceProblem {
     int64_t num_inputs, num_outputs, num_groups, num_tiles;
     const SourceDegree* inputs;
@@ -68,8 +69,8 @@ struct SourceProblem {
     int64_t wigner_stride;
     int64_t width;              // K
     int64_t row_length;         // of an edge's aligned messages
-    const T* const* nodes;      // by input
-    const T* const* hidden;     // by group, [E][K]
+    const S* const* nodes;      // by input
+    const S* const* hidden;     // by group, [E][K]
     const T* const* weights;    // by group, [C_out][C_in][paths][K]
     const T* forward_weights;
     const T* blocks;
@@ -77,13 +78,13 @@ struct SourceProblem {
 };
 
 // Where a block's results go, and the gradients that its backward pass starts from.
-template <typename T>
+template <typename T, typename S>
 struct SourceResults {
-    T* const* messages;          // forward: [E][C][2d+1] by output
+    S* const* messages;          // forward: [E][C][2d+1] by output
     T* sums;                     // forward, summed at destinations: [N][row_length]
-    const T* const* gradients;   // backward: of messages or sums, [E or N][C][2d+1] by output
-    T* const* node_gradients;    // backward, by input
-    T* const* hidden_gradients;  // backward, by group
+    const S* const* gradients;   // backward: of messages or sums, [E or N][C][2d+1] by output
+    T* const* node_gradients;    // backward, by input; added to what is there
+    S* const* hidden_gradients;  // backward, by group
     T* block_gradients;          // backward, or null
     T* torque;                   // backward, [E][3], or null
 };
@@ -92,30 +93,30 @@ struct SourceResults {
 
 SE3_FAST_DECLARE(
     // Packs the weights of a tile for the forward pass.
-    template <typename T> void pack_forward(const SourceProblem<T>& problem, const SourceTile& tile, T* packed);
+    template <typename T, typename S> void pack_forward(const SourceProblem<T, S>& problem, const SourceTile& tile, T* packed);
 
     // Packs them for the backward pass, twice (see SourceTile).
-    template <typename T> void pack_backward(const SourceProblem<T>& problem, const SourceTile& tile, T* blocks, T* transposed);
+    template <typename T, typename S> void pack_backward(const SourceProblem<T, S>& problem, const SourceTile& tile, T* blocks, T* transposed);
 
     // Gradient of the weights of a group for one output channel, from `count` gradients of the blocks, `stride` apart.
-    template <typename T> void unpack_gradient(
-        const SourceProblem<T>& problem, int64_t group, int64_t channel, const T* gradients, int64_t count, int64_t stride,
+    template <typename T, typename S> void unpack_gradient(
+        const SourceProblem<T, S>& problem, int64_t group, int64_t channel, const T* gradients, int64_t count, int64_t stride,
         T* result);
 
     // Elements of workspace for blocks of so many edges.
-    template <typename T> int64_t workspace_size(const SourceProblem<T>& problem, int64_t most_edges, bool is_backward);
+    template <typename T, typename S> int64_t workspace_size(const SourceProblem<T, S>& problem, int64_t most_edges, bool is_backward);
 
     // Messages of a block.
-    template <typename T> void forward_block(
-        const SourceProblem<T>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T>& results,
+    template <typename T, typename S> void forward_block(
+        const SourceProblem<T, S>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T, S>& results,
         T* workspace);
 
     // Gradients of a block.
-    template <typename T> void backward_block(
-        const SourceProblem<T>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T>& results,
+    template <typename T, typename S> void backward_block(
+        const SourceProblem<T, S>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T, S>& results,
         T* workspace);
 
     // Features [C][2d+1] of a degree from components [2d+1][padded C], summed over `count` tables, `stride` apart.
-    template <typename T> void write_sums(
-        const SourceDegree& degree, const T* components, int64_t count, int64_t stride, T* features);
+    template <typename T, typename S> void write_sums(
+        const SourceDegree& degree, const T* components, int64_t count, int64_t stride, S* features);
 )

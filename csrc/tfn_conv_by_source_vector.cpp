@@ -53,8 +53,8 @@ void fill_zero(T* values, int64_t count) {
     for (int64_t index = 0; index < count; ++index) values[index] = 0;
 }
 
-template <typename T>
-int64_t largest_degree_size(const SourceProblem<T>& problem) {
+template <typename T, typename S>
+int64_t largest_degree_size(const SourceProblem<T, S>& problem) {
     int64_t size = 1;
     for (int64_t input = 0; input < problem.num_inputs; ++input)
         if (problem.inputs[input].size() > size) size = problem.inputs[input].size();
@@ -63,8 +63,8 @@ int64_t largest_degree_size(const SourceProblem<T>& problem) {
     return size;
 }
 
-template <typename T>
-int64_t most_channels(const SourceProblem<T>& problem) {
+template <typename T, typename S>
+int64_t most_channels(const SourceProblem<T, S>& problem) {
     int64_t channels = 1;
     for (int64_t input = 0; input < problem.num_inputs; ++input)
         if (problem.inputs[input].channels > channels) channels = problem.inputs[input].channels;
@@ -87,7 +87,8 @@ struct Buffers {
     T* feature_gradient;  // [segment][2d+1][padded C_in]
     T* table_gradient;    // dT, as the table
 
-    Buffers(const SourceProblem<T>& problem, int64_t most_edges, bool is_backward, Workspace<T>& workspace) {
+    template <typename S>
+    Buffers(const SourceProblem<T, S>& problem, int64_t most_edges, bool is_backward, Workspace<T>& workspace) {
         const int64_t size = largest_degree_size(problem), channels = most_channels(problem);
         const int64_t slice = is_backward ? SLICE_CHANNELS : SLICE<T>;
         table_stride = row_stride<T>(padded<T>(problem.width) * slice);
@@ -110,7 +111,8 @@ struct TorqueBuffers {
     T* overlap;    // <dU[l], U[l']> summed over tiles, [edge][2d+1][2d+1]
     T* torque;     // [edge][3]
 
-    TorqueBuffers(const SourceProblem<T>& problem, int64_t most_edges, Workspace<T>& workspace) {
+    template <typename S>
+    TorqueBuffers(const SourceProblem<T, S>& problem, int64_t most_edges, Workspace<T>& workspace) {
         const int64_t size = largest_degree_size(problem);
         gradients = workspace.take(most_edges * problem.row_length);
         overlap = workspace.take(most_edges * size * size);
@@ -154,31 +156,31 @@ struct Block {
 };
 
 // h of a block's edges, with zeros behind K.
-template <typename T>
-void gather_hidden(const SourceProblem<T>& problem, const Block& block, const T* hidden, T* into) {
+template <typename T, typename S>
+void gather_hidden(const SourceProblem<T, S>& problem, const Block& block, const S* hidden, T* into) {
     const int64_t width = problem.width, stride = padded<T>(width);
     block.for_each_edge(problem.order, [&](int64_t place, int64_t edge) {
-        const T* row = hidden + edge * width;
+        const S* row = hidden + edge * width;
         for (int64_t k = 0; k < width; ++k) into[place * stride + k] = row[k];
         for (int64_t k = width; k < stride; ++k) into[place * stride + k] = 0;
     });
 }
 
 // [l][padded C] to [C][l], written or added.
-template <bool IS_ADDED, typename T>
-void transpose_components(const T* components, int64_t size, int64_t channels, int64_t stride, T* features) {
+template <bool IS_ADDED, typename T, typename S>
+void transpose_components(const T* components, int64_t size, int64_t channels, int64_t stride, S* features) {
     with_size(size, [=](auto components_each) {
         for (int64_t channel = 0; channel < channels; ++channel)
             for (int64_t l = 0; l < components_each; ++l) {
-                T& into = features[channel * components_each + l];
+                S& into = features[channel * components_each + l];
                 into = IS_ADDED ? into + components[l * stride + channel] : components[l * stride + channel];
             }
     });
 }
 
 // [C][l] to [l][padded C].
-template <typename T>
-void transpose_features(const T* features, int64_t size, int64_t channels, int64_t stride, T* components) {
+template <typename T, typename S>
+void transpose_features(const S* features, int64_t size, int64_t channels, int64_t stride, T* components) {
     with_size(size, [=](auto components_each) {
         for (int64_t channel = 0; channel < channels; ++channel)
             for (int64_t l = 0; l < components_each; ++l)
@@ -187,11 +189,11 @@ void transpose_features(const T* features, int64_t size, int64_t channels, int64
 }
 
 // x of a block's sources, [segment][l][i].
-template <typename T>
-void gather_features(const SourceDegree& degree, const T* features, const Block& block, T* into) {
+template <typename T, typename S>
+void gather_features(const SourceDegree& degree, const S* features, const Block& block, T* into) {
     const int64_t size = degree.size(), channels = degree.channels;
     for (int64_t segment = 0; segment < block.num_segments; ++segment) {
-        const T* from = features + block.segments[segment].node * channels * size;
+        const S* from = features + block.segments[segment].node * channels * size;
         transpose_features(from, size, channels, channels, into + segment * size * channels);
     }
 }
@@ -256,9 +258,9 @@ void add_rows(const Turn<T>& turn, const T* frame, int64_t size, const T* produc
 }
 
 // Adds the parts of y~ of a chunk that a slice of a tile's channels contributes.
-template <bool HAS_PLUS, typename T>
+template <bool HAS_PLUS, typename T, typename S>
 void add_messages(
-    const SourceProblem<T>& problem, const SourceTile& tile, const T* products, int64_t slice, int64_t first_channel, int64_t place,
+    const SourceProblem<T, S>& problem, const SourceTile& tile, const T* products, int64_t slice, int64_t first_channel, int64_t place,
     const int64_t* edges, int64_t count, T* messages) {
     const SourceDegree &input = problem.inputs[tile.input], &output = problem.outputs[tile.output];
     const int64_t size = input.size(), stride = padded<T>(output.channels);
@@ -276,9 +278,9 @@ void add_messages(
 }
 
 // overlap[l][l'] += sum_c dU[l, c] U[l', c] on the edges of a chunk.
-template <typename T>
+template <typename T, typename S>
 void add_overlap(
-    const SourceProblem<T>& problem, const SourceTile& tile, const T* products, int64_t slice, int64_t first_channel, int64_t place,
+    const SourceProblem<T, S>& problem, const SourceTile& tile, const T* products, int64_t slice, int64_t first_channel, int64_t place,
     const int64_t* edges, int64_t count, const TorqueBuffers<T>& buffers) {
     const SourceDegree &input = problem.inputs[tile.input], &output = problem.outputs[tile.output];
     const int64_t size = input.size(), stride = padded<T>(output.channels);
@@ -313,9 +315,9 @@ void generator_product(const double* generators, int64_t size, const T* overlap,
 }
 
 // Subtracts the torque on the features of one input degree.
-template <typename T>
+template <typename T, typename S>
 void subtract_feature_torque(
-    const SourceProblem<T>& problem, const SourceDegree& input, int64_t num_edges, const TorqueBuffers<T>& buffers) {
+    const SourceProblem<T, S>& problem, const SourceDegree& input, int64_t num_edges, const TorqueBuffers<T>& buffers) {
     const int64_t size = input.size();
     for (int64_t place = 0; place < num_edges; ++place) {
         T torque[3];
@@ -325,8 +327,8 @@ void subtract_feature_torque(
 }
 
 // Aligned messages y~ of a block; and the torque on its features, subtracted, where there are buffers for it.
-template <typename T>
-void make_messages(const SourceProblem<T>& problem, const Block& block, const Buffers<T>& buffers, const TorqueBuffers<T>* torque) {
+template <typename T, typename S>
+void make_messages(const SourceProblem<T, S>& problem, const Block& block, const Buffers<T>& buffers, const TorqueBuffers<T>* torque) {
     const int64_t num_edges = block.num_edges(), width = problem.width;
     fill_zero(buffers.messages, num_edges * problem.row_length);
     for (int64_t index = 0; index < problem.num_tiles; ++index) {
@@ -355,7 +357,7 @@ void make_messages(const SourceProblem<T>& problem, const Block& block, const Bu
                         buffers.table + (segment * size + l) * buffers.table_stride, slice, buffers.products + l * slice,
                         size * slice});
                 const int64_t* edges = problem.order + first;
-                const auto add = tile.order > 0 ? add_messages<true, T> : add_messages<false, T>;
+                const auto add = tile.order > 0 ? add_messages<true, T, S> : add_messages<false, T, S>;
                 add(problem, tile, buffers.products, slice, channel, place, edges, count, buffers.messages);
                 if (torque != nullptr)
                     add_overlap(problem, tile, buffers.products, slice, channel, place, edges, count, *torque);
@@ -366,15 +368,15 @@ void make_messages(const SourceProblem<T>& problem, const Block& block, const Bu
 }
 
 // g~ of a block's edges.
-template <typename T>
+template <typename T, typename S>
 void align_gradients(
-    const SourceProblem<T>& problem, const Block& block, const T* const* gradients, T* components, T* aligned) {
+    const SourceProblem<T, S>& problem, const Block& block, const S* const* gradients, T* components, T* aligned) {
     block.for_each_edge(problem.order, [&](int64_t place, int64_t edge) {
         const int64_t row = problem.dst != nullptr ? problem.dst[edge] : edge;
         for (int64_t index = 0; index < problem.num_outputs; ++index) {
             const SourceDegree& output = problem.outputs[index];
             const int64_t size = output.size(), channels = output.channels, stride = padded<T>(channels);
-            const T* from = gradients[index] + row * channels * size;
+            const S* from = gradients[index] + row * channels * size;
             transpose_features(from, size, channels, stride, components);
             for (int64_t k = 0; k < size; ++k) fill_zero(components + k * stride + channels, stride - channels);
             turn<true>(problem.wigner + edge * problem.wigner_stride + output.wigner(), size, stride, components,
@@ -384,9 +386,9 @@ void align_gradients(
 }
 
 // dU of a chunk for some channels of a tile, [edge][l][slice].
-template <bool HAS_PLUS, typename T>
+template <bool HAS_PLUS, typename T, typename S>
 void gradient_of_products(
-    const SourceProblem<T>& problem, const SourceTile& tile, int64_t slice, int64_t first_channel, int64_t place,
+    const SourceProblem<T, S>& problem, const SourceTile& tile, int64_t slice, int64_t first_channel, int64_t place,
     const int64_t* edges, int64_t count, const T* gradients, T* into) {
     const SourceDegree &input = problem.inputs[tile.input], &output = problem.outputs[tile.output];
     const int64_t size = input.size(), stride = padded<T>(output.channels);
@@ -410,16 +412,16 @@ void gradient_of_products(
 }
 
 // Everything that some channels of a tile contribute to the gradients of a block.
-template <typename T>
+template <typename T, typename S>
 void add_gradients(
-    const SourceProblem<T>& problem, const Block& block, const SourceTile& tile, int64_t channel, int64_t slice,
+    const SourceProblem<T, S>& problem, const Block& block, const SourceTile& tile, int64_t channel, int64_t slice,
     const Buffers<T>& buffers, T* block_gradients) {
     const SourceGroup& group = problem.groups[tile.group];
     const int64_t size = problem.inputs[tile.input].size(), rows = block.num_segments * size;
     const int64_t stride = padded<T>(problem.width), channels_in = group.channels_in, padded_in = padded<T>(channels_in);
     const T* blocks = problem.blocks + tile.blocks + channel * channels_in * stride;
     multiply_features(buffers, rows, channels_in, blocks, slice, stride);
-    const auto make_gradient = tile.order > 0 ? gradient_of_products<true, T> : gradient_of_products<false, T>;
+    const auto make_gradient = tile.order > 0 ? gradient_of_products<true, T, S> : gradient_of_products<false, T, S>;
     const auto first_part = multiply<true, false, T>, further_part = multiply<true, true, T>;
     block.for_each_chunk([&](int64_t segment, int64_t place, int64_t first, int64_t count) {
         make_gradient(problem, tile, slice, channel, place, problem.order + first, count, buffers.messages, buffers.products);
@@ -444,8 +446,8 @@ void add_gradients(
             block_gradients + tile.blocks + (channel + index) * channels_in * stride, stride});
 }
 
-template <typename T>
-void scatter_hidden_gradient(const SourceProblem<T>& problem, const Block& block, const T* gradient, T* into) {
+template <typename T, typename S>
+void scatter_hidden_gradient(const SourceProblem<T, S>& problem, const Block& block, const T* gradient, S* into) {
     const int64_t width = problem.width, stride = padded<T>(width);
     block.for_each_edge(problem.order, [&](int64_t place, int64_t edge) {
         for (int64_t k = 0; k < width; ++k) into[edge * width + k] = gradient[place * stride + k];
@@ -453,9 +455,9 @@ void scatter_hidden_gradient(const SourceProblem<T>& problem, const Block& block
 }
 
 // The torque on a block's edges: that on the messages, turned out of their frames, added to what is there.
-template <typename T>
+template <typename T, typename S>
 void finish_torque(
-    const SourceProblem<T>& problem, const Block& block, const Buffers<T>& buffers, const TorqueBuffers<T>& torque, T* into) {
+    const SourceProblem<T, S>& problem, const Block& block, const Buffers<T>& buffers, const TorqueBuffers<T>& torque, T* into) {
     block.for_each_edge(problem.order, [&](int64_t place, int64_t edge) {
         T aligned[3] = {0, 0, 0};
         for (int64_t index = 0; index < problem.num_outputs; ++index) {
@@ -484,9 +486,9 @@ void finish_torque(
 }
 
 // The aligned weights of a tile for one pair of channels and `count` values of k from the first on: a sum over paths.
-template <typename T>
+template <typename T, typename S>
 void aligned_weights(
-    const SourceProblem<T>& problem, const SourceTile& tile, int64_t channel_out, int64_t channel_in, int64_t first, int64_t count,
+    const SourceProblem<T, S>& problem, const SourceTile& tile, int64_t channel_out, int64_t channel_in, int64_t first, int64_t count,
     T* into) {
     const SourceGroup& group = problem.groups[tile.group];
     const int64_t pair = channel_out * group.channels_in + channel_in;
@@ -501,8 +503,8 @@ void aligned_weights(
 
 }  // namespace
 
-template <typename T>
-void pack_forward(const SourceProblem<T>& problem, const SourceTile& tile, T* packed) {
+template <typename T, typename S>
+void pack_forward(const SourceProblem<T, S>& problem, const SourceTile& tile, T* packed) {
     constexpr int64_t STEPS = 32;  // values of k at a time
     const SourceGroup& group = problem.groups[tile.group];
     const int64_t width = problem.width, channels_in = group.channels_in, channels_out = padded<T>(group.channels_out);
@@ -525,8 +527,8 @@ void pack_forward(const SourceProblem<T>& problem, const SourceTile& tile, T* pa
     }
 }
 
-template <typename T>
-void pack_backward(const SourceProblem<T>& problem, const SourceTile& tile, T* blocks, T* transposed) {
+template <typename T, typename S>
+void pack_backward(const SourceProblem<T, S>& problem, const SourceTile& tile, T* blocks, T* transposed) {
     const SourceGroup& group = problem.groups[tile.group];
     const int64_t width = problem.width, stride = padded<T>(width);
     const int64_t channels_in = group.channels_in, padded_in = padded<T>(channels_in);
@@ -545,9 +547,9 @@ void pack_backward(const SourceProblem<T>& problem, const SourceTile& tile, T* b
     }
 }
 
-template <typename T>
+template <typename T, typename S>
 void unpack_gradient(
-    const SourceProblem<T>& problem, int64_t group_index, int64_t channel, const T* gradients, int64_t count, int64_t stride,
+    const SourceProblem<T, S>& problem, int64_t group_index, int64_t channel, const T* gradients, int64_t count, int64_t stride,
     T* result) {
     const SourceGroup& group = problem.groups[group_index];
     const int64_t width = problem.width, row = group.paths * width;
@@ -569,8 +571,8 @@ void unpack_gradient(
     }
 }
 
-template <typename T>
-int64_t workspace_size(const SourceProblem<T>& problem, int64_t most_edges, bool is_backward) {
+template <typename T, typename S>
+int64_t workspace_size(const SourceProblem<T, S>& problem, int64_t most_edges, bool is_backward) {
     Workspace<T> workspace(nullptr), of_torque(nullptr);
     Buffers<T>(problem, most_edges, is_backward, workspace);
     Buffers<T>(problem, most_edges, false, of_torque);
@@ -579,9 +581,9 @@ int64_t workspace_size(const SourceProblem<T>& problem, int64_t most_edges, bool
     return is_backward && with_torque > size ? with_torque : size;
 }
 
-template <typename T>
+template <typename T, typename S>
 void forward_block(
-    const SourceProblem<T>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T>& results,
+    const SourceProblem<T, S>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T, S>& results,
     T* memory) {
     const Block block{segments, num_segments};
     Workspace<T> workspace(memory);
@@ -594,7 +596,7 @@ void forward_block(
             turn<false>(problem.wigner + edge * problem.wigner_stride + output.wigner(), size, stride,
                         buffers.messages + place * problem.row_length + output.start, buffers.components);
             if (problem.dst == nullptr) {
-                T* into = results.messages[index] + edge * output.channels * size;
+                S* into = results.messages[index] + edge * output.channels * size;
                 transpose_components<false>(buffers.components, size, output.channels, stride, into);
             } else {
                 T* into = results.sums + problem.dst[edge] * problem.row_length + output.start;
@@ -605,9 +607,9 @@ void forward_block(
     });
 }
 
-template <typename T>
+template <typename T, typename S>
 void torque_block(
-    const SourceProblem<T>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T>& results,
+    const SourceProblem<T, S>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T, S>& results,
     T* memory) {
     const Block block{segments, num_segments};
     Workspace<T> workspace(memory);
@@ -619,9 +621,9 @@ void torque_block(
     finish_torque(problem, block, buffers, torque, results.torque);
 }
 
-template <typename T>
+template <typename T, typename S>
 void backward_block(
-    const SourceProblem<T>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T>& results,
+    const SourceProblem<T, S>& problem, const SourceSegment* segments, int64_t num_segments, const SourceResults<T, S>& results,
     T* memory) {
     const Block block{segments, num_segments};
     const int64_t num_edges = block.num_edges(), stride = padded<T>(problem.width);
@@ -658,25 +660,33 @@ void backward_block(
     if (results.torque != nullptr) torque_block(problem, segments, num_segments, results, memory);
 }
 
-template <typename T>
-void write_sums(const SourceDegree& degree, const T* components, int64_t count, int64_t stride, T* features) {
-    const int64_t size = degree.size(), channels = degree.channels;
-    transpose_components<false>(components, size, channels, padded<T>(channels), features);
-    for (int64_t part = 1; part < count; ++part)
-        transpose_components<true>(components + part * stride, size, channels, padded<T>(channels), features);
+template <typename T, typename S>
+void write_sums(const SourceDegree& degree, const T* components, int64_t count, int64_t stride, S* features) {
+    const int64_t channels = padded<T>(degree.channels);
+    with_size(degree.size(), [=](auto size) {
+        for (int64_t channel = 0; channel < degree.channels; ++channel)
+            for (int64_t l = 0; l < size; ++l) {
+                T sum = components[l * channels + channel];
+                for (int64_t part = 1; part < count; ++part) sum += components[part * stride + l * channels + channel];
+                features[channel * size + l] = sum;
+            }
+    });
 }
 
-#define SE3_FAST_INSTANTIATE(T)                                                                                                    \
-    template void pack_forward<T>(const SourceProblem<T>&, const SourceTile&, T*);                                                 \
-    template void pack_backward<T>(const SourceProblem<T>&, const SourceTile&, T*, T*);                                            \
-    template void unpack_gradient<T>(const SourceProblem<T>&, int64_t, int64_t, const T*, int64_t, int64_t, T*);                   \
-    template int64_t workspace_size<T>(const SourceProblem<T>&, int64_t, bool);                                                    \
-    template void forward_block<T>(const SourceProblem<T>&, const SourceSegment*, int64_t, const SourceResults<T>&, T*);           \
-    template void backward_block<T>(const SourceProblem<T>&, const SourceSegment*, int64_t, const SourceResults<T>&, T*);          \
-    template void write_sums<T>(const SourceDegree&, const T*, int64_t, int64_t, T*);
+#define SE3_FAST_INSTANTIATE(T, S)                                                                                               \
+    template void pack_forward<T, S>(const SourceProblem<T, S>&, const SourceTile&, T*);                                         \
+    template void pack_backward<T, S>(const SourceProblem<T, S>&, const SourceTile&, T*, T*);                                    \
+    template void unpack_gradient<T, S>(const SourceProblem<T, S>&, int64_t, int64_t, const T*, int64_t, int64_t, T*);           \
+    template int64_t workspace_size<T, S>(const SourceProblem<T, S>&, int64_t, bool);                                            \
+    template void forward_block<T, S>(                                                                                           \
+        const SourceProblem<T, S>&, const SourceSegment*, int64_t, const SourceResults<T, S>&, T*);                              \
+    template void backward_block<T, S>(                                                                                          \
+        const SourceProblem<T, S>&, const SourceSegment*, int64_t, const SourceResults<T, S>&, T*);                              \
+    template void write_sums<T, S>(const SourceDegree&, const T*, int64_t, int64_t, S*);
 
-SE3_FAST_INSTANTIATE(float)
-SE3_FAST_INSTANTIATE(double)
+SE3_FAST_INSTANTIATE(float, float)
+SE3_FAST_INSTANTIATE(float, BFloat16)
+SE3_FAST_INSTANTIATE(double, double)
 
 }  // namespace SE3_FAST_INSTRUCTIONS
 }  // namespace se3_fast

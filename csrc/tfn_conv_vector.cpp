@@ -320,9 +320,9 @@ int64_t padded_width(int64_t width_hidden) {
     return round_up(round_up(width_hidden, WEIGHT_STEPS), 2);
 }
 
-template <typename T>
+template <typename T, typename S>
 void to_components(
-    const T* features, int64_t channels, int64_t first_channel, int64_t degree, int64_t vectors, T* components) {
+    const S* features, int64_t channels, int64_t first_channel, int64_t degree, int64_t vectors, T* components) {
     const int64_t stride = vectors * LANES<T>;
     with_size(2 * degree + 1, [=](auto size) {
         for (int64_t channel = 0; channel < channels; ++channel)
@@ -334,14 +334,14 @@ void to_components(
     });
 }
 
-template <typename T>
+template <typename T, typename S>
 void from_components(
-    const T* components, int64_t channels, int64_t first_channel, int64_t degree, int64_t vectors, bool is_added, T* features) {
+    const T* components, int64_t channels, int64_t first_channel, int64_t degree, int64_t vectors, bool is_added, S* features) {
     const int64_t stride = vectors * LANES<T>;
     with_size(2 * degree + 1, [=](auto size) {
         for (int64_t channel = 0; channel < channels; ++channel)
             for (int64_t component = 0; component < size; ++component) {
-                T& to = features[channel * size + component];
+                S& to = features[channel * size + component];
                 const T value = components[component * stride + first_channel + channel];
                 to = is_added ? to + value : value;
             }
@@ -472,8 +472,6 @@ void sum_rows(const T* rows, int64_t count, int64_t width, T* total) {
 #define SE3_FAST_DEFINE(T)                                                                                                       \
     template int64_t lanes<T>();                                                                                                 \
     template int64_t padded_width<T>(int64_t);                                                                                   \
-    template void to_components<T>(const T*, int64_t, int64_t, int64_t, int64_t, T*);                                            \
-    template void from_components<T>(const T*, int64_t, int64_t, int64_t, int64_t, bool, T*);                                    \
     template void align_edge<T>(const DegreeLayout&, const T*, const T*, int64_t, T*, T*);                                       \
     template void rotate_edge<T>(const DegreeLayout&, const T*, const T*, int64_t, T*);                                          \
     template void contract_block<T>(                                                                                             \
@@ -485,8 +483,15 @@ void sum_rows(const T* rows, int64_t count, int64_t width, T* total) {
     template void torque<T>(const DegreeLayout*, const GeneratorEntry*, int64_t, const T*, const T*, int64_t, T*);               \
     template void sum_rows<T>(const T*, int64_t, int64_t, T*);
 
+#define SE3_FAST_DEFINE_STORED(T, S)                                                                         \
+    template void to_components<T, S>(const S*, int64_t, int64_t, int64_t, int64_t, T*);                     \
+    template void from_components<T, S>(const T*, int64_t, int64_t, int64_t, int64_t, bool, S*);
+
 SE3_FAST_DEFINE(float)
 SE3_FAST_DEFINE(double)
+SE3_FAST_DEFINE_STORED(float, float)
+SE3_FAST_DEFINE_STORED(float, BFloat16)
+SE3_FAST_DEFINE_STORED(double, double)
 
 }  // namespace SE3_FAST_INSTRUCTIONS
 }  // namespace se3_fast

@@ -12,6 +12,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "bfloat16.h"
+
 namespace se3_fast {
 namespace SE3_FAST_INSTRUCTIONS {
 
@@ -36,6 +38,21 @@ inline Vector<T> load(const T* from) {
 template <typename T>
 inline void store(T* to, Vector<T> values) {
     *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = values;
+}
+
+// Half a vector's bytes: the bits of as many values of bfloat16 as a vector has of float32.
+typedef uint16_t HalfBits __attribute__((vector_size(SE3_FAST_VECTOR_BYTES / 2), aligned(2), may_alias));
+
+// Values of bfloat16 as float32, and back (bfloat16.h).
+inline Vector<float> load(const BFloat16* from) {
+    const Vector<uint32_t> wide = __builtin_convertvector(*reinterpret_cast<const HalfBits*>(from), Vector<uint32_t>) << 16;
+    return reinterpret_cast<Vector<float>>(wide);
+}
+
+inline void store(BFloat16* to, Vector<float> values) {
+    const Vector<uint32_t> wide = reinterpret_cast<Vector<uint32_t>>(values);
+    const Vector<uint32_t> rounded = (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
+    *reinterpret_cast<HalfBits*>(to) = __builtin_convertvector(values == values ? rounded : rounded * 0 + 0x7fc0, HalfBits);
 }
 
 // Whether a vector is a cache line that stream() writes past the caches. Lines written in parts would be slower that way.

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import accumulation_dtype, in_at_least_float32, in_dtype
+from se3_fast.autograd.compute_dtype import in_at_least_float32, in_dtype
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
+from se3_fast.backends.cpp.stored_dtype import stored_dtype
 from se3_fast.backends.dense import edge_attention as formula
 from se3_fast.backends.protocol import Support
 from se3_fast.fiber import Features, Fiber
@@ -44,10 +45,9 @@ def message_attention(messages: Features, query: Features, graph: Graph, value_f
 
 
 def _attend(messages: list[Tensor], queries: list[Tensor], graph: Graph, value_channels: list[int], num_heads: int) -> list[Tensor]:
-    """By the compiled CPU operation, which computes in float32 or float64; see :class:`CppEdgeAttention`."""
+    """By the compiled CPU operation; see :class:`CppEdgeAttention`."""
     dtype = messages[0].dtype
-    computed_in = accumulation_dtype(dtype)
-    operands = [in_dtype(tensor, computed_in).contiguous() for tensor in (*messages, *queries)]
+    operands = [in_dtype(tensor, stored_dtype(dtype)).contiguous() for tensor in (*messages, *queries)]
     return [in_dtype(result, dtype) for result in CppEdgeAttention(graph, value_channels, num_heads).apply(*operands)]
 
 

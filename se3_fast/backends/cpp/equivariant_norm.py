@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from se3_fast.autograd.compute_dtype import accumulation_dtype, in_dtype
+from se3_fast.autograd.compute_dtype import accumulation_dtype, in_at_least_float32, in_dtype
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
+from se3_fast.backends.cpp.stored_dtype import stored_dtype
 from se3_fast.backends.dense import equivariant_norm as formula
 from se3_fast.backends.operands import Norm
 from se3_fast.backends.protocol import Support
@@ -41,8 +42,10 @@ def layer_norm(feature: Tensor, norm: Norm) -> Tensor:
 
 def _normalised(features: Sequence[Tensor], norm: Norm) -> list[Tensor]:
     computed_in = max((accumulation_dtype(feature.dtype) for feature in features), key=lambda dtype: dtype.itemsize)
-    operands = [in_dtype(tensor, computed_in).contiguous() for tensor in (norm.scale, norm.shift, *features)]
-    results = CppNorm(norm.epsilon).apply(*operands)
+    dtypes = {stored_dtype(feature.dtype) for feature in features}
+    stored_in = dtypes.pop() if len(dtypes) == 1 else computed_in
+    parameters = (in_dtype(parameter, computed_in).contiguous() for parameter in (norm.scale, norm.shift))
+    results = CppNorm(norm.epsilon).apply(*parameters, *(in_dtype(feature, stored_in).contiguous() for feature in features))
     return [in_dtype(result, feature.dtype) for result, feature in zip(results, features, strict=True)]
 
 
@@ -75,7 +78,7 @@ class CppNorm(Operation):
     @property
     def formula(self) -> PlainFormula:
         """The published one."""
-        return PlainFormula(self._in_pytorch)
+        return PlainFormula(in_at_least_float32(self._in_pytorch))
 
     def _in_pytorch(self, operands: Any) -> list[Tensor]:
         scale, shift, *features = operands

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, in_at_least_float32, in_dtype
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
+from se3_fast.backends.cpp.stored_dtype import stored_dtype
 from se3_fast.backends.protocol import Support
 from se3_fast.fiber import Features, HeadFeatures, per_head
 
@@ -28,11 +29,12 @@ def linear(weights: Mapping[str, Tensor], parts: Sequence[Features | HeadFeature
     """See :func:`se3_fast.ops.linear.linear`."""
     by_degree = [part.by_degree() if isinstance(part, HeadFeatures) else part for part in parts]
     dtype = compute_dtype(next(iter(weights.values())))
-    computed_in = accumulation_dtype(dtype)
     given = [[part[degree] for part in by_degree if degree in part] for degree in weights]
-    tensors = [*weights.values(), *(tensor for of_degree in given for tensor in of_degree)]
-    operands = [in_dtype(in_dtype(tensor, dtype), computed_in).contiguous() for tensor in tensors]
-    results = CppLinear(tuple(map(len, given))).apply(*operands)
+    stored, computed_in = stored_dtype(dtype), accumulation_dtype(dtype)
+    tensors = [in_dtype(in_dtype(tensor, dtype), stored).contiguous() for of_degree in given for tensor in of_degree]
+    rounded = weights.values() if stored != computed_in else (in_dtype(weight, dtype) for weight in weights.values())
+    maps = [in_dtype(weight, computed_in).contiguous() for weight in rounded]  # for bfloat16 the operation rounds them
+    results = CppLinear(tuple(map(len, given))).apply(*maps, *tensors)
     return {degree: in_dtype(result, dtype) for degree, result in zip(weights, results, strict=True)}
 
 

@@ -31,8 +31,8 @@ def recipe(invariants: Tensor, profiles: Profiles) -> Recipe:
     """How to make h again."""
     first, _ = profiles[0]
     dtype = compute_dtype(invariants)
-    operation = CppRadial(len(first.bias), first.scale is not None, len(profiles))
-    return Recipe(CppRemake(operation, accumulation_dtype(dtype), dtype), (invariants, *profile_parameters(profiles)))
+    operation = CppRadial(len(first.bias), first.scale is not None, len(profiles), dtype)
+    return Recipe(CppRemake(operation, accumulation_dtype(dtype)), (invariants, *profile_parameters(profiles)))
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,14 @@ class CppRemake:
     Attributes:
         operation: the operation.
         operand_dtype: what it computes in, float32 or float64.
-        dtype: of h.
     """
 
     operation: CppRadial
     operand_dtype: torch.dtype
-    dtype: torch.dtype
 
     def make(self, tensors: Tensors) -> list[Tensor]:
         """h of each group, [E, K], from the invariants and the parameters; recorded where gradients are."""
-        hidden = self.operation.apply(*(in_dtype(tensor, self.operand_dtype) for tensor in tensors if tensor is not None))
-        return [in_dtype(values, self.dtype) for values in hidden]
+        return list(self.operation.apply(*(in_dtype(tensor, self.operand_dtype) for tensor in tensors if tensor is not None)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +58,12 @@ class CppRadial(Operation):
 
     Operands: the invariants [E, e]; the parameters of all groups in a row, each in the order of RadialLayer. Results: h of each
     group, [E, K].
+
+    Attributes:
+        width: K.
+        has_norm: whether the layers are normalised.
+        num_groups: how many profiles.
+        dtype: of h.
     """
 
     takes_missing: ClassVar[bool] = True
@@ -68,13 +71,14 @@ class CppRadial(Operation):
     width: int
     has_norm: bool
     num_groups: int
+    dtype: torch.dtype
 
     def evaluate(self, operands: Any) -> Sequence[Tensor]:
         """h."""
         invariants, *parameters = operands
         table = _table(parameters, self.num_groups)
         arguments = (self.width, self.has_norm, LAYER_NORM_EPSILON)
-        return torch.ops.se3_fast_cpp.radial(invariants.contiguous(), table, *arguments).unbind()
+        return in_dtype(torch.ops.se3_fast_cpp.radial(invariants.contiguous(), table, *arguments), self.dtype).unbind()
 
     def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of the invariants, where they need one, and of the parameters of the groups whose h has a gradient."""
@@ -86,7 +90,7 @@ class CppRadial(Operation):
             torch.stack([gradients[index] for index in reached]) if len(reached) > 1 else gradients[reached[0]][None].contiguous()
         )
         of_table, *of_invariants = torch.ops.se3_fast_cpp.radial_backward(
-            given, invariants.contiguous(), _table(chosen, len(reached)), *arguments
+            in_dtype(given, invariants.dtype), invariants.contiguous(), _table(chosen, len(reached)), *arguments
         )
         parts = of_table.flatten().split([parameter.numel() for parameter in chosen])
         of_chosen = iter([part.view(parameter.shape) for part, parameter in zip(parts, chosen, strict=True)])

@@ -18,7 +18,7 @@ def _tfn_conv(
     nodes: Tensors, edges: Tensors, hidden: Tensors, weights: Tensors, wigner: Tensor, src: Tensor, *rest: Any
 ) -> Tensors:
     _, _, _, description, _, pool = rest
-    return _messages(wigner, nodes[0].shape[0] if pool else src.shape[0], description[1:], tables_before=2)
+    return _messages(nodes[0], nodes[0].shape[0] if pool else src.shape[0], description[1:], tables_before=2)
 
 
 @torch.library.register_fake("se3_fast_cpp::tfn_conv_backward")
@@ -33,7 +33,7 @@ def _tfn_conv_backward(
 @torch.library.register_fake("se3_fast_cpp::tfn_conv_by_source")
 def _tfn_conv_by_source(nodes: Tensors, hidden: Tensors, weights: Tensors, wigner: Tensor, dst: Tensor, *rest: Any) -> Tensors:
     _, _, description, _, pool = rest
-    return _messages(wigner, nodes[0].shape[0] if pool else dst.shape[0], description, tables_before=1)
+    return _messages(nodes[0], nodes[0].shape[0] if pool else dst.shape[0], description, tables_before=1)
 
 
 @torch.library.register_fake("se3_fast_cpp::tfn_conv_by_source_backward")
@@ -45,13 +45,13 @@ def _tfn_conv_by_source_backward(
     return [torch.empty_like(operand) for operand in (*nodes, *hidden, *(weights if with_weights else []))] + torque
 
 
-def _messages(wigner: Tensor, count: int, description: list[int], tables_before: int) -> Tensors:
+def _messages(like: Tensor, count: int, description: list[int], tables_before: int) -> Tensors:
     """Messages by degree; the plan's integers hold tables (number of rows, then degree and channels of each) up to theirs."""
     start = 0
     for _ in range(tables_before):
         start += 1 + 2 * description[start]
     numbers = description[start + 1 : start + 1 + 2 * description[start]]
-    return [wigner.new_empty(count, channels, 2 * degree + 1) for degree, channels in zip(numbers[::2], numbers[1::2], strict=True)]
+    return [like.new_empty(count, channels, 2 * degree + 1) for degree, channels in zip(numbers[::2], numbers[1::2], strict=True)]
 
 
 @torch.library.register_fake("se3_fast_cpp::edge_attention")

@@ -21,7 +21,7 @@ class NativeConvolution:
     Attributes:
         plan: what is coupled.
         graph: its edges.
-        wigner: [E, sum of (2d+1)^2] Wigner blocks in the compute dtype, float32 or float64.
+        wigner: [E, sum of (2d+1)^2] Wigner blocks in the dtype that is computed in, float32 or float64.
         pool: whether the messages of each node's incoming edges are summed.
     """
 
@@ -35,7 +35,7 @@ class NativeConvolution:
 
         Args:
             tensors: node features and edge features by degree, h [E, K] and last radial weights [C_out * C_in * F, K] by group;
-                contiguous, in the dtype of ``wigner``.
+                contiguous, in the dtype of ``wigner``; all but the weights may also be bfloat16 where that is float32.
         """
         edges = (self.graph.src, self.graph.dst, *self.graph.incoming())
         return torch.ops.se3_fast_cpp.tfn_conv(*self._split(tensors), self.wigner, *edges, *self._description(tensors), self.pool)

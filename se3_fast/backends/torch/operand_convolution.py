@@ -131,7 +131,7 @@ class OperandConvolution(Operation):
         of whose messages has a gradient."""
         wigner, rel_pos, *tensors = operands
         needs_weights = any(wanted[-self.num_groups :])
-        given = self.setting.with_zeros(gradients, wigner)
+        given = self.setting.with_zeros(gradients, tensors[0])
         found, of_positions = self.make_backward(wigner).backward(tensors, given, rel_pos if wanted[1] else None, needs_weights)
         for index, is_reached in enumerate(self.setting.reached_groups(gradients)):
             if not is_reached:

@@ -42,8 +42,27 @@ class Call(NamedTuple):
     is_bad: bool
 
 
+FEATURES = ("parts", "features", "messages", "queries", "nodes", "edges", "hidden", "grads", "gradients")
+"""Arguments that may be bfloat16, all of a call together; the other numbers are float32 then."""
+
+
 def good_calls() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(operation, case, arguments by name) that are as they should be."""
+    """(operation, case, arguments by name) that are as they should be: of one dtype, and with features of bfloat16."""
+    for operation, case, arguments in _calls_of_one_dtype():
+        yield operation, case, arguments
+        if not arguments.keys().isdisjoint(FEATURES):
+            in_half = {name: _in(value, torch.bfloat16 if name in FEATURES else torch.float32) for name, value in arguments.items()}
+            constants = {name: arguments[name] for name in ("coefficients",) if name in arguments}
+            yield operation, f"{case}, bfloat16", in_half | constants
+
+
+def _in(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, list):
+        return [_in(entry, dtype) for entry in value]
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _calls_of_one_dtype() -> Iterator[tuple[str, str, dict[str, Any]]]:
     generator = torch.Generator().manual_seed(0)
     direction = torch.nn.functional.normalize(torch.randn(NUM_EDGES, 3, generator=generator), dim=-1)
     swaps = torch.cat([axis_swap(degree).flatten() for degree in range(3)])
