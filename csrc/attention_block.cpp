@@ -87,6 +87,8 @@ Tensors attention_block(Tensors nodes, Tensors edges, Tensor invariants, Tensors
                         Tensors output_weights, Tensor wigner, Tensor src, Tensor dst, Tensor in_order, Tensor in_offsets,
                         Integers description, Tensor coefficients, Integers value_channels, Integers query_nodes,
                         Integers output_parts, int64_t heads, bool has_norm, double epsilon) {
+    if (nodes.empty()) refuse("nodes: expected a tensor or more, got none");
+    value_type({"nodes", 0}, nodes[0]);
     const int64_t num_edges = rows_of("src", src, 1);
     if (rows_of("invariants", invariants, 2) != num_edges)
         refuse("invariants: expected those of ", num_edges, " edges, got those of ", invariants.size(0));

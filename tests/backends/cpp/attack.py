@@ -43,14 +43,14 @@ class Call(NamedTuple):
 
 
 FEATURES = ("parts", "features", "messages", "queries", "nodes", "edges", "hidden", "grads", "gradients")
-"""Arguments that may be bfloat16, all of a call together; the other numbers are float32 then."""
+"""Arguments that may be bfloat16, all of a call together; the other numbers are float32 then. Not those of a whole block."""
 
 
 def good_calls() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(operation, case, arguments by name) that are as they should be: of one dtype, and with features of bfloat16."""
     for operation, case, arguments in _calls_of_one_dtype():
         yield operation, case, arguments
-        if not arguments.keys().isdisjoint(FEATURES):
+        if operation != "attention_block" and not arguments.keys().isdisjoint(FEATURES):
             in_half = {name: _in(value, torch.bfloat16 if name in FEATURES else torch.float32) for name, value in arguments.items()}
             constants = {name: arguments[name] for name in ("coefficients",) if name in arguments}
             yield operation, f"{case}, bfloat16", in_half | constants
