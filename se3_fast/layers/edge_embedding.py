@@ -70,7 +70,7 @@ class EdgeEmbedding(nn.Module):
         found = [torch.ones_like(direction[:, :1]), math.sqrt(3) * direction]
         for degree in range(2, self.max_harmonic + 1):
             pairs = (found[-1][:, :, None] * direction[:, None, :]).flatten(1)  # [E, (2d-1) * 3]
-            found.append(pairs @ _next_harmonic(degree).to(direction))
+            found.append(pairs @ _next_harmonic_on(degree, direction.device, direction.dtype))
         return torch.cat(found, 1)
 
 
@@ -87,6 +87,12 @@ def fade_out(part: Tensor, power: int) -> Tensor:
     part = part.clamp(max=1.0)  # powers of longer ones may be infinite, and times zero no number
     envelope = 1 - part**p * ((p + 1) * (p + 2) / 2 - part * (p * (p + 2) - part * (p * (p + 1) / 2)))
     return envelope.masked_fill(is_beyond, 0.0)
+
+
+@constant
+def _next_harmonic_on(degree: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The same on a device: copied once, not with every step."""
+    return _next_harmonic(degree).to(device, dtype)
 
 
 @constant

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se3_fast.autograd.modes import constant
 from se3_fast.backends.dense.depthwise_conv import SILU_SCALE
 from se3_fast.backends.operands import DepthwiseProfile
 from se3_fast.contraction.depthwise import DepthwisePlan
@@ -124,6 +125,12 @@ def _product(first: Tensor, second: Tensor, degree: int) -> Tensor:
         return first * second
     if degree == 0:
         return (first * second).sum(1, keepdim=True) / math.sqrt(size[0])
-    coupling = wigner_3j(degree, size[0] // 2, size[1] // 2).to(first) * math.sqrt(2 * degree + 1)
+    coupling = _coupling_on((degree, size[0] // 2, size[1] // 2), first.device, first.dtype)
     pairs = (first[:, :, None] * second[:, None, :]).flatten(1, 2)  # [N, (2d1+1)(2d2+1), C]
     return coupling.flatten(1) @ pairs
+
+
+@constant
+def _coupling_on(degrees: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The 3j symbols of a product, [2d+1, 2d1+1, 2d2+1], kept on a device: copied once, not with every step."""
+    return wigner_3j(*degrees).to(device, dtype) * math.sqrt(2 * degrees[0] + 1)
