@@ -17,6 +17,7 @@ from torch import Tensor
 
 from se3_fast.forces import ForceField, load_force_field
 from se3_fast.graph import Graph
+from se3_fast.simulation.compiled import CompiledSinglePoint
 from se3_fast.simulation.domain import ClosestPairs, OutsideDomainError, OutsideDomainWarning, check_places
 from se3_fast.simulation.recorded import RecordedSinglePoint, Structure
 from se3_fast.simulation.single_point import Evaluated, SinglePoint
@@ -50,6 +51,8 @@ class SE3FastCalculator(Calculator):
             it), ``"stop"`` (an :class:`OutsideDomainError`) or ``"ignore"``.
         repulsion: whether nuclei repel each other where atoms are closer than in the training frames of a checkpoint
             (:meth:`se3_fast.forces.ForceField.set_repulsion`).
+        compiled: the package that ``se3-fast export-forces`` has made of the force field, one on the CPU. It is machine code: load
+            those alone that you have made. It runs where a structure has at most 512 edges, beyond which it is the slower way.
         cuda_graphs: whether steps are recorded on a CUDA device, and replayed while the atoms stay the same (an optimiser's,
             molecular dynamics'); those with a dipole of a molecule are not. It takes memory for a fifth more edges, and for
             all within the skin. Not measured.
@@ -72,6 +75,7 @@ class SE3FastCalculator(Calculator):
         outside: str = "warn",
         repulsion: bool = False,
         cuda_graphs: bool = False,
+        compiled: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if dtype not in (None, torch.float32, torch.float64):
@@ -93,6 +97,13 @@ class SE3FastCalculator(Calculator):
         self.neighbours = NeighboursWithSkin(max(force_field.cutoff for force_field, _ in loaded), skin)
         self._is_outside = False
         self._recorded = self._recordings() if cuda_graphs else None
+        self._compiled = None if compiled is None else self._package(Path(compiled))
+
+    def _package(self, path: Path) -> CompiledSinglePoint:
+        device = torch.device(self.device)
+        if device.type != "cpu" or len(self.members) != 1:
+            raise ValueError(f"compiled: expected one force field on the CPU, got {len(self.members)} on {device}")
+        return CompiledSinglePoint(self.members[0], path)
 
     def _recordings(self) -> list[RecordedSinglePoint]:
         device = torch.device(self.device)
@@ -119,6 +130,8 @@ class SE3FastCalculator(Calculator):
             numbers, pos = graph.ndata["atomic_numbers"], graph.ndata["pos"]
             step = Structure(numbers, pos, cell, volumes is not None, self.neighbours.searched)
             found = [recorded.evaluate(step) for recorded in self._recorded]
+        elif self._compiled is not None and not with_dipole and self._compiled.serves(graph):
+            found = [self._compiled.evaluate(graph, volumes)]
         else:
             on_device = graph.to(self.device)
             found = [member.evaluate(on_device, volumes, with_dipole) for member in self.members]

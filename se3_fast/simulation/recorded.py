@@ -104,7 +104,7 @@ class _Room:
         with self._recorder.stream():
             self._run()
         assert self._found is not None
-        return Evaluated(*(None if values is None else values.clone() for values in self._found))
+        return _copied(self._found)
 
     def _edges(self, searched: Searched) -> dict[str, Tensor]:
         """Ends, offsets and orders of as many edges as there is room for, on the CPU."""
@@ -143,8 +143,13 @@ class _Room:
         )
         found = self._evaluated.evaluate_unchecked(graph, here["volumes"] if self._has_stress else None)
         if self._found is None:
-            self._found = Evaluated(*(None if values is None else values.clone() for values in found))
+            self._found = _copied(found)
             return
         for kept, values in zip(self._found, found, strict=True):
-            if kept is not None:
+            if kept is not None and values is not None:
                 kept.copy_(values)
+
+
+def _copied(found: Evaluated) -> Evaluated:
+    stress = None if found.stress is None else found.stress.clone()
+    return Evaluated(found.energies.clone(), found.atomic_energies.clone(), found.forces.clone(), stress)
