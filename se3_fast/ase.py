@@ -17,10 +17,13 @@ from torch import Tensor
 
 from se3_fast.forces import ForceField, load_force_field
 from se3_fast.graph import Graph
+from se3_fast.simulation.compiled import CompiledSinglePoint
 from se3_fast.simulation.domain import ClosestPairs, OutsideDomainError, OutsideDomainWarning, check_places
+from se3_fast.simulation.recorded import RecordedSinglePoint, Structure
 from se3_fast.simulation.single_point import Evaluated, SinglePoint
 from se3_fast.simulation.skin import NeighboursWithSkin
 from se3_fast.training.checkpoint import read_checkpoint
+from se3_fast.training.recorded import CudaRecorder
 
 Source = str | os.PathLike[str] | ForceField
 
@@ -48,6 +51,11 @@ class SE3FastCalculator(Calculator):
             it), ``"stop"`` (an :class:`OutsideDomainError`) or ``"ignore"``.
         repulsion: whether nuclei repel each other where atoms are closer than in the training frames of a checkpoint
             (:meth:`se3_fast.forces.ForceField.set_repulsion`).
+        compiled: the package that ``se3-fast export-forces`` has made of the force field, one on the CPU. It is machine code: load
+            those alone that you have made. It runs where a structure has at most 512 edges, beyond which it is the slower way.
+        cuda_graphs: whether steps are recorded on a CUDA device, and replayed while the atoms stay the same (an optimiser's,
+            molecular dynamics'); those with a dipole of a molecule are not. It takes memory for a fifth more edges, and for
+            all within the skin. Not measured.
 
     Raises:
         CheckpointError: if a checkpoint cannot be used.
@@ -66,6 +74,8 @@ class SE3FastCalculator(Calculator):
         largest_spread: float | None = None,
         outside: str = "warn",
         repulsion: bool = False,
+        cuda_graphs: bool = False,
+        compiled: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if dtype not in (None, torch.float32, torch.float64):
@@ -86,6 +96,21 @@ class SE3FastCalculator(Calculator):
         self.device, self.largest_spread, self.outside = device, largest_spread, outside
         self.neighbours = NeighboursWithSkin(max(force_field.cutoff for force_field, _ in loaded), skin)
         self._is_outside = False
+        self._recorded = self._recordings() if cuda_graphs else None
+        self._compiled = None if compiled is None else self._package(Path(compiled))
+
+    def _package(self, path: Path) -> CompiledSinglePoint:
+        device = torch.device(self.device)
+        if device.type != "cpu" or len(self.members) != 1:
+            raise ValueError(f"compiled: expected one force field on the CPU, got {len(self.members)} on {device}")
+        return CompiledSinglePoint(self.members[0], path)
+
+    def _recordings(self) -> list[RecordedSinglePoint]:
+        device = torch.device(self.device)
+        if device.type != "cuda":
+            raise ValueError(f"cuda_graphs: expected a CUDA device to record on, got {device}")
+        recorder = CudaRecorder(device)
+        return [RecordedSinglePoint(member, recorder) for member in self.members]
 
     def calculate(
         self, atoms: Atoms | None = None, properties: Sequence[str] = ("energy",), system_changes: Sequence[str] = all_changes
@@ -100,9 +125,16 @@ class SE3FastCalculator(Calculator):
         graph.ndata["atomic_numbers"] = torch.from_numpy(structure.numbers.astype(np.int64))
         check_places(graph, lengths)
         volumes = cell.det().abs()[None].to(self.device) if bool(pbc.all()) and len(structure) else None
-        on_device = graph.to(self.device)
         with_dipole = self.has_dipole and not bool(pbc.any()) and len(structure) > 0
-        found = [member.evaluate(on_device, volumes, with_dipole) for member in self.members]
+        if self._recorded is not None and len(structure) and not with_dipole:
+            numbers, pos = graph.ndata["atomic_numbers"], graph.ndata["pos"]
+            step = Structure(numbers, pos, cell, volumes is not None, self.neighbours.searched)
+            found = [recorded.evaluate(step) for recorded in self._recorded]
+        elif self._compiled is not None and not with_dipole and self._compiled.serves(graph):
+            found = [self._compiled.evaluate(graph, volumes)]
+        else:
+            on_device = graph.to(self.device)
+            found = [member.evaluate(on_device, volumes, with_dipole) for member in self.members]
         self.results = _results(found)
         self._check_domain(graph, lengths)
 

@@ -128,10 +128,20 @@ def energy_forces_and_stress(
         ValueError: as :func:`energy_and_forces`, or if there is not a positive volume for each graph.
     """
     graph = as_graph(graph)
-    count = graph.batch_size
+    check_volumes(volumes, graph.batch_size)
+    return strained(model, graph, volumes, *inputs, create_graph=create_graph)
+
+
+def check_volumes(volumes: Tensor, count: int) -> None:
+    """Raise a ValueError unless there is a positive volume for each of so many graphs."""
     if not isinstance(volumes, Tensor) or volumes.shape != (count,) or not bool((volumes > 0).all()):
         came = volumes.tolist() if isinstance(volumes, Tensor) else volumes
         raise ValueError(f"volumes: expected a positive volume for each of the {count} graphs, got {came}")
+
+
+def strained(model: nn.Module, graph: Graph, volumes: Tensor, *inputs: Any, create_graph: bool = False) -> EnergyForcesStress:
+    """:func:`energy_forces_and_stress` with volumes that were checked: nothing waits for a device."""
+    count = graph.batch_size
     with not_in_inference_mode(), torch.enable_grad():
         moved, pos = _with_leaf_positions(graph)
         strain = pos.new_zeros(count, 3, 3).requires_grad_()
@@ -456,7 +466,8 @@ class ForceField(nn.Module):
         _check_integers("graph.ndata['atomic_numbers']", atomic_numbers)
         columns = self.column_of_element[atomic_numbers.clamp(0, LARGEST_ATOMIC_NUMBER).long()]
         columns = columns.masked_fill((atomic_numbers < 0) | (atomic_numbers > LARGEST_ATOMIC_NUMBER), -1)
-        if type(columns) is Tensor and len(columns) and int(columns.min()) < 0:  # what is traced has no values
+        is_recorded = columns.is_cuda and torch.cuda.is_current_stream_capturing()  # after a run in which it was looked at
+        if type(columns) is Tensor and len(columns) and not is_recorded and int(columns.min()) < 0:  # what is traced has no values
             unknown = atomic_numbers[columns < 0].unique().tolist()
             raise ValueError(f"graph: expected the elements {self.elements}, got {unknown} in ndata['atomic_numbers']")
         return (columns[:, None] == torch.arange(len(self.elements), device=columns.device)).to(self.atom_embedding.dtype)

@@ -70,7 +70,7 @@ class EdgeEmbedding(nn.Module):
         found = [torch.ones_like(direction[:, :1]), math.sqrt(3) * direction]
         for degree in range(2, self.max_harmonic + 1):
             pairs = (found[-1][:, :, None] * direction[:, None, :]).flatten(1)  # [E, (2d-1) * 3]
-            found.append(pairs @ _next_harmonic(degree, direction.dtype).to(direction.device))
+            found.append(pairs @ _next_harmonic_on(degree, direction.device, direction.dtype))
         return torch.cat(found, 1)
 
 
@@ -90,8 +90,14 @@ def fade_out(part: Tensor, power: int) -> Tensor:
 
 
 @constant
-def _next_harmonic(degree: int, dtype: torch.dtype) -> Tensor:
-    """The map from products of the harmonics of degree - 1 and a direction to those of ``degree``, [(2d-1) * 3, 2d+1]."""
+def _next_harmonic_on(degree: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The same on a device: copied once, not with every step."""
+    return _next_harmonic(degree).to(device, dtype)
+
+
+@constant
+def _next_harmonic(degree: int) -> Tensor:
+    """The map from products of the harmonics of degree - 1 and a direction to those of ``degree``, [(2d-1) * 3, 2d+1] float64."""
     coupling = wigner_3j(degree - 1, 1, degree).flatten(0, 1)
     direction = torch.tensor([[0.36, 0.48, 0.8]], dtype=torch.float64)
     harmonics = spherical_harmonics(direction, degree) * math.sqrt(4 * math.pi)

@@ -131,11 +131,12 @@ def _product(first: Tensor, second: Tensor, degree: int) -> Tensor:
         return first * second
     if degree == 0:
         return (first * second).sum(1, keepdim=True) / math.sqrt(size[0])
+    coupling = _coupling_on((degree, size[0] // 2, size[1] // 2), first.device, first.dtype)
     pairs = (first[:, :, None] * second[:, None, :]).flatten(1, 2)  # [N, (2d1+1)(2d2+1), C]
-    return _coupling(degree, size[0] // 2, size[1] // 2, first.dtype).to(first.device) @ pairs
+    return coupling @ pairs
 
 
 @constant
-def _coupling(degree: int, first: int, second: int, dtype: torch.dtype) -> Tensor:
-    """The map from products of two degrees to the third, [2d+1, (2d1+1)(2d2+1)]."""
-    return (wigner_3j(degree, first, second) * math.sqrt(2 * degree + 1)).flatten(1).to(dtype)
+def _coupling_on(degrees: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The map from products of two degrees to the third, [2d+1, (2d1+1)(2d2+1)], kept on a device: copied once, not with every step."""
+    return (wigner_3j(*degrees).to(device, dtype) * math.sqrt(2 * degrees[0] + 1)).flatten(1)

@@ -19,6 +19,7 @@ from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.training.errors import run_command, user_errors
 
 from .arguments import DTYPES, WITHOUT_DIPOLE, add_export_arguments
+from .compiled import describe
 from .single_point import SinglePoint
 
 Evaluation = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -100,7 +101,9 @@ def export(arguments: argparse.Namespace) -> None:
         check_writable(arguments.output)
         force_field = load_force_field(arguments.load_ckpt_path, arguments.repulsion)
     program = traced_force_field(force_field, DTYPES[arguments.dtype])
-    torch._inductor.aoti_compile_and_package(program, package_path=str(arguments.output))
+    about = describe(force_field, DTYPES[arguments.dtype])
+    configs = {"aot_inductor.metadata": about}
+    torch._inductor.aoti_compile_and_package(program, package_path=str(arguments.output), inductor_configs=configs)
     if force_field.has_dipole:
         print(WITHOUT_DIPOLE)
     print(f"{arguments.output}: elements {force_field.elements}, cutoff {force_field.cutoff:g} Angstrom")

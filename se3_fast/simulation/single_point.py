@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_dipoles, energy_forces_and_stress
+from se3_fast.forces import ForceField, check_volumes, energy_and_forces, energy_forces_and_dipoles, strained
 from se3_fast.graph import Graph
 
 
@@ -62,7 +62,7 @@ class SinglePoint(nn.Module):
             energies = self.force_field.atomic_energies(rounded)
         self._atomic_energies = energies.detach()
         sizes = graph.batch_num_nodes()
-        structure = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+        structure = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=graph.num_nodes())
         total = energies.new_zeros(len(sizes)).index_add(0, structure, energies)
         return (total, dipoles.double()) if dipoles is not None else total
 
@@ -82,9 +82,15 @@ class SinglePoint(nn.Module):
             molecules.edata = {name: values for name, values in graph.edata.items() if name != "offset"}
             energies, forces, dipoles = energy_forces_and_dipoles(self, molecules)
             return Evaluated(energies, self._atomic_energies, forces, None, dipoles)
+        if volumes is not None:
+            check_volumes(volumes, graph.batch_size)
+        return self.evaluate_unchecked(graph, volumes)
+
+    def evaluate_unchecked(self, graph: Graph, volumes: Tensor | None = None) -> Evaluated:
+        """As :meth:`evaluate` without dipoles, for volumes that were checked: nothing waits for the device."""
         if volumes is None:
             energies, forces = energy_and_forces(self, graph)
             stress = None
         else:
-            energies, forces, stress = energy_forces_and_stress(self, graph, volumes)
+            energies, forces, stress = strained(self, graph, volumes)
         return Evaluated(energies, self._atomic_energies, forces, stress)

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from se3_fast.graph import Graph
-from se3_fast.neighbours import Neighbours, check_positions, neighbour_list
+from se3_fast.neighbours import check_positions, neighbour_list
+
+
+class Searched(NamedTuple):
+    """What a search has found: all pairs within the cutoff and the skin.
+
+    Attributes:
+        src: [E] int64.
+        dst: [E] int64.
+        shift: [E, 3], lattice vectors from a source's cell to its destination's.
+    """
+
+    src: Tensor
+    dst: Tensor
+    shift: Tensor
 
 
 class NeighboursWithSkin:
@@ -25,7 +41,7 @@ class NeighboursWithSkin:
         if not skin >= 0:
             raise ValueError(f"skin: expected a length of at least 0, got {skin}")
         self.cutoff, self.skin = cutoff, skin
-        self._found: Neighbours | None = None
+        self._found: Searched | None = None
         self._searched = (torch.zeros(0, 3), torch.zeros(3, 3), torch.zeros(3, dtype=torch.bool))
 
     def graph(self, pos: Tensor, cell: Tensor, pbc: Tensor) -> tuple[Graph, Tensor]:
@@ -43,7 +59,7 @@ class NeighboursWithSkin:
             ValueError: if a position is not finite, or the cell has no volume.
         """
         if self._found is None or self._is_outdated(pos, cell, pbc):
-            self._found = neighbour_list(pos, self.cutoff + self.skin, cell, pbc)
+            self._found = Searched(*neighbour_list(pos, self.cutoff + self.skin, cell, pbc))
             self._searched = (pos.clone(), cell.clone(), pbc.clone())
         src, dst, shift = self._found
         offset = shift.to(cell) @ cell
@@ -52,6 +68,12 @@ class NeighboursWithSkin:
         near = (lengths <= self.cutoff).nonzero().squeeze(1)
         edata = {"rel_pos": rel_pos[near], "offset": offset[near]}
         return Graph(src[near], dst[near], len(pos), ndata={"pos": pos}, edata=edata), lengths[near]
+
+    @property
+    def searched(self) -> Searched:
+        """What the search has found that the last graph was made of; the same object until the next search."""
+        assert self._found is not None
+        return self._found
 
     def _is_outdated(self, pos: Tensor, cell: Tensor, pbc: Tensor) -> bool:
         searched, of_cell, of_pbc = self._searched

@@ -150,6 +150,7 @@ PUBLISHED = {
     "se3_fast.layers.attention": {"AttentionBlockSE3.__init__"},
     "se3_fast.parameter_layout": {"convert_on_loading"},  # a hook, called by PyTorch
     "se3_fast.predict.predictor": {"Predictor.__init__"},
+    "se3_fast.ase": {"SE3FastCalculator.__init__"},
     "se3_fast.data.force_frames": {"ForceDataModule.__init__"},
     "se3_fast.data.own_molecules": {"OwnMoleculesDataModule.__init__"},
     "se3_fast.data.qm9": {"QM9DataModule.__init__"},

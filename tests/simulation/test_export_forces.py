@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.build import molecule as ase_molecule
 from torch import Tensor
 
 from se3_fast.__main__ import main
+from se3_fast.ase import SE3FastCalculator
 from se3_fast.forces import ForceField, energy_forces_and_stress, molecule_graph
 from se3_fast.simulation.export import traced_force_field
 from tests.simulation.conftest import small_force_field, write_force_field
@@ -64,6 +71,64 @@ def test_a_package_runs_without_se3_fast(tmp_path: Path, capsys: pytest.CaptureF
     )
     printed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert printed.split() == [repr(package(*tensors)[0].sum().item()), "False"]
+
+    check_calculators(force_field, tmp_path)
+
+
+def check_calculators(force_field: ForceField, folder: Path) -> None:
+    """The calculator with the package is that without; packages of others are refused, and large structures do without."""
+    path = folder / "model.pt2"
+    usual, compiled = (SE3FastCalculator(force_field, compiled=package) for package in (None, path))
+    package = compiled._compiled
+    single, crystal = Atoms("C", [[0.0, 0.0, 0.0]]), bulk("C")
+    for atoms in (ethanol := ase_molecule("CH3CH2OH"), crystal, single, bulk("C", cubic=True).repeat((2, 1, 1))):
+        atoms.rattle(0.05, seed=0)
+        for calculator in (usual, compiled):
+            calculator.calculate(atoms)
+        assert usual.results.keys() == compiled.results.keys()
+        for name, values in usual.results.items():
+            np.testing.assert_allclose(compiled.results[name], values, rtol=0, atol=1e-8, err_msg=name)
+    counted = CountedPackage(package._package)
+    package._package = counted
+    for again in (ethanol, crystal, single, atoms):
+        compiled.calculate(again)
+    assert counted.calls == 2  # not one atom, nor more edges than it is faster for
+    with pytest.raises(
+        ValueError, match=r"model\.pt2: expected a package of dtype torch.float32 as the force field has, got torch.float64"
+    ):
+        SE3FastCalculator(force_field, dtype=torch.float32, compiled=path)
+    for other, fault in (
+        (ForceField([1, 6], num_layers=2, num_channels=4), r"expected a package of elements 1 6 as the force field has, got 1 6 8"),
+        (ForceField([1, 6, 8], cutoff=4.0), r"expected a package of cutoff 4.0 as the force field has, got 5.0"),
+    ):
+        with pytest.raises(ValueError, match=rf"model\.pt2: {fault}"):
+            SE3FastCalculator(other.double(), compiled=path)
+    changed = copy.deepcopy(force_field)
+    with torch.no_grad():
+        changed.atom_embedding += 0.1
+    with pytest.raises(ValueError, match=r"model\.pt2: expected a package of this force field, got one whose forces are .* off"):
+        SE3FastCalculator(changed, compiled=path).calculate(ethanol)
+
+
+class CountedPackage:
+    """A package that counts how often it is called."""
+
+    def __init__(self, package: Callable[..., object]) -> None:
+        self._package, self.calls = package, 0
+
+    def __call__(self, *arguments: Tensor) -> object:
+        self.calls += 1
+        return self._package(*arguments)
+
+
+def test_files_that_are_no_packages(tmp_path: Path) -> None:
+    force_field = small_force_field()
+    (tmp_path / "text.pt2").write_text("no package")
+    for name, fault in (("none", "no such file"), ("text", "expected a package of se3-fast export-forces, got another file")):
+        with pytest.raises(ValueError, match=rf"{name}\.pt2: {fault}[^\n]*$"):
+            SE3FastCalculator(force_field, compiled=tmp_path / f"{name}.pt2")
+    with pytest.raises(ValueError, match="compiled: expected one force field on the CPU, got 2 on cpu"):
+        SE3FastCalculator([force_field, force_field], compiled=tmp_path / "text.pt2")
 
 
 def test_another_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,9 @@ from se3_fast import ConvSE3, EdgeGeometry
 from se3_fast.data import QM9DataModule
 from se3_fast.forces import ForceField, energy_and_forces, molecule_graph
 from se3_fast.kernels.pooling import forward as pooling_forward
+from se3_fast.simulation.recorded import RecordedSinglePoint, Structure
+from se3_fast.simulation.single_point import SinglePoint
+from se3_fast.simulation.skin import NeighboursWithSkin
 from se3_fast.training import Trainer, TrainingError, TrainingOptions, World
 from se3_fast.training.evaluation import DirectPredictions, RecordedPredictions
 from se3_fast.training.model_config import build_model
@@ -202,6 +205,44 @@ def test_a_force_field(cuda: FakeCuda) -> None:
     (energies.sum() + forces.square().sum()).backward()
     # On a device with values there is one wait, for elements that are not known; what is traced has none to ask for.
     assert not cuda.findings and not cuda.waits
+
+
+def recorded_steps(is_periodic: bool) -> tuple[RecordedSinglePoint, Structure]:
+    """Steps of eight atoms, in a cell or without."""
+    numbers = torch.tensor([6, 8] * 4)
+    pos = 1.3 * torch.cartesian_prod(*[torch.arange(2.0)] * 3).double()
+    cell, pbc = 2.9 * torch.eye(3, dtype=torch.float64), torch.full((3,), is_periodic)
+    neighbours = NeighboursWithSkin(3.0, 0.5)
+    neighbours.graph(pos, cell, pbc)
+    field = ForceField([8, 6], num_layers=2, num_degrees=3, num_channels=4, num_radial=5, cutoff=3.0)
+    recorded = RecordedSinglePoint(SinglePoint(field, FIRST), CudaRecorder(FIRST))
+    return recorded, Structure(numbers, pos, cell, is_periodic, neighbours.searched)
+
+
+@pytest.mark.parametrize("is_periodic", [False, True])
+def test_recorded_steps_of_a_force_field(is_periodic: bool, cuda: FakeCuda) -> None:
+    """The second step is captured, where whatever waits is refused, and what comes from the host; then only geometry is copied."""
+    recorded, structure = recorded_steps(is_periodic)
+    for _ in range(3):
+        cuda.begin()
+        found = recorded.evaluate(structure)
+        assert found.forces.device == FIRST and (found.stress is not None) == is_periodic
+        assert not cuda.findings and not cuda.waits
+    assert [copy.num_bytes for copy in cuda.copies] == [8 * 8 * 3, 8 * 9, *([8] if is_periodic else [])]
+
+
+def test_what_a_step_waits_for_is_found(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, structure = recorded_steps(is_periodic=True)
+    evaluate = SinglePoint.evaluate_unchecked
+
+    def looks_at_volumes(self: SinglePoint, graph: Any, volumes: Tensor) -> Any:
+        volumes.cpu()
+        return evaluate(self, graph, volumes)
+
+    monkeypatch.setattr(SinglePoint, "evaluate_unchecked", looks_at_volumes)
+    recorded.evaluate(structure)
+    with pytest.raises(TrainingError, match="cannot be recorded"):
+        recorded.evaluate(structure)
 
 
 @pytest.mark.parametrize(
