@@ -103,4 +103,4 @@ def _next_harmonic(degree: int) -> Tensor:
     harmonics = spherical_harmonics(direction, degree) * math.sqrt(4 * math.pi)
     before, wanted = harmonics[0, (degree - 1) ** 2 : degree**2], harmonics[0, degree**2 :]
     found = (before[:, None] * direction).flatten() @ coupling
-    return (coupling * (wanted @ found / (found @ found))).to(dtype)
+    return coupling * (wanted @ found / (found @ found))

@@ -138,5 +138,5 @@ def _product(first: Tensor, second: Tensor, degree: int) -> Tensor:
 
 @constant
 def _coupling_on(degrees: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The map from products of two degrees to the third, [2d+1, (2d1+1)(2d2+1)], kept on a device: copied once, not with every step."""
+    """The map from products of two degrees to the third, [2d+1, (2d1+1)(2d2+1)]; copied to a device once, not with every step."""
     return (wigner_3j(*degrees).to(device, dtype) * math.sqrt(2 * degrees[0] + 1)).flatten(1)
