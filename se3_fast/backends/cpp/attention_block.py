@@ -1,7 +1,6 @@
 """An attention block by one compiled CPU operation (``csrc/attention_block.cpp``).
 
-It computes what the operations of its parts compute one after the other, to the last bit. What it saves is the time between them,
-half of all for a molecule.
+It computes what the operations of its parts compute one after the other, to the last bit. What it saves is the time between them.
 """
 
 from __future__ import annotations

@@ -10,10 +10,9 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from se3_fast.autograd.operation import Operation, Tensors, Wanted
-from se3_fast.backends.operands import Remake
+from se3_fast.backends.operands import AttentionBlock, Convolution, Remake
 from se3_fast.backends.torch.second_derivatives import SHARED, ConvolutionOperands, EdgeFormula, Edges, Role, Setting
-from se3_fast.contraction import ContractionOrder, ConvolutionPlan, PassRates, is_by_source, passes_by_source
-from se3_fast.graph import Graph
+from se3_fast.contraction import PassRates, is_by_source, passes_by_source
 
 
 class Chunked(Protocol):
@@ -28,28 +27,12 @@ class Chunked(Protocol):
         """Gradients of ``tensors``, and that of ``rel_pos`` through the directions or None."""
 
 
-class Contracted(Protocol):
-    """What the order of contraction depends on."""
-
-    @property
-    def plan(self) -> ConvolutionPlan:
-        """What is coupled."""
-
-    @property
-    def graph(self) -> Graph:
-        """The edges."""
-
-    @property
-    def order(self) -> ContractionOrder:
-        """What was asked for."""
-
-
-def orders_here(call: Contracted, rates: PassRates) -> tuple[bool, bool]:
+def orders_here(call: Convolution | AttentionBlock, rates: PassRates) -> tuple[bool, bool]:
     """Whether the forward and the backward pass of a call are contracted by source: each is chosen by itself, as the backward pass
     makes everything again.
 
     Args:
-        call: a convolution, or what has one in it.
+        call: its arguments, or those of what has a convolution in it.
         rates: of the backend at hand.
     """
 
