@@ -29,15 +29,26 @@ def device_title() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Date, commit, device and versions."""
+    """Date, commit, device, processor and versions."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit_of(Path(__file__).parents[1]),
         "device": device_name() if DEVICE.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "processor": processor_name(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": version("triton") if DEVICE.type == "cuda" else None,
     }
+
+
+def processor_name() -> str:
+    """Name, family and model of the processor: names alone say too little on virtual machines; ``unknown`` where no file tells."""
+    file = Path("/proc/cpuinfo")
+    fields = dict(line.partition(":")[::2] for line in reversed(file.read_text().splitlines())) if file.exists() else {}
+    known = {name.strip(): value.strip() for name, value in fields.items()}
+    if "model name" not in known:
+        return "unknown"
+    return f"{known['model name']} (family {known.get('cpu family')}, model {known.get('model')})"
 
 
 def commit_of(tree: Path) -> str:

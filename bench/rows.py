@@ -25,17 +25,19 @@ def measured_rows(module: str, requests: Iterable[tuple[str, Sequence[str]]], pa
         path: file that rows are added to; None: they are printed only.
 
     Returns:
-        All rows of the file, or those that were measured.
+        All rows of the file, or those that were measured; each says its date, commit and processor.
     """
     table = json.loads(path.read_text()) if path and path.exists() else {"rows": []}
-    table |= environment()
+    here = environment()
+    table |= here
     for name, arguments in requests:
         command = [sys.executable, "-W", "ignore", "-m", module, "--row", *arguments]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         if finished.returncode != 0:
             print(f"{name}: {(finished.stderr.strip().splitlines() or ['ended by the system'])[-1]}", flush=True)
             continue
-        table["rows"].append(json.loads(finished.stdout.splitlines()[-1]) | {"date": time.strftime("%Y-%m-%d")})
+        row = json.loads(finished.stdout.splitlines()[-1])
+        table["rows"].append(row | {"date": time.strftime("%Y-%m-%d"), "commit": here["commit"], "processor": here["processor"]})
         print(json.dumps(table["rows"][-1]), flush=True)
         if path:
             with atomic_file(path) as file:

@@ -52,7 +52,7 @@ def start_ours(folder: str, threads: int, keeps_freed_memory: bool) -> dict[str,
     _set(threads, keeps_freed_memory)
     _check_origin(se3_fast, folder)
     details = {"commit": commit_of(Path(folder)), "backend": selected_backend(torch.device("cpu"))}
-    return details | {"environment": environment() | {"processor": _processor()}}
+    return details | {"environment": environment()}
 
 
 def start_published(folder: str, threads: int, keeps_freed_memory: bool) -> dict[str, Any]:
@@ -101,11 +101,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def write_workload(name: str, size: int, path: str) -> dict[str, int]:
