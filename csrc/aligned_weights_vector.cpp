@@ -7,45 +7,11 @@
 // is made of them: lines of different channels are so far apart that they would drive each other out, were they read again.
 
 #include "tfn_conv.h"
-#include "vector.h"
-
-#include <utility>
+#include "transpose.h"
 
 namespace se3_fast {
 namespace SE3_FAST_INSTRUCTIONS {
 namespace {
-
-// Transposes a square of vectors by exchanging ever larger blocks.
-template <typename T, int SPAN, bool IS_UPPER, std::size_t... LANE>
-inline Vector<T> exchange(Vector<T> upper, Vector<T> lower, std::index_sequence<LANE...>) {
-    constexpr int N = LANES<T>;
-    if constexpr (IS_UPPER)
-        return shuffle<T, (int(LANE) & SPAN ? N + int(LANE) - SPAN : int(LANE))...>(upper, lower);
-    else
-        return shuffle<T, (int(LANE) & SPAN ? N + int(LANE) : int(LANE) + SPAN)...>(upper, lower);
-}
-
-template <typename T, int SPAN = 1>
-inline void transpose(Vector<T> (&rows)[LANES<T>]) {
-    if constexpr (SPAN < LANES<T>) {
-#pragma GCC unroll 16
-        for (int row = 0; row < LANES<T>; ++row) {
-            if (row & SPAN) continue;
-            const Vector<T> upper = rows[row], lower = rows[row + SPAN];
-            rows[row] = exchange<T, SPAN, true>(upper, lower, std::make_index_sequence<LANES<T>>());
-            rows[row + SPAN] = exchange<T, SPAN, false>(upper, lower, std::make_index_sequence<LANES<T>>());
-        }
-        transpose<T, 2 * SPAN>(rows);
-    }
-}
-
-// The first elements of a vector, and those alone: the end of an array.
-template <typename T>
-inline Vector<T> load_part(const T* from, int64_t count) {
-    Vector<T> values{};
-    for (int64_t lane = 0; lane < LANES<T> && lane < count; ++lane) values[lane] = from[lane];
-    return values;
-}
 
 // A square, transposed: from `num_rows` rows of `count` values, `step` apart; the others are zero.
 template <typename T>
@@ -142,39 +108,42 @@ struct Steps {
 
 // A square [k][channel] of an aligned weight into slices of an input channel, steps k. At m = 0 two slices stand side by side;
 // beside the last one there may be none.
-template <bool IS_STREAMED, typename T>
+template <typename T>
 inline void write_forward(
     const AlignedPart& part, const Vector<T> (&square)[LANES<T>], int64_t row, int64_t channel_in, int64_t k, T* to) {
     const int64_t width = part.vectors * LANES<T>, slice_size = part.width_hidden * 2 * width, count = part.width_hidden - k;
     to += k * 2 * width;
-    if (row > 0) return write_rows<IS_STREAMED>(square, count, to + channel_in * slice_size, 2 * width);
+    if (row > 0) return write_rows<false>(square, count, to + channel_in * slice_size, 2 * width);
     to += channel_in / 2 * slice_size + channel_in % 2 * width;
-    write_rows<IS_STREAMED>(square, count, to, 2 * width);
+    write_rows<false>(square, count, to, 2 * width);
     if (channel_in % 2 > 0 || channel_in + 1 < part.pair.channels_in) return;
     const Vector<T> none[LANES<T>]{};
-    write_rows<IS_STREAMED>(none, count, to + width, 2 * width);
+    write_rows<false>(none, count, to + width, 2 * width);
 }
 
 // And into slices k, steps of an output channel.
-template <bool IS_STREAMED, typename T>
+template <typename T>
 inline void write_backward(
     const AlignedPart& part, const Vector<T> (&square)[LANES<T>], int64_t row, int64_t channel_out, int64_t k, T* to) {
     constexpr int N = LANES<T>;
     const int64_t width = part.vectors * N, slice_size = part.pair.channels_out * 2 * width, count = part.width_hidden - k;
     to += channel_out * 2 * width;
-    if (row > 0) return write_rows<IS_STREAMED>(square, count, to + k * slice_size, slice_size);
+    if (row > 0) return write_rows<false>(square, count, to + k * slice_size, slice_size);
     to += k / 2 * slice_size;
 #pragma GCC unroll 16
     for (int lane = 0; lane < N; lane += 2) {
         if (lane >= count) break;
-        write<IS_STREAMED>(to, square[lane]);
-        write<IS_STREAMED>(to + width, lane + 1 < count ? square[lane + 1] : Vector<T>{});
+        store(to, square[lane]);
+        store(to + width, lane + 1 < count ? square[lane + 1] : Vector<T>{});
         to += slice_size;
     }
 }
 
-template <bool IS_STREAMED, typename T>
-void align_channel(const AlignedPart& part, const T* weight, int64_t other, T* const* slices, T* squares) {
+}  // namespace
+
+// Row a of a pair's map makes the aligned weight R_even[a], a <= smaller; behind those come R_odd[1], R_odd[2] and so on.
+template <typename T>
+void align_weights(const AlignedPart& part, const T* weight, int64_t other, T* const* slices, T* squares) {
     constexpr int N = LANES<T>;
     const DegreePair& pair = part.pair;
     const Steps steps(part);
@@ -194,22 +163,11 @@ void align_channel(const AlignedPart& part, const T* weight, int64_t other, T* c
                 Vector<T> square[N];
                 combine<T>(part.alignment + row * paths, 1, paths, squares, square);
                 if (part.is_backward)
-                    write_backward<IS_STREAMED>(part, square, row, other, k, slices[row] + v * N);
+                    write_backward<T>(part, square, row, other, k, slices[row] + v * N);
                 else
-                    write_forward<IS_STREAMED>(part, square, row, other, k, slices[row] + v * N);
+                    write_forward<T>(part, square, row, other, k, slices[row] + v * N);
             }
         }
-}
-
-}  // namespace
-
-// Row a of a pair's map makes the aligned weight R_even[a], a <= smaller; behind those come R_odd[1], R_odd[2] and so on.
-template <typename T>
-void align_weights(const AlignedPart& part, const T* weight, int64_t other, T* const* slices, T* squares) {
-    if (CAN_STREAM && is_large<T>(part))
-        align_channel<true>(part, weight, other, slices, squares);
-    else
-        align_channel<false>(part, weight, other, slices, squares);
 }
 
 template <typename T>
@@ -238,7 +196,7 @@ void align_weights_backward(
         }
 }
 
-void finish_aligned_weights() { finish_stream(); }
+void finish_weight_gradient() { finish_stream(); }
 
 #define SE3_FAST_DEFINE(T)                                                                              \
     template void align_weights<T>(const AlignedPart&, const T*, int64_t, T* const*, T*);               \

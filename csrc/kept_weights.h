@@ -1,4 +1,5 @@
-// Weights in the layouts that the convolutions read, kept from call to call while the parameters do not change.
+// Weights in the layouts that convolutions by source read, kept from call to call while the parameters do not change. (Those by edge make
+// theirs again, which takes less time than to read what was kept, aligned_weights.h.)
 //
 // What is kept is found by the contents that it was made from, by their fingerprint (fingerprint.h), and by nothing else: no address, no
 // count of changes, no object. So it does not matter who changes a parameter and how, which models share one, or what stands at an
@@ -36,7 +37,7 @@ Found look_up(const Fingerprint& contents, int64_t bytes);
 void keep(const Fingerprint& contents, const std::shared_ptr<const void>& weights, int64_t bytes);
 
 // The layouts of a convolution's weights; what is made of the same weights differs by them.
-enum class WeightLayout : int64_t { by_edge, by_edge_backward, by_source, by_source_backward };
+enum class WeightLayout : int64_t { by_source, by_source_backward };
 
 // The fingerprint of all that the weights of a convolution are made from.
 Fingerprint fingerprint(WeightLayout layout, const Integers& description, const Tensor& coefficients, const Tensors& weights);

@@ -2,20 +2,21 @@
 //
 // Edges are taken in the order of the nodes that their results are summed at (forward: destinations, backward: sources), block by
 // block (tfn_conv.h): gather and rotate into the edges' frames, contract, rotate back. Blocks are shared among threads; then nodes
-// are, for the sums, and slices of the weights, for their gradient. Every sum is one thread's and has a fixed order. Many edges are
-// treated in waves, so that what is held per edge in between (messages; for the gradient of the weights x~ and g~) stays small.
+// are, for the sums, and slices of the weights, for their gradient. Every sum is one thread's and has a fixed order. All blocks of a
+// wave are contracted pair of degrees by pair, so that a pair's weights are made once for them (aligned_weights.h); edges beyond a
+// wave make another one, so that what blocks hold in between stays small.
 
 #include "tfn_conv.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
+#include <optional>
 #include <tuple>
 #include <vector>
 
+#include "aligned_weights.h"
 #include "check.h"
-#include "kept_weights.h"
 #include "operations.h"
 #include "parallel.h"
 #include "tensor.h"
@@ -29,100 +30,44 @@ using namespace se3_fast;
 constexpr int64_t WAVE_BYTES = int64_t(16) << 20;
 constexpr int64_t NODES_PER_TASK = 16;
 constexpr int64_t SLICES_PER_TASK = 8;
-constexpr int64_t CHANNELS_PER_TASK = 8;
-constexpr int64_t MOST_PAIR_PATHS = 2 * MOST_DEGREE + 1;
 
 // What both directions share. Features, h and their gradients stand in memory as type S, which is computed with as type T.
 template <typename T, typename S>
 struct Convolution {
-    const Integers& description;
     const Description plan;
     const int64_t lanes, padded;
     const Side inputs, outputs;
-    const Tensor& coefficient_tensor;
     const double* coefficients;
     const T* wigner;
     const int64_t* src;
     const Tensors& nodes;
     const Tensors& edges;
     const Tensors& hidden;
-    const Tensors& weights;
+    const RadialWeights weights;
     const Tensor& wigner_tensor;
     const int64_t num_nodes, num_edges, wigner_size;
 
     Convolution(const Integers& description, const Tensor& coefficients, const Tensors& nodes,
                 const Tensors& edges, const Tensors& hidden, const Tensors& weights,
                 const Tensor& wigner, const Tensor& src)
-        : description(description),
-          plan(description),
+        : plan(description),
           lanes(SE3_FAST_CALL(lanes<T>)),
           padded(SE3_FAST_CALL(padded_width<T>, plan.width_hidden)),
           inputs(plan.input_channels(), lanes, SE3_FAST_CALL(largest_tile)),
           outputs(plan.outputs, lanes, SE3_FAST_CALL(largest_tile)),
-          coefficient_tensor(coefficients),
           coefficients(read<double>(coefficients)),
           wigner(read<T>(wigner)),
           src(read<int64_t>(src)),
           nodes(nodes),
           edges(edges),
           hidden(hidden),
-          weights(weights),
+          weights{plan, coefficients, weights, lanes},
           wigner_tensor(wigner),
           num_nodes(nodes[0].size(0)),
           num_edges(src.size(0)),
           wigner_size(wigner.size(1)) {}
 
     const T* frame(int64_t edge) const { return wigner + edge * wigner_size; }
-
-    // The weights as a contraction reads them, kept from an earlier call where they were the same.
-    std::shared_ptr<const Scratch<T>> aligned_weights(const Contraction& contraction, bool is_backward) const {
-        const auto contents = [&]() {
-            const auto layout = is_backward ? WeightLayout::by_edge_backward : WeightLayout::by_edge;
-            return fingerprint(layout, description, coefficient_tensor, weights);
-        };
-        return kept_or_made<T>(contraction.num_weights, contents, [&](T* result) { align(contraction, is_backward, result); });
-    }
-
-    // Pairs of a group stand side by side in its weights. So they are taken together, channel by channel of the other side: the
-    // memory is read nearly in its order.
-    void align(const Contraction& contraction, bool is_backward, T* result) const {
-        struct Task {
-            std::vector<const PairTile*> parts;
-            int64_t first, last;  // channels of the other side
-        };
-        std::vector<Task> tasks;
-        const auto parts = contraction.pair_tiles(plan);
-        for (const std::vector<const PairTile*>& together : of_one_group(parts)) {
-            const DegreePair& pair = *together[0]->pair;
-            const int64_t channels = is_backward ? pair.channels_out : pair.channels_in;
-            for (int64_t first = 0; first < channels; first += CHANNELS_PER_TASK)
-                tasks.push_back({together, first, std::min(first + CHANNELS_PER_TASK, channels)});
-        }
-        for_each_task(int64_t(tasks.size()), [&](int64_t index) {
-            const Task& task = tasks[index];
-            std::vector<std::vector<T*>> slices;
-            for (const PairTile* part : task.parts) slices.push_back(starts(*part, result));
-            const Scratch<T> squares(MOST_PAIR_PATHS * lanes * lanes);
-            for (int64_t other = task.first; other < task.last; ++other)
-                for (std::size_t place = 0; place < task.parts.size(); ++place) {
-                    const PairTile& part = *task.parts[place];
-                    SE3_FAST_CALL(align_weights<T>, aligned_part(part, is_backward), read<T>(weights[part.pair->group]), other,
-                                  slices[place].data(), squares.data());
-                }
-            SE3_FAST_CALL(finish_aligned_weights);
-        });
-    }
-
-    // Where the slices of each aligned weight of a pair begin.
-    std::vector<T*> starts(const PairTile& part, T* all_slices) const {
-        std::vector<T*> result;
-        for (int64_t weight = 0; weight < part.pair->paths(); ++weight) result.push_back(all_slices + part.start(weight, lanes));
-        return result;
-    }
-
-    AlignedPart aligned_part(const PairTile& part, bool is_backward) const {
-        return {*part.pair, coefficients + part.pair->alignment, plan.width_hidden, is_backward, part.first_channel, part.vectors};
-    }
 
     // Features of nodes, [N][C][2d+1] by degree, component-major: [N][side.components].
     Scratch<T> node_table(const Tensors& features, const Side& side) const {
@@ -260,45 +205,91 @@ Scratch<T> zeroed(int64_t size) {
     return memory;
 }
 
-template <typename T, typename S>
-Tensors forward(const Convolution<T, S>& problem, const Tensor& in_order, const Tensor& in_offsets, const Tensor& dst, bool pool) {
-    const Side& outputs = problem.outputs;
-    const Contraction contraction(problem.plan, problem.inputs, outputs, false, problem.lanes);
-    const auto results = pool ? features_of(problem.wigner_tensor, problem.num_nodes, problem.plan.outputs, true)
-                              : features_of(problem.nodes[0], problem.num_edges, problem.plan.outputs, false);
-    const auto weights = problem.aligned_weights(contraction, false);
-    const Scratch<T> table = problem.node_table(problem.nodes, problem.inputs);
-    const int64_t* order = pool ? read<int64_t>(in_order) : nullptr;
-    for (const Wave& wave : waves(problem.num_edges, outputs.components * sizeof(T))) {
-        const Scratch<T> messages(pool ? wave.count() * outputs.components : 0);
-        share_tasks(wave.num_blocks(), [&](const auto& next) {
-            const auto rows = zeroed<T>(problem.inputs.rows * BLOCK_STRIDE), tiles = zeroed<T>(outputs.tile_elements);
-            const auto hidden = zeroed<T>(problem.plan.num_groups * problem.padded * BLOCK_STRIDE);
-            const Scratch<T> scratch(problem.inputs.components), message(outputs.components);
-            int64_t edges[BLOCK_EDGES];
-            for (int64_t block = next(); block >= 0; block = next()) {
-                const int64_t first = wave.block_first(block), count = wave.block_count(block);
-                read_order(order, first, count, edges);
-                problem.read_hidden(edges, count, hidden, nullptr, 0);
-                for (int64_t place = 0; place < count; ++place)
-                    problem.align_input(table, edges[place], place, scratch, rows, nullptr);
-                SE3_FAST_CALL(contract_block<T>, contraction.tiles.data(), int64_t(contraction.tiles.size()),
-                              contraction.terms.data(), weights->data(), rows.data(), hidden.data(), problem.padded, count,
-                              tiles.data());
-                for (int64_t place = 0; place < count; ++place) {
-                    T* into = pool ? messages + (first - wave.first + place) * outputs.components : message;
-                    for (std::size_t index = 0; index < outputs.degrees.size(); ++index) {
-                        const DegreeLayout& layout = outputs.degrees[index];
-                        SE3_FAST_CALL(rotate_edge<T>, layout, problem.frame(edges[place]), tiles.data(), place, into);
-                        if (!pool) problem.template write_components<S>(into, layout, 0, false, results[index], edges[place]);
-                    }
-                }
-            }
-        });
-        if (pool) add_to_nodes(problem, outputs, wave, order, read<int64_t>(in_offsets), read<int64_t>(dst), messages.data(), results);
+// Reads a wave's blocks, contracts them, one pair of degrees after the other, and writes what comes of them.
+template <typename Pass>
+void treat_blocks(const Pass& pass, const Wave& wave, int64_t num_pairs) {
+    const int64_t num_blocks = wave.num_blocks();
+    std::vector<decltype(pass.make_local())> locals;
+    for (int64_t block = 0; block < num_blocks; ++block) locals.push_back(pass.make_local());
+    for_each_task(num_blocks, [&](int64_t block) { pass.read_block(wave, block, locals[block]); });
+    for (int64_t pair = 0; pair < num_pairs; ++pair) {
+        const auto weights = pass.weights_of(pair);
+        for_each_task(num_blocks, [&](int64_t block) { pass.contract(wave, block, pair, weights, locals[block]); });
     }
-    return pool ? stored_sums<T, S>(results, problem.nodes[0]) : results;
+    for_each_task(num_blocks, [&](int64_t block) { pass.write_block(wave, block, locals[block]); });
 }
+
+// The forward pass: messages of edges, or their sums at nodes.
+template <typename T, typename S>
+struct Forward {
+    const Convolution<T, S>& problem;
+    const bool is_pooled;
+    const int64_t* order;  // null unless pooled
+
+    const Side& outputs = problem.outputs;
+    const Contraction contraction{problem.plan, problem.inputs, outputs, false, problem.lanes};
+    const AlignedWeights<T> weights{problem.weights, contraction, false};
+    const std::vector<Wave> all_waves = waves(problem.num_edges, elements_per_edge() * sizeof(T));
+    const Scratch<T> table = problem.node_table(problem.nodes, problem.inputs);
+    const Scratch<T> messages{std::size_t(is_pooled && !all_waves.empty() ? all_waves[0].count() * outputs.components : 0)};
+    Tensors results = is_pooled ? features_of(problem.wigner_tensor, problem.num_nodes, problem.plan.outputs, true)
+                                : features_of(problem.nodes[0], problem.num_edges, problem.plan.outputs, false);
+
+    // What belongs to a block.
+    struct Local {
+        Scratch<T> rows, tiles, hidden, scratch, message;
+    };
+
+    int64_t elements_per_edge() const {
+        const int64_t of_block = problem.inputs.rows + problem.plan.num_groups * problem.padded;
+        return of_block + outputs.tile_elements / BLOCK_STRIDE + (is_pooled ? outputs.components : 0);
+    }
+
+    Local make_local() const {
+        return {zeroed<T>(problem.inputs.rows * BLOCK_STRIDE), Scratch<T>(outputs.tile_elements),
+                zeroed<T>(problem.plan.num_groups * problem.padded * BLOCK_STRIDE), Scratch<T>(problem.inputs.components),
+                Scratch<T>(outputs.components)};
+    }
+
+    const T* weights_of(int64_t pair) const { return weights.make(pair); }
+
+    void read_block(const Wave& wave, int64_t block, const Local& local) const {
+        const int64_t count = wave.block_count(block);
+        int64_t edges[BLOCK_EDGES];
+        read_order(order, wave.block_first(block), count, edges);
+        problem.read_hidden(edges, count, local.hidden, nullptr, 0);
+        for (int64_t place = 0; place < count; ++place)
+            problem.align_input(table, edges[place], place, local.scratch, local.rows, nullptr);
+        std::memset(local.tiles.data(), 0, outputs.tile_elements * sizeof(T));
+    }
+
+    void contract(const Wave& wave, int64_t block, int64_t pair, const T* of_pair, const Local& local) const {
+        SE3_FAST_CALL(contract_block<T>, contraction.tiles.data(), contraction.terms_of(pair), contraction.pairs[pair].count(), of_pair,
+                      local.rows.data(), local.hidden.data(), problem.padded, wave.block_count(block), local.tiles.data());
+    }
+
+    void write_block(const Wave& wave, int64_t block, const Local& local) const {
+        const int64_t first = wave.block_first(block), count = wave.block_count(block);
+        int64_t edges[BLOCK_EDGES];
+        read_order(order, first, count, edges);
+        for (int64_t place = 0; place < count; ++place) {
+            T* into = is_pooled ? messages + (first - wave.first + place) * outputs.components : local.message;
+            for (std::size_t index = 0; index < outputs.degrees.size(); ++index) {
+                const DegreeLayout& layout = outputs.degrees[index];
+                SE3_FAST_CALL(rotate_edge<T>, layout, problem.frame(edges[place]), local.tiles.data(), place, into);
+                if (!is_pooled) problem.template write_components<S>(into, layout, 0, false, results[index], edges[place]);
+            }
+        }
+    }
+
+    Tensors run(const int64_t* offsets, const int64_t* dst) {
+        for (const Wave& wave : all_waves) {
+            treat_blocks(*this, wave, contraction.num_pairs());
+            if (is_pooled) add_to_nodes(problem, outputs, wave, order, offsets, dst, messages.data(), results);
+        }
+        return is_pooled ? stored_sums<T, S>(results, problem.nodes[0]) : results;
+    }
+};
 
 // The part of the backward pass that walks over edges, and its results.
 template <typename T, typename S>
@@ -308,24 +299,26 @@ struct Backward {
     const int64_t* dst;     // null: there is a gradient for each edge, not for each node
     const Tensor* rel_pos;  // null: its gradient is not wanted
     const bool with_weights;
+    const int64_t* order;
 
     const Side& inputs = problem.inputs;
     const Side& outputs = problem.outputs;
 
+    const std::vector<Wave> all_waves = waves(problem.num_edges, elements_per_edge() * sizeof(T));
     const Contraction forward_terms{problem.plan, inputs, outputs, false, problem.lanes};
     const Contraction backward_terms{problem.plan, inputs, outputs, true, problem.lanes};
-    const std::shared_ptr<const Scratch<T>> backward_weights = problem.aligned_weights(backward_terms, true);
-    const std::shared_ptr<const Scratch<T>> forward_weights =
-        rel_pos != nullptr ? problem.aligned_weights(forward_terms, false) : nullptr;
+    const AlignedWeights<T> backward_weights{problem.weights, backward_terms, true};
+    const std::optional<AlignedWeights<T>> forward_weights = forward_weights_for_positions();
     const Scratch<T> table = problem.node_table(problem.nodes, inputs);
     const Scratch<T> grad_table = dst != nullptr ? problem.node_table(grads, outputs) : Scratch<T>(0);
-    const Scratch<T> weight_gradients{std::size_t(with_weights ? forward_terms.num_weights : 0)};
+    const Scratch<T> weight_gradients{std::size_t(num_weight_gradients())};
     const std::vector<GeneratorEntry> input_generators = generators(problem.plan.nodes);
     const std::vector<GeneratorEntry> output_generators = generators(problem.plan.outputs);
 
     Tensors node_gradients = features_of(problem.wigner_tensor, problem.num_nodes, problem.plan.nodes, true);  // sums as yet
     Tensors edge_gradients = features_of(problem.nodes[0], problem.num_edges, problem.plan.edges, false);
     Tensors hidden_gradients = empty_hidden();
+    Tensors published_weight_gradients = empty_weight_gradients();
     Tensor position_gradient = rel_pos != nullptr ? empty(*rel_pos, {problem.num_edges, 3}) : Tensor();
 
     // What a wave leaves for the gradient of the weights and the sums at nodes.
@@ -333,10 +326,33 @@ struct Backward {
         Scratch<T> rows, gradient_tiles, hidden, messages;
     };
 
-    // What a thread needs for a block.
+    // What belongs to a block until it is written.
     struct Local {
         Scratch<T> tiles, gradient_rows, gradient_sums, slice_weights, gradient, outputs, hidden, hidden_gradient, partial, scratch, components;
     };
+
+    std::optional<AlignedWeights<T>> forward_weights_for_positions() const {
+        if (rel_pos == nullptr) return std::nullopt;
+        return std::optional<AlignedWeights<T>>(std::in_place, problem.weights, forward_terms, false);
+    }
+
+    // Waves after the first one add to the gradients of the weights of all pairs; a single one needs those of one pair at a time.
+    bool has_one_wave() const { return all_waves.size() <= 1; }
+
+    int64_t num_weight_gradients() const {
+        if (!with_weights) return 0;
+        return has_one_wave() ? forward_terms.most_weights_of_a_pair() : forward_terms.num_weights;
+    }
+
+    Tensors empty_weight_gradients() const {
+        Tensors result;
+        if (!with_weights) return result;
+        for (const Tensor& weight : problem.weights.tensors) {
+            result.push_back(empty(weight, {weight.size(0), weight.size(1)}));
+            if (problem.num_edges == 0) fill_zero(result.back());
+        }
+        return result;
+    }
 
     Tensors empty_hidden() const {
         Tensors result;
@@ -358,19 +374,21 @@ struct Backward {
     int64_t row_elements() const { return inputs.rows * BLOCK_STRIDE; }
     int64_t hidden_elements() const { return problem.plan.num_groups * problem.padded * BLOCK_STRIDE; }
 
-    void run(const int64_t* order, const int64_t* offsets) {
-        const int64_t held = (inputs.rows + problem.plan.num_groups * problem.padded) * 2 + outputs.components + inputs.components;
+    int64_t elements_per_edge() const {
+        const int64_t of_inputs = inputs.rows + 2 * inputs.tile_elements / BLOCK_STRIDE + inputs.components;
+        const int64_t of_outputs = 2 * outputs.rows + (rel_pos != nullptr ? 2 : 1) * outputs.tile_elements / BLOCK_STRIDE;
+        return of_inputs + of_outputs + (3 * problem.plan.num_groups + problem.lanes) * problem.padded;
+    }
+
+    void run(const int64_t* offsets) {
         bool is_first = true;
-        for (const Wave& wave : waves(problem.num_edges, held * sizeof(T))) {
+        for (const Wave& wave : all_waves) {
             const int64_t blocks = wave.num_blocks();
-            const Held kept{Scratch<T>(blocks * row_elements()), Scratch<T>(blocks * outputs.tile_elements),
+            const Held held{Scratch<T>(blocks * row_elements()), Scratch<T>(blocks * outputs.tile_elements),
                             Scratch<T>(blocks * hidden_elements()), Scratch<T>(wave.count() * inputs.components)};
-            share_tasks(blocks, [&](const auto& next) {
-                const Local local = make_local();
-                for (int64_t block = next(); block >= 0; block = next()) run_block(wave, block, order, kept, local);
-            });
-            add_to_nodes(problem, inputs, wave, order, offsets, problem.src, kept.messages.data(), node_gradients);
-            if (with_weights) add_weight_gradients(wave, kept, is_first);
+            treat_blocks(Pass{*this, held}, wave, backward_terms.num_pairs());
+            add_to_nodes(problem, inputs, wave, order, offsets, problem.src, held.messages.data(), node_gradients);
+            if (with_weights) add_weight_gradients(wave, held, is_first);
             is_first = false;
         }
         node_gradients = stored_sums<T, S>(node_gradients, problem.nodes[0]);
@@ -396,31 +414,70 @@ struct Backward {
                 Scratch<T>(inputs.components)};
     }
 
-    void run_block(const Wave& wave, int64_t block, const int64_t* order, const Held& kept, const Local& local) {
-        const int64_t first = wave.block_first(block), count = wave.block_count(block);
-        T* rows = kept.rows + block * row_elements();
-        T* gradient_tiles = kept.gradient_tiles + block * outputs.tile_elements;
+    // The weights of a pair of degrees; forward only for positions.
+    struct PairWeights {
+        const T *backward, *forward;
+    };
+
+    // What is done with each block of a wave.
+    struct Pass {
+        const Backward& all;
+        const Held& held;
+
+        Local make_local() const { return all.make_local(); }
+        PairWeights weights_of(int64_t pair) const {
+            return {all.backward_weights.make(pair), all.forward_weights ? all.forward_weights->make(pair) : nullptr};
+        }
+        void read_block(const Wave& wave, int64_t block, const Local& local) const { all.read_block(wave, block, held, local); }
+        void contract(const Wave& wave, int64_t block, int64_t pair, const PairWeights& weights, const Local& local) const {
+            all.contract(wave.block_count(block), pair, weights, held.rows + block * all.row_elements(), local);
+        }
+        void write_block(const Wave& wave, int64_t block, const Local& local) const { all.write_block(wave, block, held, local); }
+    };
+
+    void read_block(const Wave& wave, int64_t block, const Held& held, const Local& local) const {
+        const int64_t count = wave.block_count(block);
+        T* rows = held.rows + block * row_elements();
+        T* gradient_tiles = held.gradient_tiles + block * outputs.tile_elements;
         int64_t edges[BLOCK_EDGES];
-        read_order(order, first, count, edges);
-        problem.read_hidden(edges, count, local.hidden, kept.hidden + block * hidden_elements(), problem.padded * BLOCK_STRIDE);
+        read_order(order, wave.block_first(block), count, edges);
+        problem.read_hidden(edges, count, local.hidden, held.hidden + block * hidden_elements(), problem.padded * BLOCK_STRIDE);
         if (rel_pos != nullptr) std::memset(rows, 0, row_elements() * sizeof(T));
         for (int64_t place = 0; place < count; ++place) {
             problem.align_input(table, edges[place], place, local.scratch, rows, local.tiles);
             align_gradient(edges[place], place, local, gradient_tiles);
         }
         std::memset(local.hidden_gradient, 0, hidden_elements() * sizeof(T));
-        const BlockGradient<T> operands{local.tiles, local.gradient_rows, local.gradient_sums, local.slice_weights, local.hidden,
-                                        local.gradient, local.partial, local.hidden_gradient};
-        SE3_FAST_CALL(contract_block_backward<T>, backward_terms.tiles.data(), int64_t(backward_terms.tiles.size()),
-                      backward_terms.terms.data(), backward_weights->data(), outputs.degrees.data(), int64_t(outputs.degrees.size()),
-                      problem.padded, count, operands);
+        std::memset(local.gradient, 0, inputs.tile_elements * sizeof(T));
+        if (rel_pos != nullptr) std::memset(local.outputs, 0, outputs.tile_elements * sizeof(T));
+        SE3_FAST_CALL(begin_block_backward<T>, outputs.degrees.data(), int64_t(outputs.degrees.size()), problem.padded, block_of(local));
+    }
+
+    BlockGradient<T> block_of(const Local& local) const {
+        return {local.tiles, local.gradient_rows, local.gradient_sums, local.slice_weights, local.hidden,
+                local.gradient, local.partial, local.hidden_gradient};
+    }
+
+    void contract(int64_t count, int64_t pair, const PairWeights& weights, const T* rows, const Local& local) const {
+        const int64_t group = problem.plan.pairs[pair].group, next = pair + 1;
+        SE3_FAST_CALL(contract_block_backward<T>, backward_terms.tiles.data(), backward_terms.terms_of(pair),
+                      backward_terms.pairs[pair].count(), weights.backward, problem.padded, count, block_of(local));
+        if (next == backward_terms.num_pairs() || problem.plan.pairs[next].group != group)
+            SE3_FAST_CALL(finish_hidden_gradient<T>, local.partial.data(), problem.padded, count,
+                          local.hidden_gradient + group * BLOCK_STRIDE * problem.padded);
         if (rel_pos != nullptr)
-            SE3_FAST_CALL(contract_block<T>, forward_terms.tiles.data(), int64_t(forward_terms.tiles.size()),
-                          forward_terms.terms.data(), forward_weights->data(), rows, local.hidden.data(), problem.padded, count,
-                          local.outputs.data());
+            SE3_FAST_CALL(contract_block<T>, forward_terms.tiles.data(), forward_terms.terms_of(pair), forward_terms.pairs[pair].count(),
+                          weights.forward, rows, local.hidden.data(), problem.padded, count, local.outputs.data());
+    }
+
+    void write_block(const Wave& wave, int64_t block, const Held& held, const Local& local) const {
+        const int64_t first = wave.block_first(block), count = wave.block_count(block);
+        const T* gradient_tiles = held.gradient_tiles + block * outputs.tile_elements;
+        int64_t edges[BLOCK_EDGES];
+        read_order(order, first, count, edges);
         for (int64_t place = 0; place < count; ++place) {
             write_hidden_gradient(edges[place], place, local);
-            write_feature_gradient(edges[place], place, local, kept.messages + (first - wave.first + place) * inputs.components);
+            write_feature_gradient(edges[place], place, local, held.messages + (first - wave.first + place) * inputs.components);
             if (rel_pos != nullptr) write_position_gradient(edges[place], place, local, gradient_tiles);
         }
     }
@@ -479,64 +536,38 @@ struct Backward {
         into[2] = (tau[0] * y - tau[1] * x) / squared;
     }
 
-    void add_weight_gradients(const Wave& wave, const Held& kept, bool is_first) const {
+    // A wave's part of the gradients of the weights; behind the last one they are in their own layout.
+    void add_weight_gradients(const Wave& wave, const Held& held, bool is_first) const {
+        for (int64_t pair = 0; pair < forward_terms.num_pairs(); ++pair) {
+            T* of_pair = weight_gradients + (has_one_wave() ? 0 : forward_terms.pairs[pair].first_weight);
+            add_pair_gradients(wave, held, is_first, pair, of_pair);
+            if (wave.last == problem.num_edges)
+                write_weight_gradient(problem.weights, forward_terms, pair, of_pair, published_weight_gradients);
+        }
+    }
+
+    void add_pair_gradients(const Wave& wave, const Held& held, bool is_first, int64_t pair, T* of_pair) const {
         struct Task {
-            const Tile* tile;
             const Term* term;
             int64_t first, last;
         };
         std::vector<Task> tasks;
-        for (const Tile& tile : forward_terms.tiles)
-            for (int64_t index = tile.first_term; index < tile.last_term; ++index) {
-                const Term& term = forward_terms.terms[index];
-                for (int64_t slice = 0; slice < term.slices; slice += SLICES_PER_TASK)
-                    tasks.push_back({&tile, &term, slice, std::min(slice + SLICES_PER_TASK, term.slices)});
-            }
+        const Term* terms = forward_terms.terms_of(pair);
+        for (const Term* term = terms; term < terms + forward_terms.pairs[pair].count(); ++term)
+            for (int64_t slice = 0; slice < term->slices; slice += SLICES_PER_TASK)
+                tasks.push_back({term, slice, std::min(slice + SLICES_PER_TASK, term->slices)});
         share_tasks(int64_t(tasks.size()), [&](const auto& next) {
             const Scratch<T> radial(BLOCK_STRIDE * 4 * problem.lanes);
             for (int64_t index = next(); index >= 0; index = next()) {
                 const Task& task = tasks[index];
                 for (int64_t block = 0; block < wave.num_blocks(); ++block) {
-                    const T* hidden = kept.hidden + block * hidden_elements() + task.term->group * problem.padded * BLOCK_STRIDE;
-                    SE3_FAST_CALL(weight_gradient<T>, *task.tile, *task.term, task.first, task.last,
-                                  kept.rows + block * row_elements(), kept.gradient_tiles + block * outputs.tile_elements, hidden,
-                                  wave.block_count(block), is_first && block == 0, radial.data(), weight_gradients.data());
+                    const T* hidden = held.hidden + block * hidden_elements() + task.term->group * problem.padded * BLOCK_STRIDE;
+                    SE3_FAST_CALL(weight_gradient<T>, forward_terms.tiles[task.term->tile], *task.term, task.first, task.last,
+                                  held.rows + block * row_elements(), held.gradient_tiles + block * outputs.tile_elements, hidden,
+                                  wave.block_count(block), is_first && block == 0, radial.data(), of_pair);
                 }
             }
         });
-    }
-
-    // The gradients of the last radial weights in their own layout.
-    Tensors published_weight_gradients() const {
-        Tensors result;
-        for (const Tensor& weight : problem.weights) {
-            result.push_back(empty(weight, {weight.size(0), weight.size(1)}));
-            if (problem.num_edges == 0) fill_zero(result.back());
-        }
-        if (problem.num_edges == 0) return result;
-        struct Task {
-            const std::vector<const PairTile*>& parts;
-            int64_t channel_in;
-        };
-        std::vector<Task> tasks;
-        const auto parts = forward_terms.pair_tiles(problem.plan);
-        const auto groups = of_one_group(parts);
-        for (const std::vector<const PairTile*>& together : groups)
-            for (int64_t channel = 0; channel < together[0]->pair->channels_in; ++channel) tasks.push_back({together, channel});
-        for_each_task(int64_t(tasks.size()), [&](int64_t index) {
-            const int64_t channel = tasks[index].channel_in;
-            const Scratch<T> squares(MOST_PAIR_PATHS * problem.lanes * problem.lanes);
-            for (const PairTile* part : tasks[index].parts) {
-                const int64_t width = part->vectors * problem.lanes, slice_size = problem.plan.width_hidden * 2 * width;
-                std::vector<T*> slices = problem.starts(*part, weight_gradients.data());
-                for (T*& slice : slices)
-                    slice += &slice > slices.data() ? channel * slice_size : channel / 2 * slice_size + channel % 2 * width;
-                SE3_FAST_CALL(align_weights_backward<T>, problem.aligned_part(*part, false), slices.data(), channel,
-                              write<T>(result[part->pair->group]), squares.data());
-            }
-            SE3_FAST_CALL(finish_aligned_weights);
-        });
-        return result;
     }
 };
 
@@ -585,7 +616,8 @@ Tensors tfn_conv(Tensors nodes, Tensors edges, Tensors hidden, Tensors weights, 
         using T = decltype(computed);
         using S = decltype(stored);
         const Convolution<T, S> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
-        return forward(problem, in_order, in_offsets, dst, pool);
+        Forward<T, S> pass{problem, pool, pool ? read<int64_t>(in_order) : nullptr};
+        return pass.run(read<int64_t>(in_offsets), read<int64_t>(dst));
     };
     return by_stored_type(nodes[0], run);
 }
@@ -608,13 +640,14 @@ Tensors tfn_conv_backward(Tensors grads, Tensors nodes, Tensors edges, Tensors h
         using S = decltype(stored);
         const Convolution<T, S> problem(description, coefficients, nodes, edges, hidden, weights, wigner, src);
         const int64_t* node_of_gradient = pool ? read<int64_t>(dst) : nullptr;
-        Backward<T, S> backward{problem, grads, node_of_gradient, with_positions ? &rel_pos : nullptr, with_weights};
-        backward.run(read<int64_t>(out_order), read<int64_t>(out_offsets));
+        Backward<T, S> backward{problem, grads, node_of_gradient, with_positions ? &rel_pos : nullptr, with_weights,
+                                read<int64_t>(out_order)};
+        backward.run(read<int64_t>(out_offsets));
         Tensors results = backward.node_gradients;
         const auto append = [&](const Tensors& more) { results.insert(results.end(), more.begin(), more.end()); };
         append(backward.edge_gradients);
         append(backward.hidden_gradients);
-        if (with_weights) append(backward.published_weight_gradients());
+        append(backward.published_weight_gradients);
         if (with_positions) results.push_back(backward.position_gradient);
         return results;
     };

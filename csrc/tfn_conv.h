@@ -21,21 +21,20 @@ namespace se3_fast {
 constexpr int64_t BLOCK_EDGES = 42;
 constexpr int64_t BLOCK_STRIDE = 48;  // edges are treated in small groups, the last of which may reach beyond the block
 
-// A tile of aligned features, and the terms that are summed into it.
+// A tile of aligned features.
 struct Tile {
     int64_t degree_index;  // of its side's degrees
     int64_t m;
     int64_t vectors;  // 1 or 2
     int64_t first_channel;
     int64_t start;  // first element in the tiles of a block
-    int64_t first_term, last_term;
 };
 
 // What one degree of the other side contributes to a tile.
 struct Term {
-    int64_t pair;    // of DegreePair
+    int64_t tile;    // its number
     int64_t group;   // radial group
-    int64_t weights; // first element of its weights
+    int64_t weights; // first element of its weights among those of its pair of degrees
     int64_t minus, plus;  // rows of the first channel of the other side's components -m and +m
     int64_t channels;     // of the other side
     int64_t slices, steps;
@@ -115,8 +114,8 @@ SE3_FAST_DECLARE(
     template <typename T> void align_weights_backward(
         const AlignedPart& part, const T* const* slices, int64_t channel_in, T* weight_gradient, T* squares);
 
-    // Makes what the two have written visible to other threads; called once behind many of them.
-    void finish_aligned_weights();
+    // Makes what that has written visible to other threads; called once behind many of them.
+    void finish_weight_gradient();
 
     // Features [C][2d+1] of a node or edge, as they stand in memory, to component-major [2d+1][vectors], from a channel on; channels behind them become zero.
     template <typename T, typename S> void to_components(
@@ -134,15 +133,22 @@ SE3_FAST_DECLARE(
     template <typename T> void rotate_edge(
         const DegreeLayout& layout, const T* wigner, const T* tiles, int64_t edge, T* components);
 
-    // y~ of a block: tiles from the rows of x~.
+    // Adds the terms of a pair of degrees to y~ of a block: to tiles, from the rows of x~. weights: of the pair.
     template <typename T> void contract_block(
-        const Tile* tiles, int64_t num_tiles, const Term* terms, const T* weights, const T* rows, const T* hidden, int64_t padded,
+        const Tile* tiles, const Term* terms, int64_t num_terms, const T* weights, const T* rows, const T* hidden, int64_t padded,
         int64_t num_edges, T* results);
 
-    // dx~ and dh of a block; layouts: of the rows.
+    // dx~ and dh of a block: zeros, and the sums of opposite orders that the terms read; layouts: of the rows.
+    template <typename T> void begin_block_backward(
+        const DegreeLayout* layouts, int64_t num_layouts, int64_t padded, const BlockGradient<T>& block);
+
+    // Adds the terms of a pair of degrees to dx~, and to the partial sums of dh.
     template <typename T> void contract_block_backward(
-        const Tile* tiles, int64_t num_tiles, const Term* terms, const T* weights, const DegreeLayout* layouts, int64_t num_layouts,
-        int64_t padded, int64_t num_edges, const BlockGradient<T>& block);
+        const Tile* tiles, const Term* terms, int64_t num_terms, const T* weights, int64_t padded, int64_t num_edges,
+        const BlockGradient<T>& block);
+
+    // Adds the partial sums to dh of a radial group, [BLOCK_STRIDE][padded], and clears them.
+    template <typename T> void finish_hidden_gradient(T* partial, int64_t padded, int64_t num_edges, T* hidden_gradient);
 
     // A block's part of the gradient of some slices of a forward term's weights; written by the first block, added by others.
     // hidden: [edge][padded]; radial: scratch of BLOCK_STRIDE * 4 vectors.

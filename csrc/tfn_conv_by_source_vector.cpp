@@ -14,6 +14,7 @@
 
 #include "small_product.h"
 #include "tfn_conv_by_source.h"
+#include "transpose.h"
 
 namespace se3_fast {
 namespace SE3_FAST_INSTRUCTIONS {
@@ -485,19 +486,27 @@ void finish_torque(
     });
 }
 
-// The aligned weights of a tile for one pair of channels and `count` values of k from the first on: a sum over paths.
-template <typename T, typename S>
-void aligned_weights(
-    const SourceProblem<T, S>& problem, const SourceTile& tile, int64_t channel_out, int64_t channel_in, int64_t first, int64_t count,
-    T* into) {
-    const SourceGroup& group = problem.groups[tile.group];
-    const int64_t pair = channel_out * group.channels_in + channel_in;
-    const T* from = problem.weights[tile.group] + pair * group.paths * problem.width + first;
-    fill_zero(into, count);
+// A square of the aligned weights of a tile: for channels `step` apart and as many k, what `from` points to the first path of. Behind
+// num_rows channels and count values of k it is zero.
+template <typename T>
+inline void aligned_square(
+    const SourceTile& tile, int64_t width, const T* from, int64_t step, int64_t num_rows, int64_t count, Vector<T> (&square)[LANES<T>]) {
+    constexpr int N = LANES<T>;
+    const bool is_whole = num_rows >= N && count >= N;
+#pragma GCC unroll 16
+    for (int row = 0; row < N; ++row) square[row] = Vector<T>{};
     for (int64_t path = 0; path < tile.num_paths; ++path) {
         const T coefficient = T(tile.alignment[path]);
         if (coefficient == 0) continue;
-        for (int64_t k = 0; k < count; ++k) into[k] += coefficient * from[(tile.first_path + path) * problem.width + k];
+        const T* at = from + (tile.first_path + path) * width;
+        if (is_whole) {
+#pragma GCC unroll 16
+            for (int row = 0; row < N; ++row) square[row] += broadcast(coefficient) * load(at + row * step);
+        } else {
+#pragma GCC unroll 16
+            for (int row = 0; row < N; ++row)
+                if (row < num_rows) square[row] += broadcast(coefficient) * load_part(at + row * step, count);
+        }
     }
 }
 
@@ -505,43 +514,53 @@ void aligned_weights(
 
 template <typename T, typename S>
 void pack_forward(const SourceProblem<T, S>& problem, const SourceTile& tile, T* packed) {
-    constexpr int64_t STEPS = 32;  // values of k at a time
+    constexpr int N = LANES<T>;
     const SourceGroup& group = problem.groups[tile.group];
     const int64_t width = problem.width, channels_in = group.channels_in, channels_out = padded<T>(group.channels_out);
-    T row[STEPS];
+    const int64_t of_input = group.paths * width, of_output = channels_in * of_input;
     for (int64_t first = 0; first < channels_out; first += SLICE<T>) {
         const int64_t slice = channels_out - first < SLICE<T> ? channels_out - first : SLICE<T>;
-        for (int64_t step = 0; step < width; step += STEPS) {
-            const int64_t count = width - step < STEPS ? width - step : STEPS;
-            for (int64_t channel_in = 0; channel_in < channels_in; ++channel_in)
-                for (int64_t index = 0; index < slice; ++index) {
-                    if (first + index < group.channels_out)
-                        aligned_weights(problem, tile, first + index, channel_in, step, count, row);
-                    else
-                        fill_zero(row, count);
-                    T* into = packed + (step * channels_in + channel_in) * slice + index;
-                    for (int64_t k = 0; k < count; ++k) into[k * channels_in * slice] = row[k];
+        for (int64_t channel_in = 0; channel_in < channels_in; ++channel_in)
+            for (int64_t column = 0; column < slice; column += N)
+                for (int64_t k = 0; k < width; k += N) {
+                    const int64_t channel = first + column;
+                    const T* from = problem.weights[tile.group] + channel * of_output + channel_in * of_input + k;
+                    Vector<T> square[N];
+                    aligned_square<T>(tile, width, from, of_output, group.channels_out - channel, width - k, square);
+                    transpose<T>(square);
+                    T* into = packed + (k * channels_in + channel_in) * slice + column;
+#pragma GCC unroll 16
+                    for (int row = 0; row < N; ++row) {
+                        if (row >= width - k) break;
+                        store(into + row * channels_in * slice, square[row]);
+                    }
                 }
-        }
         packed += width * channels_in * slice;
     }
 }
 
 template <typename T, typename S>
 void pack_backward(const SourceProblem<T, S>& problem, const SourceTile& tile, T* blocks, T* transposed) {
+    constexpr int N = LANES<T>;
     const SourceGroup& group = problem.groups[tile.group];
-    const int64_t width = problem.width, stride = padded<T>(width);
+    const int64_t width = problem.width, stride = padded<T>(width), of_input = group.paths * width;
     const int64_t channels_in = group.channels_in, padded_in = padded<T>(channels_in);
+    const T* weights = problem.weights[tile.group];
     for (int64_t channel = 0; channel < group.channels_out; ++channel) {
-        for (int64_t channel_in = 0; channel_in < channels_in; ++channel_in) {
-            aligned_weights(problem, tile, channel, channel_in, 0, width, blocks + channel_in * stride);
-            fill_zero(blocks + channel_in * stride + width, stride - width);
-        }
-        for (int64_t k = 0; k < stride; ++k) {
-            for (int64_t channel_in = 0; channel_in < channels_in; ++channel_in)
-                transposed[k * padded_in + channel_in] = blocks[channel_in * stride + k];
-            fill_zero(transposed + k * padded_in + channels_in, padded_in - channels_in);
-        }
+        for (int64_t first = 0; first < padded_in; first += N)
+            for (int64_t k = 0; k < stride; k += N) {
+                Vector<T> square[N];
+                aligned_square<T>(tile, width, weights + first * of_input + k, of_input, channels_in - first, width - k, square);
+#pragma GCC unroll 16
+                for (int row = 0; row < N; ++row) {
+                    if (row >= channels_in - first) break;
+                    store(blocks + (first + row) * stride + k, square[row]);
+                }
+                transpose<T>(square);
+#pragma GCC unroll 16
+                for (int row = 0; row < N; ++row) store(transposed + (k + row) * padded_in + first, square[row]);
+            }
+        weights += channels_in * of_input;
         blocks += channels_in * stride;
         transposed += stride * padded_in;
     }

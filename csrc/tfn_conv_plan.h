@@ -114,7 +114,7 @@ struct Side {
                 for (int64_t first = 0; first < vectors; first += largest_tile) {
                     const int64_t tile_vectors = std::min(largest_tile, vectors - first), width = tile_vectors * lanes;
                     const int64_t step = m > 0 ? 2 * width : width;
-                    tiles.push_back({index, m, tile_vectors, first * lanes, tile_elements, 0, 0});
+                    tiles.push_back({index, m, tile_vectors, first * lanes, tile_elements});
                     for (int64_t v = 0; v < tile_vectors; ++v) {
                         places.back()[(degree - m) * vectors + first + v] = {tile_elements + v * lanes, step};
                         places.back()[(degree + m) * vectors + first + v] = {tile_elements + step - width + v * lanes, step};
@@ -136,74 +136,75 @@ struct Side {
 
 // The aligned weights of a pair for the channels of one tile: one term at each order m.
 struct PairTile {
-    const DegreePair* pair;
+    const DegreePair& pair;
     int64_t first_channel, vectors;
     Integers weights;  // of the terms, by m
 
     // Where the slices of an aligned weight begin: R_even by m, then R_odd by m from 1 on (beside R_even).
     int64_t start(int64_t weight, int64_t lanes) const {
-        const bool is_odd = weight > pair->smaller();
-        return weights[is_odd ? weight - pair->smaller() : weight] + (is_odd ? vectors * lanes : 0);
+        const bool is_odd = weight > pair.smaller();
+        return weights[is_odd ? weight - pair.smaller() : weight] + (is_odd ? vectors * lanes : 0);
     }
 };
 
-// The tiles of one side with the terms from the other side, and where their weights stand.
+// The terms of a pair of degrees, and where its weights stand among those of all pairs.
+struct PairTerms {
+    int64_t first_term, last_term, first_weight, num_weights;
+
+    int64_t count() const { return last_term - first_term; }
+};
+
+// What the tiles of one side are summed from: terms from the other side, pair by pair of degrees.
 struct Contraction {
-    std::vector<Tile> tiles;
+    const std::vector<Tile>& tiles;
     std::vector<Term> terms;
+    std::vector<PairTerms> pairs;
     int64_t num_weights = 0;
 
     Contraction(const Description& plan, const Side& inputs, const Side& outputs, bool is_backward, int64_t lanes)
         : tiles((is_backward ? inputs : outputs).tiles) {
         const Side& other = is_backward ? outputs : inputs;
-        for (Tile& tile : tiles) {
-            tile.first_term = int64_t(terms.size());
-            for (std::size_t index = 0; index < plan.pairs.size(); ++index) {
-                const DegreePair& pair = plan.pairs[index];
+        for (const DegreePair& pair : plan.pairs) {
+            const int64_t channels = is_backward ? pair.channels_out : pair.channels_in;
+            const int64_t steps = is_backward ? channels : plan.width_hidden;
+            const int64_t slices = is_backward ? plan.width_hidden : channels;
+            const int64_t other_index = is_backward ? pair.index_out : pair.index_in;
+            PairTerms of_pair{int64_t(terms.size()), 0, num_weights, 0};
+            for (const Tile& tile : tiles) {
                 if ((is_backward ? pair.index_in : pair.index_out) != tile.degree_index || pair.smaller() < tile.m) continue;
-                const int64_t channels = is_backward ? pair.channels_out : pair.channels_in;
-                const int64_t steps = is_backward ? channels : plan.width_hidden;
-                const int64_t slices = is_backward ? plan.width_hidden : channels;
-                const int64_t other_index = is_backward ? pair.index_out : pair.index_in;
-                Term term{int64_t(index), pair.group, num_weights, other.row(other_index, -tile.m), other.row(other_index, tile.m),
-                          channels, tile.m > 0 ? slices : (slices + 1) / 2, steps};
-                num_weights += term.slices * term.steps * 2 * tile.vectors * lanes;
-                terms.push_back(term);
+                terms.push_back({&tile - tiles.data(), pair.group, of_pair.num_weights, other.row(other_index, -tile.m),
+                                 other.row(other_index, tile.m), channels, tile.m > 0 ? slices : (slices + 1) / 2, steps});
+                of_pair.num_weights += terms.back().slices * steps * 2 * tile.vectors * lanes;
             }
-            tile.last_term = int64_t(terms.size());
+            of_pair.last_term = int64_t(terms.size());
+            num_weights += of_pair.num_weights;
+            pairs.push_back(of_pair);
         }
     }
 
-    std::vector<PairTile> pair_tiles(const Description& plan) const {
+    int64_t num_pairs() const { return int64_t(pairs.size()); }
+
+    const Term* terms_of(int64_t pair) const { return terms.data() + pairs[pair].first_term; }
+
+    int64_t most_weights_of_a_pair() const {
+        int64_t result = 0;
+        for (const PairTerms& pair : pairs) result = std::max(result, pair.num_weights);
+        return result;
+    }
+
+    std::vector<PairTile> pair_tiles(const Description& plan, int64_t pair) const {
         std::vector<PairTile> result;
-        for (const Tile& tile : tiles)
-            for (const Term* term = terms.data() + tile.first_term; term < terms.data() + tile.last_term; ++term) {
-                const DegreePair* pair = &plan.pairs[term->pair];
-                const auto is_same = [&](const PairTile& one) {
-                    return one.pair == pair && one.first_channel == tile.first_channel;
-                };
-                auto found = std::find_if(result.begin(), result.end(), is_same);
-                if (found == result.end()) found = result.insert(found, {pair, tile.first_channel, tile.vectors, {}});
+        for (const Term* term = terms_of(pair); term < terms_of(pair) + pairs[pair].count(); ++term) {
+            const Tile& tile = tiles[term->tile];
+            const auto is_same = [&](const PairTile& one) { return one.first_channel == tile.first_channel; };
+            const auto found = std::find_if(result.begin(), result.end(), is_same);
+            if (found == result.end())
+                result.push_back({plan.pairs[pair], tile.first_channel, tile.vectors, {term->weights}});
+            else
                 found->weights.push_back(term->weights);  // m ascends
-            }
+        }
         return result;
     }
 };
-
-// Parts of one radial group for the same channels of its tiles, put together.
-inline std::vector<std::vector<const PairTile*>> of_one_group(const std::vector<PairTile>& parts) {
-    std::vector<std::vector<const PairTile*>> result;
-    for (const PairTile& part : parts) {
-        const auto is_same = [&](const std::vector<const PairTile*>& together) {
-            return together[0]->pair->group == part.pair->group && together[0]->first_channel == part.first_channel;
-        };
-        const auto found = std::find_if(result.begin(), result.end(), is_same);
-        if (found == result.end())
-            result.push_back({&part});
-        else
-            found->push_back(&part);
-    }
-    return result;
-}
 
 }  // namespace se3_fast

@@ -220,17 +220,6 @@ void add_opposite_orders(const DegreeLayout* layouts, int64_t num_layouts, const
         }
 }
 
-// Adds the sums over lanes to dh of a radial group, [BLOCK_STRIDE][padded], and clears them.
-template <typename T>
-void finish_hidden_gradient(T* partial, int64_t padded, int64_t num_edges, T* hidden_gradient) {
-    for (int64_t k = 0; k < padded; ++k)
-        for (int64_t edge = 0; edge < num_edges; ++edge) {
-            T* at = partial + (k * BLOCK_STRIDE + edge) * LANES<T>;
-            hidden_gradient[edge * padded + k] += sum<T>(load(at));
-            store(at, Vector<T>{});
-        }
-}
-
 // dR of some edges for one slice, [edge][2][width].
 template <typename T, int VECTORS, bool HAS_ODD>
 inline void radial_gradient(const T* minus, const T* plus, const T* tile, int64_t num_edges, T* into) {
@@ -390,46 +379,44 @@ void rotate_edge(const DegreeLayout& layout, const T* wigner, const T* tiles, in
 
 template <typename T>
 void contract_block(
-    const Tile* tiles, int64_t num_tiles, const Term* terms, const T* weights, const T* rows, const T* hidden, int64_t padded,
+    const Tile* tiles, const Term* terms, int64_t num_terms, const T* weights, const T* rows, const T* hidden, int64_t padded,
     int64_t num_edges, T* results) {
-    for (const Tile* tile = tiles; tile < tiles + num_tiles; ++tile) {
-        T* result = results + tile->start;
-        const int64_t size = BLOCK_STRIDE * tile->vectors * LANES<T> * (tile->m > 0 ? 2 : 1);
-        for (int64_t at = 0; at < size; at += LANES<T>) store(result + at, Vector<T>{});
-        for (const Term* term = terms + tile->first_term; term < terms + tile->last_term; ++term) {
-            const auto run = tile->vectors == 2 ? (tile->m > 0 ? contract_term<T, 2, true> : contract_term<T, 2, false>)
-                                                : (tile->m > 0 ? contract_term<T, 1, true> : contract_term<T, 1, false>);
-            run(*term, weights + term->weights, rows, hidden + term->group * padded * BLOCK_STRIDE, num_edges, result);
-        }
+    for (const Term* term = terms; term < terms + num_terms; ++term) {
+        const Tile& tile = tiles[term->tile];
+        const auto run = tile.vectors == 2 ? (tile.m > 0 ? contract_term<T, 2, true> : contract_term<T, 2, false>)
+                                           : (tile.m > 0 ? contract_term<T, 1, true> : contract_term<T, 1, false>);
+        run(*term, weights + term->weights, rows, hidden + term->group * padded * BLOCK_STRIDE, num_edges, results + tile.start);
     }
 }
 
 template <typename T>
-void contract_block_backward(
-    const Tile* tiles, int64_t num_tiles, const Term* terms, const T* weights, const DegreeLayout* layouts, int64_t num_layouts,
-    int64_t padded, int64_t num_edges, const BlockGradient<T>& block) {
+void begin_block_backward(const DegreeLayout* layouts, int64_t num_layouts, int64_t padded, const BlockGradient<T>& block) {
     for (int64_t at = 0; at < padded * BLOCK_STRIDE * LANES<T>; at += LANES<T>) store(block.partial + at, Vector<T>{});
     add_opposite_orders<T>(layouts, num_layouts, block.rows, block.sums);
-    int64_t group = -1;
-    const auto finish = [&]() {
-        if (group >= 0)
-            finish_hidden_gradient<T>(block.partial, padded, num_edges, block.hidden_gradient + group * BLOCK_STRIDE * padded);
-    };
-    for (const Tile* tile = tiles; tile < tiles + num_tiles; ++tile) {
-        T* gradient = block.gradient + tile->start;
-        const int64_t size = BLOCK_STRIDE * tile->vectors * LANES<T> * (tile->m > 0 ? 2 : 1);
-        for (int64_t at = 0; at < size; at += LANES<T>) store(gradient + at, Vector<T>{});
-        for (const Term* term = terms + tile->first_term; term < terms + tile->last_term; ++term) {
-            if (term->group != group) finish();
-            group = term->group;
-            const auto run =
-                tile->vectors == 2 ? (tile->m > 0 ? contract_term_backward<T, 2, true> : contract_term_backward<T, 2, false>)
-                                   : (tile->m > 0 ? contract_term_backward<T, 1, true> : contract_term_backward<T, 1, false>);
-            run(*term, weights + term->weights, block, block.hidden + group * padded * BLOCK_STRIDE, block.tiles + tile->start,
-                gradient, num_edges);
-        }
+}
+
+template <typename T>
+void contract_block_backward(
+    const Tile* tiles, const Term* terms, int64_t num_terms, const T* weights, int64_t padded, int64_t num_edges,
+    const BlockGradient<T>& block) {
+    for (const Term* term = terms; term < terms + num_terms; ++term) {
+        const Tile& tile = tiles[term->tile];
+        const auto run =
+            tile.vectors == 2 ? (tile.m > 0 ? contract_term_backward<T, 2, true> : contract_term_backward<T, 2, false>)
+                              : (tile.m > 0 ? contract_term_backward<T, 1, true> : contract_term_backward<T, 1, false>);
+        run(*term, weights + term->weights, block, block.hidden + term->group * padded * BLOCK_STRIDE, block.tiles + tile.start,
+            block.gradient + tile.start, num_edges);
     }
-    finish();
+}
+
+template <typename T>
+void finish_hidden_gradient(T* partial, int64_t padded, int64_t num_edges, T* hidden_gradient) {
+    for (int64_t k = 0; k < padded; ++k)
+        for (int64_t edge = 0; edge < num_edges; ++edge) {
+            T* at = partial + (k * BLOCK_STRIDE + edge) * LANES<T>;
+            hidden_gradient[edge * padded + k] += sum<T>(load(at));
+            store(at, Vector<T>{});
+        }
 }
 
 template <typename T>
@@ -475,9 +462,11 @@ void sum_rows(const T* rows, int64_t count, int64_t width, T* total) {
     template void align_edge<T>(const DegreeLayout&, const T*, const T*, int64_t, T*, T*);                                       \
     template void rotate_edge<T>(const DegreeLayout&, const T*, const T*, int64_t, T*);                                          \
     template void contract_block<T>(                                                                                             \
-        const Tile*, int64_t, const Term*, const T*, const T*, const T*, int64_t, int64_t, T*);                                  \
+        const Tile*, const Term*, int64_t, const T*, const T*, const T*, int64_t, int64_t, T*);                                  \
+    template void begin_block_backward<T>(const DegreeLayout*, int64_t, int64_t, const BlockGradient<T>&);                       \
     template void contract_block_backward<T>(                                                                                    \
-        const Tile*, int64_t, const Term*, const T*, const DegreeLayout*, int64_t, int64_t, int64_t, const BlockGradient<T>&);   \
+        const Tile*, const Term*, int64_t, const T*, int64_t, int64_t, const BlockGradient<T>&);                                 \
+    template void finish_hidden_gradient<T>(T*, int64_t, int64_t, T*);                                                           \
     template void weight_gradient<T>(                                                                                            \
         const Tile&, const Term&, int64_t, int64_t, const T*, const T*, const T*, int64_t, bool, T*, T*);                        \
     template void torque<T>(const DegreeLayout*, const GeneratorEntry*, int64_t, const T*, const T*, int64_t, T*);               \

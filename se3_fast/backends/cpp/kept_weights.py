@@ -1,4 +1,4 @@
-"""What the compiled convolutions keep from call to call: last radial weights in the layouts that they read.
+"""What the compiled convolutions by source keep from call to call: last radial weights in the layouts that they read.
 
 Nothing has to be done for it: what is kept is found by the contents of the parameters, so it is never out of date
 (``csrc/kept_weights.h``). This is for those who want to know how much memory it takes, or to have it back.

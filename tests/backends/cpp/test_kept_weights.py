@@ -1,4 +1,4 @@
-"""Weights that the compiled convolutions keep: never out of date, the same to the bit as made anew, in bounded memory."""
+"""Weights that the compiled convolutions by source keep: never out of date, the same to the bit as made anew, in bounded memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ if not library.is_available():
     pytest.skip(f"the compiled operations, {library.reason()}", allow_module_level=True)
 
 from se3_fast.backends.cpp.kept_weights import keep_weights, kept_weights
-from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
 from se3_fast.backends.cpp.tfn_conv_by_source import NativeConvolutionBySource
 
 BUDGET = 64 << 20
@@ -37,13 +36,9 @@ LAYOUTS = 2
 WEIGHT = "conv.radial_func.net.6.weight"
 
 
-@pytest.fixture(autouse=True, params=["by edge", "by source"])
-def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(ConvSE3, "contraction_order", request.param.removeprefix("by "))
-    return request.param
-
-
-one_order = pytest.mark.parametrize("order", ["by edge"], indirect=True)
+@pytest.fixture(autouse=True)
+def by_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ConvSE3, "contraction_order", "source")
 
 
 @pytest.fixture(autouse=True)
@@ -363,15 +358,13 @@ def test_kept_and_made_anew_are_identical(dtype: torch.dtype) -> None:
         assert all(torch.equal(one, other) for one, other in zip(found, anew, strict=True))
 
 
-def native_convolution(
-    order: str, channels: int, width: int, num_nodes: int, num_edges: int
-) -> tuple[NativeConvolution, list[Tensor]]:
+def native_convolution(channels: int, width: int, num_nodes: int, num_edges: int) -> tuple[NativeConvolutionBySource, list[Tensor]]:
     """The calls of the operations alone, and their tensors."""
     fiber = Fiber({0: channels, 1: channels})
     plan = make_convolution(fiber, fiber).plan
     graph = random_graph(num_nodes, num_edges)
-    kind = NativeConvolution if order == "by edge" else NativeConvolutionBySource
-    native = kind(plan, graph, EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 1).wigner, pool=True)
+    wigner = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 1).wigner
+    native = NativeConvolutionBySource(plan, graph, wigner, pool=True)
     (group,) = plan.groups
     rows = group.channels_out * group.channels_in * group.num_paths
     torch.seed()
@@ -381,10 +374,10 @@ def native_convolution(
 
 @pytest.mark.parametrize("width", [1, 5, 32])
 @pytest.mark.parametrize("channels", [1, 3, 17])
-def test_odd_shapes(channels: int, width: int, order: str) -> None:
+def test_odd_shapes(channels: int, width: int) -> None:
     """With nodes that are isolated, and without edges: the same to the bit from what is kept."""
     for num_nodes, num_edges in ((4, 9), (1, 0)):
-        native, tensors = native_convolution(order, channels, width, num_nodes, num_edges)
+        native, tensors = native_convolution(channels, width, num_nodes, num_edges)
         results = []
         for _ in range(3):
             messages = native.forward(tensors)
@@ -395,7 +388,6 @@ def test_odd_shapes(channels: int, width: int, order: str) -> None:
     assert kept_weights().num_weights > 0
 
 
-@one_order
 def test_a_training_step_keeps_nothing() -> None:
     module = convolution()
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
@@ -431,7 +423,6 @@ def test_nothing_is_left_of_a_model_that_is_gone() -> None:
     assert_up_to_date(other)
 
 
-@one_order
 def test_a_negative_budget() -> None:
     with pytest.raises(RuntimeError, match="budget: expected 0 or more bytes, got -1"):
         keep_weights(-1)
@@ -470,13 +461,13 @@ IN_A_FORK = """
 import os, threading, torch
 from tests.backends.cpp.test_kept_weights import kept_weights, native_convolution
 torch.set_num_threads(1)
-native, tensors = native_convolution({order!r}, 5, 32, 6, 20)
+native, tensors = native_convolution(5, 32, 6, 20)
 for _ in range(3):
     truth = native.forward(tensors)
 is_done = threading.Event()
 
 def work():
-    other, values = native_convolution({order!r}, 5, 32, 6, 20)
+    other, values = native_convolution(5, 32, 6, 20)
     while not is_done.is_set():
         other.forward(values)
         for _ in range(50):  # holds the records most of all
@@ -504,13 +495,13 @@ print(codes == [0] * 100 and is_right())
 """
 
 
-def test_forked_processes(order: str) -> None:
+def test_forked_processes() -> None:
     """While other threads compute, in a process of its own; one that waits for ever would end the test by its time limit.
 
     Without a sanitizer, whose allocator does not survive a fork.
     """
     environment = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "SE3_FAST_LIBRARY")}
-    command = [sys.executable, "-c", IN_A_FORK.format(order=order)]
+    command = [sys.executable, "-c", IN_A_FORK]
     root = Path(__file__).parents[3]
     finished = subprocess.run(
         command,
@@ -524,7 +515,6 @@ def test_forked_processes(order: str) -> None:
     assert finished.stdout.strip() == "True", finished.stdout + finished.stderr
 
 
-@one_order
 @pytest.mark.parametrize(
     ("text", "budget"), [("0", 0), ("1.5", 3 << 19), ("many", 256 << 20), ("-1", 256 << 20), ("8\n", 256 << 20)]
 )

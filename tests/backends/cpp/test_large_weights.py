@@ -18,18 +18,21 @@ if not library.is_available():
 from se3_fast.backends.cpp.kept_weights import keep_weights, kept_weights
 from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
 from se3_fast.backends.cpp.tfn_conv_by_source import NativeConvolutionBySource
-from tests.backends.cpp.test_kept_weights import as_array, nothing_kept, order
+from tests.backends.cpp.test_kept_weights import BUDGET, as_array, nothing_kept
 
-__all__ = ["nothing_kept", "order"]  # fixtures
+__all__ = ["nothing_kept"]  # a fixture
 
 
-def large_convolution(num_edges: int, order: str, dtype: torch.dtype) -> tuple[NativeConvolution, list[Tensor]]:
-    """Four degrees of 32 channels: 5.5 MiB of float32, what is written past the caches."""
+Kind = type[NativeConvolution]
+KINDS: tuple[Kind, ...] = (NativeConvolution, NativeConvolutionBySource)
+
+
+def large_convolution(num_edges: int, kind: Kind, dtype: torch.dtype) -> tuple[NativeConvolution, list[Tensor]]:
+    """Four degrees of 32 channels: 5.5 MiB of float32, whose gradient is written past the caches."""
     fiber = Fiber.create(4, 32)
     plan = make_convolution(fiber, fiber).plan
     graph = random_graph(5, num_edges)
     geometry = EdgeGeometry.from_relative_positions(graph.edata["rel_pos"], 3)
-    kind = NativeConvolution if order == "by edge" else NativeConvolutionBySource
     generator = torch.Generator().manual_seed(7)
     tensors = [
         *random_features(fiber, 5).values(),
@@ -40,26 +43,30 @@ def large_convolution(num_edges: int, order: str, dtype: torch.dtype) -> tuple[N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("kind", KINDS, ids=["by edge", "by source"])
 @pytest.mark.usefixtures("threads")
-def test_large_weights(dtype: torch.dtype, order: str) -> None:
-    """Against the other contraction in float64, anew and kept; gradients too."""
-    from_edges, tensors = large_convolution(9, "by edge" if order == "by source" else "by source", torch.float64)
-    messages = from_edges.forward([tensor.double() for tensor in tensors])
-    rel_pos = from_edges.graph.edata["rel_pos"]
-    truth, of_positions = from_edges.backward(tensors, messages, rel_pos, True)
-    convolution, values = large_convolution(9, order, dtype)
+def test_large_weights(dtype: torch.dtype, kind: Kind) -> None:
+    """Against the other contraction in float64, anew and, by source, kept; gradients too."""
+    (other_kind,) = set(KINDS) - {kind}
+    other, tensors = large_convolution(9, other_kind, torch.float64)
+    messages = other.forward([tensor.double() for tensor in tensors])
+    rel_pos = other.graph.edata["rel_pos"]
+    truth, of_positions = other.backward(tensors, messages, rel_pos, True)
+    keep_weights(0)
+    keep_weights(BUDGET)
+    convolution, values = large_convolution(9, kind, dtype)
     for _ in range(3):
         found = convolution.forward(values)
         gradients, positions = convolution.backward(values, [message.to(dtype) for message in messages], rel_pos.to(dtype), True)
         for value, expected in zip([*found, *gradients, positions], [*messages, *truth, of_positions], strict=True):
             assert value is not None and expected is not None
             assert relative_error(value, expected) < TOLERANCE[dtype]
-    assert kept_weights().num_weights > 0
+    assert (kept_weights().num_weights > 0) == (kind is NativeConvolutionBySource)
 
 
-def test_every_change_of_large_weights_is_looked_up_anew(order: str) -> None:
+def test_every_change_of_large_weights_is_looked_up_anew() -> None:
     """One element of 1.4 million, wherever it stands; two exchanged; and the contents of before are found again."""
-    native, tensors = large_convolution(0, order, torch.float32)
+    native, tensors = large_convolution(0, NativeConvolutionBySource, torch.float32)
     array = as_array(tensors[-1]).reshape(-1)
     for _ in range(3):
         native.forward(tensors)
@@ -87,9 +94,9 @@ def test_every_change_of_large_weights_is_looked_up_anew(order: str) -> None:
         assert misses(exchange, exchange) == 1
 
 
-def test_memory_is_bounded(order: str) -> None:
+def test_memory_is_bounded() -> None:
     """Of layers that are larger together than the budget a part is kept, and found in each call."""
-    layers = [large_convolution(0, order, torch.float32) for _ in range(6)]
+    layers = [large_convolution(0, NativeConvolutionBySource, torch.float32) for _ in range(6)]
     for number, (_, tensors) in enumerate(layers):
         tensors[-1] += number
     evaluate_layers(layers[:1])
