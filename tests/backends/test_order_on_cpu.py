@@ -20,7 +20,7 @@ from tests.support import BACKENDS, TOLERANCE, make_convolution, relative_error
 
 ON_CPU = [name for name in RATES if name in BACKENDS]
 MEASURED = json.loads((Path(__file__).parents[2] / "bench" / "results" / "orders_cpu.json").read_text())["rows"]
-LARGEST_LOSS = 0.12
+LARGEST_LOSS = 0.16
 """Longer than the other order that a pass takes at most, by the figures measured; noise included."""
 
 
