@@ -151,6 +151,7 @@ def _rows(nextid: bytes = _json(2), deleted_ids: bytes | None = None, **more: ob
             {**_rows(), "1": zlib.compress(b"[" + b" " * (1 << 28))},
             r"frame 0: ASE cannot read it \(ValueError: expected at most \d+ bytes",
         ),
+        (_rows(energy=10**400), "frame 0: expected numbers as 'energy', got 10000"),
         (_rows(key_value_pairs=3), "frame 0: ASE cannot read it"),
         (_rows(constraints=[{"name": "os.system", "kwargs": {}}]), "frame 0: ASE cannot read it"),
     ],
