@@ -15,6 +15,12 @@ _SHARED = 2
 _HEAD = 16
 """Bytes before the objects of a heap, and before each of them."""
 
+_MOST_OBJECTS = 1 << 16
+"""Their numbers have 16 bits."""
+
+_MOST_BLOCKS = 1000
+"""Parts of the header of an object that are looked at."""
+
 
 class HeapError(ValueError):
     """A heap is damaged."""
@@ -29,7 +35,7 @@ class Heaps:
     """
 
     def __init__(self, path: Path, base: int) -> None:
-        self._path, self._base = path, base
+        self._path, self._base, self._size = path, base, path.stat().st_size
         self._sound: set[int] = set()
 
     def check(self, header: int, name: str) -> None:
@@ -66,7 +72,7 @@ class Heaps:
         head = self._bytes(file, header, 36)
         is_new = head[:4] == b"OHDR"
         if is_new:
-            flags = head[5]
+            (flags,) = struct.unpack_from("<B", head, 5)
             at = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
             length = 1 << (flags & 3)
             blocks = [(header + at + length, int.from_bytes(head[at : at + length], "little"))]
@@ -84,7 +90,7 @@ class Heaps:
                 elif kind == _CONTINUATION:
                     place, size = struct.unpack_from("<QQ", body)
                     more = (place + 4, size - 8) if is_new else (place, size)  # without signature and checksum
-                    blocks += [more] if more not in blocks else []
+                    blocks += [more] if more not in blocks and len(blocks) < _MOST_BLOCKS else []
 
     def _check_heap(self, file: BinaryIO, address: int) -> None:
         """Follow the objects of a heap.
@@ -95,17 +101,19 @@ class Heaps:
         head = self._bytes(file, address, _HEAD)
         if len(head) < _HEAD or head[:4] != b"GCOL":
             return  # the library says so
-        heap = self._bytes(file, address, int.from_bytes(head[8:], "little"))
-        at = _HEAD
-        while at + _HEAD <= len(heap):
-            number, size = struct.unpack_from("<H6xQ", heap, at)
+        place, end = address + _HEAD, address + int.from_bytes(head[8:], "little")
+        for _ in range(_MOST_OBJECTS):
+            head = self._bytes(file, place, _HEAD)
+            if place + _HEAD > end or len(head) < _HEAD:
+                return
+            number, size = struct.unpack("<H6xQ", head)
             step = _HEAD + size + -size % 8 if number else size
             if step < _HEAD:
-                raise HeapError(f"the heap at {address} is damaged")
-            at += step
+                break
+            place += step
+        raise HeapError(f"the heap at {address} is damaged")
 
     def _bytes(self, file: BinaryIO, address: int, size: int) -> bytes:
         """What stands there; less where the file ends."""
-        end = file.seek(0, 2)
-        file.seek(min(self._base + address, end))
-        return file.read(min(size, end))
+        file.seek(min(self._base + address, self._size))
+        return file.read(max(0, min(size, self._size)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from se3_fast.data.force_frames import (
 )
 from se3_fast.data.frame_folder import FrameFolder
 from se3_fast.data.frames import ForceFrames, LabelNames
+from se3_fast.data.hdf5_heaps import HeapError, Heaps
 from se3_fast.data.label_units import LabelUnits
 from se3_fast.data.pack_frames import pack_frames
 
@@ -333,3 +335,20 @@ def test_text_among_many_attributes(tmp_path: Path) -> None:
             file["energy"].attrs[name] = "hartree"
         file["positions"].attrs["units"] = np.bytes_("bohr")
     assert read_frame_file(tmp_path / "a.h5").frames.energies.tolist() == [HARTREE]
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_headers_that_lead_anywhere(tmp_path: Path, version: str) -> None:
+    """What comes of them is an error of heaps, or nothing, soon and without the whole file in memory."""
+    with h5py.File(tmp_path / "a.h5", "w", libver=version) as file:
+        file["energy"] = [1.0]
+        file["energy"].attrs["units"] = "hartree"
+        header = h5py.h5o.get_info(file["energy"].id).addr
+    content, generator = (tmp_path / "a.h5").read_bytes(), np.random.default_rng(0)
+    for number in range(300):
+        changed = bytearray(content[: len(content) if number % 3 else header + number % 40])
+        for place in generator.integers(header, header + 300, 4):
+            changed[place : place + 1] = bytes([generator.choice([0, 1, 7, 12, 16, 255])]) if place < len(changed) else b""
+        (tmp_path / "b.h5").write_bytes(changed)
+        with suppress(HeapError):
+            Heaps(tmp_path / "b.h5", 0).check(header, "units")
