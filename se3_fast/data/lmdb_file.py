@@ -139,7 +139,6 @@ class LmdbFile:
 
     def _page(self, number: int, kind: int) -> _Page:
         size = self._meta.page_size
-        _check(number <= self._meta.last_page, f"page {number}: there are {self._meta.last_page + 1}")
         content = self._bytes(number * size, size)
         own, flags, lower, upper = struct.unpack_from("<Q2xHHH", content)
         is_whole = own == number and flags == kind and _HEAD <= lower <= upper <= size and lower % 2 == 0

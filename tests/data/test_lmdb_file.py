@@ -68,6 +68,25 @@ def test_what_is_no_value(tmp_path: Path) -> None:
         file.get(b"inner")
 
 
+def test_keys_in_another_order(tmp_path: Path) -> None:
+    write(tmp_path / "a.lmdb", {b"a": b"b"})
+    content = bytearray((tmp_path / "a.lmdb").read_bytes())
+    content[92] = content[PAGE + 92] = 2  # from their ends
+    (tmp_path / "a.lmdb").write_bytes(content)
+    with pytest.raises(LmdbError, match="keys in an order of their own"):
+        LmdbFile(tmp_path / "a.lmdb")
+
+
+def test_values_that_end_beyond_their_page(tmp_path: Path) -> None:
+    write(tmp_path / "a.lmdb", {b"a": b"value"})
+    content = bytearray((tmp_path / "a.lmdb").read_bytes())
+    node = content.rindex(b"avalue") - 8
+    content[node : node + 2] = (200).to_bytes(2, "little")
+    (tmp_path / "a.lmdb").write_bytes(content)
+    with LmdbFile(tmp_path / "a.lmdb") as file, pytest.raises(LmdbError, match="page 2: a value is damaged"):
+        file.get(b"a")
+
+
 def changed_fields(content: bytes) -> Iterator[bytes]:
     """Every 16 bits of the first bytes of a page, and of those of its first nodes, as something else."""
     for page in range(0, len(content), PAGE):
