@@ -95,13 +95,13 @@ def changed_fields(content: bytes) -> Iterator[bytes]:
         if page < 2 * PAGE:
             starts = list(range(0, 160, 2))
         for start in starts:
-            for value in (0, 1, 2, 4, 17, 0x7FFF, 0xFFFF, 4095):
+            for value in (0, 1, 2, 17, 0x7FFF, 0xFFFF):
                 yield content[: page + start] + value.to_bytes(2, "little") + content[page + start + 2 :]
 
 
 def test_damaged_files(tmp_path: Path) -> None:
     """A value, or one line; mapped into memory such files end the process."""
-    values = many(150, 600) | {b"long": bytes(9000)}
+    values = many(40, 500) | {b"long": bytes(9000)}
     write(tmp_path / "a.lmdb", values)
     content, refused, path = (tmp_path / "a.lmdb").read_bytes(), 0, tmp_path / "b.lmdb"
     for changed in changed_fields(content):
@@ -109,13 +109,13 @@ def test_damaged_files(tmp_path: Path) -> None:
         try:
             with LmdbFile(path) as file:
                 assert file.entries < len(content)
-                for key in (b"long", *list(values)[::20]):
+                for key in (b"long", *list(values)[::8]):
                     found = file.get(key)
                     assert found is None or len(found) < len(content)
         except LmdbError as error:
             refused += 1
             assert "\n" not in str(error)
-    assert refused > 500
+    assert refused > 200
 
 
 @pytest.mark.parametrize("part", [0, 10, 3000, PAGE, 2 * PAGE, 2 * PAGE + 100, -PAGE, -1])
