@@ -289,7 +289,7 @@ setup(
         "parquet": ["pyarrow>=14"],
         "ase": ["ase>=3.26"],
         "hdf5": ["h5py>=3.8"],
-        "lmdb": ["ase>=3.26", "ase-db-backends>=0.10"],
+        "lmdb": ["ase>=3.26"],
         "torch-sim": ["torch-sim-atomistic>=0.3; python_version >= '3.11'"],
         "logging": ["wandb>=0.15"],
         "cuda": ["cuda-bindings>=12.6"],

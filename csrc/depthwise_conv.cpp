@@ -61,7 +61,6 @@ struct Plan {
 
 // features [N][components][C], harmonics [E][..], radial [E][B], first [B][K], second [K][K], last [K][P C].
 constexpr std::size_t NUM_OPERANDS = 6;
-const char* const OPERAND_NAMES[NUM_OPERANDS] = {"features", "harmonics", "radial", "first", "second", "last"};
 
 // The edges by destination, and their ends.
 struct Edges {
@@ -102,28 +101,33 @@ struct Edges {
     }
 };
 
+Name operand_name(std::size_t index) { return {"operands", index}; }
+
+// A size of one of the operands; `what` it is, for the error.
+void check_size(std::size_t index, const char* what, int64_t size, int64_t factor, int64_t most) {
+    if (size < factor || size > most || size % factor != 0)
+        refuse(operand_name(index), ": expected ", factor, " to ", most, " ", what, ", a multiple of ", factor, ", got ", size);
+}
+
 // The sizes of the operands, checked.
 void take_sizes(Plan& plan, const Tensors& operands, const Edges& edges) {
     check_count("operands", operands.size(), NUM_OPERANDS);
     DepthwiseShape& shape = plan.shape;
-    const ScalarType type = value_type("features", operands[0]);
-    rows_of("features", operands[0], 3);
-    rows_of("second", operands[4], 2);
-    rows_of("radial", operands[2], 2);
+    const ScalarType type = value_type(operand_name(0), operands[0]);
+    rows_of(operand_name(0), operands[0], 3);
+    rows_of(operand_name(2), operands[2], 2);
+    rows_of(operand_name(4), operands[4], 2);
     shape.channels = operands[0].size(2);
     shape.width = operands[4].size(0);
     shape.inputs = operands[2].size(1);
     const int64_t lanes = 64 / operands[0].element_size();  // of the widest vectors
-    check_number("channels", shape.channels, lanes, MOST_CHANNELS);
-    check_number("width", shape.width, lanes, MOST_WIDTH);
-    check_number("radial", shape.inputs, 1, MOST_INVARIANTS);
-    if (shape.channels % lanes != 0 || shape.width % lanes != 0)
-        refuse("channels and width: expected multiples of ", lanes, ", got ", shape.channels, " and ", shape.width);
+    check_size(0, "channels", shape.channels, lanes, MOST_CHANNELS);
+    check_size(4, "units", shape.width, lanes, MOST_WIDTH);
+    check_size(2, "radial functions", shape.inputs, 1, MOST_INVARIANTS);
     const Integers sizes[NUM_OPERANDS] = {
         {edges.num_nodes, shape.components_in, shape.channels}, {edges.num_edges, shape.harmonics}, {edges.num_edges, shape.inputs},
         {shape.inputs, shape.width}, {shape.width, shape.width}, {shape.width, shape.rows()}};
-    for (std::size_t index = 0; index < NUM_OPERANDS; ++index)
-        check_tensor(OPERAND_NAMES[index], operands[index], type, sizes[index]);
+    for (std::size_t index = 0; index < NUM_OPERANDS; ++index) check_tensor(operand_name(index), operands[index], type, sizes[index]);
 }
 
 template <typename T>

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
+
 Features = dict[str, Tensor]
 
 
@@ -150,7 +152,7 @@ class Fiber(dict):
         """Check that ``features`` has this fiber; return N (None for an empty fiber).
 
         Raises:
-            ValueError: naming ``name``, what was expected and what came, for anything but a dict of floating-point tensors, by
+            ValueError: naming ``name``, what was expected and what came, for anything but a dict of tensors of numbers, by
                 degrees as text, of the shapes of this fiber.
         """
         _check_kind(features, name)
@@ -164,8 +166,8 @@ class Fiber(dict):
                 )
             if not isinstance(tensor, Tensor):
                 raise ValueError(f"{name}['{degree}']: expected a tensor, got an object of type {type(tensor).__name__}")
-            if not tensor.is_floating_point():
-                raise ValueError(f"{name}['{degree}']: expected floating-point features, got {tensor.dtype}")
+            if tensor.dtype not in DTYPES:
+                raise dtype_error(f"{name}['{degree}']", tensor)
             shape = tensor.shape
             fits = len(shape) == 3 and shape[1] == channels and shape[2] == components
             if not fits or (size is not None and shape[0] != size):

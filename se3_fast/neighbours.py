@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.compute_dtype import DTYPES
 from se3_fast.autograd.modes import is_readable
 
 Periodicity = bool | Sequence[bool] | Tensor
@@ -178,7 +179,7 @@ def neighbours_of_batch(
 
 def check_positions(pos: Tensor) -> None:
     """Raise a ValueError for anything but finite positions, [N, 3]."""
-    if not isinstance(pos, Tensor) or pos.ndim != 2 or pos.shape[1] != 3 or not pos.is_floating_point():
+    if not isinstance(pos, Tensor) or pos.ndim != 2 or pos.shape[1] != 3 or pos.dtype not in DTYPES:
         came = f"{list(pos.shape)}, {pos.dtype}" if isinstance(pos, Tensor) else f"an object of type {type(pos).__name__}"
         raise ValueError(f"pos: expected a floating-point tensor of shape [N, 3], got {came}")
     if is_readable(pos) and not pos.isfinite().all():

@@ -15,6 +15,14 @@ from torch import Tensor
 from se3_fast.autograd.modes import known_when_compiled
 from se3_fast.autograd.operation import Evaluate, Tensors
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What operations compute with; a backend that converts what it is given would take others in silence."""
+
+
+def dtype_error(name: str, tensor: Tensor) -> ValueError:
+    """What is said of an argument that has another dtype."""
+    return ValueError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
+
 
 def compute_dtype(example: Tensor) -> torch.dtype:
     """The dtype that an operation called now computes in, and returns; ``example`` is one of its operands."""

@@ -6,6 +6,7 @@ and nothing is unpickled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from se3_fast.data.frames import CHUNK, ForceFrames, LabelNames, chosen_numbers, chosen_slice
+from se3_fast.data.hdf5_heaps import Heaps
 from se3_fast.data.label_units import dipole_unit, energy_unit, forces_unit, length_unit
 from se3_fast.data.molecules import LARGEST_NUMBER, LARGEST_POSITION, DataError
 from se3_fast.error_text import one_line
@@ -31,6 +33,9 @@ POSITIONS = ("conformations", "coordinates", "positions")
 _PERIODIC = ("cell", "cells", "lattice", "pbc")
 _MOST_PACKED = 2000
 """Bytes that a stored byte may stand for: more than compression makes of atoms, less than a made-up file would claim."""
+
+_MOST_CHUNK = 1 << 28
+"""Bytes that are unpacked together, unless the whole dataset has more."""
 
 _MOST_FRAMES = 1 << 48
 _ATOMS_TOGETHER = 1 << 20
@@ -84,6 +89,8 @@ def _chosen_parts(path: Path, file: h5py.File, index: str, names: LabelNames) ->
     is_found = False
     for molecule in _molecules(path, file, names):
         is_found = True
+        if not len(molecule):
+            molecule.frames(range(0))  # labels have as many rows: none
         first, stop = (
             max(0, -((numbers.start - place) // numbers.step)) for place in (molecule.first, molecule.first + len(molecule))
         )
@@ -131,6 +138,7 @@ def _molecules(path: Path, file: h5py.File, names: LabelNames) -> Iterator[_Mole
     seen: set[int] = set()
     first = 0
     waiting: list[Iterator[h5py.Group]] = [iter([file])]
+    heaps = Heaps(path, file.userblock_size)
     while waiting:
         group = next(waiting[-1], None)
         if group is None:
@@ -144,7 +152,7 @@ def _molecules(path: Path, file: h5py.File, names: LabelNames) -> Iterator[_Mole
         members = set(group)
         positions = [name for name in wanted if name in members]
         if ATOMIC_NUMBERS in members and positions:
-            molecule = _Molecule(f"{path}: group {group.name!r:.100}", group, positions, first, names)
+            molecule = _Molecule(f"{path}: group {group.name!r:.100}", group, positions, first, names, heaps)
             first += len(molecule)
             yield molecule
         waiting.append(_groups_within(group))
@@ -166,6 +174,7 @@ class _Molecule:
         positions: Names of what may be its positions.
         first: Number of its first conformation in the file.
         names: Names and units of what it holds.
+        heaps: Of the file.
 
     Attributes:
         members: Names of what the group holds.
@@ -176,8 +185,8 @@ class _Molecule:
         DataError: Its arrays do not fit together.
     """
 
-    def __init__(self, called: str, group: h5py.Group, positions: list[str], first: int, names: LabelNames) -> None:
-        self._called, self._group, self.first, self._names = called, group, first, names
+    def __init__(self, called: str, group: h5py.Group, positions: list[str], first: int, names: LabelNames, heaps: Heaps) -> None:
+        self._called, self._group, self.first, self._names, self._heaps = called, group, first, names, heaps
         self._check(len(positions) == 1, f"expected one of {', '.join(positions)} (--positions_name says which), got all")
         self.members = set(group)
         periodic = [name for name in _PERIODIC if name in self.members]
@@ -251,9 +260,14 @@ class _Molecule:
         is_own = isinstance(dataset, h5py.Dataset) and not dataset.is_virtual and dataset.external is None
         self._check(is_own, f"expected {name!r} to be a dataset with its values in the file, got something else")
         assert isinstance(dataset, h5py.Dataset)
-        self._check(dataset.dtype.kind in "fiu", f"expected numbers as {name!r}, got {dataset.dtype}")
+        is_number = dataset.shape is not None and dataset.dtype.kind in "fiu"
+        self._check(is_number, f"expected numbers as {name!r}, got {'none' if dataset.shape is None else dataset.dtype}")
+        size, chunk = (math.prod(shape) * dataset.dtype.itemsize for shape in (dataset.shape, dataset.chunks or ()))
+        self._check(
+            chunk <= max(size, _MOST_CHUNK), f"expected chunks within {list(dataset.shape)} in {name!r}, got {dataset.chunks}"
+        )
         if is_whole:
-            size, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
+            stored = dataset.id.get_storage_size()
             self._check(size <= _MOST_PACKED * stored, f"expected values of all of {list(dataset.shape)} in {name!r}, got fewer")
         return dataset
 
@@ -262,9 +276,15 @@ class _Molecule:
 
     def _unit(self, dataset: h5py.Dataset, known: Callable[[str], float], otherwise: float) -> float:
         """What its attribute ``units`` says."""
-        stated = dataset.attrs.get("units")
-        if stated is None:
+        if "units" not in dataset.attrs:
             return otherwise
+        kind = h5py.h5a.open(dataset.id, b"units").get_type()
+        self._check(
+            isinstance(kind, h5py.h5t.TypeStringID), f"expected text as 'units' of {dataset.name!r:.100}, got something else"
+        )
+        if kind.is_variable_str():
+            self._heaps.check(h5py.h5o.get_info(dataset.id).addr, "units")
+        stated = dataset.attrs["units"]
         text = stated.decode("utf-8", "replace") if isinstance(stated, bytes) else str(stated)
         try:
             return known(text)

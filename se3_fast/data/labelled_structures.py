@@ -114,7 +114,7 @@ def _numbers(atoms: Atoms, names: Sequence[str], shapes: list[tuple[int, ...]]) 
         return None
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise ValueError(f"expected numbers as {name!r}, got {value!r:.50}") from None
     if () in shapes and array.size == 1:
         array = array.reshape(())

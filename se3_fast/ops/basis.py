@@ -11,7 +11,7 @@ import json
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import dtype_name
+from se3_fast.autograd.compute_dtype import DTYPES, dtype_error, dtype_name
 from se3_fast.autograd.modes import known_when_compiled, not_in_inference_mode
 from se3_fast.backends import compiled
 from se3_fast.backends.choice import implementation
@@ -39,10 +39,12 @@ def get_basis(
         ``{'d_in,d_out': [E, 2d_in+1, 2 min(d_in,d_out)+1, 2d_out+1 (+1 padded)]}``.
 
     Raises:
-        ValueError: if ``relative_pos`` is not of shape [E, 3].
+        ValueError: if ``relative_pos`` is not of shape [E, 3], or of a dtype that is not computed with.
     """
     if relative_pos.ndim != 2 or relative_pos.shape[1] != 3:
         raise ValueError(f"relative_pos: expected shape [E, 3], got {list(relative_pos.shape)}")
+    if relative_pos.dtype not in DTYPES:
+        raise dtype_error("relative_pos", relative_pos)
     with_gradients = compute_gradients and torch.is_grad_enabled()
     with not_in_inference_mode(), torch.set_grad_enabled(with_gradients):
         bases = _pairwise(relative_pos, max_degree, use_pad_trick, amp)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
 from se3_fast.backends.choice import implementation
 from se3_fast.backends.operands import AlignedMessages
 from se3_fast.fiber import Features, Fiber
@@ -30,7 +31,7 @@ def edge_attention(value: Tensor, key: Tensor, query: Tensor, graph: Graph) -> T
         [N, H, V] in the dtype of ``value``; 0 for a node without incoming edges.
 
     Raises:
-        ValueError: if a shape does not fit the others or the graph.
+        ValueError: if a shape does not fit the others or the graph, or a dtype is none that is computed with.
     """
     _check_shapes(value, key, query, graph)
     return implementation("edge_attention", value.device).edge_attention(value, key, query, graph)
@@ -55,7 +56,7 @@ def message_attention(messages: Features, query: Features, graph: Graph, value_f
         ``{d: [N, C, 2d+1]}`` with ``value_fiber`` in the dtype of the messages; 0 for a node without incoming edges.
 
     Raises:
-        ValueError: if a shape does not fit the others or the graph.
+        ValueError: if a shape does not fit the others or the graph, or a dtype is none that is computed with.
     """
     expected = {}
     for degree in value_fiber.degrees:
@@ -80,7 +81,7 @@ def aligned_edge_attention(messages: AlignedMessages, query: Tensor, key_channel
         [N, H, V] in the dtype of the messages, ordered as the query; 0 for a node without incoming edges.
 
     Raises:
-        ValueError: if a shape does not fit the others or the graph of the messages.
+        ValueError: if a shape does not fit the others or the graph of the messages, or a dtype is none that is computed with.
     """
     of_key, num_heads = dict(key_channels), query.shape[1]
     rows = sum(channels * (2 * degree + 1) for degree, channels in messages.channels)
@@ -107,3 +108,5 @@ def _check(expected: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+        if tensor.dtype not in DTYPES:
+            raise dtype_error(name, tensor)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
 from se3_fast.backends.choice import implementation
 from se3_fast.backends.operands import Norm
 from se3_fast.fiber import Features
@@ -26,12 +27,24 @@ def group_norm(features: Features, norm: Norm, row: Tensor | None = None) -> Fea
 
     Returns:
         ``{d: [N, C, 2d+1]}``.
+
+    Raises:
+        ValueError: if a dtype is none that is computed with.
     """
+    for degree, feature in features.items():
+        if feature.dtype not in DTYPES:
+            raise dtype_error(f"features['{degree}']", feature)
     return _implementation(norm).group_norm(features, norm, row)
 
 
 def layer_norm(feature: Tensor, norm: Norm) -> Tensor:
-    """Layer normalisation over the norms of one degree: [N, C, 2d+1] to the same."""
+    """Layer normalisation over the norms of one degree: [N, C, 2d+1] to the same.
+
+    Raises:
+        ValueError: if the dtype is none that is computed with.
+    """
+    if feature.dtype not in DTYPES:
+        raise dtype_error("feature", feature)
     return _implementation(norm).layer_norm(feature, norm)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
 from se3_fast.backends.choice import implementation
 from se3_fast.fiber import Features, HeadFeatures
 
@@ -32,6 +33,9 @@ def linear(weights: Mapping[str, Tensor], *parts: Features | HeadFeatures, row: 
     """
     if not weights:
         return {}
+    _check_dtypes(weights, "weights")
+    for index, part in enumerate(parts):
+        _check_dtypes(part, f"parts[{index}]")
     device = next(iter(weights.values())).device
     return implementation("linear", device).linear(weights, parts, row)
 
@@ -48,5 +52,15 @@ def linear_per_head(weights: Mapping[str, Tensor], features: Features, num_heads
     Raises:
         ValueError: if shapes or dtypes do not fit each other.
     """
+    _check_dtypes(weights, "weights")
+    _check_dtypes(features, "features")
     device = next(iter(weights.values())).device
     return implementation("linear", device).linear_per_head(weights, features, num_heads, row)
+
+
+def _check_dtypes(tensors: Mapping[str, Tensor] | HeadFeatures, name: str) -> None:
+    if isinstance(tensors, HeadFeatures):
+        tensors = {"values": tensors.values}
+    for key, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise dtype_error(f"{name}['{key}']", tensor)

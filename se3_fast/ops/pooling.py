@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
 from se3_fast.backends.choice import implementation
 
 Pool = Literal["max", "avg"]
@@ -21,5 +22,10 @@ def pooling(feature: Tensor, sizes: Tensor, pool: Pool) -> Tensor:
 
     Returns:
         [B, C, 2d+1] in the dtype of ``feature``; 0 for a graph without nodes.
+
+    Raises:
+        ValueError: if the dtype is none that is computed with.
     """
+    if feature.dtype not in DTYPES:
+        raise dtype_error("feature", feature)
     return implementation("pooling", feature.device).pooling(feature, sizes, pool)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, in_dtype
+from se3_fast.autograd.compute_dtype import DTYPES, accumulation_dtype, compute_dtype, dtype_error, in_dtype
 from se3_fast.backends import choice
 from se3_fast.backends.dense import tfn_conv as formula
 from se3_fast.backends.operands import AlignedMessages, Convolution, Geometry
@@ -35,7 +35,8 @@ def tfn_conv(call: Convolution) -> Features:
         ``{d: [N or E, C_d, 2d+1]}`` in the compute dtype.
 
     Raises:
-        ValueError: if the geometry was made for fewer degrees than the plan has, or a size does not fit the plan or the graph.
+        ValueError: if the geometry was made for fewer degrees than the plan has, a size does not fit the plan or the graph,
+            or a dtype is none that is computed with.
     """
     _check_degrees(call.plan, call.geometry)
     _check_sizes(call)
@@ -177,6 +178,8 @@ def _check_sizes(call: Convolution) -> None:
     for name, tensor, shape in expected:
         if tensor.shape != shape:
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+        if tensor.dtype not in DTYPES:
+            raise dtype_error(name, tensor)
 
 
 def _check_degrees(plan: ConvolutionPlan, geometry: Geometry) -> None:

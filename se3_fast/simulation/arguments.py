@@ -11,7 +11,7 @@ from ase import Atoms
 from se3_fast.ase import SE3FastCalculator
 from se3_fast.data.molecules import DataError
 from se3_fast.data.structures import read_structures
-from se3_fast.training.arguments import natural_float, positive_float
+from se3_fast.training.arguments import add_flag, natural_float, positive_float
 
 WITHOUT_DIPOLE = "note: energies and forces alone are exported, not the dipole that this force field gives too"
 """What commands say that write a force field of dipoles."""
@@ -32,7 +32,7 @@ def add_force_field_arguments(parser: argparse.ArgumentParser, index: str) -> No
         metavar="FILE",
         help="checkpoint of se3-fast train-forces; several are a committee, whose mean acts",
     )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    group.add_argument("--device", default="auto", help="auto (with --compiled: cpu), cpu, cuda or cuda:<number>")
     group.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
     group.add_argument("--skin", type=natural_float, default=0.5, help="neighbours are searched for so much farther, Angstrom")
     group.add_argument(
@@ -48,6 +48,15 @@ def add_force_field_arguments(parser: argparse.ArgumentParser, index: str) -> No
         help="of a committee: spread of a force that counts as outside, eV/Angstrom (default: any is inside)",
     )
     add_repulsion(group)
+    group.add_argument(
+        "--compiled",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="package of se3-fast export-forces, for small structures on the CPU; it is machine code: load those alone that you "
+        "have made",
+    )
+    add_flag(group, "cuda_graphs", "record a step on the GPU and replay it while the atoms stay the same")
 
 
 def add_repulsion(parser: argparse._ActionsContainer) -> None:
@@ -67,6 +76,11 @@ def add_export_arguments(parser: argparse.ArgumentParser, output: str) -> None:
     add_repulsion(parser)
 
 
+def device_name_of(arguments: argparse.Namespace) -> str:
+    """The device that the command line asks for; packages run on the CPU alone."""
+    return "cpu" if arguments.compiled is not None and arguments.device == "auto" else str(arguments.device)
+
+
 def calculator_of(arguments: argparse.Namespace, device: torch.device) -> SE3FastCalculator:
     """The calculator that the command line asks for.
 
@@ -81,6 +95,8 @@ def calculator_of(arguments: argparse.Namespace, device: torch.device) -> SE3Fas
         largest_spread=arguments.largest_spread,
         outside=arguments.outside,
         repulsion=arguments.repulsion,
+        cuda_graphs=arguments.cuda_graphs,
+        compiled=arguments.compiled,
     )
 
 

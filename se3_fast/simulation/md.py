@@ -27,7 +27,7 @@ from se3_fast.training.distributed import World, open_world
 from se3_fast.training.errors import TrainingError, run_command, user_errors
 from se3_fast.training.signals import StopSignal
 
-from .arguments import add_force_field_arguments, calculator_of, structures_of
+from .arguments import add_force_field_arguments, calculator_of, device_name_of, structures_of
 from .domain import OutsideDomainError
 from .trajectory import Trajectory, open_trajectory
 from .warned import warnings_on_one_line
@@ -240,7 +240,7 @@ def simulate(arguments: argparse.Namespace) -> None:
         TrainingError: The run cannot go on.
         Stopped: SIGINT or SIGTERM has ended it.
     """
-    with StopSignal().watched(), open_world(arguments.device) as world, user_errors():
+    with StopSignal().watched(), open_world(device_name_of(arguments)) as world, user_errors():
         try:
             with warnings_on_one_line(lambda: "step 0"):
                 run = Run(arguments, world)

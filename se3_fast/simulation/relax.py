@@ -18,7 +18,7 @@ from se3_fast.training.distributed import open_world
 from se3_fast.training.errors import CommandError, TrainingError, run_command, user_errors
 from se3_fast.training.signals import StopSignal
 
-from .arguments import add_force_field_arguments, calculator_of, structures_of
+from .arguments import add_force_field_arguments, calculator_of, device_name_of, structures_of
 from .domain import OutsideDomainError
 from .trajectory import Trajectory, check_format, open_trajectory, with_results, write_structures
 from .warned import warnings_on_one_line
@@ -59,7 +59,7 @@ def relax(arguments: argparse.Namespace) -> int:
         TrainingError: A structure has left what was trained on, and that was to stop.
         Stopped: SIGINT or SIGTERM has ended it.
     """
-    with StopSignal().watched(), open_world(arguments.device) as world:
+    with StopSignal().watched(), open_world(device_name_of(arguments)) as world:
         with user_errors():
             structures = structures_of(arguments)
             check_format(arguments.output, len(structures))

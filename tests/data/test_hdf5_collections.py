@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from se3_fast.data.force_frames import (
 )
 from se3_fast.data.frame_folder import FrameFolder
 from se3_fast.data.frames import ForceFrames, LabelNames
+from se3_fast.data.hdf5_heaps import HeapError, Heaps
 from se3_fast.data.label_units import LabelUnits
 from se3_fast.data.pack_frames import pack_frames
 
@@ -209,6 +211,18 @@ def _set(name: str, values: object) -> Callable[[h5py.File], None]:
     return change
 
 
+def _large_chunk(file: h5py.File) -> None:
+    """A few kilobytes that unpack to two gigabytes."""
+    del file["molecule 03/dft_total_energy"]
+    file["molecule 03"].create_dataset("dft_total_energy", (50,), "f8", chunks=(1 << 28,), maxshape=(None,), compression="gzip")
+
+
+def _no_conformations(file: h5py.File) -> None:
+    shape = file["molecule 03/conformations"].shape
+    del file["molecule 03/conformations"]
+    file["molecule 03"].create_dataset("conformations", (0, *shape[1:]), "f8")
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -221,6 +235,13 @@ def _set(name: str, values: object) -> Callable[[h5py.File], None]:
         (_set("atomic_numbers", [1, 2]), r"expected 'atomic_numbers' of shape \[\d\] or \[50, \d\], integers, got \[2\], int64"),
         (_set("atomic_numbers", np.ones(7)), r"expected 'atomic_numbers' of shape .* integers, got \[7\], float64"),
         (_set("conformations", np.zeros((50, 3))), r"expected 'conformations' of shape \[conformations, atoms, 3\], got \[50, 3\]"),
+        (_no_conformations, r"expected 'dft_total_energy' of shape \[0\] or \[0, 1\], got \[50\]"),
+        (_large_chunk, r"expected chunks within \[50\] in 'dft_total_energy', got \(268435456,\)"),
+        (_set("dft_total_energy", h5py.Empty("f8")), "'/molecule 03': expected numbers as 'dft_total_energy', got none"),
+        (
+            lambda file: file["molecule 03/dft_total_energy"].attrs.create("units", 3),
+            "expected text as 'units' of '/molecule 03/dft",
+        ),
         (_set("conformations", ["a"]), "expected numbers as 'conformations', got object"),
         (_set("dft_total_energy", np.zeros(49)), r"expected 'dft_total_energy' of shape \[50\] or \[50, 1\], got \[49\]"),
         (_set("dft_total_energy", 3.0), r"expected 'dft_total_energy' of shape \[50\] or \[50, 1\], got \[\]"),
@@ -284,3 +305,50 @@ def test_deep_groups(tmp_path: Path) -> None:
             group = group.create_group("g")
         group["atomic_numbers"], group["positions"], group["energy"] = [1], np.zeros((1, 1, 3)), [1.0]
     assert read_frame_file(tmp_path / "deep.h5").frames.energies.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+@pytest.mark.parametrize("userblock", [0, 512])
+def test_damaged_text(tmp_path: Path, version: str, userblock: int) -> None:
+    """What is left of the heap of units has the size 0, with which the library does not come to an end; or it is no heap."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver=version, userblock_size=userblock) as file:
+        file["atomic_numbers"], file["positions"], file["energy"] = [1], np.zeros((1, 1, 3)), [1.0]
+        for number in range(3):  # which the header has no room for
+            file["energy"].attrs[f"note {number}"] = "text " * 20
+        file["energy"].attrs["units"] = "hartree"
+    assert read_frame_file(path).frames.energies.tolist() == [HARTREE]
+    content = path.read_bytes()
+    heap = content.index(b"GCOL\1\0\0\0")
+    rest = content.rindex(b"hartree\0", heap, heap + 4096) + 8
+    for place, zeros, fault in ((rest, 16, f"the heap at {heap - userblock} is damaged"), (heap, 4, "[^\n]*heap")):
+        path.write_bytes(content[:place] + bytes(zeros) + content[place + zeros :])
+        with pytest.raises(DataError, match=rf"a\.h5: cannot be read as HDF5 \({fault}[^\n]*\)$"):
+            read_frame_file(path)
+
+
+def test_text_among_many_attributes(tmp_path: Path) -> None:
+    """They are kept apart from the header."""
+    with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+        file["atomic_numbers"], file["positions"], file["energy"] = [1], np.zeros((1, 1, 3)), [1.0]
+        for name in (*map(str, range(20)), "units"):
+            file["energy"].attrs[name] = "hartree"
+        file["positions"].attrs["units"] = np.bytes_("bohr")
+    assert read_frame_file(tmp_path / "a.h5").frames.energies.tolist() == [HARTREE]
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_headers_that_lead_anywhere(tmp_path: Path, version: str) -> None:
+    """What comes of them is an error of heaps, or nothing, soon and without the whole file in memory."""
+    with h5py.File(tmp_path / "a.h5", "w", libver=version) as file:
+        file["energy"] = [1.0]
+        file["energy"].attrs["units"] = "hartree"
+        header = h5py.h5o.get_info(file["energy"].id).addr
+    content, generator = (tmp_path / "a.h5").read_bytes(), np.random.default_rng(0)
+    for number in range(300):
+        changed = bytearray(content[: len(content) if number % 3 else header + number % 40])
+        for place in generator.integers(header, header + 300, 4):
+            changed[place : place + 1] = bytes([generator.choice([0, 1, 7, 12, 16, 255])]) if place < len(changed) else b""
+        (tmp_path / "b.h5").write_bytes(changed)
+        with suppress(HeapError):
+            Heaps(tmp_path / "b.h5", 0).check(header, "units")

@@ -111,6 +111,16 @@ def _json(value: object) -> bytes:
     return zlib.compress(encode(value).encode())
 
 
+def _array(shape: list[int], values: list[float]) -> dict[str, object]:
+    return {"__ndarray__": [shape, "float64", values]}
+
+
+def _rows(nextid: bytes = _json(2), deleted_ids: bytes | None = None, **more: object) -> dict[str, bytes]:
+    """One row of an atom."""
+    row = _json({"numbers": [1], "positions": [[0, 0, 0]], "energy": 1.0} | more)
+    return {"1": row, "nextid": nextid} | ({} if deleted_ids is None else {"deleted_ids": deleted_ids})
+
+
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
@@ -123,6 +133,27 @@ def _json(value: object) -> bytes:
         ({"1": b"text", "nextid": _json(2)}, "frame 0: ASE cannot read it"),
         ({"2": _json({}), "nextid": _json(2)}, "frame 0: ASE cannot read it"),
         ({"1": _json({"numbers": [1], "positions": [["a"] * 3]}), "nextid": _json(2)}, "frame 0: ASE cannot read it"),
+        (_rows(deleted_ids=_json(3)), "expected rows of ASE's .aselmdb files, got 3 other entries"),
+        (_rows(deleted_ids=_json([[1]])), "expected rows of ASE's .aselmdb files, got 3 other entries"),
+        (_rows(deleted_ids=_json([1])[:-2]), "expected rows of ASE's .aselmdb files, got 3 other entries"),
+        (_rows(deleted_ids=b"text"), "expected rows of ASE's .aselmdb files, got 3 other entries"),
+        (_rows(nextid=zlib.compress(b"9" * 10**5)), "expected rows of ASE's .aselmdb files, got 2 other entries"),
+        (_rows(nextid=zlib.compress(b"[" * 10**5)), "expected rows of ASE's .aselmdb files, got 2 other entries"),
+        (
+            _rows(cell=_array([10**9], [0.0])),
+            r"frame 0: ASE cannot read it \(ValueError: expected an array of \[1000000000\], got 1",
+        ),
+        (
+            _rows(cell=_array([10**12], [])),
+            r"frame 0: ASE cannot read it \(ValueError: expected an array of \[1000000000000\], got 0",
+        ),
+        (
+            {**_rows(), "1": zlib.compress(b"[" + b" " * (1 << 28))},
+            r"frame 0: ASE cannot read it \(ValueError: expected at most \d+ bytes",
+        ),
+        (_rows(energy=10**400), "frame 0: expected numbers as 'energy', got 10000"),
+        (_rows(key_value_pairs=3), "frame 0: ASE cannot read it"),
+        (_rows(constraints=[{"name": "os.system", "kwargs": {}}]), "frame 0: ASE cannot read it"),
     ],
 )
 def test_files_that_cannot_be(tmp_path: Path, values: dict[str, bytes], fault: str) -> None:
@@ -148,4 +179,16 @@ def test_faults_of_rows_name_the_frame(tmp_path: Path) -> None:
     frames[2].calc.atoms = frames[2].copy()
     write_shard(tmp_path / "frames.aselmdb", frames)
     with pytest.raises(DataError, match=r"frames\.aselmdb: frame 2: expected finite positions"):
+        read_frame_file(tmp_path / "frames.aselmdb")
+
+
+def test_damaged_pages(tmp_path: Path) -> None:
+    """Of the last level, which only the rows need; mapped into memory this file ends the process."""
+    write_shard(tmp_path / "frames.aselmdb", [labelled(molecule("CH4"), seed) for seed in range(50)])
+    content = bytearray((tmp_path / "frames.aselmdb").read_bytes())
+    for page in range(2 * 4096, len(content), 4096):
+        if content[page + 10] == 2:  # a leaf, whose nodes begin far behind its end
+            content[page + 16 : page + 18] = b"\xf0\xff"
+    (tmp_path / "frames.aselmdb").write_bytes(content)
+    with pytest.raises(DataError, match=r"frames\.aselmdb: cannot be read as LMDB \(page \d+: a node is damaged\)$"):
         read_frame_file(tmp_path / "frames.aselmdb")

@@ -19,9 +19,14 @@ from tests.fuzz.files.driver import Driver, Tally
 
 SHORT = {
     **{"molecules": 160, "force_frames": 110, "frame_folders": 160, "build_qm9": 120},
+    **{"hdf5_collections": 160, "lmdb_shards": 160},
     **{"checkpoints": 160, "old_checkpoints": 110, "safetensors": 110, "force_fields": 60},
 }
 """Cases of each reader in the short run."""
+
+
+NEEDS = {"build_qm9": "rdkit", "hdf5_collections": "h5py", "lmdb_shards": "ase_db_backends"}
+"""Packages that not every installation has."""
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +37,8 @@ def driver() -> Iterator[Driver]:
 
 @pytest.mark.parametrize("reader", SHORT)
 def test_readers_hold(reader: str, driver: Driver) -> None:
-    if reader == "build_qm9" and importlib.util.find_spec("rdkit") is None:
-        pytest.skip("needs RDKit")
+    if reader in NEEDS and importlib.util.find_spec(NEEDS[reader]) is None:
+        pytest.skip(f"needs {NEEDS[reader]}")
     end = budget.deadline("readers", part=1 / len(SHORT))
     tally = Tally()
     for number in itertools.count():

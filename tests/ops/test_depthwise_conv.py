@@ -159,7 +159,7 @@ def test_faults_are_named() -> None:
         _convolve(plan, graph, [*operands[:5], operands[5][:, 1:]])
     with pytest.raises(ValueError, match=r"radial: expected torch\.float64 as the features have, got torch\.float32"):
         _convolve(plan, graph, [*operands[:2], operands[2].float(), *operands[3:]])
-    with pytest.raises(ValueError, match=r"features: expected a floating-point dtype, got torch\.complex64"):
+    with pytest.raises(ValueError, match=r"features: expected float32, float64, bfloat16 or float16, got torch\.complex64"):
         _convolve(plan, graph, [operand.to(torch.complex64) for operand in operands])
     with pytest.raises(ValueError, match=r"radial: expected shape \[40, 0\], got \[\]"):
         _convolve(plan, graph, [*operands[:2], operands[2].sum(), *operands[3:]])

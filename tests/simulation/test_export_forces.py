@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
+import ase.io
 import numpy as np
 import pytest
 import torch
@@ -19,7 +22,9 @@ from torch import Tensor
 from se3_fast.__main__ import main
 from se3_fast.ase import SE3FastCalculator
 from se3_fast.forces import ForceField, energy_forces_and_stress, molecule_graph
+from se3_fast.simulation.compiled import CompiledSinglePoint
 from se3_fast.simulation.export import traced_force_field
+from se3_fast.simulation.relax import NOT_RELAXED
 from tests.simulation.conftest import small_force_field, write_force_field
 
 
@@ -73,6 +78,26 @@ def test_a_package_runs_without_se3_fast(tmp_path: Path, capsys: pytest.CaptureF
     assert printed.split() == [repr(package(*tensors)[0].sum().item()), "False"]
 
     check_calculators(force_field, tmp_path)
+    check_commands(tmp_path)
+
+
+def check_commands(folder: Path) -> None:
+    """What `md` and `relax` write is what they write without the package, which has made every step."""
+    structure, files = ase_molecule("CH3CH2OH"), {}
+    structure.rattle(0.03, seed=0)
+    ase.io.write(folder / "start.xyz", structure)
+    for command, options in (("md", ["--steps", "20", "--interval", "5"]), ("relax", ["--max_steps", "15"])):
+        for name, more in (("usual", []), ("compiled", ["--compiled", str(folder / "model.pt2")])):
+            files[name] = folder / f"{command}_{name}.traj"
+            words = [command, str(folder / "start.xyz"), "--load_ckpt_path", str(folder / "model.pth"), "--dtype", "float64"]
+            with patch.object(CompiledSinglePoint, "evaluate", autospec=True, side_effect=CompiledSinglePoint.evaluate) as calls:
+                assert main([*words, *options, *more, "--output", str(files[name])]) in (0, NOT_RELAXED)
+            assert (calls.call_count > 10) == (name == "compiled")
+        usual, compiled = (ase.io.read(files[name], ":") for name in ("usual", "compiled"))
+        assert len(usual) == len(compiled) > 0 and np.abs(usual[-1].positions - structure.positions).max() > 0.01
+        for one, other in zip(usual, compiled, strict=True):
+            np.testing.assert_allclose(other.positions, one.positions, rtol=0, atol=1e-7)
+            np.testing.assert_allclose(other.get_forces(), one.get_forces(), rtol=0, atol=1e-6)
 
 
 def check_calculators(force_field: ForceField, folder: Path) -> None:
@@ -134,3 +159,22 @@ def test_files_that_are_no_packages(tmp_path: Path) -> None:
 def test_another_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export-forces", "--load_ckpt_path", "model.pth", "--output", str(tmp_path / "model.so")]) == 2
     assert "model.so: expected a name that ends in .pt2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["md", "relax"])
+def test_commands_refuse_what_is_no_package(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line; without a word about the device the package decides on the CPU."""
+    path = write_force_field(tmp_path / "model.pth", small_force_field())
+    ase.io.write(tmp_path / "start.xyz", ase_molecule("CH4"))
+    (tmp_path / "text.pt2").write_text("no package")
+    words = [command, str(tmp_path / "start.xyz"), "--output", str(tmp_path / "out.xyz"), "--load_ckpt_path", str(path)]
+    package = ["--compiled", str(tmp_path / "text.pt2")]
+    with patch("torch.cuda.is_available", return_value=True):
+        assert main([*words, *package]) == 2
+    assert re.fullmatch(r"error: [^\n]*text\.pt2: expected a package of se3-fast export-forces, [^\n]*\n", capsys.readouterr().err)
+    assert main([*words, str(path), *package]) == 2
+    assert capsys.readouterr().err == "error: compiled: expected one force field on the CPU, got 2 on cpu\n"
+    for more in ([], package):
+        assert main([*words, *more, "--cuda_graphs", *([] if more else ["--device", "cpu"])]) == 2
+        assert capsys.readouterr().err == "error: cuda_graphs: expected a CUDA device to record on, got cpu\n"
+    assert not (tmp_path / "out.xyz").exists()

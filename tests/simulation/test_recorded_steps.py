@@ -6,17 +6,22 @@ Their capture, on a device that is not there, is in tests/training/test_on_a_dev
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 
+from se3_fast.__main__ import main
 from se3_fast.ase import SE3FastCalculator
 from se3_fast.forces import ForceField
 from se3_fast.simulation.recorded import RecordedSinglePoint
+from se3_fast.simulation.relax import NOT_RELAXED
+from tests.simulation.conftest import write_force_field
 from tests.training.run_again import RunAgain
 
 
@@ -113,3 +118,21 @@ def test_molecules_with_dipoles_are_not_recorded(recorder: RunAgain) -> None:
 def test_recording_needs_a_device() -> None:
     with pytest.raises(ValueError, match="cuda_graphs: expected a CUDA device to record on, got cpu"):
         SE3FastCalculator(force_field(), cuda_graphs=True)
+
+
+@pytest.mark.parametrize("command", ["md", "relax"])
+def test_commands(recorder: RunAgain, command: str, tmp_path: Path) -> None:
+    """What they write is what they write without recording, one for all steps."""
+    path = write_force_field(tmp_path / "model.pth", force_field())
+    start = molecule("CH3CH2OH")
+    start.rattle(0.03, seed=0)
+    ase.io.write(tmp_path / "start.xyz", start)
+    options = {"md": ["--steps", "20"], "relax": ["--max_steps", "15"]}[command]
+    for name, more in (("usual", []), ("recorded", ["--cuda_graphs"])):
+        words = [command, str(tmp_path / "start.xyz"), "--load_ckpt_path", str(path), "--dtype", "float64", "--device", "cpu"]
+        assert main([*words, *options, *more, "--output", str(tmp_path / f"{name}.traj")]) in (0, NOT_RELAXED)
+        assert recorder.recordings == int(name == "recorded")
+    usual, recorded = (ase.io.read(tmp_path / f"{name}.traj") for name in ("usual", "recorded"))
+    assert np.abs(usual.positions - start.positions).max() > 0.01
+    np.testing.assert_allclose(recorded.positions, usual.positions, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(recorded.get_forces(), usual.get_forces(), rtol=0, atol=1e-8)

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from se3_fast import AttentionBlockSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber
 from se3_fast.backends.cpp import attention_block, library, tfn_conv_by_source
+from se3_fast.backends.cpp.depthwise_conv import CppDepthwise
 from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
+from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.so3 import axis_swap
 from tests.support import make_convolution, random_features, random_graph
 
@@ -43,14 +45,17 @@ class Call(NamedTuple):
 
 
 FEATURES = ("parts", "features", "messages", "queries", "nodes", "edges", "hidden", "grads", "gradients")
-"""Arguments that may be bfloat16, all of a call together; the other numbers are float32 then. Not those of a whole block."""
+"""Arguments that may be bfloat16, all of a call together; the other numbers are float32 then. Not those of `OF_ONE_DTYPE`."""
+
+
+OF_ONE_DTYPE = ("attention_block", "depthwise_conv", "depthwise_conv_backward", "depthwise_conv_along")
 
 
 def good_calls() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(operation, case, arguments by name) that are as they should be: of one dtype, and with features of bfloat16."""
     for operation, case, arguments in _calls_of_one_dtype():
         yield operation, case, arguments
-        if operation != "attention_block" and not arguments.keys().isdisjoint(FEATURES):
+        if operation not in OF_ONE_DTYPE and not arguments.keys().isdisjoint(FEATURES):
             in_half = {name: _in(value, torch.bfloat16 if name in FEATURES else torch.float32) for name, value in arguments.items()}
             constants = {name: arguments[name] for name in ("coefficients",) if name in arguments}
             yield operation, f"{case}, bfloat16", in_half | constants
@@ -109,6 +114,7 @@ def _calls_of_one_dtype() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for pool in (False, True):
         yield from _convolutions(pool)
     yield "attention_block", "float64", _attention_block()
+    yield from _depthwise_convolutions()
 
 
 def _attention_block() -> dict[str, Any]:
@@ -121,6 +127,21 @@ def _attention_block() -> dict[str, Any]:
     names = ("nodes", "edges", "invariants", "profiles", "weights", "query_weights", "output_weights", "wigner", "src", "dst")
     names += ("in_order", "in_offsets", "description", "coefficients", "value_channels", "query_nodes", "output_parts")
     return dict(zip((*names, "heads", "has_norm", "epsilon"), attention_block._arguments(call), strict=True))
+
+
+def _depthwise_convolutions() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    plan, graph, generator = DepthwisePlan(1, 1, 2), random_graph(NUM_NODES, NUM_EDGES), torch.Generator().manual_seed(0)
+    channels, width, inputs = 8, 16, 3
+    of_nodes = ((NUM_NODES, plan.components_in, channels), (NUM_EDGES, plan.num_harmonics), (NUM_EDGES, inputs))
+    weights = ((inputs, width), (width, width), (width, len(plan.paths) * channels))
+    operands = [torch.randn(shape, generator=generator).double() for shape in (*of_nodes, *weights)]
+    gradient = torch.randn(NUM_NODES, plan.components_out, channels, generator=generator).double()
+    names = ("src", "dst", "order", "offsets", "table", "coefficients")
+    edges = dict(zip(names, CppDepthwise(plan, graph).arguments, strict=True))
+    yield "depthwise_conv", "float64", {"operands": operands, **edges}
+    yield "depthwise_conv_backward", "float64", {"gradient": gradient, "operands": operands, **edges, "with_weights": True}
+    direction = [torch.randn(shape, generator=generator).double() for shape in of_nodes]
+    yield "depthwise_conv_along", "float64", {"direction": direction, "gradient": gradient, "operands": operands, **edges}
 
 
 def _convolutions(pool: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -192,6 +213,8 @@ def changes(value: Any) -> Iterator[tuple[str, Any, bool]]:
         yield from tensor_changes(value)
     elif isinstance(value, list) and value and isinstance(value[0], int):
         yield from integer_list_changes(value)
+    elif isinstance(value, list) and value and isinstance(value[0], float):
+        yield from float_list_changes(value)
     elif isinstance(value, list):
         yield from tensor_list_changes(value)
     elif isinstance(value, bool):
@@ -276,6 +299,14 @@ def integer_list_changes(integers: list[int]) -> Iterator[tuple[str, list[int], 
     for number in range(20):
         drawn = torch.randint(-1, 10, (len(integers),), generator=generator).tolist()
         yield f"drawn, {number}", drawn, False
+
+
+def float_list_changes(floats: list[float]) -> Iterator[tuple[str, list[float], bool]]:
+    for change, changed in (("with one less", floats[:-1]), ("without any", []), ("with one more", [*floats, 0.5])):
+        yield change, changed, True
+    yield "with many more", [*floats, *([0.5] * 1000)], True
+    for number in (float("nan"), float("inf"), 1e300):
+        yield f"with {number}", [number, *floats[1:]], False
 
 
 def _resized(tensor: Tensor, axis: int, size: int) -> Tensor:

@@ -31,6 +31,9 @@ OPERATIONS = (
     "tfn_conv_by_source",
     "tfn_conv_by_source_backward",
     "attention_block",
+    "depthwise_conv",
+    "depthwise_conv_backward",
+    "depthwise_conv_along",
 )
 
 

@@ -574,15 +574,3 @@ class FrameFolders(Reader):
         if folder.elements != self.sound.elements:
             raise Failure("other elements")
         return folder.select(range(len(folder)))
-
-
-READERS: dict[str, Callable[[Path], Reader]] = {
-    "molecules": Molecules,
-    "force_frames": ForceFrames,
-    "frame_folders": FrameFolders,
-    "checkpoints": Checkpoints,
-    "old_checkpoints": OldCheckpoints,
-    "safetensors": Safetensors,
-    "force_fields": ForceFields,
-    "build_qm9": Molecules3D,
-}

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from .cases import READERS, Failure, Reader
+from .cases import Failure, Reader
+from .readers import READERS
 
 ROOM = 3 << 29
 """Bytes of addresses that a case may take."""
