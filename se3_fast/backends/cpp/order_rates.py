@@ -1,4 +1,4 @@
-"""What the two orders of contraction take here: by ``python -m bench.orders``, on one core of an Intel Xeon with AVX-512, float32."""
+"""What the two orders of contraction take, by ``python -m bench.orders``: float32, one core of an Intel Xeon with AVX-512."""
 
 from se3_fast.contraction import EdgeWork, OrderRates, PassRates, SourceWork
 
