@@ -2,8 +2,8 @@
 //
 // Edges are taken in the order of the nodes that their results are summed at (forward: destinations, backward: sources), block by
 // block (tfn_conv.h): gather and rotate into the edges' frames, contract, rotate back. Blocks are shared among threads; then nodes
-// are, for the sums, and slices of the weights, for their gradient. Every sum is one thread's and has a fixed order. All blocks of a
-// wave are contracted pair of degrees by pair, so that a pair's weights are made once for them (aligned_weights.h); edges beyond a
+// are, for the sums, and pairs of degrees, for the gradient of the weights. Every sum is one thread's and has a fixed order. All blocks
+// of a wave are contracted pair of degrees by pair, so that a pair's weights are made once for them (aligned_weights.h); edges beyond a
 // wave make another one, so that what blocks hold in between stays small.
 
 #include "tfn_conv.h"
@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -29,7 +28,9 @@ using namespace se3_fast;
 
 constexpr int64_t WAVE_BYTES = int64_t(16) << 20;
 constexpr int64_t NODES_PER_TASK = 16;
-constexpr int64_t SLICES_PER_TASK = 8;
+constexpr int64_t SLICES_TOGETHER = 8;
+constexpr int64_t FEW_EDGES = 2 * BLOCK_EDGES;
+constexpr int64_t MANY_BLOCKS = 8;
 
 // What both directions share. Features, h and their gradients stand in memory as type S, which is computed with as type T.
 template <typename T, typename S>
@@ -145,6 +146,7 @@ struct Wave {
 
 // The size of blocks for which the busiest thread has least to do; two edges' time goes by for every block's start.
 int64_t best_block(int64_t num_edges) {
+    if (num_edges <= FEW_EDGES) return BLOCK_EDGES;  // threads share degrees
     const int64_t num_threads = torch::stable::get_num_threads();
     const auto time = [&](int64_t size) {
         const int64_t blocks = (num_edges + size - 1) / size;
@@ -205,18 +207,24 @@ Scratch<T> zeroed(int64_t size) {
     return memory;
 }
 
-// Reads a wave's blocks, contracts them, one pair of degrees after the other, and writes what comes of them.
-template <typename Pass>
-void treat_blocks(const Pass& pass, const Wave& wave, int64_t num_pairs) {
-    const int64_t num_blocks = wave.num_blocks();
-    std::vector<decltype(pass.make_local())> locals;
-    for (int64_t block = 0; block < num_blocks; ++block) locals.push_back(pass.make_local());
-    for_each_task(num_blocks, [&](int64_t block) { pass.read_block(wave, block, locals[block]); });
-    for (int64_t pair = 0; pair < num_pairs; ++pair) {
-        const auto weights = pass.weights_of(pair);
-        for_each_task(num_blocks, [&](int64_t block) { pass.contract(wave, block, pair, weights, locals[block]); });
-    }
-    for_each_task(num_blocks, [&](int64_t block) { pass.write_block(wave, block, locals[block]); });
+// Contracts a wave's blocks with the weights of one pair of degrees after the other: contract(block, degree, pair, weights), where degree is
+// a place in pairs_by_degree. Threads share the degrees of the results, each with all pairs that are summed up there, so that none
+// waits for another between two pairs; and shares of the blocks where there are many of these or of the threads.
+template <typename T, typename Contract>
+void contract_blocks(const Wave& wave, const AlignedWeights<T>& weights, const std::vector<Integers>& pairs_by_degree, const Contract& contract) {
+    const int64_t num_threads = torch::stable::get_num_threads(), num_blocks = wave.num_blocks();
+    const int64_t num_degrees = int64_t(pairs_by_degree.size()), of_threads = (num_threads + num_degrees - 1) / num_degrees;
+    const int64_t wanted = num_threads > 1 && num_blocks >= MANY_BLOCKS * of_threads ? 2 * of_threads : of_threads;
+    const int64_t num_shares = std::min(num_blocks, wanted);
+    for_each_task(num_degrees * num_shares, [&](int64_t task) {
+        const int64_t degree = task / num_shares, share = task % num_shares;
+        const Scratch<T> of_pair = weights.memory();
+        for (const int64_t pair : pairs_by_degree[degree]) {
+            weights.make(pair, of_pair);
+            for (int64_t block = share * num_blocks / num_shares; block < (share + 1) * num_blocks / num_shares; ++block)
+                contract(block, degree, pair, of_pair.data());
+        }
+    });
 }
 
 // The forward pass: messages of edges, or their sums at nodes.
@@ -228,6 +236,7 @@ struct Forward {
 
     const Side& outputs = problem.outputs;
     const Contraction contraction{problem.plan, problem.inputs, outputs, false, problem.lanes};
+    const std::vector<Integers> pairs = contraction.pairs_by_degree();
     const AlignedWeights<T> weights{problem.weights, contraction, false};
     const std::vector<Wave> all_waves = waves(problem.num_edges, elements_per_edge() * sizeof(T));
     const Scratch<T> table = problem.node_table(problem.nodes, problem.inputs);
@@ -251,8 +260,6 @@ struct Forward {
                 Scratch<T>(outputs.components)};
     }
 
-    const T* weights_of(int64_t pair) const { return weights.make(pair); }
-
     void read_block(const Wave& wave, int64_t block, const Local& local) const {
         const int64_t count = wave.block_count(block);
         int64_t edges[BLOCK_EDGES];
@@ -263,9 +270,9 @@ struct Forward {
         std::memset(local.tiles.data(), 0, outputs.tile_elements * sizeof(T));
     }
 
-    void contract(const Wave& wave, int64_t block, int64_t pair, const T* of_pair, const Local& local) const {
+    void contract(int64_t count, int64_t pair, const T* of_pair, const Local& local) const {
         SE3_FAST_CALL(contract_block<T>, contraction.tiles.data(), contraction.terms_of(pair), contraction.pairs[pair].count(), of_pair,
-                      local.rows.data(), local.hidden.data(), problem.padded, wave.block_count(block), local.tiles.data());
+                      local.rows.data(), local.hidden.data(), problem.padded, count, local.tiles.data());
     }
 
     void write_block(const Wave& wave, int64_t block, const Local& local) const {
@@ -284,7 +291,13 @@ struct Forward {
 
     Tensors run(const int64_t* offsets, const int64_t* dst) {
         for (const Wave& wave : all_waves) {
-            treat_blocks(*this, wave, contraction.num_pairs());
+            std::vector<Local> locals;
+            for (int64_t block = 0; block < wave.num_blocks(); ++block) locals.push_back(make_local());
+            for_each_task(wave.num_blocks(), [&](int64_t block) { read_block(wave, block, locals[block]); });
+            contract_blocks(wave, weights, pairs, [&](int64_t block, int64_t, int64_t pair, const T* of_pair) {
+                contract(wave.block_count(block), pair, of_pair, locals[block]);
+            });
+            for_each_task(wave.num_blocks(), [&](int64_t block) { write_block(wave, block, locals[block]); });
             if (is_pooled) add_to_nodes(problem, outputs, wave, order, offsets, dst, messages.data(), results);
         }
         return is_pooled ? stored_sums<T, S>(results, problem.nodes[0]) : results;
@@ -304,11 +317,14 @@ struct Backward {
     const Side& inputs = problem.inputs;
     const Side& outputs = problem.outputs;
 
-    const std::vector<Wave> all_waves = waves(problem.num_edges, elements_per_edge() * sizeof(T));
     const Contraction forward_terms{problem.plan, inputs, outputs, false, problem.lanes};
     const Contraction backward_terms{problem.plan, inputs, outputs, true, problem.lanes};
-    const AlignedWeights<T> backward_weights{problem.weights, backward_terms, true};
-    const std::optional<AlignedWeights<T>> forward_weights = forward_weights_for_positions();
+    const std::vector<Integers> pairs = backward_terms.pairs_by_degree(), forward_pairs = forward_terms.pairs_by_degree();
+    // dh is summed up by degrees of the inputs: at once where threads share them, else one after the other.
+    const int64_t num_parts = torch::stable::get_num_threads() > 1 ? int64_t(pairs.size()) : 1;
+    const std::vector<Wave> all_waves = waves(problem.num_edges, elements_per_edge() * sizeof(T));
+    const AlignedWeights<T> weights{problem.weights, backward_terms, true};
+    const AlignedWeights<T> forward_weights{problem.weights, forward_terms, false};  // for positions
     const Scratch<T> table = problem.node_table(problem.nodes, inputs);
     const Scratch<T> grad_table = dst != nullptr ? problem.node_table(grads, outputs) : Scratch<T>(0);
     const Scratch<T> weight_gradients{std::size_t(num_weight_gradients())};
@@ -321,28 +337,34 @@ struct Backward {
     Tensors published_weight_gradients = empty_weight_gradients();
     Tensor position_gradient = rel_pos != nullptr ? empty(*rel_pos, {problem.num_edges, 3}) : Tensor();
 
+    // Whether the sums of dh over a radial group and a degree end with a pair.
+    const std::vector<bool> ends_sum = ends_of_sums();
+
     // What a wave leaves for the gradient of the weights and the sums at nodes.
     struct Held {
         Scratch<T> rows, gradient_tiles, hidden, messages;
     };
 
-    // What belongs to a block until it is written.
+    // What belongs to a block until it is written. slice_weights, hidden_gradient and partial have num_parts parts.
     struct Local {
         Scratch<T> tiles, gradient_rows, gradient_sums, slice_weights, gradient, outputs, hidden, hidden_gradient, partial, scratch, components;
     };
 
-    std::optional<AlignedWeights<T>> forward_weights_for_positions() const {
-        if (rel_pos == nullptr) return std::nullopt;
-        return std::optional<AlignedWeights<T>>(std::in_place, problem.weights, forward_terms, false);
+
+    std::vector<bool> ends_of_sums() const {
+        std::vector<bool> result(backward_terms.pairs.size());
+        for (const Integers& of_degree : pairs)
+            for (std::size_t place = 0; place < of_degree.size(); ++place) {
+                const auto group = [&](std::size_t at) { return problem.plan.pairs[of_degree[at]].group; };
+                result[of_degree[place]] = place + 1 == of_degree.size() || group(place + 1) != group(place);
+            }
+        return result;
     }
 
     // Waves after the first one add to the gradients of the weights of all pairs; a single one needs those of one pair at a time.
     bool has_one_wave() const { return all_waves.size() <= 1; }
 
-    int64_t num_weight_gradients() const {
-        if (!with_weights) return 0;
-        return has_one_wave() ? forward_terms.most_weights_of_a_pair() : forward_terms.num_weights;
-    }
+    int64_t num_weight_gradients() const { return with_weights && !has_one_wave() ? forward_terms.num_weights : 0; }
 
     Tensors empty_weight_gradients() const {
         Tensors result;
@@ -377,7 +399,7 @@ struct Backward {
     int64_t elements_per_edge() const {
         const int64_t of_inputs = inputs.rows + 2 * inputs.tile_elements / BLOCK_STRIDE + inputs.components;
         const int64_t of_outputs = 2 * outputs.rows + (rel_pos != nullptr ? 2 : 1) * outputs.tile_elements / BLOCK_STRIDE;
-        return of_inputs + of_outputs + (3 * problem.plan.num_groups + problem.lanes) * problem.padded;
+        return of_inputs + of_outputs + ((2 + num_parts) * problem.plan.num_groups + num_parts * problem.lanes) * problem.padded;
     }
 
     void run(const int64_t* offsets) {
@@ -386,7 +408,17 @@ struct Backward {
             const int64_t blocks = wave.num_blocks();
             const Held held{Scratch<T>(blocks * row_elements()), Scratch<T>(blocks * outputs.tile_elements),
                             Scratch<T>(blocks * hidden_elements()), Scratch<T>(wave.count() * inputs.components)};
-            treat_blocks(Pass{*this, held}, wave, backward_terms.num_pairs());
+            std::vector<Local> locals;
+            for (int64_t block = 0; block < blocks; ++block) locals.push_back(make_local());
+            for_each_task(blocks, [&](int64_t block) { read_block(wave, block, held, locals[block]); });
+            contract_blocks(wave, weights, pairs, [&](int64_t block, int64_t degree, int64_t pair, const T* of_pair) {
+                contract(wave.block_count(block), pair, of_pair, block_of(locals[block], num_parts > 1 ? degree : 0));
+            });
+            if (rel_pos != nullptr)
+                contract_blocks(wave, forward_weights, forward_pairs, [&](int64_t block, int64_t, int64_t pair, const T* of_pair) {
+                    contract_forward(wave.block_count(block), pair, of_pair, held.rows + block * row_elements(), locals[block]);
+                });
+            for_each_task(blocks, [&](int64_t block) { write_block(wave, block, held, locals[block]); });
             add_to_nodes(problem, inputs, wave, order, offsets, problem.src, held.messages.data(), node_gradients);
             if (with_weights) add_weight_gradients(wave, held, is_first);
             is_first = false;
@@ -400,40 +432,22 @@ struct Backward {
         return result;
     }
 
+    int64_t slice_elements() const { return most_steps() * 3 * SE3_FAST_CALL(largest_tile) * problem.lanes; }
+    int64_t partial_elements() const { return problem.padded * BLOCK_STRIDE * problem.lanes; }
+
     Local make_local() const {
         return {zeroed<T>(inputs.tile_elements),
                 zeroed<T>(outputs.rows * BLOCK_STRIDE),
                 Scratch<T>(outputs.rows * BLOCK_STRIDE),
-                Scratch<T>(most_steps() * 3 * SE3_FAST_CALL(largest_tile) * problem.lanes),
+                Scratch<T>(num_parts * slice_elements()),
                 zeroed<T>(inputs.tile_elements),
                 zeroed<T>(rel_pos != nullptr ? outputs.tile_elements : 0),
                 zeroed<T>(hidden_elements()),
-                zeroed<T>(hidden_elements()),
-                Scratch<T>(problem.padded * BLOCK_STRIDE * problem.lanes),
+                zeroed<T>(num_parts * hidden_elements()),
+                zeroed<T>(num_parts * partial_elements()),
                 Scratch<T>(std::max(inputs.components, outputs.components)),
                 Scratch<T>(inputs.components)};
     }
-
-    // The weights of a pair of degrees; forward only for positions.
-    struct PairWeights {
-        const T *backward, *forward;
-    };
-
-    // What is done with each block of a wave.
-    struct Pass {
-        const Backward& all;
-        const Held& held;
-
-        Local make_local() const { return all.make_local(); }
-        PairWeights weights_of(int64_t pair) const {
-            return {all.backward_weights.make(pair), all.forward_weights ? all.forward_weights->make(pair) : nullptr};
-        }
-        void read_block(const Wave& wave, int64_t block, const Local& local) const { all.read_block(wave, block, held, local); }
-        void contract(const Wave& wave, int64_t block, int64_t pair, const PairWeights& weights, const Local& local) const {
-            all.contract(wave.block_count(block), pair, weights, held.rows + block * all.row_elements(), local);
-        }
-        void write_block(const Wave& wave, int64_t block, const Local& local) const { all.write_block(wave, block, held, local); }
-    };
 
     void read_block(const Wave& wave, int64_t block, const Held& held, const Local& local) const {
         const int64_t count = wave.block_count(block);
@@ -447,27 +461,26 @@ struct Backward {
             problem.align_input(table, edges[place], place, local.scratch, rows, local.tiles);
             align_gradient(edges[place], place, local, gradient_tiles);
         }
-        std::memset(local.hidden_gradient, 0, hidden_elements() * sizeof(T));
-        std::memset(local.gradient, 0, inputs.tile_elements * sizeof(T));
-        if (rel_pos != nullptr) std::memset(local.outputs, 0, outputs.tile_elements * sizeof(T));
-        SE3_FAST_CALL(begin_block_backward<T>, outputs.degrees.data(), int64_t(outputs.degrees.size()), problem.padded, block_of(local));
+        SE3_FAST_CALL(add_opposite_orders<T>, outputs.degrees.data(), int64_t(outputs.degrees.size()), local.gradient_rows.data(),
+                      local.gradient_sums.data());
     }
 
-    BlockGradient<T> block_of(const Local& local) const {
-        return {local.tiles, local.gradient_rows, local.gradient_sums, local.slice_weights, local.hidden,
-                local.gradient, local.partial, local.hidden_gradient};
+    BlockGradient<T> block_of(const Local& local, int64_t part) const {
+        return {local.tiles, local.gradient_rows, local.gradient_sums, local.slice_weights + part * slice_elements(), local.hidden,
+                local.gradient, local.partial + part * partial_elements(), local.hidden_gradient + part * hidden_elements()};
     }
 
-    void contract(int64_t count, int64_t pair, const PairWeights& weights, const T* rows, const Local& local) const {
-        const int64_t group = problem.plan.pairs[pair].group, next = pair + 1;
+    void contract(int64_t count, int64_t pair, const T* of_pair, const BlockGradient<T>& block) const {
         SE3_FAST_CALL(contract_block_backward<T>, backward_terms.tiles.data(), backward_terms.terms_of(pair),
-                      backward_terms.pairs[pair].count(), weights.backward, problem.padded, count, block_of(local));
-        if (next == backward_terms.num_pairs() || problem.plan.pairs[next].group != group)
-            SE3_FAST_CALL(finish_hidden_gradient<T>, local.partial.data(), problem.padded, count,
-                          local.hidden_gradient + group * BLOCK_STRIDE * problem.padded);
-        if (rel_pos != nullptr)
-            SE3_FAST_CALL(contract_block<T>, forward_terms.tiles.data(), forward_terms.terms_of(pair), forward_terms.pairs[pair].count(),
-                          weights.forward, rows, local.hidden.data(), problem.padded, count, local.outputs.data());
+                      backward_terms.pairs[pair].count(), of_pair, problem.padded, count, block);
+        if (ends_sum[pair])
+            SE3_FAST_CALL(finish_hidden_gradient<T>, block.partial, problem.padded, count,
+                          block.hidden_gradient + problem.plan.pairs[pair].group * BLOCK_STRIDE * problem.padded);
+    }
+
+    void contract_forward(int64_t count, int64_t pair, const T* of_pair, const T* rows, const Local& local) const {
+        SE3_FAST_CALL(contract_block<T>, forward_terms.tiles.data(), forward_terms.terms_of(pair), forward_terms.pairs[pair].count(),
+                      of_pair, rows, local.hidden.data(), problem.padded, count, local.outputs.data());
     }
 
     void write_block(const Wave& wave, int64_t block, const Held& held, const Local& local) const {
@@ -498,7 +511,12 @@ struct Backward {
         const int64_t width = problem.plan.width_hidden;
         for (int64_t group = 0; group < problem.plan.num_groups; ++group) {
             const T* from = local.hidden_gradient + (group * BLOCK_STRIDE + place) * problem.padded;
-            std::copy_n(from, width, write<S>(hidden_gradients[group]) + edge * width);
+            S* into = write<S>(hidden_gradients[group]) + edge * width;
+            for (int64_t k = 0; k < width; ++k) {
+                T total = from[k];
+                for (int64_t part = 1; part < num_parts; ++part) total += from[part * hidden_elements() + k];
+                into[k] = total;
+            }
         }
     }
 
@@ -538,36 +556,30 @@ struct Backward {
 
     // A wave's part of the gradients of the weights; behind the last one they are in their own layout.
     void add_weight_gradients(const Wave& wave, const Held& held, bool is_first) const {
-        for (int64_t pair = 0; pair < forward_terms.num_pairs(); ++pair) {
-            T* of_pair = weight_gradients + (has_one_wave() ? 0 : forward_terms.pairs[pair].first_weight);
-            add_pair_gradients(wave, held, is_first, pair, of_pair);
+        const int64_t num_pairs = forward_terms.num_pairs();
+        for_each_task(num_pairs, [&](int64_t task) {
+            const int64_t pair = num_pairs - 1 - task;  // those of large degrees first: they have most to do
+            const PairTerms& of_pair = forward_terms.pairs[pair];
+            const Scratch<T> own(has_one_wave() ? of_pair.num_weights : 0);
+            T* gradient = has_one_wave() ? own.data() : weight_gradients + of_pair.first_weight;
+            add_pair_gradients(wave, held, is_first, pair, gradient);
             if (wave.last == problem.num_edges)
-                write_weight_gradient(problem.weights, forward_terms, pair, of_pair, published_weight_gradients);
-        }
+                write_weight_gradient(problem.weights, forward_terms, pair, gradient, published_weight_gradients);
+        });
     }
 
-    void add_pair_gradients(const Wave& wave, const Held& held, bool is_first, int64_t pair, T* of_pair) const {
-        struct Task {
-            const Term* term;
-            int64_t first, last;
-        };
-        std::vector<Task> tasks;
+    void add_pair_gradients(const Wave& wave, const Held& held, bool is_first, int64_t pair, T* gradient) const {
+        const Scratch<T> radial(BLOCK_STRIDE * 4 * problem.lanes);
         const Term* terms = forward_terms.terms_of(pair);
         for (const Term* term = terms; term < terms + forward_terms.pairs[pair].count(); ++term)
-            for (int64_t slice = 0; slice < term->slices; slice += SLICES_PER_TASK)
-                tasks.push_back({term, slice, std::min(slice + SLICES_PER_TASK, term->slices)});
-        share_tasks(int64_t(tasks.size()), [&](const auto& next) {
-            const Scratch<T> radial(BLOCK_STRIDE * 4 * problem.lanes);
-            for (int64_t index = next(); index >= 0; index = next()) {
-                const Task& task = tasks[index];
+            for (int64_t first = 0; first < term->slices; first += SLICES_TOGETHER)
                 for (int64_t block = 0; block < wave.num_blocks(); ++block) {
-                    const T* hidden = held.hidden + block * hidden_elements() + task.term->group * problem.padded * BLOCK_STRIDE;
-                    SE3_FAST_CALL(weight_gradient<T>, forward_terms.tiles[task.term->tile], *task.term, task.first, task.last,
-                                  held.rows + block * row_elements(), held.gradient_tiles + block * outputs.tile_elements, hidden,
-                                  wave.block_count(block), is_first && block == 0, radial.data(), of_pair);
+                    const T* hidden = held.hidden + block * hidden_elements() + term->group * problem.padded * BLOCK_STRIDE;
+                    SE3_FAST_CALL(weight_gradient<T>, forward_terms.tiles[term->tile], *term, first,
+                                  std::min(first + SLICES_TOGETHER, term->slices), held.rows + block * row_elements(),
+                                  held.gradient_tiles + block * outputs.tile_elements, hidden, wave.block_count(block),
+                                  is_first && block == 0, radial.data(), gradient);
                 }
-            }
-        });
     }
 };
 

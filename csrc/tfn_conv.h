@@ -88,7 +88,7 @@ struct BlockGradient {
     const T* hidden;  // [group][padded][BLOCK_STRIDE]
     T* gradient;      // dx~ [tiles]
     T* partial;       // scratch, [padded][BLOCK_STRIDE][lanes]
-    T* hidden_gradient;  // [group][BLOCK_STRIDE][padded], zero at first
+    T* hidden_gradient;  // [group][BLOCK_STRIDE][padded], zero at first, as gradient and partial
 };
 
 }  // namespace se3_fast
@@ -138,9 +138,8 @@ SE3_FAST_DECLARE(
         const Tile* tiles, const Term* terms, int64_t num_terms, const T* weights, const T* rows, const T* hidden, int64_t padded,
         int64_t num_edges, T* results);
 
-    // dx~ and dh of a block: zeros, and the sums of opposite orders that the terms read; layouts: of the rows.
-    template <typename T> void begin_block_backward(
-        const DegreeLayout* layouts, int64_t num_layouts, int64_t padded, const BlockGradient<T>& block);
+    // g~[+m] + g~[-m] of a block for m > 0, in the places of g~[+m]; layouts: of the rows.
+    template <typename T> void add_opposite_orders(const DegreeLayout* layouts, int64_t num_layouts, const T* rows, T* sums);
 
     // Adds the terms of a pair of degrees to dx~, and to the partial sums of dh.
     template <typename T> void contract_block_backward(

@@ -184,6 +184,18 @@ struct Contraction {
 
     int64_t num_pairs() const { return int64_t(pairs.size()); }
 
+    // The pairs of each degree of the side whose tiles are summed, the most work first.
+    std::vector<Integers> pairs_by_degree() const {
+        std::vector<Integers> result;
+        for (int64_t pair = 0; pair < num_pairs(); ++pair) {
+            const std::size_t degree = std::size_t(tiles[terms_of(pair)->tile].degree_index);
+            if (result.size() <= degree) result.resize(degree + 1);
+            result[degree].push_back(pair);
+        }
+        std::reverse(result.begin(), result.end());
+        return result;
+    }
+
     const Term* terms_of(int64_t pair) const { return terms.data() + pairs[pair].first_term; }
 
     int64_t most_weights_of_a_pair() const {

@@ -209,17 +209,6 @@ void contract_term_backward(
     }
 }
 
-// g~[+m] + g~[-m] of a block for m > 0, in the places of g~[+m].
-template <typename T>
-void add_opposite_orders(const DegreeLayout* layouts, int64_t num_layouts, const T* rows, T* sums) {
-    for (const DegreeLayout* layout = layouts; layout < layouts + num_layouts; ++layout)
-        for (int64_t m = 1; m <= layout->degree; ++m) {
-            const int64_t plus = (layout->row + (layout->degree + m) * layout->channels) * BLOCK_STRIDE;
-            const int64_t minus = (layout->row + (layout->degree - m) * layout->channels) * BLOCK_STRIDE;
-            for (int64_t at = 0; at < layout->channels * BLOCK_STRIDE; ++at) sums[plus + at] = rows[plus + at] + rows[minus + at];
-        }
-}
-
 // dR of some edges for one slice, [edge][2][width].
 template <typename T, int VECTORS, bool HAS_ODD>
 inline void radial_gradient(const T* minus, const T* plus, const T* tile, int64_t num_edges, T* into) {
@@ -390,9 +379,13 @@ void contract_block(
 }
 
 template <typename T>
-void begin_block_backward(const DegreeLayout* layouts, int64_t num_layouts, int64_t padded, const BlockGradient<T>& block) {
-    for (int64_t at = 0; at < padded * BLOCK_STRIDE * LANES<T>; at += LANES<T>) store(block.partial + at, Vector<T>{});
-    add_opposite_orders<T>(layouts, num_layouts, block.rows, block.sums);
+void add_opposite_orders(const DegreeLayout* layouts, int64_t num_layouts, const T* rows, T* sums) {
+    for (const DegreeLayout* layout = layouts; layout < layouts + num_layouts; ++layout)
+        for (int64_t m = 1; m <= layout->degree; ++m) {
+            const int64_t plus = (layout->row + (layout->degree + m) * layout->channels) * BLOCK_STRIDE;
+            const int64_t minus = (layout->row + (layout->degree - m) * layout->channels) * BLOCK_STRIDE;
+            for (int64_t at = 0; at < layout->channels * BLOCK_STRIDE; ++at) sums[plus + at] = rows[plus + at] + rows[minus + at];
+        }
 }
 
 template <typename T>
@@ -463,7 +456,7 @@ void sum_rows(const T* rows, int64_t count, int64_t width, T* total) {
     template void rotate_edge<T>(const DegreeLayout&, const T*, const T*, int64_t, T*);                                          \
     template void contract_block<T>(                                                                                             \
         const Tile*, const Term*, int64_t, const T*, const T*, const T*, int64_t, int64_t, T*);                                  \
-    template void begin_block_backward<T>(const DegreeLayout*, int64_t, int64_t, const BlockGradient<T>&);                       \
+    template void add_opposite_orders<T>(const DegreeLayout*, int64_t, const T*, T*);                                            \
     template void contract_block_backward<T>(                                                                                    \
         const Tile*, const Term*, int64_t, const T*, int64_t, int64_t, const BlockGradient<T>&);                                 \
     template void finish_hidden_gradient<T>(T*, int64_t, int64_t, T*);                                                           \

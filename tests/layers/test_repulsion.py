@@ -124,7 +124,7 @@ def test_it_stays_in_checkpoints_copies_and_files_for_lammps(saved: Path, tmp_pa
     pos, numbers = frame(0.5)
     graph = molecule_graph(pos.float(), numbers)
     assert torch.equal(model(graph), again(graph))
-    assert relative_error(in_lammps(graph), model(graph)) < 1e-12
+    assert relative_error(in_lammps(graph), model(graph)) < 1e-8  # float32; without gradients PyTorch may multiply in another order
 
 
 def test_atoms_on_top_of_each_other_come_apart(saved: Path) -> None:
