@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <tuple>
+#include <optional>
 #include <vector>
 
 #include "aligned_weights.h"
@@ -291,13 +291,15 @@ struct Forward {
 
     Tensors run(const int64_t* offsets, const int64_t* dst) {
         for (const Wave& wave : all_waves) {
-            std::vector<Local> locals;
-            for (int64_t block = 0; block < wave.num_blocks(); ++block) locals.push_back(make_local());
-            for_each_task(wave.num_blocks(), [&](int64_t block) { read_block(wave, block, locals[block]); });
-            contract_blocks(wave, weights, pairs, [&](int64_t block, int64_t, int64_t pair, const T* of_pair) {
-                contract(wave.block_count(block), pair, of_pair, locals[block]);
+            std::vector<std::optional<Local>> locals(wave.num_blocks());
+            for_each_task(wave.num_blocks(), [&](int64_t block) {
+                locals[block].emplace(make_local());
+                read_block(wave, block, *locals[block]);
             });
-            for_each_task(wave.num_blocks(), [&](int64_t block) { write_block(wave, block, locals[block]); });
+            contract_blocks(wave, weights, pairs, [&](int64_t block, int64_t, int64_t pair, const T* of_pair) {
+                contract(wave.block_count(block), pair, of_pair, *locals[block]);
+            });
+            for_each_task(wave.num_blocks(), [&](int64_t block) { write_block(wave, block, *locals[block]); });
             if (is_pooled) add_to_nodes(problem, outputs, wave, order, offsets, dst, messages.data(), results);
         }
         return is_pooled ? stored_sums<T, S>(results, problem.nodes[0]) : results;
@@ -349,7 +351,6 @@ struct Backward {
     struct Local {
         Scratch<T> tiles, gradient_rows, gradient_sums, slice_weights, gradient, outputs, hidden, hidden_gradient, partial, scratch, components;
     };
-
 
     std::vector<bool> ends_of_sums() const {
         std::vector<bool> result(backward_terms.pairs.size());
@@ -408,17 +409,19 @@ struct Backward {
             const int64_t blocks = wave.num_blocks();
             const Held held{Scratch<T>(blocks * row_elements()), Scratch<T>(blocks * outputs.tile_elements),
                             Scratch<T>(blocks * hidden_elements()), Scratch<T>(wave.count() * inputs.components)};
-            std::vector<Local> locals;
-            for (int64_t block = 0; block < blocks; ++block) locals.push_back(make_local());
-            for_each_task(blocks, [&](int64_t block) { read_block(wave, block, held, locals[block]); });
+            std::vector<std::optional<Local>> locals(blocks);
+            for_each_task(blocks, [&](int64_t block) {
+                locals[block].emplace(make_local());
+                read_block(wave, block, held, *locals[block]);
+            });
             contract_blocks(wave, weights, pairs, [&](int64_t block, int64_t degree, int64_t pair, const T* of_pair) {
-                contract(wave.block_count(block), pair, of_pair, block_of(locals[block], num_parts > 1 ? degree : 0));
+                contract(wave.block_count(block), pair, of_pair, block_of(*locals[block], num_parts > 1 ? degree : 0));
             });
             if (rel_pos != nullptr)
                 contract_blocks(wave, forward_weights, forward_pairs, [&](int64_t block, int64_t, int64_t pair, const T* of_pair) {
-                    contract_forward(wave.block_count(block), pair, of_pair, held.rows + block * row_elements(), locals[block]);
+                    contract_forward(wave.block_count(block), pair, of_pair, held.rows + block * row_elements(), *locals[block]);
                 });
-            for_each_task(blocks, [&](int64_t block) { write_block(wave, block, held, locals[block]); });
+            for_each_task(blocks, [&](int64_t block) { write_block(wave, block, held, *locals[block]); });
             add_to_nodes(problem, inputs, wave, order, offsets, problem.src, held.messages.data(), node_gradients);
             if (with_weights) add_weight_gradients(wave, held, is_first);
             is_first = false;
