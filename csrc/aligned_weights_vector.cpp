@@ -45,22 +45,17 @@ inline void combine(const double* map, int64_t map_step, int64_t count, const T*
     }
 }
 
-template <bool IS_STREAMED, typename T>
-inline void write(T* to, Vector<T> values) {
-    if constexpr (IS_STREAMED)
-        stream(to, values);
-    else
-        store(to, values);
-}
-
 // Writes a square's first rows, `step` apart. A whole square never leaves its registers; their numbers must be constants.
-template <bool IS_STREAMED, typename T>
+template <bool IS_STREAMED = false, typename T>
 inline void write_rows(const Vector<T> (&square)[LANES<T>], int64_t num_rows, T* to, int64_t step) {
     constexpr int N = LANES<T>;
 #pragma GCC unroll 16
     for (int row = 0; row < N; ++row) {
         if (row >= num_rows) break;
-        write<IS_STREAMED>(to + row * step, square[row]);
+        if constexpr (IS_STREAMED)
+            stream(to + row * step, square[row]);
+        else
+            store(to + row * step, square[row]);
     }
 }
 
@@ -68,9 +63,9 @@ inline void write_rows(const Vector<T> (&square)[LANES<T>], int64_t num_rows, T*
 template <typename T>
 inline void write_part(const Vector<T> (&square)[LANES<T>], int64_t num_rows, int64_t count, T* to, int64_t step) {
     constexpr int N = LANES<T>;
-    if (count >= N) return write_rows<false>(square, num_rows, to, step);
+    if (count >= N) return write_rows(square, num_rows, to, step);
     T rows[N * N];
-    write_rows<false>(square, N, rows, N);
+    write_rows(square, N, rows, N);
     for (int64_t row = 0; row < N && row < num_rows; ++row)
         for (int64_t column = 0; column < count; ++column) to[row * step + column] = rows[row * N + column];
 }
@@ -113,12 +108,12 @@ inline void write_forward(
     const AlignedPart& part, const Vector<T> (&square)[LANES<T>], int64_t row, int64_t channel_in, int64_t k, T* to) {
     const int64_t width = part.vectors * LANES<T>, slice_size = part.width_hidden * 2 * width, count = part.width_hidden - k;
     to += k * 2 * width;
-    if (row > 0) return write_rows<false>(square, count, to + channel_in * slice_size, 2 * width);
+    if (row > 0) return write_rows(square, count, to + channel_in * slice_size, 2 * width);
     to += channel_in / 2 * slice_size + channel_in % 2 * width;
-    write_rows<false>(square, count, to, 2 * width);
+    write_rows(square, count, to, 2 * width);
     if (channel_in % 2 > 0 || channel_in + 1 < part.pair.channels_in) return;
     const Vector<T> none[LANES<T>]{};
-    write_rows<false>(none, count, to + width, 2 * width);
+    write_rows(none, count, to + width, 2 * width);
 }
 
 // And into slices k, steps of an output channel.
@@ -128,7 +123,7 @@ inline void write_backward(
     constexpr int N = LANES<T>;
     const int64_t width = part.vectors * N, slice_size = part.pair.channels_out * 2 * width, count = part.width_hidden - k;
     to += channel_out * 2 * width;
-    if (row > 0) return write_rows<false>(square, count, to + k * slice_size, slice_size);
+    if (row > 0) return write_rows(square, count, to + k * slice_size, slice_size);
     to += k / 2 * slice_size;
 #pragma GCC unroll 16
     for (int lane = 0; lane < N; lane += 2) {

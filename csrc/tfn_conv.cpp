@@ -28,9 +28,9 @@ using namespace se3_fast;
 
 constexpr int64_t WAVE_BYTES = int64_t(16) << 20;
 constexpr int64_t NODES_PER_TASK = 16;
-constexpr int64_t SLICES_TOGETHER = 8;
-constexpr int64_t FEW_EDGES = 2 * BLOCK_EDGES;
-constexpr int64_t MANY_BLOCKS = 8;
+constexpr int64_t SLICES_TOGETHER = 8;  // whose gradients stay in the first-level cache from block to block
+constexpr int64_t FEW_EDGES = 2 * BLOCK_EDGES;  // are not cut into smaller blocks for more threads
+constexpr int64_t MANY_BLOCKS = 8;  // of a thread: it is worth making weights twice to share them more evenly
 
 // What both directions share. Features, h and their gradients stand in memory as type S, which is computed with as type T.
 template <typename T, typename S>

@@ -27,7 +27,7 @@ def support(is_compiled: bool) -> Support:
 
 
 def serves(call: AttentionBlock) -> bool:
-    """Where the convolution is contracted by edge: graphs for which the other order pays are large."""
+    """Where the convolution is contracted by edge, the only order that the operation has."""
     return not orders_here(call, RATES)[0]
 
 
