@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
+from se3_fast.autograd.compute_dtype import check_dtype
 
 Features = dict[str, Tensor]
 
@@ -166,8 +166,7 @@ class Fiber(dict):
                 )
             if not isinstance(tensor, Tensor):
                 raise ValueError(f"{name}['{degree}']: expected a tensor, got an object of type {type(tensor).__name__}")
-            if tensor.dtype not in DTYPES:
-                raise dtype_error(f"{name}['{degree}']", tensor)
+            check_dtype(f"{name}['{degree}']", tensor)
             shape = tensor.shape
             fits = len(shape) == 3 and shape[1] == channels and shape[2] == components
             if not fits or (size is not None and shape[0] != size):

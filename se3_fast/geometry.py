@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import DTYPES, accumulation_dtype, compute_dtype, dtype_error
+from se3_fast.autograd.compute_dtype import accumulation_dtype, check_dtype, compute_dtype
 from se3_fast.autograd.modes import has_changed, is_readable, made_beside, version_of
 from se3_fast.autograd.transforms import is_followed, is_variable, values
 from se3_fast.backends.choice import implementation
@@ -335,8 +335,7 @@ def _check_relative_positions(rel_pos: Tensor, with_values: bool) -> None:
         raise TypeError(f"rel_pos: expected a tensor of shape [E, 3], got an object of type {type(rel_pos).__name__}")
     if rel_pos.ndim != 2 or rel_pos.shape[1] != 3:
         raise ValueError(f"rel_pos: expected shape [E, 3], got {list(rel_pos.shape)}")
-    if rel_pos.dtype not in DTYPES:
-        raise dtype_error("rel_pos", rel_pos)
+    check_dtype("rel_pos", rel_pos)
     if not with_values:
         return
     given = values(rel_pos)

@@ -19,9 +19,14 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What operations compute with; a backend that converts what it is given would take others in silence."""
 
 
-def dtype_error(name: str, tensor: Tensor) -> ValueError:
-    """What is said of an argument that has another dtype."""
-    return ValueError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
+def check_dtype(name: str, tensor: Tensor) -> None:
+    """Whether an argument has one of them.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what came.
+    """
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
 
 
 def compute_dtype(example: Tensor) -> torch.dtype:

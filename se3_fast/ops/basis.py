@@ -11,7 +11,7 @@ import json
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import DTYPES, dtype_error, dtype_name
+from se3_fast.autograd.compute_dtype import check_dtype, dtype_name
 from se3_fast.autograd.modes import known_when_compiled, not_in_inference_mode
 from se3_fast.backends import compiled
 from se3_fast.backends.choice import implementation
@@ -43,8 +43,7 @@ def get_basis(
     """
     if relative_pos.ndim != 2 or relative_pos.shape[1] != 3:
         raise ValueError(f"relative_pos: expected shape [E, 3], got {list(relative_pos.shape)}")
-    if relative_pos.dtype not in DTYPES:
-        raise dtype_error("relative_pos", relative_pos)
+    check_dtype("relative_pos", relative_pos)
     with_gradients = compute_gradients and torch.is_grad_enabled()
     with not_in_inference_mode(), torch.set_grad_enabled(with_gradients):
         bases = _pairwise(relative_pos, max_degree, use_pad_trick, amp)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
+from se3_fast.autograd.compute_dtype import check_dtype
 from se3_fast.backends.choice import implementation
 from se3_fast.backends.operands import DepthwiseProfile
 from se3_fast.contraction.depthwise import DepthwisePlan
@@ -31,8 +31,7 @@ def depthwise_conv(
     Raises:
         ValueError: if a shape or dtype does not fit the others.
     """
-    if features.dtype not in DTYPES:
-        raise dtype_error("features", features)
+    check_dtype("features", features)
     channels, inputs, width = (tensor.shape[-1] if tensor.ndim else 0 for tensor in (features, radial, profile.second))
     expected = {
         "features": (features, (graph.num_nodes(), plan.components_in, channels)),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
+from se3_fast.autograd.compute_dtype import check_dtype
 from se3_fast.backends.choice import implementation
 from se3_fast.backends.operands import AlignedMessages
 from se3_fast.fiber import Features, Fiber
@@ -108,5 +108,4 @@ def _check(expected: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
-        if tensor.dtype not in DTYPES:
-            raise dtype_error(name, tensor)
+        check_dtype(name, tensor)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
+from se3_fast.autograd.compute_dtype import check_dtype
 from se3_fast.backends.choice import implementation
 from se3_fast.backends.operands import Norm
 from se3_fast.fiber import Features
@@ -32,8 +32,7 @@ def group_norm(features: Features, norm: Norm, row: Tensor | None = None) -> Fea
         ValueError: if a dtype is none that is computed with.
     """
     for degree, feature in features.items():
-        if feature.dtype not in DTYPES:
-            raise dtype_error(f"features['{degree}']", feature)
+        check_dtype(f"features['{degree}']", feature)
     return _implementation(norm).group_norm(features, norm, row)
 
 
@@ -43,8 +42,7 @@ def layer_norm(feature: Tensor, norm: Norm) -> Tensor:
     Raises:
         ValueError: if the dtype is none that is computed with.
     """
-    if feature.dtype not in DTYPES:
-        raise dtype_error("feature", feature)
+    check_dtype("feature", feature)
     return _implementation(norm).layer_norm(feature, norm)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
+from se3_fast.autograd.compute_dtype import check_dtype
 from se3_fast.backends.choice import implementation
 from se3_fast.fiber import Features, HeadFeatures
 
@@ -62,5 +62,4 @@ def _check_dtypes(tensors: Mapping[str, Tensor] | HeadFeatures, name: str) -> No
     if isinstance(tensors, HeadFeatures):
         tensors = {"values": tensors.values}
     for key, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
-            raise dtype_error(f"{name}['{key}']", tensor)
+        check_dtype(f"{name}['{key}']", tensor)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import DTYPES, dtype_error, go_together
+from se3_fast.autograd.compute_dtype import check_dtype, go_together
 from se3_fast.backends.choice import implementation
 
 Layer = tuple[Tensor, Tensor]
@@ -44,7 +44,6 @@ def _check(x: Tensor, first: Layer, second: Layer) -> None:
     dtype = first[0].dtype
     for name, tensors in (("x", (x,)), ("first", first), ("second", second)):
         for tensor in tensors:
-            if tensor.dtype not in DTYPES:
-                raise dtype_error(name, tensor)
+            check_dtype(name, tensor)
             if not go_together(tensor.dtype, dtype, tensor.device.type):
                 raise ValueError(f"{name}: expected {dtype} as the first weight has, got {tensor.dtype}")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
+from se3_fast.autograd.compute_dtype import check_dtype
 from se3_fast.backends.choice import implementation
 
 Pool = Literal["max", "avg"]
@@ -26,6 +26,5 @@ def pooling(feature: Tensor, sizes: Tensor, pool: Pool) -> Tensor:
     Raises:
         ValueError: if the dtype is none that is computed with.
     """
-    if feature.dtype not in DTYPES:
-        raise dtype_error("feature", feature)
+    check_dtype("feature", feature)
     return implementation("pooling", feature.device).pooling(feature, sizes, pool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import DTYPES, dtype_error
+from se3_fast.autograd.compute_dtype import check_dtype
 from se3_fast.backends.choice import implementation
 from se3_fast.backends.operands import Profiles, RadialLayer, Recipe
 
@@ -24,8 +24,7 @@ def radial(invariants: Tensor, profiles: Profiles) -> list[Tensor] | Tensor:
     Raises:
         ValueError: if the dtype of the invariants is none that is computed with.
     """
-    if invariants.dtype not in DTYPES:
-        raise dtype_error("invariants", invariants)
+    check_dtype("invariants", invariants)
     return implementation("radial", invariants.device).radial(invariants, profiles)
 
 

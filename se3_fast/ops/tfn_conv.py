@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.compute_dtype import DTYPES, accumulation_dtype, compute_dtype, dtype_error, in_dtype
+from se3_fast.autograd.compute_dtype import accumulation_dtype, check_dtype, compute_dtype, in_dtype
 from se3_fast.backends import choice
 from se3_fast.backends.dense import tfn_conv as formula
 from se3_fast.backends.operands import AlignedMessages, Convolution, Geometry
@@ -178,8 +178,7 @@ def _check_sizes(call: Convolution) -> None:
     for name, tensor, shape in expected:
         if tensor.shape != shape:
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
-        if tensor.dtype not in DTYPES:
-            raise dtype_error(name, tensor)
+        check_dtype(name, tensor)
 
 
 def _check_degrees(plan: ConvolutionPlan, geometry: Geometry) -> None:
