@@ -2,9 +2,9 @@
 // torch.ops.se3_fast_cpp.
 //
 // The source nodes are dealt out to the threads in ranges of about the same cost; a thread walks over its range block by block
-// (tfn_conv_by_source.h). Messages and gradients of h belong to edges and gradients of features to sources, hence to one thread;
-// sums at destinations and gradients of weights are kept per thread and added up in the threads' order. So results depend on the
-// number of threads in their last digits, and on nothing else.
+// (tfn_conv_by_source.h). A source with many edges may belong to several threads. Messages and gradients of h belong to edges, hence
+// to one thread; gradients of such a source, sums at destinations and gradients of weights are kept per thread and added up in the
+// threads' order. So results depend on the number of threads in their last digits, and on nothing else.
 
 #include "tfn_conv_by_source.h"
 
@@ -45,26 +45,36 @@ std::vector<T*> write_all(const Tensors& tensors) {
 struct Shares {
     std::vector<SourceSegment> segments;
     Integers bounds{0};
+    Integers continued;  // nodes of which a share before has edges too, for each of their gradients' rows after those of all nodes
 
     Shares(const Tensor& out_offsets, int64_t num_nodes) {
         const int64_t* offsets = read<int64_t>(out_offsets);
         int64_t total = 0;
         for (int64_t node = 0; node < num_nodes; ++node)
-            if (offsets[node + 1] > offsets[node]) total += SOURCE_COST + offsets[node + 1] - offsets[node];
+            for (int64_t first = offsets[node]; first < offsets[node + 1]; first += MOST_SEGMENT_EDGES) {
+                segments.push_back({node, first, std::min(offsets[node + 1] - first, MOST_SEGMENT_EDGES), node});
+                total += SOURCE_COST + segments.back().count;
+            }
         const int64_t num_shares = std::clamp<int64_t>(total / LEAST_COST, 1, torch::stable::get_num_threads());
         int64_t done = 0;
-        for (int64_t node = 0; node < num_nodes; ++node) {
-            const int64_t first = offsets[node], count = offsets[node + 1] - first;
-            if (count == 0) continue;
-            for (int64_t start = 0; start < count; start += MOST_SEGMENT_EDGES)
-                segments.push_back({node, first + start, std::min(count - start, MOST_SEGMENT_EDGES)});
-            done += SOURCE_COST + count;
-            if (done * num_shares >= total * int64_t(bounds.size())) bounds.push_back(int64_t(segments.size()));
+        for (std::size_t index = 0; index < segments.size(); ++index) {
+            done += SOURCE_COST + segments[index].count;
+            if (done * num_shares >= total * int64_t(bounds.size())) bounds.push_back(int64_t(index + 1));
         }
-        if (bounds.back() < int64_t(segments.size())) bounds.push_back(int64_t(segments.size()));
+        for (int64_t share = 1; share < count(); ++share) set_rows(bounds[share], bounds[share + 1], num_nodes);
     }
 
     int64_t count() const { return int64_t(bounds.size()) - 1; }
+
+private:
+    // If the node of a share's first segment began in the share before, its segments here have a row of gradients of their own.
+    void set_rows(int64_t first, int64_t stop, int64_t num_nodes) {
+        const int64_t node = segments[first].node;
+        if (node != segments[first - 1].node) return;
+        for (int64_t index = first; index < stop && segments[index].node == node; ++index)
+            segments[index].gradient_row = num_nodes + int64_t(continued.size());
+        continued.push_back(node);
+    }
 };
 
 // A plan as integers (se3_fast/backends/launch_tables.py writes them). Of the tiles, what depends on no operand.
@@ -277,6 +287,17 @@ Tensors forward(Convolution<T, S>& convolution, const Shares& shares, const Tens
     return messages;
 }
 
+// Adds the rows after those of all nodes to the rows of the nodes that they belong to, and cuts them off.
+template <typename T>
+void add_continued(const Integers& continued, int64_t num_nodes, Tensor& sums) {
+    T* const rows = write<T>(sums);
+    const int64_t row = sums.size(1) * sums.size(2);
+    for (std::size_t index = 0; index < continued.size(); ++index)
+        for (int64_t element = 0; element < row; ++element)
+            rows[continued[index] * row + element] += rows[(num_nodes + int64_t(index)) * row + element];
+    sums = torch::stable::narrow(sums, 0, 0, num_nodes);
+}
+
 // Gradients of the nodes' features, of h, of the weights; and the torque on the edges where it is wanted.
 template <typename T, typename S>
 Tensors backward(Convolution<T, S>& convolution, const Shares& shares, const Tensors& nodes, const Tensors& hidden,
@@ -291,7 +312,8 @@ Tensors backward(Convolution<T, S>& convolution, const Shares& shares, const Ten
 
     Tensors node_sums, hidden_gradients, weight_gradients, torque;
     for (const Tensor& features : nodes) {
-        node_sums.push_back(empty(wigner, {features.size(0), features.size(1), features.size(2)}));
+        const int64_t rows = features.size(0) + int64_t(shares.continued.size());
+        node_sums.push_back(empty(wigner, {rows, features.size(1), features.size(2)}));
         fill_zero(node_sums.back());
     }
     for (const Tensor& values : hidden) hidden_gradients.push_back(empty_like(values));
@@ -326,6 +348,8 @@ Tensors backward(Convolution<T, S>& convolution, const Shares& shares, const Ten
                           convolution.blocks_size, of_weights[index] + channel * size);
         });
     }
+    if (!shares.continued.empty())
+        for (Tensor& sums : node_sums) add_continued<T>(shares.continued, nodes[0].size(0), sums);
     Tensors results = stored_sums<T, S>(node_sums, nodes[0]);
     for (const Tensors* more : {&hidden_gradients, &weight_gradients, &torque})
         results.insert(results.end(), more->begin(), more->end());

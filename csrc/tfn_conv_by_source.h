@@ -52,6 +52,7 @@ struct SourceTile {
 // Some outgoing edges of a source node: places first .. first + count - 1 of the edges ordered by source.
 struct SourceSegment {
     int64_t node, first, count;
+    int64_t gradient_row;  // of the node's gradients: the node, or a row after all nodes where another thread has some of its edges
 };
 
 // Features, h and their gradients stand in memory as type S, which is computed with as type T.
@@ -83,7 +84,7 @@ struct SourceResults {
     S* const* messages;          // forward: [E][C][2d+1] by output
     T* sums;                     // forward, summed at destinations: [N][row_length]
     const S* const* gradients;   // backward: of messages or sums, [E or N][C][2d+1] by output
-    T* const* node_gradients;    // backward, by input; added to what is there
+    T* const* node_gradients;    // backward, by input; added to what is there in the segments' rows
     S* const* hidden_gradients;  // backward, by group
     T* block_gradients;          // backward, or null
     T* torque;                   // backward, [E][3], or null

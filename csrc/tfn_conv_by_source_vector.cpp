@@ -672,7 +672,7 @@ void backward_block(
             for (int64_t segment = 0; segment < num_segments; ++segment)
                 transpose_components<true>(
                     buffers.feature_gradient + segment * size * padded_in, size, group.channels_in, padded_in,
-                    results.node_gradients[tile.input] + segments[segment].node * group.channels_in * size);
+                    results.node_gradients[tile.input] + segments[segment].gradient_row * group.channels_in * size);
         if (is_last_of_group)
             scatter_hidden_gradient(problem, block, buffers.hidden_gradient, results.hidden_gradients[tile.group]);
     }

@@ -63,11 +63,13 @@ def test_many_edges_in_several_waves(pool: bool) -> None:
     assert_equal(run(case, "cpp", pool=pool), run(case, "torch", pool=pool), TOLERANCE[torch.float64])
 
 
+@pytest.mark.parametrize("num_nodes", [1, 3])
 @pytest.mark.parametrize("pool", [False, True], ids=["per edge", "pooled"])
+@pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
 @pytest.mark.usefixtures("threads")
-def test_source_with_very_many_edges(pool: bool) -> None:
-    """More than a block holds: such a source is cut up."""
-    case = Case({0: 2, 1: 2}, {0: 2, 1: 2}, num_nodes=3, num_edges=5000)
+def test_source_with_very_many_edges(pool: bool, num_nodes: int) -> None:
+    """More than a block holds: such a source is cut up, and threads share it."""
+    case = Case({0: 2, 1: 2}, {0: 2, 1: 2}, num_nodes=num_nodes, num_edges=5000)
     assert_equal(run(case, "cpp", pool=pool), run(case, "torch", pool=pool), TOLERANCE[torch.float64])
 
 
