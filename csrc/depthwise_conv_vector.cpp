@@ -219,21 +219,57 @@ void add_to(T* sum, Vector<T> value) {
     store(sum, load(sum) + value);
 }
 
-// The message of an edge, added to the row of its destination.
-template <typename T>
-void add_message(const DepthwiseShape& shape, const T* features, const T* weights, const T* elements, T* sums) {
-    const int64_t channels = shape.channels;
-    for (int64_t channel = 0; channel < channels; channel += LANES<T>)
-        for (int64_t number = 0; number < shape.num_runs; ++number) {
-            const DepthwiseRun& run = shape.runs[number];
-            Vector<T> sum{};
-            for (int64_t pair = run.first_pair; pair < run.stop_pair; ++pair)
-                sum += broadcast(elements[pair]) * load(features + shape.pairs[pair].component_in * channels + channel);
-            add_to(sums + run.component_out * channels + channel, sum * load(weights + run.path * channels + channel));
-        }
+// Vectors of channels that are treated together, so that the tables are read once for all of them. What they are summed up in fits
+// into the registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int MOST_VECTORS = 4, MOST_VECTORS_ALONG = 4;
+#else
+constexpr int MOST_VECTORS = 4, MOST_VECTORS_ALONG = 2;
+#endif
+
+// Calls run(constant number of vectors, first channel) for all channels.
+template <typename T, int NUM_VECTORS, typename Run>
+inline void for_each_tile(int64_t channels, const Run& run, int64_t channel = 0) {
+    for (; channel + NUM_VECTORS * LANES<T> <= channels; channel += NUM_VECTORS * LANES<T>)
+        run(std::integral_constant<int, NUM_VECTORS>(), channel);
+    if constexpr (NUM_VECTORS > 1) for_each_tile<T, NUM_VECTORS / 2>(channels, run, channel);
 }
 
-// Adds what a pair's matrix element has for a gradient to the harmonics that it is made of, still channel by channel.
+// A vector for each of a tile's.
+template <typename T, int NUM_VECTORS>
+struct Tile {
+    Vector<T> vectors[NUM_VECTORS]{};
+
+    Vector<T>& operator[](int number) { return vectors[number]; }
+};
+
+// The message of an edge, added to the row of its destination.
+template <int NUM_VECTORS, typename T>
+inline void add_message_tile(const DepthwiseShape& shape, const T* features, const T* weights, const T* elements, T* sums) {
+    for (int64_t number = 0; number < shape.num_runs; ++number) {
+        const DepthwiseRun& run = shape.runs[number];
+        const T* const weight = weights + run.path * shape.channels;
+        T* const into = sums + run.component_out * shape.channels;
+        Tile<T, NUM_VECTORS> message;
+        for (int64_t pair = run.first_pair; pair < run.stop_pair; ++pair) {
+            const T* const feature = features + shape.pairs[pair].component_in * shape.channels;
+            const Vector<T> element = broadcast(elements[pair]);
+#pragma GCC unroll 4
+            for (int v = 0; v < NUM_VECTORS; ++v) message[v] += element * load(feature + v * LANES<T>);
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < NUM_VECTORS; ++v) add_to(into + v * LANES<T>, message[v] * load(weight + v * LANES<T>));
+    }
+}
+
+template <typename T>
+void add_message(const DepthwiseShape& shape, const T* features, const T* weights, const T* elements, T* sums) {
+    for_each_tile<T, MOST_VECTORS>(shape.channels, [&](auto vectors, int64_t channel) {
+        add_message_tile<vectors.value>(shape, features + channel, weights + channel, elements, sums + channel);
+    });
+}
+
+// Adds what a pair's matrix element has for a gradient to the harmonics that it is made of, still lane by lane.
 template <typename T>
 inline void add_terms(const DepthwiseShape& shape, const DepthwisePair& pair, Vector<T> value, T* of_elements) {
     for (int64_t term = pair.first_term; term < pair.stop_term; ++term)
@@ -256,57 +292,94 @@ struct EdgeRows {
 };
 
 // Gradients of an edge: adds to that of the source's features, writes that of R; that of Y is left in `of_elements`.
+template <int NUM_VECTORS, typename T>
+inline void differentiate_message_tile(
+    const DepthwiseShape& shape, const EdgeRows<T>& edge, int64_t channel, T* of_features, T* of_elements) {
+    for (int64_t number = 0; number < shape.num_runs; ++number) {
+        const DepthwiseRun& run = shape.runs[number];
+        const int64_t row = run.path * shape.channels + channel;
+        const T* const gradient = edge.gradient + run.component_out * shape.channels + channel;
+        Tile<T, NUM_VECTORS> message, weighted;
+#pragma GCC unroll 4
+        for (int v = 0; v < NUM_VECTORS; ++v)
+            weighted[v] = load(gradient + v * LANES<T>) * load(edge.weights + row + v * LANES<T>);
+        for (int64_t index = run.first_pair; index < run.stop_pair; ++index) {
+            const DepthwisePair& pair = shape.pairs[index];
+            const int64_t column = pair.component_in * shape.channels + channel;
+            const Vector<T> element = broadcast(edge.elements[index]);
+            Vector<T> of_element{};
+#pragma GCC unroll 4
+            for (int v = 0; v < NUM_VECTORS; ++v) {
+                const Vector<T> feature = load(edge.features + column + v * LANES<T>);
+                message[v] += element * feature;
+                of_element += feature * weighted[v];
+                add_to(of_features + column + v * LANES<T>, element * weighted[v]);
+            }
+            if (of_elements != nullptr) add_terms(shape, pair, of_element, of_elements);
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < NUM_VECTORS; ++v)
+            add_to(edge.of_weights + row + v * LANES<T>, message[v] * load(gradient + v * LANES<T>));
+    }
+}
+
 template <typename T>
 void differentiate_message(const DepthwiseShape& shape, const EdgeRows<T>& edge, T* of_features, T* of_elements) {
-    const int64_t channels = shape.channels;
     fill_zero(edge.of_weights, shape.rows());
-    for (int64_t channel = 0; channel < channels; channel += LANES<T>)
-        for (int64_t number = 0; number < shape.num_runs; ++number) {
-            const DepthwiseRun& run = shape.runs[number];
-            const int64_t row = run.path * channels + channel;
-            const Vector<T> given = load(edge.gradient + run.component_out * channels + channel);
-            const Vector<T> weighted = given * load(edge.weights + row);
-            Vector<T> message{};
-            for (int64_t index = run.first_pair; index < run.stop_pair; ++index) {
-                const DepthwisePair& pair = shape.pairs[index];
-                const int64_t column = pair.component_in * channels + channel;
-                const Vector<T> feature = load(edge.features + column), element = broadcast(edge.elements[index]);
-                message += element * feature;
-                add_to(of_features + column, element * weighted);
-                if (of_elements != nullptr) add_terms(shape, pair, feature * weighted, of_elements);
-            }
-            add_to(edge.of_weights + row, message * given);
-        }
+    for_each_tile<T, MOST_VECTORS>(shape.channels, [&](auto vectors, int64_t channel) {
+        differentiate_message_tile<vectors.value>(shape, edge, channel, of_features, of_elements);
+    });
 }
 
 // The same along a direction, with the derivative of the message, which is added to `sums`.
+template <int NUM_VECTORS, typename T>
+inline void differentiate_message_tile_along(
+    const DepthwiseShape& shape, const EdgeRows<T>& edge, int64_t channel, T* sums, T* of_features, T* of_elements) {
+    for (int64_t number = 0; number < shape.num_runs; ++number) {
+        const DepthwiseRun& run = shape.runs[number];
+        const int64_t row = run.path * shape.channels + channel, row_out = run.component_out * shape.channels + channel;
+        Tile<T, NUM_VECTORS> message, message_dot, weighted, weighted_dot;
+#pragma GCC unroll 4
+        for (int v = 0; v < NUM_VECTORS; ++v) {
+            const Vector<T> given = load(edge.gradient + row_out + v * LANES<T>);
+            weighted[v] = given * load(edge.weights + row + v * LANES<T>);
+            weighted_dot[v] = given * load(edge.weights_dot + row + v * LANES<T>);
+        }
+        for (int64_t index = run.first_pair; index < run.stop_pair; ++index) {
+            const DepthwisePair& pair = shape.pairs[index];
+            const int64_t column = pair.component_in * shape.channels + channel;
+            const Vector<T> element = broadcast(edge.elements[index]), element_dot = broadcast(edge.elements_dot[index]);
+            Vector<T> of_element{};
+#pragma GCC unroll 4
+            for (int v = 0; v < NUM_VECTORS; ++v) {
+                const Vector<T> feature = load(edge.features + column + v * LANES<T>);
+                const Vector<T> feature_dot = load(edge.direction + column + v * LANES<T>);
+                message[v] += element * feature;
+                message_dot[v] += element * feature_dot + element_dot * feature;
+                of_element += feature * weighted_dot[v] + feature_dot * weighted[v];
+                add_to(of_features + column + v * LANES<T>, element_dot * weighted[v] + element * weighted_dot[v]);
+            }
+            add_terms(shape, pair, of_element, of_elements);
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < NUM_VECTORS; ++v) {
+            const int64_t lane = v * LANES<T>;
+            const Vector<T> given = load(edge.gradient + row_out + lane);
+            add_to(sums + row_out + lane,
+                   load(edge.weights + row + lane) * message_dot[v] + load(edge.weights_dot + row + lane) * message[v]);
+            add_to(edge.of_weights + row + lane, message[v] * given);
+            add_to(edge.of_weights_dot + row + lane, message_dot[v] * given);
+        }
+    }
+}
+
 template <typename T>
 void differentiate_message_along(const DepthwiseShape& shape, const EdgeRows<T>& edge, T* sums, T* of_features, T* of_elements) {
-    const int64_t channels = shape.channels;
     fill_zero(edge.of_weights, shape.rows());
     fill_zero(edge.of_weights_dot, shape.rows());
-    for (int64_t channel = 0; channel < channels; channel += LANES<T>)
-        for (int64_t number = 0; number < shape.num_runs; ++number) {
-            const DepthwiseRun& run = shape.runs[number];
-            const int64_t row = run.path * channels + channel;
-            const Vector<T> given = load(edge.gradient + run.component_out * channels + channel);
-            const Vector<T> weight = load(edge.weights + row), weight_dot = load(edge.weights_dot + row);
-            const Vector<T> weighted = given * weight, weighted_dot = given * weight_dot;
-            Vector<T> message{}, message_dot{};
-            for (int64_t index = run.first_pair; index < run.stop_pair; ++index) {
-                const DepthwisePair& pair = shape.pairs[index];
-                const int64_t column = pair.component_in * channels + channel;
-                const Vector<T> feature = load(edge.features + column), feature_dot = load(edge.direction + column);
-                const Vector<T> element = broadcast(edge.elements[index]), element_dot = broadcast(edge.elements_dot[index]);
-                message += element * feature;
-                message_dot += element * feature_dot + element_dot * feature;
-                add_to(of_features + column, element_dot * weighted + element * weighted_dot);
-                add_terms(shape, pair, feature * weighted_dot + feature_dot * weighted, of_elements);
-            }
-            add_to(sums + run.component_out * channels + channel, weight * message_dot + weight_dot * message);
-            add_to(edge.of_weights + row, message * given);
-            add_to(edge.of_weights_dot + row, message_dot * given);
-        }
+    for_each_tile<T, MOST_VECTORS_ALONG>(shape.channels, [&](auto vectors, int64_t channel) {
+        differentiate_message_tile_along<vectors.value>(shape, edge, channel, sums, of_features, of_elements);
+    });
 }
 
 }  // namespace
