@@ -11,19 +11,19 @@ from se3_fast import __version__
 COMMANDS = {
     "train": ("se3_fast.train", "train on a molecular property"),
     "train-forces": ("se3_fast.train_forces", "train a force field"),
-    "pack-frames": ("se3_fast.data.pack_frames", "write frames into a folder that need not fit into memory"),
-    "md": ("se3_fast.simulation.md", "run molecular dynamics with a force field"),
-    "relax": ("se3_fast.simulation.relax", "relax structures with a force field"),
-    "export-forces": ("se3_fast.simulation.export", "compile a force field to a package that runs without se3_fast"),
-    "export-lammps": ("se3_fast.lammps", "write a force field for LAMMPS"),
-    "predict": ("se3_fast.predict.command", "predict a property for molecules"),
+    "pack-frames": ("se3_fast.commands.pack_frames", "write frames into a folder that need not fit into memory"),
+    "md": ("se3_fast.commands.md", "run molecular dynamics with a force field"),
+    "relax": ("se3_fast.commands.relax", "relax structures with a force field"),
+    "export-forces": ("se3_fast.commands.export_forces", "compile a force field to a package that runs without se3_fast"),
+    "export-lammps": ("se3_fast.commands.export_lammps", "write a force field for LAMMPS"),
+    "predict": ("se3_fast.commands.predict", "predict a property for molecules"),
     "models": ("se3_fast.pretrained.__main__", "list the trained models"),
-    "models pack": ("se3_fast.pretrained.pack", "make a named model of a checkpoint"),
+    "models pack": ("se3_fast.commands.pack_model", "make a named model of a checkpoint"),
     "evaluate": ("se3_fast.inference", "evaluate a trained model on the test set"),
-    "evaluate-forces": ("se3_fast.simulation.evaluate", "compare a force field with labelled frames"),
-    "data build-qm9": ("se3_fast.data.build_qm9", "build qm9_edge.npz from its sources"),
-    "data make-sample": ("se3_fast.data.make_sample", "make the sample data set again"),
-    "data make-force-sample": ("se3_fast.data.make_force_sample", "make the sample data set of forces again"),
+    "evaluate-forces": ("se3_fast.commands.evaluate_forces", "compare a force field with labelled frames"),
+    "data build-qm9": ("se3_fast.commands.build_qm9", "build qm9_edge.npz from its sources"),
+    "data make-sample": ("se3_fast.commands.make_sample", "make the sample data set again"),
+    "data make-force-sample": ("se3_fast.commands.make_force_sample", "make the sample data set of forces again"),
 }
 """Module and purpose of every sub-command."""
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for count in (2, 1):
         name = " ".join(words[:count])
         if name in COMMANDS:
-            return _run(COMMANDS[name][0], words[count:])
+            return int(import_module(COMMANDS[name][0]).main(words[count:]))
     if words == ["--version"]:
         print(f"se3_fast {__version__}")
         return 0
@@ -45,15 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: no command {unknown!r:.50}", file=sys.stderr)
     print(_usage(), file=sys.stdout if is_help else sys.stderr)
     return 0 if is_help else 2
-
-
-def _run(module: str, arguments: list[str]) -> int:
-    try:
-        command = import_module(module)
-    except ImportError as error:  # a package of an extra; its message says which
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return int(command.main(arguments))
 
 
 def _usage() -> str:

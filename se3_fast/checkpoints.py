@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from se3_fast.training.checkpoint import SAFETENSORS_SUFFIX, read_checkpoint, write_checkpoint, write_safetensors
+from se3_fast.files import SAFETENSORS_SUFFIX
+from se3_fast.training.checkpoint import read_checkpoint, write_checkpoint, write_safetensors
 from se3_fast.training.errors import run_command, user_errors
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+from importlib import import_module
 from pathlib import Path
 
 _TRUE = ("true", "yes", "t", "y", "1")
@@ -32,3 +34,18 @@ def boolean(text: str) -> bool:
     if text.lower() in _FALSE:
         return False
     raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+
+
+def run(module: str, arguments: argparse.Namespace) -> int:
+    """Run a command, whose module is imported now that its options are parsed; returns its exit status.
+
+    Args:
+        module: Its function `run` takes the options, and returns the exit status.
+        arguments: The parsed options.
+    """
+    try:
+        command = import_module(module)
+    except ImportError as error:  # a package of an extra; its message says which
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return int(command.run(arguments))

@@ -17,6 +17,8 @@ try:
 except ImportError:  # not POSIX: temporary files of killed processes stay
     fcntl = None  # type: ignore[assignment]
 
+SAFETENSORS_SUFFIX = ".safetensors"
+
 _TOKEN_BYTES = 8
 _LONGEST_NAME = 200
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -28,12 +28,12 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from se3_fast.ase import OutsideDomainError, SE3FastCalculator
-from se3_fast.command_line import HelpFormatter
+from se3_fast.commands.export_lammps import main
 from se3_fast.error_text import one_line
 from se3_fast.files import atomic_file
 from se3_fast.forces import ForceField, load_force_field
 from se3_fast.graph import Graph
-from se3_fast.simulation.arguments import DTYPES, WITHOUT_DIPOLE, add_export_arguments
+from se3_fast.simulation.arguments import DTYPES, WITHOUT_DIPOLE
 from se3_fast.simulation.single_point import SinglePoint
 from se3_fast.training.errors import run_command, user_errors
 
@@ -190,18 +190,6 @@ def attach(lmp: Any, calculator: SE3FastCalculator, elements: Sequence[str], fix
     lmp.set_fix_external_callback(fix, evaluate)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Parser of all options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="se3-fast export-lammps",
-        description="Write a force field as a file for LAMMPS: pair_style mliap unified FILE 0. LAMMPS unpickles it, and imports "
-        "se3_fast; its KOKKOS version is needed for force fields of more than one layer.",
-        formatter_class=HelpFormatter,
-    )
-    add_export_arguments(parser, "file to write, .pkl")
-    return parser
-
-
 def export(arguments: argparse.Namespace) -> None:
     """Run the command with parsed arguments.
 
@@ -221,10 +209,9 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: elements {elements}, cutoff {cutoff:g} Angstrom; pair_style mliap unified {arguments.output} 0")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, export, and return the exit status."""
-    parsed = build_parser().parse_args(arguments)
-    return run_command(lambda: export(parsed))
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns the exit status."""
+    return run_command(lambda: export(arguments))
 
 
 if __name__ == "__main__":

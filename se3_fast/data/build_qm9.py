@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from se3_fast.data.download import GDB9_URL
+from se3_fast.commands.build_qm9 import main
 from se3_fast.data.featuriser import QM9_FEATURISER
 from se3_fast.data.molecule_arrays import featurise, stack_molecules
 from se3_fast.data.molecules import LARGEST_NUMBER, DataError
@@ -196,22 +196,12 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="se3-fast data build-qm9",
-        description="Build qm9_edge.npz from gdb9.sdf and its csv.",
-        epilog=f"Both files are in {GDB9_URL}",
-    )
-    parser.add_argument("--sdf", type=Path, required=True, help="gdb9.sdf")
-    parser.add_argument("--csv", type=Path, required=True, help="gdb9.sdf.csv")
-    parser.add_argument("--output", type=Path, required=True, help="File to write, normally qm9_edge.npz")
-    parser.add_argument("--exclude", type=Path, help="List of molecules to leave out, normally uncharacterized.txt")
-    options = parser.parse_args(arguments)
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns the exit status."""
     rdBase.DisableLog("rdApp.*")
     try:
-        excluded = read_excluded(options.exclude) if options.exclude else frozenset()
-        write_npz(options.output, build_qm9(options.sdf, options.csv, excluded))
+        excluded = read_excluded(arguments.exclude) if arguments.exclude else frozenset()
+        write_npz(arguments.output, build_qm9(arguments.sdf, arguments.csv, excluded))
     except (DataError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -21,16 +21,15 @@ from se3_fast.data.frame_statistics import EnergyFit, FrameStatistics, Suspicion
 from se3_fast.data.frames import (
     CHUNK,
     COLLECTIONS,
-    DEFAULT_NAMES,
     LMDB,
     ForceFrames,
     FrameSource,
     JoinedFrames,
-    LabelNames,
     SomeFrames,
     chosen_numbers,
     chunks_of,
 )
+from se3_fast.data.label_units import DEFAULT_NAMES, LabelNames
 from se3_fast.data.molecules import ArrayFile, DataError, open_arrays
 from se3_fast.data.samplers import EdgeBatchSampler, RankEdgeBatchSampler
 from se3_fast.forces import LARGEST_ATOMIC_NUMBER

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from se3_fast.data.frames import CHUNK, ForceFrames, LabelNames, chosen_numbers, chosen_slice
+from se3_fast.data.frames import CHUNK, ForceFrames, chosen_numbers, chosen_slice
 from se3_fast.data.hdf5_heaps import Heaps
-from se3_fast.data.label_units import dipole_unit, energy_unit, forces_unit, length_unit
+from se3_fast.data.label_units import LabelNames, dipole_unit, energy_unit, forces_unit, length_unit
 from se3_fast.data.molecules import LARGEST_NUMBER, LARGEST_POSITION, DataError
 from se3_fast.error_text import one_line
 from se3_fast.forces import LARGEST_ATOMIC_NUMBER

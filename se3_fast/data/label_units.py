@@ -1,4 +1,4 @@
-"""Units of the labels of frames, by name: what a number is multiplied with to be in eV, Angstrom or e Angstrom."""
+"""Names and units of the labels of frames: what a number is multiplied with to be in eV, Angstrom or e Angstrom."""
 
 from __future__ import annotations
 
@@ -130,3 +130,39 @@ class LabelUnits:
 
 
 DEFAULT_UNITS = LabelUnits()
+
+
+@dataclass(frozen=True)
+class LabelNames:
+    """Under which names files have the labels, and in which units.
+
+    Attributes:
+        energy: Of a frame.
+        forces: Of its atoms; a name with `gradient` in it is that of minus the forces.
+        stress: Of its cell; ASE's sign and order.
+        virial: Of its cell, minus stress times volume; None: ``virial`` or ``virials``.
+        dipole: Of a molecule; those of what has a periodic cell are not read.
+        positions: Of a molecule of an HDF5 collection; None: ``conformations``, ``coordinates`` or ``positions``.
+        units: Of positions and labels, where a file does not say it.
+    """
+
+    energy: str = "energy"
+    forces: str = "forces"
+    stress: str = "stress"
+    virial: str | None = None
+    dipole: str = "dipole"
+    positions: str | None = None
+    units: LabelUnits = DEFAULT_UNITS
+
+    @property
+    def virials(self) -> tuple[str, ...]:
+        """The names that a virial may have."""
+        return ("virial", "virials") if self.virial is None else (self.virial,)
+
+    @property
+    def forces_sign(self) -> float:
+        """-1 where gradients are read as forces."""
+        return -1.0 if "gradient" in self.forces.lower() else 1.0
+
+
+DEFAULT_NAMES = LabelNames()

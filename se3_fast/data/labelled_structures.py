@@ -11,7 +11,8 @@ import torch
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from se3_fast.data.frames import CHUNK, ForceFrames, LabelNames
+from se3_fast.data.frames import CHUNK, ForceFrames
+from se3_fast.data.label_units import LabelNames
 from se3_fast.data.molecules import LARGEST_NUMBER, LARGEST_POSITION, DataError
 from se3_fast.data.structures import read_structures
 from se3_fast.forces import LARGEST_ATOMIC_NUMBER

@@ -13,7 +13,6 @@ import argparse
 import os
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +21,7 @@ try:
 except ImportError as error:
     raise ImportError("making the force-field sample needs RDKit and tblite: pip install 'se3_fast[chem]'") from error
 
+from se3_fast.commands.make_force_sample import main
 from se3_fast.data.make_sample import BOHR_IN_ANGSTROM, POSITION_STEP, conformer, write_sample
 from se3_fast.data.tasks import HARTREE_IN_EV
 
@@ -145,16 +145,9 @@ def make_force_sample(num_frames: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="se3-fast data make-force-sample", description="Make the force-field sample that is shipped with the package."
-    )
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("force_sample.npz"))
-    parser.add_argument("--num_frames", type=int, default=50, help="frames of every molecule")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    return write_sample(options.output, lambda: make_force_sample(options.num_frames, options.seed))
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns the exit status."""
+    return write_sample(arguments.output, lambda: make_force_sample(arguments.num_frames, arguments.seed))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ try:
 except ImportError as error:
     raise ImportError("making the sample data set needs RDKit and tblite: pip install 'se3_fast[chem]'") from error
 
+from se3_fast.commands.make_sample import main
 from se3_fast.data.conformers import ConformerError, conformers
 from se3_fast.data.featuriser import SAMPLE_FEATURISER
 from se3_fast.data.molecule_arrays import MoleculeArrays, featurise, stack_molecules
@@ -341,19 +342,6 @@ def make_sample(num_molecules: int, seed: int, processes: int) -> dict[str, np.n
     return {**stack_molecules(molecules, np.stack(targets)), "smiles": np.array(smiles, dtype=np.bytes_)}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="se3-fast data make-sample", description="Make the sample data set that is shipped with the package."
-    )
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("sample.npz"))
-    parser.add_argument("--num_molecules", type=int, default=6000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2)
-    options = parser.parse_args(arguments)
-    return write_sample(options.output, lambda: make_sample(options.num_molecules, options.seed, options.processes))
-
-
 def write_sample(output: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> int:
     """Make arrays and write them, once it is known that they can be; returns the exit status."""
     try:
@@ -363,6 +351,11 @@ def write_sample(output: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> 
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns the exit status."""
+    return write_sample(arguments.output, lambda: make_sample(arguments.num_molecules, arguments.seed, arguments.processes))
 
 
 if __name__ == "__main__":

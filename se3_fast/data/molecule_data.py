@@ -19,9 +19,6 @@ from se3_fast.data.objective import CLASSIFICATION, REGRESSION, Objective, Prope
 from se3_fast.data.resident import AssembledMolecules, ResidentLoader, ResidentMolecules, device_with_room
 from se3_fast.geometry import EdgeGeometry
 
-SPLITS = ("random", "scaffold")
-"""How molecules of one's own are divided."""
-
 
 class MoleculeDataModule(DataModule):
     """Molecules as bond graphs, for one property or several.

@@ -10,35 +10,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from se3_fast.command_line import HelpFormatter
+from se3_fast.commands.pack_frames import main
 from se3_fast.data.force_frames import frame_chunks, shards_of, warn_of
 from se3_fast.data.frame_dataset import counted_edges
 from se3_fast.data.frame_folder import FrameFolderWriter
 from se3_fast.data.frame_statistics import Suspicions
-from se3_fast.data.frames import DEFAULT_NAMES, LabelNames
+from se3_fast.data.label_units import DEFAULT_NAMES, LabelNames
 from se3_fast.data.molecules import DataError
-from se3_fast.training.arguments import FILES_OF_FRAMES, add_label_names, label_names, positive_float
+from se3_fast.training.arguments import label_names
 from se3_fast.training.errors import run_command, user_errors
 from se3_fast.training.signals import StopSignal
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Parser of all options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="se3-fast pack-frames",
-        description="Write frames into a folder, which --data of train-forces takes. Training maps it instead of loading it.",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("data", type=Path, nargs="+", metavar="FILE", help=FILES_OF_FRAMES)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
-    add_label_names(parser)
-    parser.add_argument(
-        "--cutoff",
-        type=positive_float,
-        default=5.0,
-        help="edges of every frame are counted for it, Angstrom; training may have another",
-    )
-    return parser
 
 
 def pack_frames(
@@ -76,7 +57,7 @@ def pack_frames(
     return writer.frames, writer.atoms
 
 
-def run(arguments: argparse.Namespace) -> None:
+def pack(arguments: argparse.Namespace) -> None:
     """Run the command with parsed arguments.
 
     Raises:
@@ -90,10 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: {frames:,} frames, {atoms:,} atoms")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, write the folder, and return the exit status."""
-    parsed = build_parser().parse_args(arguments)
-    return run_command(lambda: run(parsed))
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns the exit status."""
+    return run_command(lambda: pack(arguments))
 
 
 if __name__ == "__main__":

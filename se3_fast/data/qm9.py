@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from se3_fast.command_line import boolean
+from se3_fast.data.arguments import DATASETS, add_qm9_arguments
 from se3_fast.data.download import QM9_EDGE_URL, download_file
 from se3_fast.data.featuriser import featuriser_of
 from se3_fast.data.molecule_data import MoleculeDataModule
@@ -28,8 +28,6 @@ from se3_fast.data.tasks import TASK_UNITS, TASKS
 
 SAMPLE_PATH = Path(__file__).with_name("sample.npz")
 """The data set that is shipped with the package (made by ``se3_fast.data.make_sample``)."""
-
-DATASETS = ("qm9", "sample")
 
 PUBLISHED_TRAINING_MOLECULES = 100_000
 PUBLISHED_MOLECULES = 130_831
@@ -145,18 +143,7 @@ class QM9DataModule(MoleculeDataModule):
     @staticmethod
     def add_argparse_args(parent_parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         """Add the options of the data set to a parser, and return it."""
-        group = parent_parser.add_argument_group("QM9 dataset")
-        group.add_argument("--dataset", choices=DATASETS, default="qm9", help="QM9, or the shipped sample")
-        group.add_argument("--task", choices=TASKS, default="homo", const="homo", nargs="?", help="Property to learn")
-        group.add_argument(
-            "--precompute_bases",
-            type=boolean,
-            nargs="?",
-            const=True,
-            default=False,
-            help="Compute the geometry of all edges once at the start instead of in every forward pass",
-        )
-        return parent_parser
+        return add_qm9_arguments(parent_parser)
 
     def __repr__(self) -> str:
         """Return data set and task."""

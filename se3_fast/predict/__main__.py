@@ -2,7 +2,7 @@
 
 import sys
 
-from se3_fast.predict.command import main
+from se3_fast.commands.predict import main
 
 if __name__ == "__main__":
     sys.exit(main())

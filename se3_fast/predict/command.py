@@ -5,78 +5,34 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 
 from rdkit import rdBase
 from tqdm import tqdm
 
-from se3_fast.command_line import HelpFormatter
+from se3_fast.commands.predict import main
 from se3_fast.data.objective import Objective
 from se3_fast.files import check_writable
-from se3_fast.pretrained import find_model, model_names
+from se3_fast.pretrained import find_model
 from se3_fast.report.predictions import PredictionReport, Subject
-from se3_fast.training.arguments import add_log_level, natural_int, positive_int
 from se3_fast.training.distributed import open_world
 from se3_fast.training.errors import run_command, user_errors
 from se3_fast.training.signals import StopSignal
 
-from .predictor import BATCH_SIZE, Predictor
-from .readers import SUFFIXES, check_columns, read_file, read_smiles
+from .options import SUFFIXES
+from .predictor import Predictor
+from .readers import check_columns, read_file, read_smiles
 from .records import Record
-from .writers import WRITERS, Layout, Write, check_output, csv_writer, open_writer
+from .writers import Layout, Write, check_output, csv_writer, open_writer
+
+__all__ = ["main", "predict", "run"]
 
 SOME_NOT_SERVED = 3
 """Exit status of a run that went through, with molecules that have no number."""
 
 _log = logging.getLogger(__name__)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Parser of all options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="se3-fast predict",
-        description="Predict properties of molecules with a trained model. Every molecule has a row: its numbers, and in the "
-        "column `outside` how it differs from the training molecules; or in the column `error` why it has none.",
-        epilog="Exit status: 0, all molecules have a number; 3, some have none; 2, the input as a whole is at fault.",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("input", nargs="*", type=Path, metavar="FILE", help=f"molecules: {', '.join(SUFFIXES)}")
-    parser.add_argument("--smiles", nargs="+", default=None, metavar="SMILES", help="molecules on the command line")
-    trained = parser.add_mutually_exclusive_group(required=True)
-    trained.add_argument("--model", default=None, metavar="NAME", help=f"a trained model: {', '.join(model_names())}")
-    trained.add_argument("--load_ckpt_path", type=Path, default=None, metavar="FILE", help="checkpoint of a trained model")
-    parser.add_argument(
-        "--output", type=Path, default=None, metavar="FILE", help=f"{', '.join(WRITERS)} (default: CSV on standard output)"
-    )
-    parser.add_argument("--smiles_column", default="smiles", metavar="NAME", help="column of the SMILES in CSV files")
-    parser.add_argument(
-        "--target",
-        nargs="+",
-        default=None,
-        metavar="NAME",
-        help="columns of CSV files, or properties of SDF, with known values, one for each property of the model, for the report",
-    )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="page to write: figures, plots, drawings, table, view in space",
-    )
-    parser.add_argument(
-        "--conformers",
-        type=positive_int,
-        default=1,
-        help="conformers of each molecule that has no positions in space; of several, mean and spread are written",
-    )
-    parser.add_argument("--seed", type=natural_int, default=0, help="seed of the conformers")
-    parser.add_argument("--batch_size", type=positive_int, default=BATCH_SIZE, help="molecules that are computed together")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
-    add_log_level(parser, "warning")
-    return parser
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -169,9 +125,8 @@ def _writer(arguments: argparse.Namespace, predictor: Predictor) -> AbstractCont
     return csv_writer(sys.stdout.buffer, layout) if arguments.output is None else open_writer(arguments.output, layout)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, predict, and return the exit status."""
-    parsed = build_parser().parse_args(arguments)
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns the exit status."""
     unserved = []
-    status = run_command(lambda: unserved.append(predict(parsed)))
+    status = run_command(lambda: unserved.append(predict(arguments)))
     return SOME_NOT_SERVED if status == 0 and unserved[0] else status

@@ -26,10 +26,10 @@ from se3_fast.training.model_config import model_of_checkpoint
 from se3_fast.training.uncertainty import LastLayerUncertainty, uncertainties_of_entry
 
 from .describe import described, not_in_training, unserved
+from .options import BATCH_SIZE
 from .readers import read_smiles
 from .records import Record, RecordError, first_line, molecule_of_ase
 
-BATCH_SIZE = 128
 _MOST_ATOMS_OF_BATCH = 8192
 _NEEDED = ("model_config", "data")
 

@@ -21,6 +21,7 @@ from rdkit import Chem
 from se3_fast.data.molecule_arrays import MOST_ATOMS, MoleculeArrays
 from se3_fast.data.molecules import MoleculeDataset, read_molecules
 
+from .options import SUFFIXES
 from .records import (
     Record,
     RecordError,
@@ -279,6 +280,3 @@ _TEXT_READERS: dict[str, Callable[[TextIO, str], Iterator[Record]]] = {
     ".smi": _read_smiles_file,
     ".smiles": _read_smiles_file,
 }
-
-SUFFIXES = (*_TEXT_READERS, ".csv", ".npz")
-"""Endings of the files that are read."""

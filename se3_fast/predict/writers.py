@@ -16,6 +16,7 @@ from rdkit import Chem
 from se3_fast.data.objective import Objective
 from se3_fast.files import atomic_file
 
+from .options import WRITTEN_SUFFIXES
 from .predictor import PredictedValue, Prediction
 
 _ROWS_OF_GROUP = 10_000
@@ -92,7 +93,7 @@ def _title(name: str, unit: str) -> str:
 
 @contextmanager
 def open_writer(path: Path, layout: Layout) -> Iterator[Write]:
-    """Open a file of predictions by the ending of its name, one of ``WRITERS``.
+    """Open a file of predictions by the ending of its name, one of ``WRITTEN_SUFFIXES``.
 
     Args:
         path: The file; it appears, whole, when the block ends without an error.
@@ -112,11 +113,11 @@ def check_output(path: Path) -> None:
     """Check that predictions can be written in the format of a file.
 
     Raises:
-        ValueError: The ending of its name is none of ``WRITERS``.
+        ValueError: The ending of its name is none of ``WRITTEN_SUFFIXES``.
         ImportError: Parquet without pyarrow.
     """
-    if path.suffix.lower() not in WRITERS:
-        raise ValueError(f"{path}: expected an output whose name ends in {', '.join(WRITERS)}")
+    if path.suffix.lower() not in WRITTEN_SUFFIXES:
+        raise ValueError(f"{path}: expected an output whose name ends in {', '.join(WRITTEN_SUFFIXES)}")
     if path.suffix.lower() == ".parquet":
         _pyarrow()
 

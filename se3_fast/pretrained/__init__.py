@@ -9,7 +9,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from se3_fast.training.checkpoint import SAFETENSORS_SUFFIX
+from se3_fast.files import SAFETENSORS_SUFFIX
 from se3_fast.training.errors import CheckpointError
 
 FOLDERS_VARIABLE = "SE3_FAST_MODELS"

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from se3_fast.commands.pack_model import main
 from se3_fast.data import QM9DataModule
 from se3_fast.data.objective import Objective
 from se3_fast.data.tasks import TASK_UNITS
-from se3_fast.files import atomic_file, check_writable
+from se3_fast.files import SAFETENSORS_SUFFIX, atomic_file, check_writable
 from se3_fast.training.calibration import Calibration
-from se3_fast.training.checkpoint import SAFETENSORS_SUFFIX, read_checkpoint, write_safetensors
+from se3_fast.training.checkpoint import read_checkpoint, write_safetensors
 from se3_fast.training.errors import CheckpointError, run_command, user_errors
 from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import model_of_checkpoint
@@ -154,25 +154,14 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, pack, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="se3-fast models pack",
-        description="Make a named model of a checkpoint: weights, uncertainty, card and checksum. SE3_FAST_MODELS names the folder "
-        "for se3-fast predict --model NAME.",
-    )
-    parser.add_argument("source", type=Path, help="checkpoint of se3_fast.train")
-    parser.add_argument("--name", required=True, help="of the model")
-    parser.add_argument("--folder", type=Path, required=True, help="where the files go; SE3_FAST_MODELS names it for predictions")
-    parser.add_argument("--data_dir", type=Path, default=Path("./data"), help="folder of qm9_edge.npz, for models trained on it")
-    parser.add_argument("--note", default="", help="sentence for the card")
-    parsed = parser.parse_args(arguments)
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns the exit status."""
 
-    def run() -> None:
+    def action() -> None:
         with user_errors():
-            pack(parsed.source, parsed.name, parsed.folder, parsed.data_dir, parsed.note)
+            pack(arguments.source, arguments.name, arguments.folder, arguments.data_dir, arguments.note)
 
-    return run_command(run)
+    return run_command(action)
 
 
 if __name__ == "__main__":

@@ -13,43 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from se3_fast.command_line import HelpFormatter
+from se3_fast.commands.evaluate_forces import main
 from se3_fast.data.force_frames import FrameFile, frame_batches, read_frame_file, shards_of
 from se3_fast.data.frames import ForceFrames
 from se3_fast.data.molecules import DataError
 from se3_fast.files import atomic_file, check_writable
 from se3_fast.forces import ForceField, load_force_field
-from se3_fast.simulation.arguments import add_repulsion
-from se3_fast.training.arguments import FILES_OF_FRAMES, add_label_names, label_names, positive_int
+from se3_fast.training.arguments import label_names
 from se3_fast.training.distributed import open_world
 from se3_fast.training.errors import run_command, user_errors
 from se3_fast.training.force_trainer import ForceEvaluation, errors_on_one_line, evaluate_forces
 from se3_fast.training.plots import plot_parity
 from se3_fast.training.signals import StopSignal
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Parser of all options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="se3-fast evaluate-forces",
-        description="Compare a force field with the energies, forces, stress and dipoles that frames have.",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument(
-        "data",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help=FILES_OF_FRAMES,
-    )
-    parser.add_argument("--load_ckpt_path", type=Path, required=True, metavar="FILE", help="checkpoint of se3-fast train-forces")
-    add_repulsion(parser)
-    add_label_names(parser)
-    parser.add_argument("--batch_size", type=positive_int, default=50, help="frames that are computed together")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
-    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="CSV to write, a line for each frame")
-    parser.add_argument("--plot", type=Path, default=None, metavar="FILE", help="PNG to write, predicted against known forces")
-    return parser
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -115,10 +90,9 @@ def _where_known(known: Tensor, predictions: np.ndarray) -> np.ndarray:
     return values
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, evaluate, and return the exit status."""
-    parsed = build_parser().parse_args(arguments)
-    return run_command(lambda: evaluate(parsed))
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns the exit status."""
+    return run_command(lambda: evaluate(arguments))
 
 
 if __name__ == "__main__":

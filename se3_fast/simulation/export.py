@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from se3_fast.backends.choice import backend
-from se3_fast.command_line import HelpFormatter
+from se3_fast.commands.export_forces import main
 from se3_fast.files import check_writable
 from se3_fast.forces import ForceField, load_force_field
 from se3_fast.graph import EdgeOrder, Graph
 from se3_fast.training.errors import run_command, user_errors
 
-from .arguments import DTYPES, WITHOUT_DIPOLE, add_export_arguments
+from .arguments import DTYPES, WITHOUT_DIPOLE
 from .compiled import describe
 from .single_point import SinglePoint
 
@@ -77,18 +77,6 @@ def traced_force_field(force_field: ForceField, dtype: torch.dtype | None = None
     return torch.export.export(graph, example, dynamic_shapes=({0: edges}, {0: edges}, {0: edges}, {0: atoms}))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Parser of all options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="se3-fast export-forces",
-        description="Compile a force field for the CPU to a package of AOTInductor: energies of atoms, forces and virial from "
-        "relative positions, sources and destinations of edges, and atomic numbers. Needs a C++ compiler; takes minutes.",
-        formatter_class=HelpFormatter,
-    )
-    add_export_arguments(parser, "package to write, .pt2")
-    return parser
-
-
 def export(arguments: argparse.Namespace) -> None:
     """Run the command with parsed arguments.
 
@@ -109,10 +97,9 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: elements {force_field.elements}, cutoff {force_field.cutoff:g} Angstrom")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, export, and return the exit status."""
-    parsed = build_parser().parse_args(arguments)
-    return run_command(lambda: export(parsed))
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns the exit status."""
+    return run_command(lambda: export(arguments))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms, units
@@ -19,15 +19,14 @@ from ase.md.velocitydistribution import Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
 from matplotlib.figure import Figure
 
-from se3_fast.command_line import HelpFormatter
+from se3_fast.commands.md import main
 from se3_fast.error_text import one_line
 from se3_fast.files import atomic_file, check_writable
-from se3_fast.training.arguments import natural_int, positive_float, positive_int
 from se3_fast.training.distributed import World, open_world
 from se3_fast.training.errors import TrainingError, run_command, user_errors
 from se3_fast.training.signals import StopSignal
 
-from .arguments import add_force_field_arguments, calculator_of, device_name_of, structures_of
+from .arguments import calculator_of, device_name_of, structures_of
 from .domain import OutsideDomainError
 from .trajectory import Trajectory, open_trajectory
 from .warned import warnings_on_one_line
@@ -52,42 +51,6 @@ class State(NamedTuple):
     kinetic_eV: float
     temperature_K: float
     conserved_eV: float
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Parser of all options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="se3-fast md",
-        description="Run molecular dynamics with a force field.",
-        epilog="Exit status: 0, the run went through; 1, it stopped on its way; 2, the input is at fault.",
-        formatter_class=HelpFormatter,
-    )
-    add_force_field_arguments(parser, index="-1")
-    dynamics = parser.add_argument_group("dynamics")
-    dynamics.add_argument(
-        "--ensemble",
-        choices=ENSEMBLES,
-        default="nve",
-        help="nve: velocity Verlet; langevin: friction and noise; nvt: velocities rescaled at random (Bussi)",
-    )
-    dynamics.add_argument(
-        "--temperature",
-        type=positive_float,
-        default=None,
-        help="of thermostat and first velocities, K (default: 300; with nve: the velocities of the file, where it has some)",
-    )
-    dynamics.add_argument("--timestep", type=positive_float, default=0.5, help="fs")
-    dynamics.add_argument("--steps", type=positive_int, default=1000, help="number of steps")
-    dynamics.add_argument(
-        "--time_constant", type=positive_float, default=0.1, help="of the thermostat, ps; of langevin 1 / friction"
-    )
-    dynamics.add_argument("--seed", type=natural_int, default=0, help="seed of velocities and noise")
-    results = parser.add_argument_group("results")
-    results.add_argument("--interval", type=positive_int, default=10, help="steps between frames, and lines of the log")
-    results.add_argument("--output", type=Path, default=None, metavar="FILE", help="trajectory, in any format that ASE writes")
-    results.add_argument("--log", type=Path, default=None, metavar="FILE", help="CSV of energies and temperatures")
-    results.add_argument("--plot", type=Path, default=None, metavar="FILE", help="PNG of the conserved energy and the temperature")
-    return parser
 
 
 def _verlet(atoms: Atoms, arguments: argparse.Namespace, _: np.random.RandomState) -> MolecularDynamics:
@@ -251,10 +214,9 @@ def simulate(arguments: argparse.Namespace) -> None:
     print(run.summary())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, simulate, and return the exit status."""
-    parsed: Any = build_parser().parse_args(arguments)
-    return run_command(lambda: simulate(parsed))
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns the exit status."""
+    return run_command(lambda: simulate(arguments))
 
 
 if __name__ == "__main__":

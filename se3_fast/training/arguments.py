@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from se3_fast.command_line import boolean
-from se3_fast.data.frames import LabelNames
-from se3_fast.data.label_units import DEFAULT_UNITS, LabelUnits, dipole_unit, energy_unit, forces_unit, length_unit
+from se3_fast.data.label_units import DEFAULT_UNITS, LabelNames, LabelUnits, dipole_unit, energy_unit, forces_unit, length_unit
 from se3_fast.files import check_writable
 
-from .optimizers import OPTIMIZERS
-from .options import TrainingOptions
-from .precision import AMP_DTYPES
+from .options import AMP_DTYPES, OPTIMIZERS, TrainingOptions
 
 FILES_OF_FRAMES = (
     "frames: .npz, extended XYZ, any file that ASE reads, HDF5 collection, .aselmdb, folder of these shards or of pack-frames"
@@ -237,6 +234,18 @@ def _add_output_arguments(parser: argparse.ArgumentParser, default: TrainingOpti
     add_flag(group, "wandb", "log to Weights & Biases too")
     add_flag(group, "silent", "no progress bar and no line for every epoch")
     add_log_level(group, "info")
+
+
+def add_starting_model(parser: argparse.ArgumentParser) -> None:
+    """Add `--from`."""
+    parser.add_argument(
+        "--from",
+        dest="starting_model",
+        default=None,
+        metavar="NAME",
+        help="begin with the parameters of a trained model, by name (se3-fast models lists them) or file; its options of the "
+        "model hold",
+    )
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

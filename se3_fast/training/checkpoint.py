@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from se3_fast.archives import Archive, ArchiveError
 from se3_fast.error_text import one_line
-from se3_fast.files import atomic_file
+from se3_fast.files import SAFETENSORS_SUFFIX, atomic_file
 from se3_fast.model import check_state_dict
 
 from .checkpoint_entries import FORMAT_VERSION, check_entries
@@ -28,7 +28,6 @@ from .pickle_outline import ForeignObjectError, Outline, OutlineError, Storage
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
 
-SAFETENSORS_SUFFIX = ".safetensors"
 _DESCRIPTION_KEYS = (
     "epoch",
     "step",

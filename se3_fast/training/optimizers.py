@@ -12,9 +12,8 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from .checkpoint_entries import expect, is_number
 from .errors import CheckpointError
-from .options import TrainingOptions
+from .options import OPTIMIZERS, TrainingOptions
 
-OPTIMIZERS = ("adam", "sgd", "lamb")
 SECOND_BETA = 0.999
 _STEP, _SQUARES = "step", "exp_avg_sq"
 _STATE_NAMES = {"AdamW": (_STEP, "exp_avg", _SQUARES), "Lamb": ("exp_avg", _SQUARES), "SGD": ("momentum_buffer",)}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+OPTIMIZERS = ("adam", "sgd", "lamb")
+AMP_DTYPES = ("auto", "fp16", "bf16")
+
 
 @dataclass(frozen=True)
 class TrainingOptions:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from .options import AMP_DTYPES
+
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-AMP_DTYPES = ("auto", *_DTYPES)
 
 
 @dataclass(frozen=True)

@@ -102,15 +102,3 @@ def _last_layer(model: SE3TransformerPooled) -> nn.Linear:
     last = model.mlp[2]
     assert isinstance(last, nn.Linear)
     return last
-
-
-def add_starting_model(parser: argparse.ArgumentParser) -> None:
-    """Add `--from`."""
-    parser.add_argument(
-        "--from",
-        dest="starting_model",
-        default=None,
-        metavar="NAME",
-        help="begin with the parameters of a trained model, by name (se3-fast models lists them) or file; its options of the "
-        "model hold",
-    )

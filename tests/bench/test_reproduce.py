@@ -14,6 +14,7 @@ from bench import reproduce
 from bench.reproduce import Cost, compare, parse, plan_epochs, replaced_options
 from bench.run_log import read_log
 from se3_fast import train
+from se3_fast.training import Trainer
 
 TINY = ["--num_layers", "1", "--num_degrees", "2", "--num_channels", "4", "--num_heads", "2"]
 TINY += ["--batch_size", "8", "--silent", "--num_workers", "0"]
@@ -150,8 +151,8 @@ def test_a_trial_is_as_long_as_it_may_be(molecules: Path, tmp_path: Path) -> Non
 def _epochs_of_trial(arguments: Any, seconds: float) -> int:
     counted = []
     with pytest.MonkeyPatch.context() as patch:
-        original = train.Trainer.train_epoch
-        patch.setattr(train.Trainer, "train_epoch", lambda *given: counted.append(1) or original(*given))
+        original = Trainer.train_epoch
+        patch.setattr(Trainer, "train_epoch", lambda *given: counted.append(1) or original(*given))
         reproduce.measure_cost(arguments, seconds)
     return len(counted)
 

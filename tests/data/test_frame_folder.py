@@ -31,7 +31,8 @@ from se3_fast.data.force_frames import (
     read_frame_file,
 )
 from se3_fast.data.frame_folder import FrameFolder, FrameFolderWriter
-from se3_fast.data.frames import DEFAULT_NAMES, ForceFrames, FrameError, JoinedFrames, chosen_slice
+from se3_fast.data.frames import ForceFrames, FrameError, JoinedFrames, chosen_slice
+from se3_fast.data.label_units import DEFAULT_NAMES
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.pack_frames import pack_frames
 from se3_fast.neighbours import neighbours_of_batch

@@ -22,9 +22,9 @@ from se3_fast.data.force_frames import (
     read_frame_file,
 )
 from se3_fast.data.frame_folder import FrameFolder
-from se3_fast.data.frames import ForceFrames, LabelNames
+from se3_fast.data.frames import ForceFrames
 from se3_fast.data.hdf5_heaps import HeapError, Heaps
-from se3_fast.data.label_units import LabelUnits
+from se3_fast.data.label_units import LabelNames, LabelUnits
 from se3_fast.data.pack_frames import pack_frames
 
 h5py = pytest.importorskip("h5py")

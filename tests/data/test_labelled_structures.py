@@ -24,8 +24,8 @@ from se3_fast.data.force_frames import (
     read_frame_file,
     reference_energies,
 )
-from se3_fast.data.frames import ForceFrames, LabelNames
-from se3_fast.data.label_units import LabelUnits, dipole_unit, energy_unit, forces_unit, length_unit
+from se3_fast.data.frames import ForceFrames
+from se3_fast.data.label_units import LabelNames, LabelUnits, dipole_unit, energy_unit, forces_unit, length_unit
 from se3_fast.forces import ForceField, energy_forces_and_stress
 from se3_fast.training import TrainingOptions
 from se3_fast.training.force_trainer import ForceTrainer

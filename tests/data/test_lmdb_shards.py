@@ -19,7 +19,7 @@ from se3_fast.__main__ import main
 from se3_fast.data import DataError
 from se3_fast.data.force_frames import ForceDataModule, FrameFiles, read_frame_file, shards_of
 from se3_fast.data.frame_folder import FrameFolder
-from se3_fast.data.frames import LabelNames
+from se3_fast.data.label_units import LabelNames
 from se3_fast.data.pack_frames import pack_frames
 from tests.data.labelled import labelled, mixed_frames
 from tests.data.test_frame_folder import assert_same

@@ -114,7 +114,8 @@ def run_shell_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     while "=" in words[0]:
         monkeypatch.setenv(*words.pop(0).split("=", 1))
     if words[0] == "python":
-        words = next(name for name, (module, _) in COMMANDS.items() if module == words[2]).split() + words[3:]
+        home = importlib.import_module(words[2]).main.__module__
+        words = next(name for name, (module, _) in COMMANDS.items() if module == home).split() + words[3:]
     else:
         words = words[1:]
     return main([*words, *FEW_STEPS.get(words[0], "").split()])

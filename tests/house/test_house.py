@@ -125,20 +125,20 @@ OPTIONAL = {
 """Packages that only some users have: imported where they are used."""
 
 LAZY = {
-    "se3_fast": "Predictor, for which most users have no use",
-    "se3_fast.compat.original.se3_transformer.model.transformer": "the model's command line, as in the published code",
+    "se3_fast.compat.original.se3_transformer.model.transformer": "the options of the training, which adds those of the models",
     "se3_fast.data.force_frames": "frames of files that ASE or h5py reads, which need these",
     "se3_fast.data.structures": "structures of LMDB files, which need that",
-    "se3_fast.train": "molecules of one's own and reports, which need RDKit",
-    "se3_fast.inference": "reports, which need RDKit",
     "se3_fast.neighbours": "the library that searches for neighbours, which most models do without",
     "se3_fast.so3": "e3nn, whose import takes longer than that of all the package",
     "se3_fast.training.evaluation": "torchmetrics, as slow to import as PyTorch, which most commands do without",
+    "se3_fast.training.inference_command": "reports, which need RDKit",
+    "se3_fast.training.property_command": "molecules of one's own and reports, which need RDKit",
     "se3_fast.training.property_trainer": "torchmetrics likewise",
     "se3_fast.report.charts": "torchmetrics likewise",
     "se3_fast.kernels.resources": "Triton's compiler, which its interpreter does without",
 }
-"""Modules that import inside functions, and what. ``backends/registry.py`` imports backends, by their names."""
+"""Modules that import inside functions, and what. ``backends/registry.py`` imports backends by name, ``lazy.py`` what names stand
+for, ``command_line.py`` what a command runs."""
 
 LONG_FILES = {"kernels/tfn_conv.py": "four kernels that share their tiles"}
 LARGEST_FILE = 600

@@ -17,8 +17,7 @@ from se3_fast.__main__ import main
 from se3_fast.ase import SE3FastCalculator
 from se3_fast.data import DataError
 from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, ForceDataModule, FrameFiles, read_force_frames, read_frame_file
-from se3_fast.data.frames import LabelNames
-from se3_fast.data.label_units import LabelUnits
+from se3_fast.data.label_units import LabelNames, LabelUnits
 from se3_fast.data.npz_file import write_npz
 from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_dipoles, load_force_field, molecule_graph
 from se3_fast.graph import Graph

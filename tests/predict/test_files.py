@@ -254,8 +254,6 @@ def test_command_with_sub_commands(model_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_sub_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if command in ("data make-sample", "data make-force-sample"):
-        pytest.importorskip("tblite")
     with pytest.raises(SystemExit) as stop:
         se3_fast_main([*command.split(), "--help"])
     assert stop.value.code == 0

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -106,6 +107,7 @@ def serve() -> None:
 
     from se3_fast import train
 
+    import_module("se3_fast.training.property_command")  # here, not in every child
     while line := sys.stdin.readline():
         request = json.loads(line)
         if "wait" in request:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from se3_fast import train
-from se3_fast.training import distributed, trainer
+from se3_fast.training import distributed, property_command, trainer
 from tests.training.run_again import RunAgain
 
 PATIENCE = 40.0
@@ -42,7 +42,7 @@ def run_rank(settings: dict[str, Any], options: list[str]) -> int:
         distributed.TIMEOUT = timedelta(seconds=settings["timeout"])
     if "weights" in settings:
         path = Path(settings["weights"]) / f"{rank}.pth"
-        train.report_training = lambda trained, *_: torch.save(trained.model.state_dict(), path)
+        property_command.report_training = lambda trained, *_: torch.save(trained.model.state_dict(), path)
     if "stopped" in settings:
         stopped_rank, number, step = settings["stopped"]
         if int(rank) == stopped_rank:

@@ -13,7 +13,7 @@ import torch
 
 from se3_fast import train_forces
 from se3_fast.data import force_frames
-from se3_fast.data.force_frames import FORCE_SAMPLE_PATH
+from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, ForceDataModule
 from se3_fast.data.frame_dataset import FrameSubset
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.pack_frames import pack_frames
@@ -69,7 +69,7 @@ def test_the_loss_falls_and_the_errors_are_reported(trained: Path) -> None:
 def test_a_loaded_force_field_repeats_the_reported_errors(trained: Path, few_frames: Path) -> None:
     """In eV and eV/Angstrom, from the arrays of the file."""
     model = load_force_field(trained / "model.pth")
-    data = train_forces.ForceDataModule(few_frames, num_train=40, num_validation=10)
+    data = ForceDataModule(few_frames, num_train=40, num_validation=10)
     frames = data.ds_val.dataset.frames.select(data.ds_val.indices)
     energies, forces = energy_and_forces(model, molecule_graph(frames.pos, frames.atomic_numbers, frames.n_atoms))
     last = json.loads((trained / "log" / "dllogger_results.json").read_text().splitlines()[-1].removeprefix("DLLL "))["data"]
@@ -143,7 +143,7 @@ def test_an_epoch_goes_on_where_it_was_stopped(
     monkeypatch.setattr(FrameSubset, "__getitems__", lambda subset, numbers: (made.append(subset), get(subset, numbers))[1])
 
     def trainer(folder: Path, resume_from: Path | None = None) -> ForceTrainer:
-        data = train_forces.ForceDataModule(num_train=70, num_validation=10, seed=1, **order)
+        data = ForceDataModule(num_train=70, num_validation=10, seed=1, **order)
         torch.manual_seed(0)
         model = ForceField(data.elements, num_layers=1, num_channels=4)
         options = TrainingOptions(epochs=3, silent=True, log_dir=folder, save_ckpt_path=folder / "model.pth", eval_interval=1)

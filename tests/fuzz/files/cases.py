@@ -24,8 +24,8 @@ from torch import Tensor
 from se3_fast.data import force_frames
 from se3_fast.data.force_frames import FORCE_ARRAY_NAMES, FORCE_SAMPLE_PATH, read_force_frames
 from se3_fast.data.frame_folder import INDEX_NAME, FrameFolder, FrameFolderWriter
-from se3_fast.data.frames import DEFAULT_NAMES
 from se3_fast.data.frames import ForceFrames as Frames
+from se3_fast.data.label_units import DEFAULT_NAMES
 from se3_fast.data.molecules import ARRAY_NAMES, DataError, MoleculeDataset, check_archive, read_molecules
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.qm9 import SAMPLE_PATH

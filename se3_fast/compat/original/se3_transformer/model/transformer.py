@@ -14,6 +14,7 @@ from se3_fast.fiber import Features, Fiber
 from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, NormSE3
 from se3_fast.model import Sequential
 from se3_fast.ops.basis import get_basis, update_basis_with_fused
+from se3_fast.training.arguments import positive_int
 
 __all__ = [
     "AttentionBlockSE3",
@@ -53,8 +54,6 @@ class SE3Transformer(model.SE3Transformer):
     @staticmethod
     def add_argparse_args(parser: Any) -> Any:
         """Add the options of the model's architecture to a parser or a group of one, and return it."""
-        from se3_fast.training.arguments import positive_int  # not at the top: pipelines do not wait for the training's imports
-
         parser.add_argument("--num_layers", type=positive_int, default=7, help="attention layers")
         parser.add_argument("--num_heads", type=positive_int, default=8, help="attention heads")
         parser.add_argument("--channels_div", type=positive_int, default=2, help="channels are divided by this in the attention")
@@ -77,8 +76,6 @@ class SE3TransformerPooled(model.SE3TransformerPooled):
     @staticmethod
     def add_argparse_args(parent_parser: Any) -> Any:
         """Add the options of the model's architecture to a parser, as a group, and return the parser."""
-        from se3_fast.training.arguments import positive_int
-
         group = parent_parser.add_argument_group("model")
         SE3Transformer.add_argparse_args(group)
         group.add_argument("--num_degrees", type=positive_int, default=4, help="degrees of the hidden features, from 0")
