@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se3_fast.lazy import lazy_names
@@ -87,13 +88,20 @@ _HOMES = {
     "radius_graph": "se3_fast.graph",
     "update_basis_with_fused": "se3_fast.ops.basis",
 }
-"""Where the names come from. Until one is asked for PyTorch is not imported, which command lines do without to show their help."""
+"""Where the names come from."""
 
 _BODY = "se3_fast.fuse_level"
-"""Imports all that this module's names come from, but what needs RDKit."""
+"""Imports all that this module's names come from, but what needs RDKit; and registers the operators that exported programs name."""
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES, _BODY)
 
-if "torch" in sys.modules:
-    # Beside PyTorch there is nothing to save, and programs that were exported name operators which are registered so.
+
+def _is_command() -> bool:
+    """Whether the process was started as ``se3-fast`` or ``python -m se3_fast...``."""
+    words = sys.orig_argv
+    module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
+    return [word.split(".")[0] for word in module] == [__name__] or any(Path(word).stem == "se3-fast" for word in words[:2])
+
+
+if not _is_command():  # whose help need not wait for PyTorch
     import_module(_BODY)

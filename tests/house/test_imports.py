@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
+import se3_fast
 from se3_fast.__main__ import COMMANDS
 from se3_fast.autograd.modes import known_when_compiled
 from se3_fast.lazy import lazy_names
@@ -41,24 +42,39 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not run_python(code).split()
 
 
-LAZY = """
-import sys, se3_fast
-assert "Fiber" in dir(se3_fast) and not hasattr(se3_fast, "nothing") and not {"torch", "numpy"} & set(sys.modules)
+AS_A_COMMAND = "import sys; sys.orig_argv[1:] = ['-m', 'se3_fast']"
+LAZY = f"""
+{AS_A_COMMAND}
+import se3_fast
+assert "Fiber" in dir(se3_fast) and not hasattr(se3_fast, "nothing") and not {{"torch", "numpy"}} & set(sys.modules)
 assert se3_fast.ops.tfn_conv.__name__ == "se3_fast.ops.tfn_conv" and se3_fast.layers.ConvSE3 is se3_fast.ConvSE3
-names = {}
+names = {{}}
 se3_fast.__all__.remove("Predictor")  # which needs RDKit
 exec("from se3_fast import *", names)
-assert set(se3_fast.__all__) == set(names) - {"__builtins__"} == set(se3_fast.__all__) & set(vars(se3_fast))
+assert set(se3_fast.__all__) == set(names) - {{"__builtins__"}} == set(se3_fast.__all__) & set(vars(se3_fast))
 """
 
 
-def test_without_pytorch_names_are_imported_when_they_are_asked_for() -> None:
+def test_commands_import_names_when_they_are_asked_for() -> None:
     run_python(LAZY)
 
 
-def test_beside_pytorch_all_is_there_at_once() -> None:
+def test_all_is_there_at_once_where_no_command_runs() -> None:
     """An exported program that names an operator can be read."""
-    run_python("import torch, se3_fast; torch.ops.se3_fast.linear.default; vars(se3_fast)['model'], vars(se3_fast)['fuse_level']")
+    run_python("import se3_fast, torch; torch.ops.se3_fast.linear.default; vars(se3_fast)['model'], vars(se3_fast)['fuse_level']")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-m", "se3_fast"], ["-X", "utf8", "-m", "se3_fast.train", "--amp"], ["/usr/local/bin/se3-fast", "train"]],
+    ids=["module", "sub-module", "script"],
+)
+def test_commands_are_told_by_how_the_process_was_started(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.orig_argv", ["python", *words])
+    assert se3_fast._is_command()
+    for others in (["-m", "pytest", "se3_fast"], ["-m"], ["-c", "import se3_fast"], []):
+        monkeypatch.setattr("sys.orig_argv", ["python", *others])
+        assert not se3_fast._is_command()
 
 
 @pytest.mark.parametrize("name", ["se3_fast", "se3_fast.data", "se3_fast.predict", "se3_fast.training"])
@@ -82,7 +98,7 @@ def test_an_error_of_an_import_is_no_missing_name(monkeypatch: pytest.MonkeyPatc
 
 
 ANSWERED = f"""
-import sys
+{AS_A_COMMAND}
 from se3_fast.__main__ import main
 for name in {list(COMMANDS)}:
     for option, wanted in (("--help", 0), ("--no_such_option", 2)):
