@@ -112,7 +112,8 @@ class AttentionBlockSE3(nn.Module):
     Any other keyword argument, which variants of the published implementation have more of, is ignored with a warning.
 
     Raises:
-        ValueError: if ``channels_div`` does not divide a channel count of ``fiber_out``, or lacks one of its degrees.
+        ValueError: if ``channels_div`` does not divide a channel count of ``fiber_out``, or lacks one of its degrees; or if
+            ``fiber_in`` and ``fiber_out`` have no degree in common.
     """
 
     def __init__(
@@ -136,6 +137,11 @@ class AttentionBlockSE3(nn.Module):
         self.low_memory = low_memory
         self.value_fiber = _divided(fiber_out, channels_div)
         self.key_fiber = Fiber([(degree, channels) for degree, channels in self.value_fiber if fiber_in[degree] > 0])
+        if not self.key_fiber.degrees:
+            raise ValueError(
+                f"fiber_out: expected a degree among those of fiber_in {fiber_in.degrees}, for keys and queries, "
+                f"got {fiber_out.degrees}"
+            )
         self.to_key_value = ConvSE3(
             fiber_in,
             self.value_fiber + self.key_fiber,
