@@ -29,7 +29,7 @@ from se3_fast.data.force_frames import read_frame_file
 from se3_fast.data.frames import ForceFrames
 from se3_fast.files import atomic_file
 from se3_fast.simulation.arguments import DTYPES
-from se3_fast.simulation.md import State, draw_velocities, drift_of, plot_conservation
+from se3_fast.simulation.md import State, draw_velocities, drift_of, moving_degrees, plot_conservation
 
 FMAX = 0.002
 MOST_STEPS = 100
@@ -66,13 +66,14 @@ def dynamics(atoms: Atoms, calculator: SE3FastCalculator, picoseconds: float, pl
     """Drift of the energy without a thermostat."""
     atoms.calc = calculator
     draw_velocities(atoms, TEMPERATURE, np.random.RandomState(0))
+    degrees = moving_degrees(atoms)
     verlet = VelocityVerlet(atoms, TIMESTEP * units.fs)
     states: list[State] = []
 
     def observe() -> None:
         potential, kinetic = atoms.get_potential_energy(), atoms.get_kinetic_energy()
         now = verlet.nsteps * TIMESTEP / 1000
-        states.append(State(now, potential, kinetic, atoms.get_temperature(), potential + kinetic))
+        states.append(State(now, potential, kinetic, 2 * kinetic / (degrees * units.kB), potential + kinetic))
 
     verlet.attach(observe, interval=INTERVAL)
     steps, start = round(1000 * picoseconds / TIMESTEP), time.process_time()

@@ -37,7 +37,7 @@ class Fiber(dict):
             or a sequence of :class:`FiberEl`, which keeps its order.
 
     Raises:
-        ValueError: for a negative degree or channel count, or a degree given twice.
+        ValueError: for a degree or channel count that is negative or no whole number, or a degree given twice.
     """
 
     structure: list[FiberEl]
@@ -50,7 +50,7 @@ class Fiber(dict):
         else:
             pairs = list(structure)
             is_ordered = bool(pairs) and all(isinstance(pair, FiberEl) for pair in pairs)
-            entries = [FiberEl(*pair) for pair in pairs] if is_ordered else _by_channels(pairs)
+            entries = [FiberEl(*map(_whole, pair)) for pair in pairs] if is_ordered else _by_channels(pairs)
         for degree, channels in entries:
             if degree < 0 or channels < 0:
                 raise ValueError(
@@ -185,7 +185,16 @@ def _check_kind(features: Features, name: str) -> None:
 
 
 def _by_channels(pairs: Iterable[tuple[int | str, int]]) -> list[FiberEl]:
-    return sorted((FiberEl(int(degree), int(channels)) for degree, channels in pairs), key=lambda entry: entry.channels)
+    return sorted(
+        (FiberEl(int(degree) if isinstance(degree, str) else _whole(degree), _whole(channels)) for degree, channels in pairs),
+        key=lambda entry: entry.channels,
+    )
+
+
+def _whole(number: int) -> int:
+    if int(number) != number:
+        raise ValueError(f"structure: expected whole numbers as degrees and channel counts, got {number!r}")
+    return int(number)
 
 
 class HeadFeatures(NamedTuple):

@@ -15,7 +15,7 @@ from se3_fast.graph import as_graph, relative_positions
 from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooling, LinearSE3, NormSE3
 from se3_fast.layers.attention import ChannelsDivisor
 from se3_fast.layers.head import Head
-from se3_fast.layers.inputs import check_kinds
+from se3_fast.layers.inputs import check_kinds, check_whole
 from se3_fast.layers.joint import join_parameters
 from se3_fast.parameter_layout import convert_on_loading, fuse_levels, level_of_blocks, without_wrappers, wrapper_prefix
 
@@ -69,8 +69,8 @@ class SE3Transformer(nn.Module):
     argument is ignored with a warning, as code written for the published implementation may pass more.
 
     Raises:
-        ValueError: if ``pooling`` is given without ``return_type``, an option is not among those named, or fibers, heads and
-            divisors do not fit each other.
+        ValueError: if ``pooling`` is given without ``return_type``, an option is not among those named, fibers, heads and
+            divisors do not fit each other, or one of them is none.
     """
 
     def __init__(
@@ -99,13 +99,18 @@ class SE3Transformer(nn.Module):
     ) -> None:
         super().__init__()
         _check_options({"final_layer": (final_layer, FinalLayer), "populate_edge": (populate_edge, EdgeLength)})
+        check_whole("num_layers", num_layers, 0)
+        fiber_edge = fiber_edge if fiber_edge is not None else Fiber({})
+        _check_fibers(fiber_in=fiber_in, fiber_hidden=fiber_hidden, fiber_out=fiber_out, fiber_edge=fiber_edge)
+        if return_type is not None and return_type not in fiber_out.degrees:
+            raise ValueError(f"return_type: expected a degree of fiber_out, one of {fiber_out.degrees}, got {return_type!r}")
         if kwargs:
             warnings.warn(f"SE3Transformer ignores the arguments {', '.join(sorted(kwargs))}", stacklevel=2)
         if pooling is not None and return_type is None:
             raise ValueError(f"return_type: expected the degree to pool, since pooling is {pooling!r}, got None")
         self.num_layers = num_layers
         self.fiber_in = fiber_in
-        self.fiber_edge = fiber_edge if fiber_edge is not None else Fiber({})
+        self.fiber_edge = fiber_edge
         self.num_heads = num_heads
         self.channels_div = channels_div
         self.return_type = return_type
@@ -180,6 +185,9 @@ class SE3Transformer(nn.Module):
             raise ValueError(f"node_feats: expected features of the graph's {edges.num_nodes()} nodes, got {num_nodes}")
         edge_feats = {} if edge_feats is None else _as_floats(edge_feats, rel_pos.dtype)
         self.fiber_edge.check_features(edge_feats, "edge_feats")
+        beside = edge_feats.get("0") if self.fiber_edge[0] == 0 else None  # the edge length would be appended to it
+        if beside is not None and beside.shape[1] > 0:
+            raise ValueError(f"edge_feats: expected no '0', as fiber_edge has no degree 0, got shape {list(beside.shape)}")
         check_kinds(self, edges, {"graph.edata": {"rel_pos": rel_pos}, "node_feats": node_feats, "edge_feats": edge_feats})
         edge_feats = with_edge_length(rel_pos, edge_feats, self.populate_edge)
         joint = join_parameters(self.graph_modules, edge_feats, edges, basis)
@@ -202,6 +210,9 @@ class SE3TransformerPooled(nn.Module):
         num_channels: channels of each hidden degree.
         output_dim: number of properties.
         **kwargs: further arguments of :class:`SE3Transformer` (``pooling`` defaults to ``max``).
+
+    Raises:
+        ValueError: if ``fiber_out`` has another degree than 0, or as :class:`SE3Transformer`.
     """
 
     def __init__(
@@ -215,6 +226,8 @@ class SE3TransformerPooled(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        if fiber_out.degrees != [0]:
+            raise ValueError(f"fiber_out: expected degree 0 alone, which is pooled, got {fiber_out}")
         kwargs["pooling"] = kwargs.get("pooling") or "max"
         self.transformer = SE3Transformer(
             fiber_in=fiber_in,
@@ -368,6 +381,12 @@ def _as_floats(edge_feats: Features, dtype: torch.dtype) -> Features:
         key: tensor.to(dtype) if isinstance(tensor, Tensor) and not tensor.is_floating_point() else tensor
         for key, tensor in edge_feats.items()
     }
+
+
+def _check_fibers(**fibers: object) -> None:
+    for name, fiber in fibers.items():
+        if not isinstance(fiber, Fiber):
+            raise ValueError(f"{name}: expected a Fiber, got {fiber!r}")
 
 
 def _check_options(options: dict[str, tuple[str, Any]]) -> None:

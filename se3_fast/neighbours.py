@@ -93,7 +93,7 @@ def _box(cell: Tensor | None, pbc: Periodicity) -> tuple[np.ndarray, np.ndarray]
     if cell.shape != (3, 3):
         raise ValueError(f"cell: expected shape [3, 3], got {list(cell.shape)}")
     vectors = cell.detach().cpu().double().numpy().copy()
-    of_directions = torch.as_tensor(pbc)
+    of_directions = _directions(pbc)
     if of_directions.shape not in ((), (3,)):
         raise ValueError(f"pbc: expected one for all directions or three, got shape {list(of_directions.shape)}")
     periodic = of_directions.cpu().expand(3).bool().numpy()
@@ -158,7 +158,7 @@ def neighbours_of_batch(
         ValueError: as :func:`neighbour_list`, or if a shape does not fit the others.
     """
     cells = _of_each("cell", cell, (3, 3), len(sizes))
-    periodic = torch.as_tensor(pbc)
+    periodic = _directions(pbc)
     periodic = periodic.expand(3) if periodic.ndim == 0 else periodic
     of_each = _of_each("pbc", periodic, (3,), len(sizes))
     found, start = [], 0
@@ -175,6 +175,13 @@ def neighbours_of_batch(
         return Translated(src, dst, None, counts)
     of_edge = cells.to(pos).repeat_interleave(torch.tensor(counts, dtype=torch.int64, device=pos.device), 0)  # [E, 3, 3]
     return Translated(src, dst, (shift.to(pos)[:, None] @ of_edge).squeeze(1), counts)
+
+
+def _directions(pbc: Periodicity) -> Tensor:
+    try:
+        return torch.as_tensor(pbc)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"pbc: expected one for all directions or three, got {pbc!r}") from None
 
 
 def check_positions(pos: Tensor) -> None:

@@ -77,8 +77,8 @@ class MoleculeDataModule(DataModule):
             DataError: There are no two different known targets to train on.
         """
         molecules = self._molecules.molecules
-        targets = molecules.targets[cast(Subset[Molecules], self.ds_train).indices].double()
-        columns = (targets if targets.ndim == 2 else targets[:, None]).unbind(1)
+        targets = molecules.targets[cast(Subset[Molecules], self.ds_train).indices]
+        columns = (targets if targets.ndim == 2 else targets[:, None]).double().unbind(1)
         properties = [self._property(name, unit, column) for (name, unit), column in zip(self._named_units, columns, strict=True)]
         self.objective = Objective(self._kind, tuple(properties))
         self._max_degree = num_degrees - 1
@@ -92,7 +92,7 @@ class MoleculeDataModule(DataModule):
             self._scale: float | Tensor = properties[0].std
         else:
             self._shift, self._scale = (
-                torch.tensor(values.tolist(), dtype=torch.float32, device=self._resident.device)
+                torch.tensor(values.tolist(), dtype=targets.dtype, device=self._resident.device)
                 for values in (self.objective.means, self.objective.stds)
             )
 
@@ -124,7 +124,7 @@ class MoleculeDataModule(DataModule):
         graph, node_attr, edge_attr, edges, targets = molecules
         node_feats = {"0": node_attr.float().unsqueeze(-1)}  # [N, 6, 1]
         edge_feats = {"0": edge_attr.float().unsqueeze(-1)}  # [E, 4, 1]
-        target = (targets - self._shift) / self._scale  # [B] or [B, P]
+        target = ((targets - self._shift) / self._scale).float()  # [B] or [B, P]
         if self._geometry is None and not is_padded:
             return graph, node_feats, edge_feats, target
         zero_length_edges = None if self._resident.has_zero_length_edges else edges.new_empty(0)

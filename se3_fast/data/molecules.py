@@ -57,7 +57,7 @@ class Molecules:
         edge_attr: [E, 4], uint8 if all values are such integers, else float32.
         src: [E] uint8 or int32, source atom of each edge, counted from the molecule's first.
         dst: [E] uint8 or int32, destination atom of each edge, counted from the molecule's first.
-        targets: [M], or [M, P] of several tasks, float32, in their units; NaN where unknown.
+        targets: [M], or [M, P] of several tasks, float32 or float64, in their units; NaN where unknown.
     """
 
     numbers: Tensor

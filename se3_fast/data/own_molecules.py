@@ -218,5 +218,6 @@ def _joined(read: _Read) -> Molecules:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if name != "targets"}
     tensors["node_attr"] = tensors["node_attr"][:, :NUM_NODE_FEATURES].contiguous()
     tensors["edge_attr"] = tensors["edge_attr"][:, :NUM_EDGE_FEATURES].contiguous()
-    targets = torch.tensor(read.targets)  # [M, P]
+    # As the table has them: what is left of large numbers when their mean is subtracted would be rounded away in float32.
+    targets = torch.tensor(read.targets, dtype=torch.float64)  # [M, P]
     return Molecules(numbers=torch.arange(len(read.arrays)), targets=targets.squeeze(1), **tensors)

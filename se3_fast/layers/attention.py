@@ -14,7 +14,7 @@ from se3_fast.fiber import Features, Fiber, HeadFeatures
 from se3_fast.geometry import EdgeGeometry
 from se3_fast.graph import Graph, as_graph
 from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel, is_plain
-from se3_fast.layers.inputs import check_kinds
+from se3_fast.layers.inputs import check_kinds, check_whole
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.low_memory import recompute_in_backward
 from se3_fast.layers.prepared import JointParameters
@@ -38,11 +38,12 @@ class AttentionSE3(nn.Module):
         value_fiber: structure of the values.
 
     Raises:
-        ValueError: if ``num_heads`` does not divide a channel count.
+        ValueError: if ``num_heads`` is not 1 or more, or does not divide a channel count.
     """
 
     def __init__(self, num_heads: int, key_fiber: Fiber, value_fiber: Fiber) -> None:
         super().__init__()
+        check_whole("num_heads", num_heads, 1)
         for name, fiber in (("key_fiber", key_fiber), ("value_fiber", value_fiber)):
             for degree, channels in fiber:
                 if channels % num_heads:
@@ -112,7 +113,8 @@ class AttentionBlockSE3(nn.Module):
     Any other keyword argument, which variants of the published implementation have more of, is ignored with a warning.
 
     Raises:
-        ValueError: if ``channels_div`` does not divide a channel count of ``fiber_out``, or lacks one of its degrees.
+        ValueError: if ``channels_div`` does not divide a channel count of ``fiber_out``, or lacks one of its degrees; or if
+            ``fiber_in`` and ``fiber_out`` have no degree in common.
     """
 
     def __init__(
@@ -136,6 +138,11 @@ class AttentionBlockSE3(nn.Module):
         self.low_memory = low_memory
         self.value_fiber = _divided(fiber_out, channels_div)
         self.key_fiber = Fiber([(degree, channels) for degree, channels in self.value_fiber if fiber_in[degree] > 0])
+        if not self.key_fiber.degrees:
+            raise ValueError(
+                f"fiber_out: expected a degree among those of fiber_in {fiber_in.degrees}, for keys and queries, "
+                f"got {fiber_out.degrees}"
+            )
         self.to_key_value = ConvSE3(
             fiber_in,
             self.value_fiber + self.key_fiber,

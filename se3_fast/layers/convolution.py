@@ -226,6 +226,8 @@ class ConvSE3(nn.Module):
         used_degrees: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(fuse_level, ConvSE3FuseLevel):
+            raise ValueError(f"fuse_level: expected a ConvSE3FuseLevel, got {fuse_level!r}")
         self.fiber_in, self.fiber_out, self.fiber_edge = fiber_in, fiber_out, fiber_edge
         self._fiber_with_length = Fiber(dict(fiber_edge.structure) | {0: fiber_edge[0] + 1})
         self.used_degrees = fiber_out.degrees if used_degrees is None else list(used_degrees)

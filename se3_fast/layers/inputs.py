@@ -1,7 +1,8 @@
-"""What a model or layer is given, checked at its entry: which dtype and device, not which values."""
+"""What a model or layer is given, checked at its entry: which dtype and device, not which values; and counts that it is made of."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 
 import torch
@@ -45,3 +46,17 @@ def _first_parameter(module: nn.Module) -> nn.Parameter | None:
         if found is not None:
             return found
     return None
+
+
+def check_whole(name: str, number: object, least: int) -> None:
+    """Check an argument of a layer that counts something.
+
+    Raises:
+        ValueError: It is no whole number, or less than the least.
+    """
+    try:
+        is_right = operator.index(number) >= least  # type: ignore[arg-type]
+    except TypeError:
+        is_right = False
+    if not is_right:
+        raise ValueError(f"{name}: expected a whole number, {least} or more, got {number!r}")

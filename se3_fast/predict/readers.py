@@ -45,9 +45,8 @@ def read_file(path: Path, smiles_column: str = "smiles", columns: Sequence[str] 
 
     Args:
         path: The file.
-        smiles_column: Of a CSV file, the column of its SMILES; case does not matter.
-        columns: Of a CSV file the columns, of an SDF the properties, whose contents records are to have; case does not matter in
-            CSV.
+        smiles_column: Of a CSV file, the column of its SMILES; case matters only where titles differ in nothing else.
+        columns: Of a CSV file the columns, likewise, of an SDF the properties, whose contents records are to have.
 
     Raises:
         ValueError: Another ending, or the whole file is none of its kind.
@@ -68,7 +67,7 @@ def check_columns(path: Path, smiles_column: str = "smiles", columns: Sequence[s
     """Check that a CSV file has the columns that :func:`read_file` is to read; other files have no list of what is in them.
 
     Raises:
-        ValueError: It has not.
+        ValueError: It has not, or has one of them twice.
         OSError: It cannot be read.
     """
     if path.suffix.lower() == ".csv":
@@ -169,14 +168,28 @@ def _places(
     """Where SMILES, further columns and names stand in a table with these titles.
 
     Raises:
-        ValueError: One of the columns is not there.
+        ValueError: One of the columns is not there, or there twice.
     """
+    of_smiles = _place(path, titles, smiles_column, "of SMILES")
     header = [title.strip().lower() for title in titles]
-    for column, purpose in ((smiles_column, "of SMILES"), *((column, "as well") for column in columns)):
-        if column.lower() not in header:
-            raise ValueError(f"{path}: expected a column {column!r} {purpose}, got {', '.join(header)[:200] or 'nothing'}")
     of_name = next((header.index(title) for title in _NAME_COLUMNS if title in header), None)
-    return header.index(smiles_column.lower()), {column: header.index(column.lower()) for column in columns}, of_name
+    return of_smiles, {column: _place(path, titles, column, "as well") for column in columns}, of_name
+
+
+def _place(path: Path, titles: Sequence[str], column: str, purpose: str) -> int:
+    """Where a column stands: the one of exactly this title, else the one whose title differs in case alone.
+
+    Raises:
+        ValueError: There is none, or more than one.
+    """
+    stripped = [title.strip() for title in titles]
+    places = [place for place, title in enumerate(stripped) if title == column.strip()]
+    places = places or [place for place, title in enumerate(stripped) if title.lower() == column.strip().lower()]
+    if not places:
+        raise ValueError(f"{path}: expected a column {column!r} {purpose}, got {', '.join(stripped)[:200] or 'nothing'}")
+    if len(places) > 1:
+        raise ValueError(f"{path}: expected one column {column!r}, got {len(places)} of this name")
+    return places[0]
 
 
 def _read_csv(file: TextIO, name: str, path: Path, smiles_column: str, columns: Sequence[str]) -> Iterator[Record]:

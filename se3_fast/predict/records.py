@@ -57,12 +57,16 @@ class Record:
 def molecule_of_smiles(smiles: str) -> Chem.Mol:
     """The molecule of a SMILES, in RDKit's canonical order, so that conformers do not depend on how it was written.
 
+    Numbers of its atoms, as reactions have them (`[CH3:1]`), are left out: the canonical order would go by them.
+
     Raises:
         RecordError: It is none.
     """
     molecule = Chem.MolFromSmiles(smiles, sanitize=False) if smiles.strip() else None
     if molecule is None:
         raise RecordError(f"not a SMILES: {smiles!r:.100}")
+    for atom in molecule.GetAtoms():
+        atom.SetAtomMapNum(0)
     return Chem.MolFromSmiles(Chem.MolToSmiles(sanitised(molecule))) or sanitised(molecule)
 
 

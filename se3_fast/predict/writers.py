@@ -21,6 +21,7 @@ from .predictor import PredictedValue, Prediction
 
 _ROWS_OF_GROUP = 10_000
 _DIGITS = 6
+_OTHER_COLUMNS = ("file", "record", "name", "conformers", "outside", "error")
 
 
 class Write(Protocol):
@@ -36,7 +37,7 @@ class Layout:
 
     Attributes:
         titles: By the name of each property, the title of its column, with the unit: `homo_eV`, `Cv_cal_per_mol_K`; of a class
-            `active_probability`.
+            `active_probability`; with `_predicted` after it where another column has the title.
         has_uncertainty: Whether each has a column for its uncertainty.
         has_spread: Whether each has a column for the spread over conformers.
     """
@@ -49,7 +50,14 @@ class Layout:
     def of(cls, objective: Objective, has_spread: bool) -> Layout:
         """The columns for what a model says."""
         is_classification = objective.is_classification
-        titles = {one.name: _title(one.name, "probability" if is_classification else one.unit) for one in objective.properties}
+        titles: dict[str, str] = {}
+        taken = set(_OTHER_COLUMNS)
+        for one in objective.properties:
+            title = _title(one.name, "probability" if is_classification else one.unit)
+            while not taken.isdisjoint(_with_its_own(title)):
+                title += "_predicted"
+            titles[one.name] = title
+            taken.update(_with_its_own(title))
         return cls(titles, not is_classification, has_spread)
 
     @property
@@ -89,6 +97,11 @@ class Layout:
 def _title(name: str, unit: str) -> str:
     plain = unit.replace("/", " per ").replace("^", "").replace("(", " ").replace(")", " ")
     return "_".join([name, *plain.split()])
+
+
+def _with_its_own(title: str) -> tuple[str, ...]:
+    """The title of a property, and those of the columns that it may have beside it."""
+    return title, f"{title}_uncertainty", f"{title}_spread"
 
 
 @contextmanager

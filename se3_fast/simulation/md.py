@@ -32,6 +32,7 @@ from .trajectory import Trajectory, open_trajectory
 from .warned import warnings_on_one_line
 
 _TEMPERATURE = 300.0
+_AT_REST = 1e-6  # share of the atoms' momenta that the whole may have; trajectories are written with few digits
 
 
 class State(NamedTuple):
@@ -41,7 +42,7 @@ class State(NamedTuple):
         time_ps: Since the start.
         potential_eV: Of all atoms.
         kinetic_eV: Of all atoms.
-        temperature_K: Of three degrees of freedom for each atom.
+        temperature_K: Of the degrees of freedom that move (:func:`moving_degrees`); with langevin all do.
         conserved_eV: What the ensemble conserves: the total energy, less what a thermostat has brought; not a number where a
             thermostat keeps no account of it.
     """
@@ -66,7 +67,11 @@ def _langevin(atoms: Atoms, arguments: argparse.Namespace, random: np.random.Ran
 def _bussi(atoms: Atoms, arguments: argparse.Namespace, random: np.random.RandomState) -> MolecularDynamics:
     taut = 1000 * units.fs * arguments.time_constant
     options = {"temperature_K": arguments.temperature or _TEMPERATURE, "taut": taut, "rng": random}
-    return Bussi(atoms, arguments.timestep * units.fs, **options)
+    dynamics = Bussi(atoms, arguments.timestep * units.fs, **options)
+    # It counts three for each atom, and would heat a molecule that does not turn for those as well.
+    dynamics.ndof = moving_degrees(atoms)
+    dynamics.target_kinetic_energy = 0.5 * dynamics.temp * dynamics.ndof
+    return dynamics
 
 
 ENSEMBLES: dict[str, Callable[[Atoms, argparse.Namespace, np.random.RandomState], MolecularDynamics]] = {
@@ -105,6 +110,8 @@ class Run:
         if arguments.temperature is not None or arguments.ensemble != "nve" or not self.atoms.get_momenta().any():
             draw_velocities(self.atoms, arguments.temperature or _TEMPERATURE, random)
         self.dynamics = ENSEMBLES[arguments.ensemble](self.atoms, arguments, random)
+        is_open = isinstance(self.dynamics, Langevin)
+        self._degrees = self.atoms.get_number_of_degrees_of_freedom() if is_open else moving_degrees(self.atoms)
         self.states: list[State] = []
 
     def go(self, trajectory: Trajectory | None) -> None:
@@ -134,7 +141,7 @@ class Run:
         is_open = isinstance(self.dynamics, Langevin)
         conserved = np.nan if is_open else potential + kinetic - getattr(self.dynamics, "transferred_energy", 0.0)
         time = self.dynamics.nsteps * self.arguments.timestep / 1000
-        return State(time, potential, kinetic, self.atoms.get_temperature(), conserved)
+        return State(time, potential, kinetic, 2 * kinetic / (self._degrees * units.kB), conserved)
 
     def _write(self) -> None:
         if self.arguments.log is not None:
@@ -156,13 +163,34 @@ class Run:
 
 
 def draw_velocities(atoms: Atoms, temperature: float, random: np.random.RandomState) -> None:
-    """Give atoms the momenta of a temperature (Maxwell, Boltzmann), and the whole none."""
+    """Give atoms momenta of a temperature (Maxwell, Boltzmann), and the whole none; the temperature is that of what moves."""
     deviations = np.sqrt(atoms.get_masses() * units.kB * temperature)
     atoms.set_momenta(deviations[:, None] * random.standard_normal((len(atoms), 3)))
     if len(atoms) > 2:  # of fewer little would be left
-        Stationary(atoms)
+        Stationary(atoms, preserve_temperature=False)
         if not atoms.pbc.any():
-            ZeroRotation(atoms)
+            ZeroRotation(atoms, preserve_temperature=False)
+
+
+def moving_degrees(atoms: Atoms) -> int:
+    """Degrees of freedom that have a share of the kinetic energy.
+
+    Three for each atom, less those of constraints; and, where atoms that nothing holds have no momentum as a whole, and a molecule
+    no angular momentum, less the translation and the rotation: without friction and noise it stays so.
+    """
+    count = int(atoms.get_number_of_degrees_of_freedom())
+    momenta = atoms.get_momenta()
+    most = _AT_REST * np.abs(momenta).sum()
+    if atoms.constraints or np.abs(momenta.sum(0)).max() > most:
+        return count
+    count -= 3
+    if atoms.pbc.any():
+        return count
+    arms = atoms.positions - atoms.get_center_of_mass()
+    if np.abs(np.cross(arms, momenta).sum(0)).max() > most * np.abs(arms).max():
+        return count
+    moments = atoms.get_moments_of_inertia()
+    return count - int((moments > _AT_REST * moments.max()).sum())  # a linear molecule has two
 
 
 def drift_of(states: Sequence[State], num_atoms: int) -> float:

@@ -57,7 +57,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
         # Before the data are read: a wrong checkpoint should not cost that wait.
         check_same(arguments.load_ckpt_path, "data set", checkpoint.get("data"), data)
         check_same(arguments.load_ckpt_path, "model", checkpoint.get("model_config"), config)
-    data_module = _data_module(arguments, seed, world)
+    data_module = _data_module(arguments, config["num_degrees"], seed, world)
     objective = data_module.objective
     metadata = {
         "model_config": config,
@@ -192,7 +192,7 @@ def _dataset(arguments: argparse.Namespace) -> str:
     return str(arguments.dataset if arguments.data is None else arguments.data)
 
 
-def _data_module(arguments: argparse.Namespace, seed: int, world: World) -> MoleculeDataModule:
+def _data_module(arguments: argparse.Namespace, num_degrees: int, seed: int, world: World) -> MoleculeDataModule:
     if arguments.data is not None:
         # Not at the top: it needs RDKit.
         from se3_fast.data.own_molecules import OwnMoleculesDataModule
@@ -207,7 +207,7 @@ def _data_module(arguments: argparse.Namespace, seed: int, world: World) -> Mole
             split_column=arguments.split_column,
             batch_size=arguments.batch_size,
             seed=seed,
-            num_degrees=arguments.num_degrees,
+            num_degrees=num_degrees,
             precompute_bases=arguments.precompute_bases,
             device=world.device,
         )
@@ -216,7 +216,7 @@ def _data_module(arguments: argparse.Namespace, seed: int, world: World) -> Mole
         task=arguments.task,
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
-        num_degrees=arguments.num_degrees,
+        num_degrees=num_degrees,
         precompute_bases=arguments.precompute_bases,
         seed=seed,
         dataset=arguments.dataset,

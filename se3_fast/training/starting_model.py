@@ -65,7 +65,8 @@ class StartingModel:
     def model(self, objective: Objective) -> SE3TransformerPooled:
         """The model; for its own properties its last layer is changed so that it predicts the same for other means and deviations.
 
-        For others the last layer begins with random numbers, unless it is one number for one number.
+        In another unit it predicts the same in standard deviations. For others the last layer begins with random numbers, unless it
+        is one number for one number.
 
         Args:
             objective: What is to be learned.
@@ -76,6 +77,8 @@ class StartingModel:
         trained = model_of_checkpoint(self.path, self.config, self.state_dict)
         own = self._objective()
         if own is not None and own.kind == objective.kind and own.names == objective.names:
+            if [one.unit for one in own.properties] != [one.unit for one in objective.properties]:
+                return trained  # what it says in its standard deviations is nearer than what it says in another unit
             with torch.no_grad():
                 last = _last_layer(trained)
                 ratio, shift = own.stds / objective.stds, (own.means - objective.means) / objective.stds  # [P]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("rdkit")
 from rdkit import Chem
@@ -58,6 +59,27 @@ def test_scaffolds_stand_in_one_set(table: Path) -> None:
     assert all(sets) and not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
 
 
+def test_columns_whose_names_differ_in_case_alone(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    rows = [f"{smiles},{1000 + number},{number}" for number, smiles in enumerate(SMILES[:20])]
+    path.write_text("\n".join(["smiles,Y,y", *rows]))
+    for name, first in (("y", 0.0), ("Y", 1000.0)):
+        data = OwnMoleculesDataModule(path, name)
+        assert data._molecules.molecules.targets.tolist() == [first + number for number in range(20)]
+
+
+def test_numbers_that_float32_cannot_tell_apart(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    rows = [f"{smiles},{3e7 + number / 8},{number}" for number, smiles in enumerate(SMILES[:20])]
+    path.write_text("\n".join(["smiles,large,small", *rows]))
+    for names in ("large", ["large", "small"]):
+        data = OwnMoleculesDataModule(path, names, batch_size=1)
+        for number, (*_, target) in zip(data.ds_test.indices, data.test_dataloader(), strict=True):
+            assert target.dtype == torch.float32
+            learned = data.objective.properties[0]
+            assert target.flatten()[0].item() * learned.std + learned.mean == pytest.approx(3e7 + number / 8, abs=1e-6, rel=0)
+
+
 def test_properties_of_an_sdf(tmp_path: Path) -> None:
     path = tmp_path / "molecules.sdf"
     with Chem.SDWriter(str(path)) as writer:
@@ -75,6 +97,8 @@ def test_properties_of_an_sdf(tmp_path: Path) -> None:
     [
         ("structure,y\nCCO,\n", "y", r"expected molecules with a number 'y', got none: no number 'y' \(1\)"),
         ("structure,y\nCCO,1\n", "z", "expected a column 'z' as well, got structure, y"),
+        ("structure,Ab, aB\nCCO,1,2\n", "ab", "expected one column 'ab', got 2 of this name"),
+        ("structure,y,y\nCCO,1,2\n", "y", "expected one column 'y', got 2 of this name"),
         ("structure,y\nCCO,1\nCCC,1\n", "y", "needs training molecules with different known targets"),
     ],
 )

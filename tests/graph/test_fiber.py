@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from se3_fast import Fiber
+from se3_fast.fiber import FiberEl
 
 
 def test_iteration_is_by_channels_and_degrees_ascend() -> None:
@@ -56,7 +57,7 @@ def test_copies() -> None:
     assert repr(fiber) == "Fiber({1: 3, 0: 8})"
 
 
-@pytest.mark.parametrize("structure", [{0: -1}, {-1: 2}, [(0, 1), (0, 2)]])
+@pytest.mark.parametrize("structure", [{0: -1}, {-1: 2}, [(0, 1), (0, 2)], {0: 1.5}, {0.5: 2}, [FiberEl(0, 1.5)]])
 def test_bad_structures(structure: object) -> None:
     with pytest.raises(ValueError, match="structure"):
         Fiber(structure)  # type: ignore[arg-type]

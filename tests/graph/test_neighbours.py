@@ -86,6 +86,9 @@ def test_faults_are_named() -> None:
         neighbour_list(pos, 3.0, flat)
     with pytest.raises(ValueError, match=r"cell: expected shape \[3, 3\] or \[1, 3, 3\], got \[3\]"):
         radius_graph(pos, 3.0, cell=cell[0])
+    for pbc in (None, "TTT"):
+        with pytest.raises(ValueError, match=f"pbc: expected one for all directions or three, got {pbc!r}"):
+            radius_graph(pos, 3.0, cell=cell, pbc=pbc)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"pbc: expected shape \[3\] or \[1, 3\], got \[2\]"):
         radius_graph(pos, 3.0, cell=cell, pbc=[True, False])
     with pytest.raises(ValueError, match="cell: expected finite lattice vectors, got"):

@@ -3,7 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from se3_fast import AttentionSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber, GPooling, Graph, LinearSE3
+from se3_fast import (
+    AttentionBlockSE3,
+    AttentionSE3,
+    ConvSE3FuseLevel,
+    EdgeGeometry,
+    Fiber,
+    GPooling,
+    Graph,
+    LinearSE3,
+    SE3Transformer,
+)
 from tests.support import make_convolution, random_features, random_graph, relative_error
 
 FULL, PARTIAL, NONE = ConvSE3FuseLevel.FULL, ConvSE3FuseLevel.PARTIAL, ConvSE3FuseLevel.NONE
@@ -57,6 +67,16 @@ def test_linear_maps_channels() -> None:
     assert {key: list(value.shape) for key, value in mapped.items()} == {"0": [5, 4, 1], "1": [5, 1, 3]}
     expected = torch.einsum("oi,nik->nok", module.weights["1"], features["1"])
     assert relative_error(mapped["1"], expected) < 1e-14
+
+
+@pytest.mark.parametrize("channels_div", [1, {1: 2, 2: 2}])
+def test_attention_needs_a_degree_to_compare(channels_div: int | dict[int, int]) -> None:
+    message = r"fiber_out: expected a degree among those of fiber_in \[0, 3\], for keys and queries, got \[1, 2\]"
+    with pytest.raises(ValueError, match=message):
+        AttentionBlockSE3(Fiber({0: 4, 3: 4}), Fiber({1: 4, 2: 4}), num_heads=2, channels_div=channels_div)
+    arguments = {"num_layers": 1, "fiber_in": Fiber({0: 4, 3: 4}), "fiber_hidden": Fiber({1: 4, 2: 4}), "num_heads": 2}
+    with pytest.raises(ValueError, match=message):
+        SE3Transformer(**arguments, fiber_out=Fiber({0: 1}), channels_div=channels_div)
 
 
 def test_attention_takes_dicts_and_fused_tensors() -> None:

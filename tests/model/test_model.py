@@ -246,6 +246,40 @@ def test_errors() -> None:
         SE3Transformer(**{**ARGUMENTS, "channels_div": 3})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_layers": -1}, "num_layers: expected a whole number, 0 or more, got -1"),
+        ({"num_layers": 1.5}, "num_layers: expected a whole number, 0 or more, got 1.5"),
+        ({"num_heads": 0}, "num_heads: expected a whole number, 1 or more, got 0"),
+        ({"num_heads": -2}, "num_heads: expected a whole number, 1 or more, got -2"),
+        ({"return_type": 3}, r"return_type: expected a degree of fiber_out, one of \[0, 1, 2\], got 3"),
+        ({"return_type": "0"}, r"return_type: expected a degree of fiber_out, one of \[0, 1, 2\], got '0'"),
+        ({"fuse_level": "full"}, "fuse_level: expected a ConvSE3FuseLevel, got 'full'"),
+        ({"final_fuse_level": 2}, "fuse_level: expected a ConvSE3FuseLevel, got 2"),
+        ({"fiber_in": {0: 3}}, "fiber_in: expected a Fiber, got {0: 3}"),
+        ({"fiber_out": None}, "fiber_out: expected a Fiber, got None"),
+        ({"fiber_edge": {0: 2}}, "fiber_edge: expected a Fiber, got {0: 2}"),
+    ],
+)
+def test_arguments_that_no_model_can_have(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SE3Transformer(**{**ARGUMENTS, **arguments})
+
+
+@pytest.mark.parametrize("fiber_out", [{0: 8, 1: 2}, {1: 8}])
+def test_what_is_pooled_is_of_degree_0_alone(fiber_out: dict[int, int]) -> None:
+    with pytest.raises(ValueError, match="fiber_out: expected degree 0 alone, which is pooled, got "):
+        SE3TransformerPooled(**{**POOLED, "fiber_out": Fiber(fiber_out)})
+
+
+def test_edge_features_that_the_model_does_not_have() -> None:
+    model = SE3Transformer(**{**ARGUMENTS, "fiber_edge": None})
+    graph, nodes, edges = problem()
+    with pytest.raises(ValueError, match=r"edge_feats: expected no '0', as fiber_edge has no degree 0, got shape \[18, 2, 1\]"):
+        model(graph, nodes, edges)
+
+
 def test_unknown_arguments_are_named_in_a_warning() -> None:
     with pytest.warns(UserWarning, match="ignores the arguments epochs, task"):
         SE3Transformer(**ARGUMENTS, task="homo", epochs=3)

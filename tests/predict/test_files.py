@@ -23,8 +23,11 @@ from se3_fast.data.conformers import conformers
 from se3_fast.data.featuriser import SAMPLE_FEATURISER
 from se3_fast.data.molecule_arrays import featurise, stack_molecules
 from se3_fast.data.npz_file import write_npz
+from se3_fast.data.objective import REGRESSION, Objective, Property
 from se3_fast.predict import read_file
 from se3_fast.predict.command import main
+from se3_fast.predict.predictor import PredictedValue, Prediction
+from se3_fast.predict.writers import Layout, open_writer
 
 SMILES = ["CCCO", "c1ccccc1O", "CC(=O)NC", "CC(F)(F)C#N"]
 
@@ -269,6 +272,24 @@ def test_readers_read_no_more_than_is_asked_for(tmp_path: Path) -> None:
     assert [record.number for record in islice(records, 3)] == [1, 2, 3]
     assert records.gi_yieldfrom is not None  # type: ignore[attr-defined]  # open still, in the middle of the file
     records.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".sdf"])
+def test_properties_that_are_called_as_other_columns(tmp_path: Path, suffix: str) -> None:
+    names = ["error", "name", "record", "gap_uncertainty", "gap", "gap_uncertainty_predicted"]
+    objective = Objective(REGRESSION, tuple(Property(name) for name in names))
+    values = {name: PredictedValue(value=float(number)) for number, name in enumerate(names)}
+    path = tmp_path / f"out{suffix}"
+    with open_writer(path, Layout.of(objective, has_spread=False)) as write:
+        write(Prediction("in.sdf", 7, "a name", values, outside="far", molecule=embedded("CCCO")))
+    if suffix == ".sdf":
+        (molecule,) = Chem.SDMolSupplier(str(path))
+        row = molecule.GetPropsAsDict() | {"name": molecule.GetProp("_Name"), "error": ""}
+    else:
+        row = rows_of(path)[0] if suffix == ".csv" else json.loads(path.read_text())
+    assert (row["file"], int(row["record"]), row["name"], row["outside"], row["error"]) == ("in.sdf", 7, "a name", "far", "")
+    titles = ["error_predicted", "name_predicted", "record_predicted", "gap_uncertainty", "gap_predicted"]
+    assert [float(row[title]) for title in [*titles, "gap_uncertainty_predicted"]] == [0, 1, 2, 3, 4, 5]
 
 
 def test_properties_of_an_sdf_go_on_to_the_output(model_path: Path, tmp_path: Path) -> None:

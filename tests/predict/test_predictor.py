@@ -85,6 +85,12 @@ def test_smiles_written_in_another_order(predictor: Predictor) -> None:
     assert first == pytest.approx(second, abs=1e-5)
 
 
+def test_numbers_of_atoms_in_smiles(predictor: Predictor) -> None:
+    numbered = ["[CH3:7][CH2:1][CH2:5][OH:2]", "[CH3:1][C:9](=[O:3])[NH:2]C", "[F:4][C:1](F)(C)C#N"]
+    plain = ["CCCO", "CC(=O)NC", "CC(F)(F)C#N"]
+    assert values(predictor.predict(numbered)).tolist() == values(predictor.predict(plain)).tolist()
+
+
 def test_ase(predictor: Predictor) -> None:
     ase = pytest.importorskip("ase")
     molecules = [embedded(smiles) for smiles in SMILES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
+from ase.constraints import FixAtoms
 from ase.md.verlet import VelocityVerlet
 
 from se3_fast.__main__ import main
 from se3_fast.ase import SE3FastCalculator
-from se3_fast.simulation.md import State, drift_of
+from se3_fast.simulation.md import ENSEMBLES, State, draw_velocities, drift_of, moving_degrees
 from tests.simulation.conftest import small_force_field, write_force_field
 
 DEVICE = ["--device", "cpu"]
@@ -92,6 +94,49 @@ def test_thermostats(structures: Path, free: Path, tmp_path: Path, ensemble: str
         assert np.isnan(conserved).all() and "drift" not in capsys.readouterr().out
     else:
         assert np.ptp(conserved) < 0.3 * np.ptp(totals)
+    degrees = 27 if ensemble == "langevin" else 21  # a molecule of nine atoms which as a whole stays at rest, and which does not
+    for state in states:
+        assert state.temperature_K == pytest.approx(2 * state.kinetic_eV / (degrees * units.kB), rel=1e-6)
+
+
+MOVING = {"molecule": 9, "periodic": 12, "linear": 4, "pair": 6}
+
+
+def placed(kind: str) -> Atoms:
+    atoms = molecule({"linear": "CO2", "pair": "CO"}.get(kind, "CH4"), vacuum=3.0)
+    atoms.pbc = kind == "periodic"
+    return atoms
+
+
+@pytest.mark.parametrize(("kind", "degrees"), MOVING.items())
+def test_velocities_have_the_temperature_that_is_asked_for(kind: str, degrees: int) -> None:
+    atoms, energies = placed(kind), []
+    for seed in range(1000):
+        draw_velocities(atoms, 300.0, np.random.RandomState(seed))
+        energies.append(atoms.get_kinetic_energy())
+    assert moving_degrees(atoms) == degrees
+    assert 2 * np.mean(energies) / (degrees * units.kB) == pytest.approx(300, rel=0.06)
+
+
+@pytest.mark.parametrize(("kind", "degrees"), MOVING.items())
+def test_the_thermostat_heats_what_moves(kind: str, degrees: int) -> None:
+    """The atoms of a small molecule that does not turn would else be far too hot: methane by two thirds."""
+    atoms, random = placed(kind), np.random.RandomState(0)
+    draw_velocities(atoms, 300.0, random)
+    arguments = argparse.Namespace(timestep=0.5, temperature=300.0, time_constant=0.0005)
+    dynamics, energies = ENSEMBLES["nvt"](atoms, arguments, random), []
+    for _ in range(4000):
+        dynamics.scale_velocities()
+        energies.append(atoms.get_kinetic_energy())
+    assert 2 * np.mean(energies) / (degrees * units.kB) == pytest.approx(300, rel=0.06)
+    assert np.var(energies) == pytest.approx(degrees / 2 * (300 * units.kB) ** 2, rel=0.15)
+
+
+def test_atoms_that_are_held_do_not_count() -> None:
+    atoms = placed("molecule")
+    atoms.set_constraint(FixAtoms([0]))
+    draw_velocities(atoms, 300.0, np.random.RandomState(0))
+    assert moving_degrees(atoms) == 12 and not atoms.get_momenta()[0].any()
 
 
 def test_the_drift_is_in_mev_per_atom_and_picosecond() -> None:
