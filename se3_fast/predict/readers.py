@@ -25,6 +25,7 @@ from .options import SUFFIXES
 from .records import (
     Record,
     RecordError,
+    charge_of,
     check_positions,
     first_line,
     molecule_of_atoms,
@@ -265,11 +266,11 @@ def _extended_comment(comment: str) -> tuple[dict[str, tuple[int, int]], int]:
         first += int(width)
     if not columns.keys() >= _PLAIN_COLUMNS.keys() or columns["pos"][1] != 3:
         raise RecordError("not extended XYZ: expected species and pos in Properties")
-    charge = entries.get("charge", entries.get("total_charge", "0"))
-    try:
-        return columns, round(float(charge))
-    except (ValueError, OverflowError):
-        raise RecordError(f"not extended XYZ: charge={charge[:50]}") from None
+    # With a cell and nothing said, the format repeats it in all directions.
+    repeated = entries.get("pbc", "T" if "Lattice" in entries else "F").upper().split()
+    if {"T", "TRUE", "1"} & set(repeated):
+        raise RecordError("periodic: expected a molecule")
+    return columns, charge_of(entries)
 
 
 def _read_npz(path: Path) -> Iterator[Record]:

@@ -123,7 +123,7 @@ def molecule_of_atoms(symbols: Sequence[str | int], positions: np.ndarray, charg
 
 
 def molecule_of_ase(atoms: Any) -> Chem.Mol:
-    """The molecule of ASE's `Atoms`; its charge is `info["charge"]`.
+    """The molecule of ASE's `Atoms`; its charge is that of `info` (:func:`charge_of`).
 
     Raises:
         RecordError: It is periodic, or not a molecule.
@@ -132,7 +132,20 @@ def molecule_of_ase(atoms: Any) -> Chem.Mol:
         raise RecordError("periodic: expected a molecule")
     positions = np.asarray(atoms.get_positions(), dtype=float)
     check_positions(positions)
-    return molecule_of_atoms(atoms.get_atomic_numbers().tolist(), positions, int(atoms.info.get("charge", 0)))
+    return molecule_of_atoms(atoms.get_atomic_numbers().tolist(), positions, charge_of(atoms.info))
+
+
+def charge_of(info: Mapping[str, Any]) -> int:
+    """The charge that atoms are said to have: `charge`, else `total_charge`, else none.
+
+    Raises:
+        RecordError: It is not a number.
+    """
+    charge = info.get("charge", info.get("total_charge", 0))
+    try:
+        return round(float(charge))
+    except (TypeError, ValueError, OverflowError):
+        raise RecordError(f"charge: expected a number, got {charge!r:.50}") from None
 
 
 def check_positions(positions: np.ndarray) -> None:

@@ -174,9 +174,12 @@ def test_bad_records_of_sdf(run: Run, tmp_path: Path, fault: str) -> None:
         ("0\n\n", "no atoms"),
         ("300\n\n" + "C 0 0 0\n" * 300, "300 atoms, at most 256 are possible"),
         ("nonsense\nmore of it\n", "not XYZ: expected a number of atoms, got 'nonsense'"),
-        ("1\ncharge=x\nC 0 0 0\n", "not extended XYZ: charge=x"),
+        ("1\ncharge=x\nC 0 0 0\n", "charge: expected a number, got 'x'"),
         ("1\nProperties=species:S:1\nC 0 0 0\n", "not extended XYZ: expected species and pos in Properties"),
         ("1\ncharge=-1\nO 0 0 0\n", "charge -1"),
+        ('1\npbc="F T F"\nC 0 0 0\n', "periodic: expected a molecule"),
+        ('1\nLattice="9 0 0 0 9 0 0 0 9"\nC 0 0 0\n', "periodic: expected a molecule"),
+        ('1\nLattice="9 0 0 0 9 0 0 0 9" pbc="F F F" charge=-1\nO 0 0 0\n', "charge -1"),
     ],
 )
 def test_bad_frames_of_xyz(run: Run, tmp_path: Path, frame: str, fault: str) -> None:

@@ -99,11 +99,15 @@ def test_ase(predictor: Predictor) -> None:
         for molecule in molecules
     ]
     np.testing.assert_allclose(values(predictor.predict(atoms)), values(predictor.predict(molecules)), atol=1e-5)
-    charged, periodic = atoms[0].copy(), atoms[0].copy()
+    charged, of_file, unknown, periodic = (atoms[0].copy() for _ in range(4))
     charged.info["charge"] = -1
+    of_file.info["total_charge"] = -1.0
+    unknown.info["charge"] = None
     periodic.set_pbc(True)
-    assert [prediction.error for prediction in predictor.predict([charged, periodic])] == [
+    assert [prediction.error for prediction in predictor.predict([charged, of_file, unknown, periodic])] == [
         "charge -1",
+        "charge -1",
+        "charge: expected a number, got None",
         "periodic: expected a molecule",
     ]
 
