@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -285,8 +286,9 @@ def radius_graph(
         ValueError: if ``cutoff`` is not positive, the cell has no volume, or shapes do not fit each other.
     """
     check_positions(pos)
-    if not cutoff > 0:
-        raise ValueError(f"cutoff: expected a positive length, got {cutoff}")
+    is_number = isinstance(cutoff, Real) or (isinstance(cutoff, Tensor) and cutoff.numel() == 1)
+    if not (is_number and cutoff > 0):
+        raise ValueError(f"cutoff: expected a positive length, got {cutoff!r:.50}")
     sizes = _batch_sizes("batch_num_nodes", batch_num_nodes, len(pos), pos.device)
     with outside_inference_mode():
         src, dst, offset, counts = neighbours_of_batch(pos, sizes, cutoff, cell, pbc)
@@ -308,10 +310,10 @@ def nearest_neighbour_graph(pos: Tensor, neighbours: int, batch_num_nodes: Seque
         A graph with ``ndata['pos']`` and ``edata['rel_pos']``; edges ordered by destination, nearest first.
 
     Raises:
-        ValueError: if ``neighbours`` is less than 1.
+        ValueError: if ``neighbours`` is no whole number, or less than 1.
     """
-    if neighbours < 1:
-        raise ValueError(f"neighbours: expected at least 1, got {neighbours}")
+    if not (isinstance(neighbours, Integral) and neighbours >= 1):
+        raise ValueError(f"neighbours: expected a whole number of at least 1, got {neighbours!r:.50}")
 
     def connect(block: Tensor) -> tuple[Tensor, Tensor]:
         count = min(neighbours, max(len(block) - 1, 0))

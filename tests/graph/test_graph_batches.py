@@ -179,8 +179,21 @@ def test_builders(build: Callable[[Tensor, Any], Graph], sizes: list[int] | None
 def test_builders_refuse(build: Callable[[Tensor, Any], Graph], pos: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(pos, None)
-    with pytest.raises(ValueError, match="cutoff: expected a positive length, got nan"):
-        radius_graph(positions(2), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("cutoff", "shown"), [(float("nan"), "nan"), ("3", "'3'"), (None, "None"), (torch.ones(2), r"tensor\(\[1., 1.\]\)")]
+)
+def test_lengths_that_are_none(cutoff: Any, shown: str) -> None:
+    with pytest.raises(ValueError, match=f"cutoff: expected a positive length, got {shown}"):
+        radius_graph(positions(2), cutoff)
+    assert radius_graph(positions(2), torch.tensor(9.0)).num_edges() == 2
+
+
+@pytest.mark.parametrize("neighbours", [0, 1.5, "2"])
+def test_numbers_of_neighbours_that_are_none(neighbours: Any) -> None:
+    with pytest.raises(ValueError, match=f"neighbours: expected a whole number of at least 1, got {neighbours!r}"):
+        nearest_neighbour_graph(positions(2), neighbours)
 
 
 @pytest.mark.parametrize("backend", ["dense", "torch", "cpp", "triton"])
