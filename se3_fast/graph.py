@@ -286,8 +286,7 @@ def radius_graph(
         ValueError: if ``cutoff`` is not positive, the cell has no volume, or shapes do not fit each other.
     """
     check_positions(pos)
-    is_number = isinstance(cutoff, Real) or (isinstance(cutoff, Tensor) and cutoff.numel() == 1)
-    if not (is_number and cutoff > 0):
+    if not (isinstance(cutoff, Real) and cutoff > 0):
         raise ValueError(f"cutoff: expected a positive length, got {cutoff!r:.50}")
     sizes = _batch_sizes("batch_num_nodes", batch_num_nodes, len(pos), pos.device)
     with outside_inference_mode():
