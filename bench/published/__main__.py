@@ -83,14 +83,14 @@ class Started:
         setting = {"folder": folder, "threads": threads, "keeps_freed_memory": allocator == "tuned"}
         self.details = self.call(f"start_{contestant.kind}", **setting)
 
-    def call(self, function: str, **arguments: Any) -> Any:
-        """What a function of :mod:`bench.published.contestant` returns.
+    def call(self, function: str, module: str = CONTESTANT, **arguments: Any) -> Any:
+        """What a function of :mod:`bench.published.contestant`, or of another module, returns.
 
         Raises:
             CallFailed: with the contestant's name.
         """
         try:
-            return self.child.call(f"{CONTESTANT}:{function}", arguments, SECONDS_OF_CALL)
+            return self.child.call(f"{module}:{function}", arguments, SECONDS_OF_CALL)
         except CallFailed as error:
             raise CallFailed(error.kind, f"{self.contestant.name}: {error}") from None
 

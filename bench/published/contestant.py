@@ -50,7 +50,7 @@ def start_ours(folder: str, threads: int, keeps_freed_memory: bool) -> dict[str,
         ImportError: if ``se3_fast`` is not that of the folder.
     """
     _set(threads, keeps_freed_memory)
-    _check_origin(se3_fast, folder)
+    check_origin(se3_fast, folder)
     details = {"commit": commit_of(Path(folder)), "backend": selected_backend(torch.device("cpu"))}
     return details | {"environment": environment()}
 
@@ -73,7 +73,7 @@ def start_published(folder: str, threads: int, keeps_freed_memory: bool) -> dict
     sys.path += [str(path) for path in folders(with_dgl=True) if (path / "dgl").is_dir()]
     if not torch.cuda.is_available():
         torch.cuda.nvtx.range = nullcontext  # marks for a profiler, which PyTorch without CUDA refuses to make
-    _check_origin(importlib.import_module(PUBLISHED), folder)
+    check_origin(importlib.import_module(PUBLISHED), folder)
     files = sorted(Path(folder, PUBLISHED, "model").rglob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     return {"commit": commit_of(Path(folder)), "sha256_of_model": digest, "dgl": _dgl(), "e3nn": _version("e3nn")}
@@ -85,7 +85,8 @@ def _set(threads: int, keeps_freed_memory: bool) -> None:
         keep_freed_memory()
 
 
-def _check_origin(module: Any, folder: str) -> None:
+def check_origin(module: Any, folder: str) -> None:
+    """Raise an ImportError if a module does not come from a folder."""
     if Path(folder).resolve() not in Path(module.__file__).resolve().parents:
         raise ImportError(f"{module.__name__}: expected that of {folder}, got {module.__file__}")
 
@@ -161,11 +162,11 @@ def write_values(path: str) -> None:
     torch.save(values | {f"gradient {name}": part for name, part in zip(operands, gradients, strict=True)}, path)
 
 
-def difference(path: str, path_of_ours: str, name: str) -> float:
+def difference(path: str, path_of_ours: str, name: str, tolerance: float = TOLERANCE) -> float:
     """The largest relative RMS difference between what a contestant of a name and ours wrote.
 
     Raises:
-        ValueError: if they wrote other things, or it exceeds :data:`TOLERANCE`.
+        ValueError: if they wrote other things, or it exceeds the tolerance.
     """
     found, ours = (torch.load(file, weights_only=True) for file in (path, path_of_ours))
     if found.keys() != ours.keys():
@@ -173,8 +174,8 @@ def difference(path: str, path_of_ours: str, name: str) -> float:
     largest = 0.0
     for value, truth in ours.items():
         error = float((found[value].double() - truth.double()).norm() / truth.double().norm())
-        if not error <= TOLERANCE:
-            raise ValueError(f"{name}: {value}: expected ours to {TOLERANCE:g}, got a relative difference of {error:.3g}")
+        if not error <= tolerance:
+            raise ValueError(f"{name}: {value}: expected ours to {tolerance:g}, got a relative difference of {error:.3g}")
         largest = max(largest, error)
     return largest
 
