@@ -41,6 +41,7 @@ class _Read:
     Attributes:
         arrays: Of each molecule.
         targets: Of each molecule a number for each target, NaN where it is not known.
+        smiles: Canonical, without hydrogen atoms.
         scaffolds: SMILES of the Murcko scaffolds.
         sets: Numbers of the sets that a column says, where one does.
         reasons: Why molecules are left out, and how many.
@@ -48,6 +49,7 @@ class _Read:
 
     arrays: list[MoleculeArrays]
     targets: list[list[float]]
+    smiles: list[str]
     scaffolds: list[str]
     sets: list[int]
     reasons: Counter[str]
@@ -119,6 +121,7 @@ class OwnMoleculesDataModule(MoleculeDataModule):
         else:
             parts = _random_split(len(read.arrays), self.seed) if split == "random" else _scaffold_split(read.scaffolds)
         _log.info("%s: %s molecules to train on, validate on and test on", path, ", ".join(str(len(part)) for part in parts))
+        _tell_repeated(path, read.smiles, parts)
         self._molecules = MoleculeDataset(_joined(read))
         self.split = f"{split}, seed {self.seed}" if split_column is None else f"from the column {split_column!r}"
         self.ds_train, self.ds_val, self.ds_test = (Subset(self._molecules, part) for part in parts)
@@ -140,7 +143,7 @@ def _units_of(names: Sequence[str], units: Sequence[str]) -> Sequence[str]:
 def _read(
     path: Path, names: Sequence[str], smiles_column: str, split_column: str | None, featuriser: Featuriser, seed: int
 ) -> _Read:
-    read = _Read([], [], [], [], Counter())
+    read = _Read([], [], [], [], [], Counter())
     columns = [*names, *([] if split_column is None else [split_column])]
     check_columns(path, smiles_column, columns)
     with rdBase.BlockLogs():
@@ -156,6 +159,7 @@ def _read(
                 continue
             read.arrays.append(arrays[0])
             read.targets.append(targets)
+            read.smiles.append(Chem.MolToSmiles(Chem.RemoveHs(record.molecule)))
             read.scaffolds.append(MurckoScaffold.MurckoScaffoldSmiles(mol=record.molecule))
             read.sets.append(_SET_NAMES.get(_set_name(record, split_column), -1))
     return read
@@ -192,6 +196,21 @@ def _check_classes(path: Path, names: Sequence[str], targets: Sequence[Sequence[
 def _summary(reasons: Counter[str]) -> str:
     parts = [f"{reason} ({count})" for reason, count in reasons.most_common(_MOST_REASONS)]
     return "; ".join([*parts, "..."] if len(reasons) > _MOST_REASONS else parts)
+
+
+def _tell_repeated(path: Path, smiles: Sequence[str], parts: Sequence[Sequence[int]]) -> None:
+    """Warn of molecules that are trained on and stand in another set as well."""
+    trained = {smiles[number] for number in parts[0]}
+    others = [number for part in parts[1:] for number in part]
+    repeated = sum(smiles[number] in trained for number in others)
+    if repeated:
+        _log.warning(
+            "%s: %d of the %d molecules to validate and test on are the same as molecules to train on, whose numbers are known: "
+            "their errors say too little",
+            path,
+            repeated,
+            len(others),
+        )
 
 
 def _random_split(count: int, seed: int) -> list[list[int]]:

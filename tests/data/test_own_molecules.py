@@ -59,6 +59,20 @@ def test_scaffolds_stand_in_one_set(table: Path) -> None:
     assert all(sets) and not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
 
 
+def test_molecules_that_stand_in_two_sets_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However they are written: an error on what was trained on says too little."""
+    path = tmp_path / "table.csv"
+    rows = ["smiles,y,part", *(f"{smiles},{number},train" for number, smiles in enumerate(SMILES[:8]))]
+    rows += [f"{SMILES[9]},1,val", f"{SMILES[10]},2,test"]
+    path.write_text("\n".join(rows))
+    OwnMoleculesDataModule(path, "y", split_column="part")
+    assert not caplog.records
+    path.write_text("\n".join([*rows, "CCO,1,train", "OCC,2,val", "C(C)O,3,test"]))
+    OwnMoleculesDataModule(path, "y", split_column="part")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "2 of the 4 molecules to validate and test on are the same as molecules to train on" in caplog.text
+
+
 def test_columns_whose_names_differ_in_case_alone(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     rows = [f"{smiles},{1000 + number},{number}" for number, smiles in enumerate(SMILES[:20])]
