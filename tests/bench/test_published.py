@@ -145,6 +145,12 @@ def test_the_pages_have_the_table_of_the_file(page: str, table: object) -> None:
     assert tables.table_of((ROOT / page).read_text()) == table(result)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("processor", ["xeon", "epyc"])
+def test_the_page_has_the_tables_of_other_processors(processor: str) -> None:
+    result = json.loads((ROOT / "bench" / "results" / f"published_{processor}_cpu.json").read_text())
+    assert tables.short_table(result) in (ROOT / "docs" / "measurements.md").read_text()
+
+
 def test_every_workload_has_a_description() -> None:
     assert {name.partition(":")[0] for name in command.WORKLOADS} <= set(DESCRIPTIONS)
     assert contestant.PUBLISHED not in sys.modules
