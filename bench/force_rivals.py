@@ -1,8 +1,8 @@
 """Force fields of others beside ours, trained on the same frames for the same processor time: ``python -m bench.force_rivals``.
 
-Every contestant has the same frames, batches of ten, one thread, float32, Adam with a rate that falls as a cosine over the
-processor time, the same loss (mean absolute errors of forces and energies), and its parameters averaged exponentially. What a
-contestant spends before the first step is not counted. The rivals are optional: ``pip install mace-torch==0.3.16 nequip==0.19.1``
+Every contestant has the same frames, batches of ten, one thread, float32, a rate that falls as a cosine over the processor time, the
+same loss (mean absolute errors of forces and energies), its parameters averaged exponentially, and the optimizer that its own training
+program has by default: Adam, and SOAP for ours. What a contestant spends before the first step is not counted. The rivals are optional: ``pip install mace-torch==0.3.16 nequip==0.19.1``
 (``--no-deps`` where they would pull another PyTorch). Each run is a process of its own; its row is written when it ends.
 
     python -m bench.force_rivals --data forces_ethanol.npz --budget 250 --seeds 1 2 3 --json force_rivals.json
@@ -29,6 +29,7 @@ from bench.rows import measured_rows
 from se3_fast.data.force_frames import ForceDataModule, reference_energies
 from se3_fast.data.frames import ForceFrames
 from se3_fast.forces import ForceField, energy_and_forces
+from se3_fast.training.soap import Soap
 
 CUTOFF = 5.0
 BATCH_SIZE = 10
@@ -54,6 +55,10 @@ class Contestant(ABC):
     LEARNING_RATE: float = 0.01
     model: nn.Module
 
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """What trains it."""
+        return torch.optim.Adam(parameters, lr=self.LEARNING_RATE, amsgrad=True)
+
     @abstractmethod
     def __init__(self, data: ForceDataModule, scale: float) -> None:
         """Make the model, and the neighbours of all frames."""
@@ -74,6 +79,10 @@ class Ours(Contestant):
         self.model = ForceField(data.elements, cutoff=CUTOFF, average_neighbours=data.average_neighbours)
         self.model.set_scale({}, scale)
         self.collate = data._collate
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """See :class:`Contestant`."""
+        return Soap(parameters, self.LEARNING_RATE)
 
     def predict(self, numbers: list[int], is_training: bool) -> tuple[Tensor, Tensor]:
         """See :class:`Contestant`."""
@@ -229,6 +238,7 @@ def run(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         "data": Path(arguments.data).name,
         "budget_s": arguments.budget,
         "parameters": sum(map(Tensor.numel, parameters)),
+        "optimizer": type(contestant.optimizer(parameters)).__name__,
         "steps": steps,
         "force_mae_eV_A": errors[0],
         "energy_mae_eV": errors[1],
@@ -252,7 +262,7 @@ def _train(
     contestant: Contestant, parameters: list[nn.Parameter], known: Known, data: ForceDataModule, budget: float, scale: float
 ) -> int:
     """Train for so many seconds of processor time; leaves the averaged parameters. Returns the number of steps."""
-    optimizer = torch.optim.Adam(parameters, lr=contestant.LEARNING_RATE, amsgrad=True)
+    optimizer = contestant.optimizer(parameters)
     averages = [parameter.detach().clone() for parameter in parameters]
     numbers, generator = np.array(data.ds_train.indices), np.random.default_rng(data.seed)
     contestant.model.train()

@@ -30,6 +30,8 @@ __getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(["prepare", "train"], 
 
 _DEFAULTS = {
     "epochs": 30,
+    "optimizer": "soap",
+    "momentum": 0.95,
     "learning_rate": 0.005,
     "min_learning_rate": 5e-5,
     "weight_decay": 0.0,

@@ -214,7 +214,7 @@ def _add_optimizer_arguments(parser: argparse.ArgumentParser, default: TrainingO
         default=default.min_learning_rate,
         help="rate that the cosine falls to (default: a tenth of the learning rate)",
     )
-    group.add_argument("--momentum", type=fraction, default=default.momentum, help="momentum of sgd, first beta of adam and lamb")
+    group.add_argument("--momentum", type=fraction, default=default.momentum, help="momentum of sgd, first beta of the others")
     group.add_argument("--weight_decay", type=natural_float, default=default.weight_decay, help="weight decay")
 
 

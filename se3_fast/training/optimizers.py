@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,21 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from .checkpoint_entries import expect, is_number
 from .errors import CheckpointError
 from .options import OPTIMIZERS, TrainingOptions
+from .soap import Soap, state_shapes
 
 SECOND_BETA = 0.999
 _STEP, _SQUARES = "step", "exp_avg_sq"
-_STATE_NAMES = {"AdamW": (_STEP, "exp_avg", _SQUARES), "Lamb": ("exp_avg", _SQUARES), "SGD": ("momentum_buffer",)}
-"""What an optimizer reads of what it keeps of every parameter, by its class; all but the step has the parameter's shape."""
-STATES_PER_PARAMETER = {"adam": 2, "sgd": 1, "lamb": 2}
-"""Values that an optimizer keeps for each value of a parameter."""
+_OF_EVERY_VALUE = {"AdamW": ("exp_avg", _SQUARES), "Lamb": ("exp_avg", _SQUARES), "SGD": ("momentum_buffer",)}
+"""What an optimizer reads of what it keeps of every parameter in the parameter's shape, by its class."""
+_COUNTS_STEPS = ("AdamW", "Soap")
+"""Those that keep the number of steps with every parameter."""
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
     """Optimizer named by `options.optimizer`.
 
     'adam' decouples the weight decay (Loshchilov & Hutter, 2019), as the published optimizer does; 'lamb'
-    (You et al., 2020) scales the gradient to a norm of at most 1 first.
+    (You et al., 2020) scales the gradient to a norm of at most 1 first; 'soap' is :class:`.soap.Soap`.
 
     Raises:
         ValueError: Unknown optimizer.
@@ -40,6 +42,8 @@ def build_optimizer(parameters: Iterable[nn.Parameter], options: TrainingOptions
         return _sgd(parameters, options, fused)
     if options.optimizer == "lamb":
         return _lamb(parameters, options, betas)
+    if options.optimizer == "soap":
+        return Soap(parameters, options.learning_rate, options.momentum, options.weight_decay)
     raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {options.optimizer!r}")
 
 
@@ -128,21 +132,36 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
                 group[_STEP] = int(_scalar("param_groups: step", saved_group[_STEP]))
                 for number in state.keys() & set(saved_group["params"]):
                     state[number].setdefault(_STEP, float(group[_STEP]))
-        checked = _checked_state(state, parameters, _STATE_NAMES[type(optimizer).__name__])
+        checked = _checked_state(state, parameters, optimizer)
     except ValueError as error:
         raise CheckpointError(f"{path}: optimizer_state_dict: {error}") from None
     optimizer.load_state_dict({"state": checked, "param_groups": groups})
 
 
+def _shapes(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, tuple[int, ...]]:
+    """What an optimizer keeps of a parameter, beside the number of steps: names and shapes."""
+    if isinstance(optimizer, Soap):
+        return state_shapes(parameter)
+    return dict.fromkeys(_OF_EVERY_VALUE[type(optimizer).__name__], tuple(parameter.shape))
+
+
+def bytes_of_state(optimizer: torch.optim.Optimizer) -> int:
+    """What it keeps, or will keep after the first step."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return sum(
+        math.prod(shape) * parameter.element_size() for parameter in parameters for shape in _shapes(optimizer, parameter).values()
+    )
+
+
 def _checked_state(
-    state: Mapping[int, Mapping[str, Any]], parameters: Sequence[nn.Parameter], names: Sequence[str]
+    state: Mapping[int, Mapping[str, Any]], parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[int, dict[str, Tensor]]:
     """The state with which fused steps read and write nothing but what belongs to a parameter: tensors of their own.
 
     Args:
         state: By the numbers of parameters; that of a parameter may be empty, and None stands for what is not there yet.
         parameters: All of them.
-        names: What is kept, from `_STATE_NAMES`.
+        optimizer: Takes the state.
 
     Raises:
         ValueError: It does not fit the parameters.
@@ -151,20 +170,22 @@ def _checked_state(
     for number, entry in state.items():
         expect(number < len(parameters), "state", f"numbers of parameters below {len(parameters)}", number)
         name, parameter = f"state of parameter {number}", parameters[number]
+        shapes, counts = _shapes(optimizer, parameter), type(optimizer).__name__ in _COUNTS_STEPS
+        names = [*([_STEP] if counts else []), *shapes]
         given = {key: value for key, value in entry.items() if value is not None}
         is_whole = all(key in given for key in names)
         expect(is_whole or not given, name, ", ".join(names), ", ".join(given))
         checked[number] = {}
         if is_whole:
-            checked[number] = {key: _moment(f"{name}: {key}", given[key], parameter) for key in names if key != _STEP}
-        if is_whole and _STEP in names:
+            checked[number] = {key: _moment(f"{name}: {key}", given[key], shape, parameter) for key, shape in shapes.items()}
+        if is_whole and counts:
             checked[number][_STEP] = torch.tensor(_scalar(f"{name}: {_STEP}", given[_STEP]))
     return checked
 
 
-def _moment(name: str, value: Any, parameter: nn.Parameter) -> Tensor:
-    fits = isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point()
-    expect(fits, name, f"numbers of shape {list(parameter.shape)}", value)
+def _moment(name: str, value: Any, shape: tuple[int, ...], parameter: nn.Parameter) -> Tensor:
+    fits = isinstance(value, Tensor) and value.shape == shape and value.is_floating_point()
+    expect(fits, name, f"numbers of shape {list(shape)}", value)
     own = value.detach().to(parameter.dtype, copy=True, memory_format=torch.contiguous_format)
     if not own.isfinite().all() or (name.endswith(_SQUARES) and (own < 0).any()):
         raise ValueError(f"{name}: expected finite numbers, none of them a square below 0, got others")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-OPTIMIZERS = ("adam", "sgd", "lamb")
+OPTIMIZERS = ("adam", "sgd", "lamb", "soap")
 AMP_DTYPES = ("auto", "fp16", "bf16")
 
 
@@ -18,10 +18,10 @@ class TrainingOptions:
         max_steps: Stop after this many optimizer steps; the learning rate then falls over the steps, not the epochs.
         accumulate_grad_batches: Batches whose gradients are averaged into one optimizer step.
         gradient_clip: Largest norm of the whole gradient; None leaves it alone.
-        optimizer: 'adam' (decoupled weight decay), 'sgd' or 'lamb'.
+        optimizer: 'adam' (decoupled weight decay), 'sgd', 'lamb' or 'soap' (:mod:`se3_fast.training.soap`).
         learning_rate: Learning rate of the first epoch.
         min_learning_rate: Learning rate that the cosine falls to; None means a tenth of `learning_rate`.
-        momentum: Momentum of SGD, first beta of Adam and LAMB.
+        momentum: Momentum of SGD, first beta of the others.
         weight_decay: Weight decay coefficient.
         amp: Automatic mixed precision.
         amp_dtype: 'fp16', 'bf16', or 'auto': fp16 with loss scaling on CUDA, bf16 elsewhere.

@@ -78,8 +78,8 @@ def choose_recorder(
     """
     wanted = is_benchmark if cuda_graphs is None else cuda_graphs
     obstacle = recording_obstacle(device, loader)
-    if optimizer == "lamb":
-        obstacle = obstacle or "--optimizer adam or sgd, got lamb"
+    if optimizer in ("lamb", "soap"):
+        obstacle = obstacle or f"--optimizer adam or sgd, got {optimizer}"
     if wanted and obstacle is None:
         return CudaRecorder(device)
     if cuda_graphs:

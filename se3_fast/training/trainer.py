@@ -24,7 +24,7 @@ from .errors import Stopped, TrainingError
 from .evaluation import DirectPredictions, Evaluation, TargetScale, evaluate, matching_prediction
 from .health import check_finite, check_loss_scale
 from .loggers import open_loggers
-from .optimizers import STATES_PER_PARAMETER, build_optimizer, build_schedule, load_optimizer_state, plain_state
+from .optimizers import build_optimizer, build_schedule, bytes_of_state, load_optimizer_state, plain_state
 from .options import TrainingOptions
 from .position import EpochPosition
 from .precision import Precision
@@ -374,8 +374,7 @@ class Trainer:
     def _bytes_of_checkpoint(self) -> int:
         """The bytes of all parameters and what the optimizer keeps of them."""
         kept = sum(tensor.nbytes for tensor in self.model.state_dict().values())
-        trained = sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
-        return kept + STATES_PER_PARAMETER[self.options.optimizer] * trained
+        return kept + bytes_of_state(self.optimizer)
 
     def _save(self) -> None:
         """Write a checkpoint, if one is wanted; all processes must call it.

@@ -88,5 +88,5 @@ def test_the_rate_falls_along_a_cosine(given: float | None, smallest: float) -> 
 
 
 def test_unknown_optimizer() -> None:
-    with pytest.raises(ValueError, match="expected one of adam, sgd, lamb, got 'newton'"):
+    with pytest.raises(ValueError, match="expected one of adam, sgd, lamb, soap, got 'newton'"):
         build_optimizer([nn.Parameter(torch.ones(1))], TrainingOptions(optimizer="newton"))
