@@ -1,9 +1,10 @@
 """Force fields of others beside ours, trained on the same frames for the same processor time: ``python -m bench.force_rivals``.
 
-Every contestant has the same frames, batches of ten, one thread, float32, a rate that falls as a cosine over the processor time, the
-same loss (mean absolute errors of forces and energies), its parameters averaged exponentially, and the optimizer that its own training
-program has by default: Adam, and SOAP for ours. What a contestant spends before the first step is not counted. The rivals are optional: ``pip install mace-torch==0.3.16 nequip==0.19.1``
-(``--no-deps`` where they would pull another PyTorch). Each run is a process of its own; its row is written when it ends.
+Every contestant has the same frames, batches of ten, one thread, float32, a rate that falls as a cosine over the processor time,
+the same loss (mean absolute errors of forces and energies), its parameters averaged exponentially, and the optimizer of its own
+training program: Adam, and SOAP for ours. What a contestant spends before the first step is not counted. The rivals are optional:
+``pip install mace-torch==0.3.16 nequip==0.19.1`` (``--no-deps`` where they would pull another PyTorch). Each run is a
+process of its own; its row is written when it ends.
 
     python -m bench.force_rivals --data forces_ethanol.npz --budget 250 --seeds 1 2 3 --json force_rivals.json
 """

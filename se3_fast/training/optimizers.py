@@ -146,11 +146,12 @@ def _shapes(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, tu
 
 
 def bytes_of_state(optimizer: torch.optim.Optimizer) -> int:
-    """What it keeps, or will keep after the first step."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return sum(
-        math.prod(shape) * parameter.element_size() for parameter in parameters for shape in _shapes(optimizer, parameter).values()
+    """What it keeps of parameters that are trained, or will keep after the first step."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
+    values = (
+        parameter.element_size() * math.prod(shape) for parameter in parameters for shape in _shapes(optimizer, parameter).values()
     )
+    return sum(values)
 
 
 def _checked_state(
