@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -127,6 +128,17 @@ class OwnMoleculesDataModule(MoleculeDataModule):
         self.split = f"{split}, seed {self.seed}" if split_column is None else f"from the column {split_column!r}"
         self.ds_train, self.ds_val, self.ds_test = (Subset(self._molecules, part) for part in parts)
         self._serve(num_degrees, precompute_bases, device)
+
+    def description(self) -> dict[str, Any]:
+        """Plain values that checkpoints carry: also `training_set`, by which a run sees that its table was changed."""
+        return {**super().description(), "training_set": self._training_set()}
+
+    def _training_set(self) -> str:
+        """A checksum of which molecules are trained on, their numbers of atoms and bonds, and their targets."""
+        numbers = torch.tensor(self.ds_train.indices)
+        molecules = self._molecules.molecules
+        parts = (numbers, molecules.n_node[numbers], molecules.n_edge[numbers], molecules.targets[numbers])
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:16]
 
     def __repr__(self) -> str:
         """Return file and target."""

@@ -337,6 +337,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "data": _check_data,
     "featuriser": _check_featuriser,
     "domain": _check_domain,
+    "training_set": _check_name,
     "closest_pairs": _check_closest_pairs,
     "uncertainty": _check_uncertainty,
     "loss": _check_description,

@@ -291,6 +291,20 @@ def test_from_classes_to_probabilities(wide_table: Path, tmp_path: Path, capsys:
     assert train([*own, "--from", str(model), "--classification", "--epochs", "1"]) == 0
 
 
+def test_a_table_that_was_changed_before_a_run_goes_on(
+    wide_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tmp_path / "model.pth")
+    own = [*SIZES.split(), "--data", str(wide_table), "--target", "has_ring", "--classification", "--log_dir", str(tmp_path)]
+    assert train([*own, "--epochs", "1", "--save_ckpt_path", model]) == 0
+    assert train([*own, "--epochs", "2", "--load_ckpt_path", model]) == 0
+    title, *lines = wide_table.read_text().splitlines()
+    wide_table.write_text("\n".join([title, *reversed(lines)]))
+    capsys.readouterr()
+    assert train([*own, "--epochs", "2", "--load_ckpt_path", model]) == 2
+    assert "made with another data set: the molecules that it was trained on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
