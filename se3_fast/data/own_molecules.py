@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -135,7 +135,7 @@ class OwnMoleculesDataModule(MoleculeDataModule):
 
     def _training_set(self) -> str:
         """A checksum of which molecules are trained on, their numbers of atoms and bonds, and their targets."""
-        numbers = torch.tensor(self.ds_train.indices)
+        numbers = torch.tensor(cast(Subset[Any], self.ds_train).indices)
         molecules = self._molecules.molecules
         parts = (numbers, molecules.n_node[numbers], molecules.n_edge[numbers], molecules.targets[numbers])
         return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:16]

@@ -295,6 +295,18 @@ def test_properties_that_are_called_as_other_columns(tmp_path: Path, suffix: str
     assert [float(row[title]) for title in [*titles, "gap_uncertainty_predicted"]] == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("kept", [0, 3])
+def test_positions_of_an_sdf_that_are_none(run: Run, tmp_path: Path, kept: int) -> None:
+    molecule = embedded("CCCO")
+    for atom in range(kept, molecule.GetNumAtoms()):
+        molecule.GetConformer().SetAtomPosition(atom, (0.0, 0.0, 0.0))
+    path = tmp_path / "in.sdf"
+    path.write_text(sdf([molecule, embedded("CCCO")]))
+    status, (row, other) = run(path)
+    assert status == 3 and not row["homo_eV"] and other["homo_eV"]
+    assert row["error"] == f"positions: atoms {kept + 1} and {kept + 2} stand at one place"
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".sdf"])
 def test_numbers_that_are_small_by_their_unit_keep_their_digits(tmp_path: Path, suffix: str) -> None:
     objective = Objective(REGRESSION, (Property("k", "mol/l", 3e-9, 2e-9), Property("E", "eV", -5.0, 0.6)))
