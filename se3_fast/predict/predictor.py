@@ -247,7 +247,9 @@ class Predictor:
 
     def _reasons_outside(self, molecule: Chem.Mol, arrays: MoleculeArrays) -> list[str]:
         pieces = len(Chem.GetMolFrags(molecule))
-        reasons = [f"{pieces} pieces without a bond between them, training has 1"] if pieces > 1 else []
+        most = self.domain.most_pieces if self.domain else 1
+        known = "1" if most == 1 else f"at most {most}"
+        reasons = [f"{pieces} pieces without a bond between them, training has {known}"] if pieces > most else []
         if self.domain is not None:
             reasons += self.domain.reasons_outside(arrays.node_attr, arrays.edge_attr, arrays.src)
         return reasons

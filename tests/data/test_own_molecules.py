@@ -291,6 +291,17 @@ def test_from_classes_to_probabilities(wide_table: Path, tmp_path: Path, capsys:
     assert train([*own, "--from", str(model), "--classification", "--epochs", "1"]) == 0
 
 
+def test_molecules_of_several_pieces(tmp_path: Path) -> None:
+    table, model, output = tmp_path / "table.csv", str(tmp_path / "model.pth"), tmp_path / "out.csv"
+    table.write_text("smiles,y\n" + "".join(f"{smiles}.O,{len(smiles)}\n" for smiles in SMILES[:12]))
+    own = ["--data", str(table), "--target", "y", "--epochs", "1", "--log_dir", str(tmp_path), "--save_ckpt_path", model]
+    assert train([*SIZES.split(), *own]) == 0
+    wanted = [f"{SMILES[0]}.O", f"{SMILES[0]}.O.O"]
+    assert predict(["--load_ckpt_path", model, "--smiles", *wanted, "--output", str(output)]) == 0
+    two, three = (row["outside"] for row in rows_of(output))
+    assert "pieces" not in two and "3 pieces without a bond between them, training has at most 2" in three
+
+
 def test_a_table_that_was_changed_before_a_run_goes_on(
     wide_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
