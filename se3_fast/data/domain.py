@@ -30,6 +30,7 @@ class Domain:
         most_heavy_atoms: Of all molecules.
         most_atoms: Of all molecules.
         charge: Of every molecule: the features have none, and the data sets are neutral.
+        most_pieces: Of all molecules; a salt or a hydrate has two, without a bond between them.
         atom_kinds: ``[atomic number, single, double, triple, aromatic bonds]`` of every atom, each kind once, ascending.
     """
 
@@ -39,6 +40,7 @@ class Domain:
     most_atoms: int
     atom_kinds: tuple[tuple[int, ...], ...]
     charge: int = 0
+    most_pieces: int = 1
 
     @classmethod
     def of(cls, molecules: Molecules, numbers: np.ndarray) -> Domain:
@@ -54,8 +56,9 @@ class Domain:
         of_node = np.repeat(np.arange(len(molecules)), n_node)  # [N]
         atomic_numbers = molecules.node_attr[:, _ATOMIC_NUMBER].numpy()  # [N]
         first_node = first_of_each(molecules.n_node).numpy()
-        src = np.repeat(first_node, n_edge) + molecules.src.numpy()  # [E]
+        src, dst = (np.repeat(first_node, n_edge) + ends.numpy() for ends in (molecules.src, molecules.dst))  # [E] each
         kinds = _each_once(_atom_kinds(atomic_numbers, src, molecules.edge_attr.numpy())[is_chosen[of_node]])
+        pieces = np.bincount(of_node[_pieces(src, dst, len(of_node))], minlength=len(molecules))[is_chosen]  # [m]
         heavy = np.bincount(of_node[atomic_numbers != 1], minlength=len(molecules))[is_chosen]  # [m]
         return cls(
             elements=tuple(sorted({kind[0] for kind in kinds})),
@@ -63,6 +66,7 @@ class Domain:
             most_heavy_atoms=int(heavy.max()),
             most_atoms=int(n_node[is_chosen].max()),
             atom_kinds=tuple(kinds),
+            most_pieces=int(pieces.max()),
         )
 
     @classmethod
@@ -72,8 +76,9 @@ class Domain:
         return cls(**{**description, "elements": tuple(description["elements"]), "atom_kinds": kinds})
 
     def description(self) -> dict[str, Any]:
-        """Plain values, for checkpoints."""
-        return {**asdict(self), "elements": list(self.elements), "atom_kinds": list(map(list, self.atom_kinds))}
+        """Plain values, for checkpoints; without `most_pieces` if it is 1, as they have always been."""
+        described = {**asdict(self), "elements": list(self.elements), "atom_kinds": list(map(list, self.atom_kinds))}
+        return {name: value for name, value in described.items() if name != "most_pieces" or value != 1}
 
     def reasons_outside(self, node_attr: np.ndarray, edge_attr: np.ndarray, src: np.ndarray) -> list[str]:
         """Why a molecule is not of the kind that the training set has; empty if nothing is seen.
@@ -97,6 +102,18 @@ class Domain:
         known = set(self.atom_kinds)
         kinds = _each_once(_atom_kinds(atomic_numbers, src, edge_attr))
         return reasons + [f"{_kind_name(kind)} is not in the training data" for kind in kinds if kind not in known]
+
+
+def _pieces(src: np.ndarray, dst: np.ndarray, count: int) -> np.ndarray:
+    """The first atom of each piece of `count` atoms that bonds [E] in both directions join, ascending."""
+    first = np.arange(count)  # of the piece of each atom, as far as is known
+    while True:
+        known = first.copy()
+        np.minimum.at(known, src, first[dst])
+        known = known[known]
+        if (known == first).all():
+            return np.unique(first)
+        first = known
 
 
 def _atom_kinds(atomic_numbers: np.ndarray, src: np.ndarray, edge_attr: np.ndarray) -> np.ndarray:

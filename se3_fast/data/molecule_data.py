@@ -74,7 +74,7 @@ class MoleculeDataModule(DataModule):
         """Standardise the targets, and put the molecules where batches are made.
 
         Raises:
-            DataError: There are no two different known targets to train on.
+            DataError: There are no two different known targets to train on, or they are too large to be standardised.
         """
         molecules = self._molecules.molecules
         targets = molecules.targets[cast(Subset[Molecules], self.ds_train).indices]
@@ -99,9 +99,14 @@ class MoleculeDataModule(DataModule):
     def _property(self, name: str, unit: str, targets: Tensor) -> Property:
         """The property whose training targets are [M] float64, NaN where unknown."""
         known = targets[~targets.isnan()]
-        if len(known) < 2 or not known.std() > 0:
+        if len(known) < 2 or known.min() == known.max():  # the deviation of equal ones may be above 0 by rounding
             raise DataError(
                 f"{self.path}: task {name} needs training molecules with different known targets, got {len(known)} with a known one"
+            )
+        if not (known.std() > 0 and known.std().isfinite() and known.mean().isfinite()):
+            raise DataError(
+                f"{self.path}: task {name}: expected training targets whose standard deviation is a number, "
+                f"got some from {known.min().item():g} to {known.max().item():g}"
             )
         if self._kind == CLASSIFICATION:
             return Property(name, unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from se3_fast.data.tasks import TASK_UNITS
 
 REGRESSION, CLASSIFICATION = "regression", "classification"
 VERSION = 1
+
+FEWEST_DECIMALS = 6
+"""Digits after the point that numbers are written with, at least."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Property:
     unit: str = ""
     mean: float = 0.0
     std: float = 1.0
+
+    @property
+    def decimals(self) -> int:
+        """Digits after the point that its numbers are written with: as many as tell a hundred thousandth of `std`."""
+        return decimals_of(self.std)
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,14 @@ class Objective:
     def description(self) -> dict[str, Any]:
         """Plain values, for checkpoints."""
         return {"name": self.kind, "version": VERSION, "properties": [asdict(one) for one in self.properties]}
+
+
+def decimals_of(std: float) -> int:
+    """Digits after the point that numbers of a standard deviation are written with, ``FEWEST_DECIMALS`` or more.
+
+    Numbers that differ by little, such as concentrations in mol/l, would all be written as the same number otherwise.
+    """
+    return max(FEWEST_DECIMALS, 5 - math.floor(math.log10(std))) if std > 0 else FEWEST_DECIMALS
 
 
 def _only_property(data: Mapping[str, Any]) -> Property:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,7 +79,8 @@ class OwnMoleculesDataModule(MoleculeDataModule):
         device: Where the data lie and batches are made; the host, if the device has no room for them.
 
     Raises:
-        DataError: There are too few molecules with a number, or numbers other than 0 and 1 for a classification.
+        DataError: There are too few molecules with a number, numbers other than 0 and 1 for a classification, or only one scaffold
+            for a split by scaffold.
         ValueError: The file is none of its kind, or has no such column; or units are not as many as targets.
         OSError: It cannot be read.
     """
@@ -119,13 +121,24 @@ class OwnMoleculesDataModule(MoleculeDataModule):
         if split_column is not None:
             parts = [[number for number, one in enumerate(read.sets) if one == part] for part in range(3)]
         else:
-            parts = _random_split(len(read.arrays), self.seed) if split == "random" else _scaffold_split(read.scaffolds)
+            parts = _random_split(len(read.arrays), self.seed) if split == "random" else _scaffold_split(path, read.scaffolds)
         _log.info("%s: %s molecules to train on, validate on and test on", path, ", ".join(str(len(part)) for part in parts))
         _tell_repeated(path, read.smiles, parts)
         self._molecules = MoleculeDataset(_joined(read))
         self.split = f"{split}, seed {self.seed}" if split_column is None else f"from the column {split_column!r}"
         self.ds_train, self.ds_val, self.ds_test = (Subset(self._molecules, part) for part in parts)
         self._serve(num_degrees, precompute_bases, device)
+
+    def description(self) -> dict[str, Any]:
+        """Plain values that checkpoints carry: also `training_set`, by which a run sees that its table was changed."""
+        return {**super().description(), "training_set": self._training_set()}
+
+    def _training_set(self) -> str:
+        """A checksum of which molecules are trained on, their numbers of atoms and bonds, and their targets."""
+        numbers = torch.tensor(cast(Subset[Any], self.ds_train).indices)
+        molecules = self._molecules.molecules
+        parts = (numbers, molecules.n_node[numbers], molecules.n_edge[numbers], molecules.targets[numbers])
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:16]
 
     def __repr__(self) -> str:
         """Return file and target."""
@@ -219,14 +232,23 @@ def _random_split(count: int, seed: int) -> list[list[int]]:
     return [order[:train], order[train : train + validation], order[train + validation :]]
 
 
-def _scaffold_split(scaffolds: Sequence[str]) -> list[list[int]]:
-    """Groups of equal scaffolds, the largest first, each to the first set that has room for it; the test set has always."""
+def _scaffold_split(path: Path, scaffolds: Sequence[str]) -> list[list[int]]:
+    """Groups of equal scaffolds, the largest first, each to the first set that has room for it.
+
+    The training set has room for the first group, however large, and the test set for all.
+    """
     groups: dict[str, list[int]] = defaultdict(list)
     for number, scaffold in enumerate(scaffolds):
         groups[scaffold].append(number)
+    if len(groups) == 1:
+        only = f"{scaffolds[0]!r}" if scaffolds[0] else "none, as they have no rings"
+        raise DataError(
+            f"{path}: expected molecules of different scaffolds for a split by scaffold, got {len(scaffolds)} of {only}"
+        )
     rooms = [share * len(scaffolds) for share in _SHARES] + [float(len(scaffolds))]
-    parts: list[list[int]] = [[], [], []]
-    for group in sorted(groups.values(), key=lambda group: (-len(group), group[0])):
+    largest, *others = sorted(groups.values(), key=lambda group: (-len(group), group[0]))
+    parts: list[list[int]] = [list(largest), [], []]
+    for group in others:
         part = next(part for part, room in zip(parts, rooms, strict=True) if len(part) + len(group) <= room)
         part.extend(group)
     return parts

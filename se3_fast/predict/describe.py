@@ -13,6 +13,9 @@ from se3_fast.data.molecule_arrays import MOST_ATOMS, MoleculeArrays, featurise
 
 from .records import RecordError
 
+_NEAREST = 0.1
+"""Angstrom; no bond is nearly as short."""
+
 
 def described(
     molecule: Chem.Mol, featuriser: Featuriser, num_conformers: int = 1, seed: int = 0
@@ -86,6 +89,21 @@ def _has_positions(molecule: Chem.Mol) -> bool:
 
 
 def _positions(molecule: Chem.Mol, num_conformers: int, seed: int) -> list[np.ndarray]:
-    if _has_positions(molecule):
-        return [molecule.GetConformer().GetPositions()]
-    return conformers(molecule, num_conformers, seed)
+    if not _has_positions(molecule):
+        return conformers(molecule, num_conformers, seed)
+    positions = molecule.GetConformer().GetPositions()  # [n, 3]
+    _check_apart(positions)
+    return [positions]
+
+
+def _check_apart(positions: np.ndarray) -> None:
+    """Check that atoms [n, 3] stand apart: files that lack positions have zeros in their place.
+
+    Raises:
+        RecordError: Two do not; says which.
+    """
+    first, second = np.triu_indices(len(positions), 1)
+    is_near = np.abs(positions[first] - positions[second]).max(axis=1, initial=0.0) < _NEAREST
+    if is_near.any():
+        pair = int(is_near.argmax())
+        raise RecordError(f"positions: atoms {first[pair] + 1} and {second[pair] + 1} stand at one place")

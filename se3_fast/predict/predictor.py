@@ -18,6 +18,7 @@ from se3_fast.data.featuriser import Featuriser, featuriser_of_checkpoint
 from se3_fast.data.molecule_arrays import ELEMENTS, MoleculeArrays
 from se3_fast.data.molecules import NUM_NODE_FEATURES
 from se3_fast.data.objective import Objective
+from se3_fast.layers.inputs import check_whole
 from se3_fast.pretrained import find_model
 from se3_fast.training.checkpoint import read_checkpoint
 from se3_fast.training.errors import CheckpointError
@@ -191,6 +192,7 @@ class Predictor:
 
         Raises:
             TypeError: Something else is among them, or it is one molecule: a text would be taken letter by letter.
+            ValueError: `num_conformers` or `batch_size` is no whole number above 0.
         """
         if isinstance(molecules, str | Chem.Mol | MoleculeArrays):
             raise TypeError(f"molecules: expected a list, as in predict([molecule]), got one {type(molecules).__name__}")
@@ -201,6 +203,8 @@ class Predictor:
         self, records: Iterable[Record], num_conformers: int = 1, seed: int = 0, batch_size: int = BATCH_SIZE
     ) -> Iterator[Prediction]:
         """Predict for records as they come, in memory that does not grow with their number; arguments as for :meth:`predict`."""
+        check_whole("num_conformers", num_conformers, 1)
+        check_whole("batch_size", batch_size, 1)
         waiting: list[_Described] = []
         count = atoms = 0
         for record in records:
@@ -243,7 +247,9 @@ class Predictor:
 
     def _reasons_outside(self, molecule: Chem.Mol, arrays: MoleculeArrays) -> list[str]:
         pieces = len(Chem.GetMolFrags(molecule))
-        reasons = [f"{pieces} pieces without a bond between them, training has 1"] if pieces > 1 else []
+        most = self.domain.most_pieces if self.domain else 1
+        known = "1" if most == 1 else f"at most {most}"
+        reasons = [f"{pieces} pieces without a bond between them, training has {known}"] if pieces > most else []
         if self.domain is not None:
             reasons += self.domain.reasons_outside(arrays.node_attr, arrays.edge_attr, arrays.src)
         return reasons
@@ -265,16 +271,17 @@ class Predictor:
         src, dst = (
             torch.from_numpy(np.concatenate([getattr(molecule, name) for molecule in molecules]) + shift) for name in ("src", "dst")
         )
-        pos = torch.from_numpy(np.concatenate([molecule.node_pos for molecule in molecules]))  # [N, 3]
+        dtype = next(self._model.parameters()).dtype  # float64, where that was the default when the model was made
+        pos = torch.from_numpy(np.concatenate([molecule.node_pos for molecule in molecules])).to(dtype)  # [N, 3]
         node_attr = np.concatenate([molecule.node_attr[:, :NUM_NODE_FEATURES] for molecule in molecules])  # [N, 6]
         edge_attr = np.concatenate([molecule.edge_attr for molecule in molecules])  # [E, 4]
         graph = Graph(src, dst, sum(n_node), n_node, [len(molecule.src) for molecule in molecules], {"pos": pos})
         graph.edata["rel_pos"] = pos[dst] - pos[src]  # [E, 3]
-        node_feats = {"0": torch.from_numpy(node_attr).float().unsqueeze(-1).to(self._device)}  # [N, 6, 1]
-        edge_feats = {"0": torch.from_numpy(edge_attr).float().unsqueeze(-1).to(self._device)}  # [E, 4, 1]
+        node_feats = {"0": torch.from_numpy(node_attr).to(self._device, dtype).unsqueeze(-1)}  # [N, 6, 1]
+        edge_feats = {"0": torch.from_numpy(edge_attr).to(self._device, dtype).unsqueeze(-1)}  # [E, 4, 1]
         features = self._model.transformer(graph.to(self._device), node_feats, edge_feats)  # [M, W]
         outputs = self._model.mlp(features)  # [M, P]
-        return self.objective.restore(outputs.cpu().numpy()), features.double().cpu().numpy()
+        return self.objective.restore(outputs.double().cpu().numpy()), features.double().cpu().numpy()
 
     def _prediction(self, one: _Described, values: np.ndarray, features: np.ndarray) -> Prediction:
         record, error = one.record, one.error

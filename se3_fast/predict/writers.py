@@ -20,7 +20,6 @@ from .options import WRITTEN_SUFFIXES
 from .predictor import PredictedValue, Prediction
 
 _ROWS_OF_GROUP = 10_000
-_DIGITS = 6
 _OTHER_COLUMNS = ("file", "record", "name", "conformers", "outside", "error")
 
 
@@ -38,11 +37,13 @@ class Layout:
     Attributes:
         titles: By the name of each property, the title of its column, with the unit: `homo_eV`, `Cv_cal_per_mol_K`; of a class
             `active_probability`; with `_predicted` after it where another column has the title.
+        decimals: By the name of each property, digits after the point.
         has_uncertainty: Whether each has a column for its uncertainty.
         has_spread: Whether each has a column for the spread over conformers.
     """
 
     titles: Mapping[str, str]
+    decimals: Mapping[str, int]
     has_uncertainty: bool
     has_spread: bool
 
@@ -58,7 +59,8 @@ class Layout:
                 title += "_predicted"
             titles[one.name] = title
             taken.update(_with_its_own(title))
-        return cls(titles, not is_classification, has_spread)
+        decimals = {one.name: one.decimals for one in objective.properties}
+        return cls(titles, decimals, not is_classification, has_spread)
 
     @property
     def columns(self) -> list[str]:
@@ -85,13 +87,17 @@ class Layout:
     def _numbers(self, prediction: Prediction) -> dict[str, float | None]:
         numbers: dict[str, float | None] = {}
         for name, title in self.titles.items():
-            found = prediction.values[name]
-            numbers[title] = found.value
+            found, decimals = prediction.values[name], self.decimals[name]
+            numbers[title] = _rounded(found.value, decimals)
             if self.has_uncertainty:
-                numbers[f"{title}_uncertainty"] = found.uncertainty
+                numbers[f"{title}_uncertainty"] = _rounded(found.uncertainty, decimals)
             if self.has_spread:
-                numbers[f"{title}_spread"] = found.spread
-        return {title: None if value is None else round(value, _DIGITS) for title, value in numbers.items()}
+                numbers[f"{title}_spread"] = _rounded(found.spread, decimals)
+        return numbers
+
+
+def _rounded(value: float | None, decimals: int) -> float | None:
+    return None if value is None else round(value, decimals)
 
 
 def _title(name: str, unit: str) -> str:

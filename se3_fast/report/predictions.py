@@ -196,7 +196,7 @@ class PredictionReport:
         return section("Molecules", note + table(columns, self._rows))
 
     def _row(self, prediction: Prediction) -> str:
-        cells = "".join(_cells(prediction.values[one.name], self._has_uncertainty) for one in self._properties)
+        cells = "".join(_cells(prediction.values[one.name], one, self._has_uncertainty) for one in self._properties)
         return (
             f'<tr><td class="number">{prediction.number}</td><td>{escape(prediction.name)}</td>{cells}'
             f'<td class="warn">{escape(prediction.outside)}</td><td class="bad">{escape(prediction.error)}</td></tr>'
@@ -235,10 +235,11 @@ def _plots_of_classes(known: _Known, one: Property) -> Iterator[Figure]:
         yield charts.reliability(known.values, classes, one.name)
 
 
-def _cells(found: PredictedValue, has_uncertainty: bool) -> str:
+def _cells(found: PredictedValue, one: Property, has_uncertainty: bool) -> str:
+    decimals = one.decimals - 2
     values = [found.value, *([found.uncertainty] if has_uncertainty else []), found.target]
     return "".join(
-        f'<td class="number" data-value="{"" if value is None else value}">{"" if value is None else f"{value:.4f}"}</td>'
+        f'<td class="number" data-value="{"" if value is None else value}">{"" if value is None else f"{value:.{decimals}f}"}</td>'
         for value in values
     )
 
@@ -246,7 +247,8 @@ def _cells(found: PredictedValue, has_uncertainty: bool) -> str:
 def _lines(found: PredictedValue, one: Property, has_name: bool) -> Iterator[str]:
     """What a card says of a property, HTML."""
     name = f"{escape(one.name)} " if has_name else ""
-    told = "" if found.uncertainty is None else f" &#177; {found.uncertainty:.2f}"
-    yield f"{name}<b>{found.value:.3f}</b>{told} {escape(one.unit)}"
+    decimals = one.decimals - 3
+    told = "" if found.uncertainty is None else f" &#177; {found.uncertainty:.{decimals - 1}f}"
+    yield f"{name}<b>{found.value:.{decimals}f}</b>{told} {escape(one.unit)}"
     if found.target is not None:
-        yield f"known {found.target:.3f}"
+        yield f"known {found.target:.{decimals}f}"

@@ -36,6 +36,7 @@ _DESCRIPTION_KEYS = (
     "data",
     "featuriser",
     "domain",
+    "training_set",
     "closest_pairs",
     "uncertainty",
     "results",
@@ -57,7 +58,7 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
         checkpoint: The published keys `state_dict`, `optimizer_state_dict` and `epoch` (number of epochs
             done), and what this package adds: `scheduler_state_dict`, `scaler_state_dict`, `rng` (a state per
             process), `step`, `optimizer`, `history`, `model_config`, `data`, `featuriser`, `domain`,
-            `closest_pairs`, `uncertainty`, `results`, `seed`.
+            `training_set`, `closest_pairs`, `uncertainty`, `results`, `seed`.
 
     Raises:
         OSError: The file cannot be written.
@@ -203,6 +204,22 @@ def _check_entries(path: Path, checkpoint: Any, most_values: int) -> None:
         check_entries(checkpoint, most_values)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def check_training_set(path: Path, checkpoint: Mapping[str, Any], described: Mapping[str, Any]) -> None:
+    """Check that a run goes on with the molecules that it was begun with; a checkpoint or data that do not say which pass.
+
+    With others, molecules that were trained on may be among those that it is tested on.
+
+    Raises:
+        CheckpointError: It does not.
+    """
+    name = "training_set"
+    if name in checkpoint and name in described and checkpoint[name] != described[name]:
+        raise CheckpointError(
+            f"{path}: made with another data set: the molecules that it was trained on, or their targets, are not those that this "
+            "run would train on; was the table changed, or the split?"
+        )
 
 
 def check_same(path: Path, subject: str, saved: dict[str, Any] | None, wanted: dict[str, Any]) -> None:

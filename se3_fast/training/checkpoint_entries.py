@@ -227,8 +227,9 @@ def _check_featuriser(name: str, description: Any) -> None:
 def _check_domain(name: str, description: Any) -> None:
     counts = ("fewest_heavy_atoms", "most_heavy_atoms", "most_atoms")
     known = {*counts, "elements", "atom_kinds", "charge"}
-    expect(_is_named(description) and set(description) == known, name, f"the entries {', '.join(sorted(known))}", description)
-    for key in counts:
+    is_whole = _is_named(description) and set(description) - {"most_pieces"} == known
+    expect(is_whole, name, f"the entries {', '.join(sorted(known))}", description)
+    for key in (*counts, *(description.keys() & {"most_pieces"})):
         expect(is_count(description[key]), f"{name}: {key}", "a whole number from 0 on", description[key])
     charge = description["charge"]
     expect(type(charge) is int, f"{name}: charge", "a whole number", charge)
@@ -337,6 +338,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "data": _check_data,
     "featuriser": _check_featuriser,
     "domain": _check_domain,
+    "training_set": _check_name,
     "closest_pairs": _check_closest_pairs,
     "uncertainty": _check_uncertainty,
     "loss": _check_description,

@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from se3_fast.data import QM9DataModule
 from se3_fast.data.arguments import DATASETS
 from se3_fast.data.molecules import read_gdb_index
-from se3_fast.data.objective import REGRESSION, Objective, Property
+from se3_fast.data.objective import REGRESSION, Objective, Property, decimals_of
 from se3_fast.data.resident import ResidentLoader
 from se3_fast.files import atomic_file, check_writable
 from se3_fast.model import SE3TransformerPooled
@@ -157,8 +157,9 @@ def write_predictions(path: Path, evaluation: Evaluation, data_module: QM9DataMo
     if gdb_index is not None:
         columns["gdb_index"] = gdb_index[numbers]
     name = f"{data_module.task} ({data_module.unit})"
-    columns[f"target {name}"] = evaluation.targets.round(6)
-    columns[f"prediction {name}"] = evaluation.predictions.round(6)
+    decimals = decimals_of(data_module.targets_std)
+    columns[f"target {name}"] = evaluation.targets.round(decimals)
+    columns[f"prediction {name}"] = evaluation.predictions.round(decimals)
     with atomic_file(path) as file:
         table = csv.writer(text := io.TextIOWrapper(file, encoding="utf-8", newline=""))
         table.writerow(columns)

@@ -16,7 +16,7 @@ from se3_fast.error_text import one_line
 from se3_fast.model import SE3TransformerPooled
 from se3_fast.train import OF_OWN_MOLECULES, build_parser
 from se3_fast.training.arguments import check_report, training_options
-from se3_fast.training.checkpoint import check_same, read_checkpoint
+from se3_fast.training.checkpoint import check_same, check_training_set, read_checkpoint
 from se3_fast.training.command import common_seed, train_command
 from se3_fast.training.distributed import World
 from se3_fast.training.errors import run_command
@@ -58,12 +58,12 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
         check_same(arguments.load_ckpt_path, "data set", checkpoint.get("data"), data)
         check_same(arguments.load_ckpt_path, "model", checkpoint.get("model_config"), config)
     data_module = _data_module(arguments, config["num_degrees"], seed, world)
-    objective = data_module.objective
+    objective, described = data_module.objective, data_module.description()
     metadata = {
         "model_config": config,
         "data": {**data, **_described(objective, is_own=arguments.data is not None)},
         "seed": seed,
-        **data_module.description(),
+        **described,
     }
     model = build_model(config) if start is None else start.model(objective)
     trainer = (Trainer if objective.is_one_number else PropertyTrainer)(
@@ -74,6 +74,8 @@ def prepare(arguments: argparse.Namespace, world: World) -> Trainer:
         metadata=metadata,
         resume_from=arguments.load_ckpt_path,
     )
+    if checkpoint:
+        check_training_set(arguments.load_ckpt_path, checkpoint, described)
     if world.is_main and not arguments.benchmark:
         write_config(arguments.log_dir / CONFIG_NAME, build_parser(), argparse.Namespace(**{**vars(arguments), "seed": seed}))
     return trainer

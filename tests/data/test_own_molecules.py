@@ -59,6 +59,24 @@ def test_scaffolds_stand_in_one_set(table: Path) -> None:
     assert all(sets) and not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
 
 
+def test_the_largest_scaffold_is_trained_on_however_large(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    chains = [f"{'C' * length}{end}" for length in range(2, 8) for end in ("O", "N", "F")]
+    rings = ["C1CCCC1", "C1CCCCC1"]
+    path.write_text("smiles,y\n" + "".join(f"{smiles},{number}\n" for number, smiles in enumerate(chains + rings)))
+    data = OwnMoleculesDataModule(path, "y", split="scaffold")
+    assert sorted(data.ds_train.indices) == list(range(len(chains)))
+    assert sorted(data.ds_val.indices + data.ds_test.indices) == [18, 19]
+
+
+@pytest.mark.parametrize(("ring", "told"), [("", "2 of none, as they have no rings"), ("C1CCCC1", "2 of 'C1CCCC1'")])
+def test_a_split_by_one_scaffold(ring: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(f"smiles,y\nCC{ring},1\nCO{ring},2\n")
+    with pytest.raises(DataError, match=f"different scaffolds for a split by scaffold, got {told}"):
+        OwnMoleculesDataModule(path, "y", split="scaffold")
+
+
 def test_molecules_that_stand_in_two_sets_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """However they are written: an error on what was trained on says too little."""
     path = tmp_path / "table.csv"
@@ -114,6 +132,12 @@ def test_properties_of_an_sdf(tmp_path: Path) -> None:
         ("structure,Ab, aB\nCCO,1,2\n", "ab", "expected one column 'ab', got 2 of this name"),
         ("structure,y,y\nCCO,1,2\n", "y", "expected one column 'y', got 2 of this name"),
         ("structure,y\nCCO,1\nCCC,1\n", "y", "needs training molecules with different known targets"),
+        (
+            "structure,y\n" + 167 * "CCO,3.3\n",
+            "y",
+            "needs training molecules with different known targets",
+        ),  # their mean is rounded
+        ("structure,y\n" + 5 * "CCO,1e300\nCCC,-1e300\n", "y", "standard deviation is a number, got some from -1e.300 to 1e.300"),
     ],
 )
 def test_tables_of_no_use(tmp_path: Path, text: str, target: str, message: str) -> None:
@@ -265,6 +289,31 @@ def test_from_classes_to_probabilities(wide_table: Path, tmp_path: Path, capsys:
     assert pack([str(model), "--name", "ring", "--folder", str(tmp_path)]) == 0
     assert f"test ROC-AUC of has_ring: {found[1]}" in (tmp_path / "ring.md").read_text()
     assert train([*own, "--from", str(model), "--classification", "--epochs", "1"]) == 0
+
+
+def test_molecules_of_several_pieces(tmp_path: Path) -> None:
+    table, model, output = tmp_path / "table.csv", str(tmp_path / "model.pth"), tmp_path / "out.csv"
+    table.write_text("smiles,y\n" + "".join(f"{smiles}.O,{len(smiles)}\n" for smiles in SMILES[:12]))
+    own = ["--data", str(table), "--target", "y", "--epochs", "1", "--log_dir", str(tmp_path), "--save_ckpt_path", model]
+    assert train([*SIZES.split(), *own]) == 0
+    wanted = [f"{SMILES[0]}.O", f"{SMILES[0]}.O.O"]
+    assert predict(["--load_ckpt_path", model, "--smiles", *wanted, "--output", str(output)]) == 0
+    two, three = (row["outside"] for row in rows_of(output))
+    assert "pieces" not in two and "3 pieces without a bond between them, training has at most 2" in three
+
+
+def test_a_table_that_was_changed_before_a_run_goes_on(
+    wide_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tmp_path / "model.pth")
+    own = [*SIZES.split(), "--data", str(wide_table), "--target", "has_ring", "--classification", "--log_dir", str(tmp_path)]
+    assert train([*own, "--epochs", "1", "--save_ckpt_path", model]) == 0
+    assert train([*own, "--epochs", "2", "--load_ckpt_path", model]) == 0
+    title, *lines = wide_table.read_text().splitlines()
+    wide_table.write_text("\n".join([title, *reversed(lines)]))
+    capsys.readouterr()
+    assert train([*own, "--epochs", "2", "--load_ckpt_path", model]) == 2
+    assert "made with another data set: the molecules that it was trained on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

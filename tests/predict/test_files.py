@@ -295,6 +295,36 @@ def test_properties_that_are_called_as_other_columns(tmp_path: Path, suffix: str
     assert [float(row[title]) for title in [*titles, "gap_uncertainty_predicted"]] == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("kept", [0, 3])
+def test_positions_of_an_sdf_that_are_none(run: Run, tmp_path: Path, kept: int) -> None:
+    molecule = embedded("CCCO")
+    for atom in range(kept, molecule.GetNumAtoms()):
+        molecule.GetConformer().SetAtomPosition(atom, (0.0, 0.0, 0.0))
+    path = tmp_path / "in.sdf"
+    path.write_text(sdf([molecule, embedded("CCCO")]))
+    status, (row, other) = run(path)
+    assert status == 3 and not row["homo_eV"] and other["homo_eV"]
+    assert row["error"] == f"positions: atoms {kept + 1} and {kept + 2} stand at one place"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".sdf"])
+def test_numbers_that_are_small_by_their_unit_keep_their_digits(tmp_path: Path, suffix: str) -> None:
+    objective = Objective(REGRESSION, (Property("k", "mol/l", 3e-9, 2e-9), Property("E", "eV", -5.0, 0.6)))
+    values = {"k": PredictedValue(4.123456e-9, 3.21e-10, 1.23e-10), "E": PredictedValue(-5.123456789, 0.1, 0.01)}
+    path = tmp_path / f"out{suffix}"
+    with open_writer(path, Layout.of(objective, has_spread=True)) as write:
+        write(Prediction("", 1, "a", values, conformers=2, molecule=embedded("CCCO")))
+    if suffix == ".sdf":
+        row = next(iter(Chem.SDMolSupplier(str(path)))).GetPropsAsDict()
+    elif suffix == ".parquet":
+        row = pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()[0]
+    else:
+        row = rows_of(path)[0] if suffix == ".csv" else json.loads(path.read_text())
+    titles = ["k_mol_per_l", "k_mol_per_l_uncertainty", "k_mol_per_l_spread", "E_eV"]
+    assert [float(row[title]) for title in titles] == pytest.approx([4.1235e-9, 3.21e-10, 1.23e-10, -5.123457], rel=1e-4)
+    assert float(row["E_eV"]) == -5.123457
+
+
 def test_properties_of_an_sdf_go_on_to_the_output(model_path: Path, tmp_path: Path) -> None:
     source, output, again = (tmp_path / f"{name}.sdf" for name in ("in", "out", "again"))
     molecule = embedded("CCCO")

@@ -67,6 +67,19 @@ def test_alone_together_and_in_any_batch_size(predictor: Predictor) -> None:
     )
 
 
+def test_other_dtypes_of_the_program_around(predictor: Predictor, model_path: Path) -> None:
+    expected = predictor.predict(["CCCO"])[0].value
+    torch.set_default_dtype(torch.float64)
+    try:
+        (found,) = Predictor.from_checkpoint(model_path).predict(["CCCO"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.value == pytest.approx(expected, abs=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = predictor.predict(["CCCO"])
+    assert found.value == pytest.approx(expected, abs=0.1)
+
+
 def test_order_of_atoms_and_positions_in_space(predictor: Predictor) -> None:
     for smiles in SMILES:
         molecule = embedded(smiles)
@@ -179,6 +192,12 @@ def test_other_objects_are_refused(predictor: Predictor) -> None:
 def test_one_molecule_is_not_taken_apart(predictor: Predictor, molecule: str | Chem.Mol) -> None:
     with pytest.raises(TypeError, match=r"molecules: expected a list, as in predict\(\[molecule\]\), got one (str|Mol)"):
         predictor.predict(molecule)
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_conformers", 0), ("num_conformers", 2.5), ("batch_size", 0)])
+def test_numbers_of_conformers_and_of_molecules(predictor: Predictor, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected .*, got {value}"):
+        predictor.predict(["CCCO"], **{name: value})  # type: ignore[arg-type]
 
 
 def test_records_are_read_as_they_are_needed(predictor: Predictor) -> None:

@@ -105,3 +105,12 @@ def test_values_without_a_unit() -> None:
     text = " ".join(" ".join(outline_of(report.page()).texts).split())
     assert "Model model.pth; se3_fast" in text and "MAE of 2 known" in text and "y, known" in text
     assert "()" not in text
+
+
+def test_values_that_are_small_by_their_unit() -> None:
+    report = PredictionReport(Subject("model.pth", Objective("regression", (Property("k", "mol/l", 3e-9, 2e-9),))))
+    values = {"k": PredictedValue(4.123456e-9, 3.21e-10, None, 5.5e-9)}
+    report.add(Prediction("", 1, "a", values, 1, molecule=Chem.MolFromSmiles("CCO")))
+    texts = [text.strip() for text in outline_of(report.page()).texts]
+    assert {"0.000000004123", "0.000000000321", "0.000000005500"} <= set(texts)  # the table
+    assert "0.00000000412" in texts and "known 0.00000000550" in texts  # the card
