@@ -329,6 +329,14 @@ class ForceField(nn.Module):
         """Whether it gives dipoles of molecules."""
         return self.dipole_of_molecule is not None
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ForceField:
+        """As of any module, but the reference energies stay in double precision: total energies have more digits than others."""
+        references = self.reference_energies
+        super()._apply(fn, recurse)
+        if self.reference_energies.dtype != references.dtype:
+            self.reference_energies = references.to(self.reference_energies.device)
+        return self
+
     def set_scale(self, reference_energies: Mapping[int, float], scale: float) -> None:
         """Choose the energies that atoms have before the network adds to them, and the size of what it adds.
 

@@ -15,6 +15,9 @@ from se3_fast.autograd.modes import is_readable
 
 Periodicity = bool | Sequence[bool] | Tensor
 
+_MOST_PARTS = 50_000
+"""Of space; the library has 100,000 at most."""
+
 
 class Neighbours(NamedTuple):
     """Pairs of nodes, ordered by source, then by destination, then by shift.
@@ -48,9 +51,10 @@ def neighbour_list(pos: Tensor, cutoff: float, cell: Tensor | None = None, pbc: 
     if len(pos) == 0:
         nothing = torch.zeros(0, dtype=torch.int64, device=pos.device)
         return Neighbours(nothing, nothing, nothing.new_zeros(0, 3))
-    *pairs, distances = _search(pos, cutoff, cell, pbc, "ijSd")
+    (*pairs, distances), cells = _search(pos, cutoff, cell, pbc, "ijSd")
     is_near = torch.from_numpy(distances <= cutoff)
-    found = Neighbours(*(torch.from_numpy(part.astype(np.int64))[is_near] for part in pairs))
+    src, dst, shift = (torch.from_numpy(part.astype(np.int64))[is_near] for part in pairs)
+    found = Neighbours(src, dst, shift + cells[src] - cells[dst])
     order = _order(found, len(pos))
     return Neighbours(*(part[order].to(pos.device) for part in found))
 
@@ -64,7 +68,7 @@ def neighbour_distances(pos: Tensor, cutoff: float, cell: Tensor | None = None, 
     _check_search(pos, cutoff)
     if len(pos) == 0:
         return np.zeros(0)
-    (distances,) = _search(pos, cutoff, cell, pbc, "d")
+    (distances,), _ = _search(pos, cutoff, cell, pbc, "d")
     return distances[distances <= cutoff]
 
 
@@ -74,15 +78,58 @@ def _check_search(pos: Tensor, cutoff: float) -> None:
         raise ValueError(f"cutoff: expected a positive length, got {cutoff}")
 
 
-def _search(pos: Tensor, cutoff: float, cell: Tensor | None, pbc: Periodicity, quantities: str) -> Sequence[np.ndarray]:
-    """What the library finds of pairs of nodes, with some that are further apart than the cutoff by rounding."""
+def _search(
+    pos: Tensor, cutoff: float, cell: Tensor | None, pbc: Periodicity, quantities: str
+) -> tuple[Sequence[np.ndarray], Tensor]:
+    """What the library finds of pairs of nodes, with some that are further apart than the cutoff.
+
+    It divides the space that nodes span, however empty, and ends the process by a division by zero where that is long or flat. So
+    the nodes that it gets are in the cell of the first one, and not far apart, and the search reaches as far as it takes.
+
+    Returns:
+        The quantities of these nodes; and the cells, [N, 3] int64, that the nodes themselves lie in.
+    """
     # Not at the top: only who searches for neighbours needs its library.
     from vesin import NeighborList
 
     box, periodic = _box(cell, pbc)
+    points = pos.detach().cpu().double().numpy()
+    cells = np.zeros(points.shape)
+    cells[:, periodic] = np.rint((points - points[0]) @ np.linalg.pinv(box[periodic]))
+    directions = box[~periodic] if periodic.any() else np.eye(3)
+    gathered = _without_gaps(points - cells @ box, directions, cutoff)
+    of_cell = 1 / np.linalg.norm(np.linalg.inv(box), axis=0)[periodic] if periodic.any() else np.zeros(0)
+    reach = _reach(np.concatenate([of_cell, np.ptp(gathered @ directions.T, axis=0)]), cutoff)
     # It takes distances below its cutoff; those that equal ours are taken too. One thread: the same order every time.
-    search = NeighborList(cutoff=float(cutoff) * (1 + 1e-9), full_list=True, n_threads=1)
-    return search.compute(pos.detach().cpu().double().numpy(), box, periodic, quantities)
+    search = NeighborList(cutoff=reach * (1 + 1e-9), full_list=True, n_threads=1)
+    return search.compute(gathered, box, periodic, quantities), torch.from_numpy(cells.astype(np.int64))
+
+
+def _reach(heights: np.ndarray, cutoff: float) -> float:
+    """How far to search: the cutoff, or farther where space of some heights [3] would have too many parts for the library.
+
+    It makes them fewer in all directions alike, down to none in one that has a single part.
+    """
+    reach = float(cutoff)
+    while True:
+        parts = np.floor(heights / reach).clip(min=1)
+        if parts.min() >= np.cbrt(parts.prod() / _MOST_PARTS):
+            return reach
+        reach *= 1.1
+
+
+def _without_gaps(points: np.ndarray, directions: np.ndarray, cutoff: float) -> np.ndarray:
+    """Points [N, 3] with at most four cutoffs of empty space along orthonormal directions [k, 3]: wider gaps become two."""
+    for direction in directions:
+        heights = points @ direction
+        order = heights.argsort()
+        gaps = np.diff(heights[order], prepend=heights[order[0]])
+        excess = np.where(gaps > 4 * cutoff, gaps - 2 * cutoff, 0.0)
+        if excess.any():
+            moves = np.empty(len(points))
+            moves[order] = excess.cumsum()
+            points = points - moves[:, None] * direction
+    return points
 
 
 def _box(cell: Tensor | None, pbc: Periodicity) -> tuple[np.ndarray, np.ndarray]:

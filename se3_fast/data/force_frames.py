@@ -47,6 +47,9 @@ EDGE_BUDGET = 1 << 30
 SAMPLE_FRAMES = 10_000
 """Training frames, at random, that stand for all where edges are found with every batch."""
 
+_OF_CELLS = {"cell", "cells", "lattice", "box", "pbc", "stress", "stresses", "virial", "virials"}
+"""Arrays of periodic frames, which ``.npz`` files have no layout for."""
+
 _OF_ATOMS = ("z", "pos", "forces_eV_A")
 
 _log = logging.getLogger(__name__)
@@ -218,6 +221,8 @@ def _npz_chunks(path: Path, index: str, names: LabelNames) -> Iterator[FrameFile
 
 def _checked_sizes(file: ArrayFile) -> np.ndarray:
     """Atoms of each frame, [M] int64; the other arrays say that they have as many rows."""
+    cells = sorted(name for name in file.names if name.lower() in _OF_CELLS)
+    file.check(not cells, f"expected molecules, since .npz files have no cells (extended XYZ has), got the array {cells[:1]}")
     num_frames = file.length("n_atoms")
     file.check(num_frames > 0, "n_atoms must hold one frame at least")
     file.check_shapes(n_atoms=(num_frames,), energy_eV=(num_frames,))

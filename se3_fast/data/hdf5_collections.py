@@ -18,6 +18,7 @@ from se3_fast.data.frames import CHUNK, ForceFrames, chosen_numbers, chosen_slic
 from se3_fast.data.hdf5_heaps import Heaps
 from se3_fast.data.label_units import LabelNames, dipole_unit, energy_unit, forces_unit, length_unit
 from se3_fast.data.molecules import LARGEST_NUMBER, LARGEST_POSITION, DataError
+from se3_fast.data.near_origin import near_origin
 from se3_fast.error_text import one_line
 from se3_fast.forces import LARGEST_ATOMIC_NUMBER
 
@@ -231,7 +232,7 @@ class _Molecule:
         return ForceFrames(
             n_atoms=torch.full((count,), self.num_atoms),
             atomic_numbers=torch.from_numpy(np.broadcast_to(numbers, (count, self.num_atoms)).astype(np.int64).reshape(-1)),
-            pos=torch.from_numpy(positions.reshape(-1, 3).astype(np.float32)),
+            pos=torch.from_numpy(near_origin(positions.reshape(-1, 3), np.full(count, self.num_atoms)).astype(np.float32)),
             energies=torch.from_numpy(in_eV * energies.reshape(count)),
             forces=torch.from_numpy((names.forces_sign * in_eV_per_angstrom * forces).reshape(-1, 3).astype(np.float32)),
             dipoles=dipoles,

@@ -14,6 +14,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from se3_fast.data.frames import CHUNK, ForceFrames
 from se3_fast.data.label_units import LabelNames
 from se3_fast.data.molecules import LARGEST_NUMBER, LARGEST_POSITION, DataError
+from se3_fast.data.near_origin import cell_near_origin
 from se3_fast.data.structures import read_structures
 from se3_fast.forces import LARGEST_ATOMIC_NUMBER
 
@@ -75,7 +76,7 @@ def _frame(atoms: Atoms, names: LabelNames) -> ForceFrames:
     return ForceFrames(
         n_atoms=torch.tensor([count]),
         atomic_numbers=torch.from_numpy(atoms.numbers.astype(np.int64)),
-        pos=torch.from_numpy((units.angstrom * atoms.positions).astype(np.float32)),
+        pos=torch.from_numpy(cell_near_origin(units.angstrom * atoms.positions, units.angstrom * cell[pbc]).astype(np.float32)),
         energies=torch.tensor([np.nan if energy is None else units.eV * float(energy)], dtype=torch.float64),
         forces=_float32(None if forces is None else names.forces_sign * units.eV_per_angstrom * forces, (count, 3)),
         cells=torch.from_numpy(units.angstrom * cell[None].astype(np.float64)) if pbc.any() else None,

@@ -9,6 +9,7 @@ import numpy as np
 
 from se3_fast.data.featuriser import SAMPLE_FEATURISER, Featuriser
 from se3_fast.data.molecules import LARGEST_POSITION
+from se3_fast.data.near_origin import near_origin
 
 try:
     from rdkit import Chem
@@ -124,7 +125,7 @@ def molecule_arrays(molecule: Chem.Mol, positions: np.ndarray) -> MoleculeArrays
     table = np.array(sorted(edges), dtype=np.int64).reshape(-1, 3)
     return MoleculeArrays(
         node_attr=node_attr,
-        node_pos=np.asarray(positions, dtype=np.float32),
+        node_pos=near_origin(np.asarray(positions), np.array([num_atoms])).astype(np.float32),
         edge_attr=np.eye(4, dtype=np.uint8)[table[:, 2]],
         src=table[:, 0].astype(np.uint8),
         dst=table[:, 1].astype(np.uint8),

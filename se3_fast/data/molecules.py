@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.archives import ArchiveError
+from se3_fast.data.near_origin import near_origin
 from se3_fast.data.npz_file import ArrayHeader, Arrays, NpzArchive, NpzRows
 from se3_fast.data.tasks import TASKS
 from se3_fast.error_text import one_line
@@ -308,9 +309,11 @@ class ArrayFile:
         return self._read(name, shape, "biuf", "numbers")
 
     def positions(self, name: str, counts: np.ndarray) -> np.ndarray:
-        """Read positions [sum of counts, 3] whose distances single precision holds, as float32."""
+        """Read positions [sum of counts, 3] whose distances single precision holds, as float32; see :func:`near_origin`."""
         array = self.numbers(name, (int(counts.sum()), 3))
-        return self.as_float32(name, array, counts, LARGEST_POSITION)
+        single = self.as_float32(name, array, counts, LARGEST_POSITION)
+        moved = near_origin(array, counts)
+        return single if moved is array else moved.astype(np.float32)
 
     def features(self, name: str, counts: np.ndarray, known_rows: np.ndarray) -> np.ndarray:
         """Read the first columns of an attribute array.

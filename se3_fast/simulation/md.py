@@ -163,10 +163,13 @@ class Run:
 
 
 def draw_velocities(atoms: Atoms, temperature: float, random: np.random.RandomState) -> None:
-    """Give atoms momenta of a temperature (Maxwell, Boltzmann), and the whole none; the temperature is that of what moves."""
+    """Give atoms momenta of a temperature (Maxwell, Boltzmann), and the whole none; the temperature is that of what moves.
+
+    What constraints hold is not free to move as a whole: to take its momentum off would only make it colder.
+    """
     deviations = np.sqrt(atoms.get_masses() * units.kB * temperature)
     atoms.set_momenta(deviations[:, None] * random.standard_normal((len(atoms), 3)))
-    if len(atoms) > 2:  # of fewer little would be left
+    if len(atoms) > 2 and not atoms.constraints:  # of fewer little would be left
         Stationary(atoms, preserve_temperature=False)
         if not atoms.pbc.any():
             ZeroRotation(atoms, preserve_temperature=False)

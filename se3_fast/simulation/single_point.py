@@ -45,11 +45,9 @@ class SinglePoint(nn.Module):
     def __init__(self, force_field: ForceField, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.force_field = copy.deepcopy(force_field).eval().requires_grad_(False)
-        references = self.force_field.reference_energies.to(device)
         self.force_field.to(device, dtype)
-        self.force_field.reference_energies = references  # total energies have more digits than single precision holds
         self.dtype = next(self.force_field.parameters()).dtype
-        self._atomic_energies = references.new_zeros(0)
+        self._atomic_energies = self.force_field.reference_energies.new_zeros(0)
 
     def forward(self, graph: Graph, with_dipoles: bool = False) -> Any:
         """The energies [B] of a graph with ``ndata['atomic_numbers']`` and ``edata['rel_pos']``, float64, eV; and its dipoles."""

@@ -120,6 +120,7 @@ def test_reference_energies_are_those_of_the_elements() -> None:
         ({"n_atoms": np.full(10, 2)}, r"array 'z' must have shape \[20\], got \[30\]"),
         ({"pos": np.full((30, 3), np.nan)}, "array 'pos' has values that are not finite"),
         ({"forces_eV_A": np.zeros((30, 2))}, r"array 'forces_eV_A' must have shape \[30, 3\], got \[30, 2\]"),
+        ({"cell": np.zeros((10, 3, 3))}, r"expected molecules, since .npz files have no cells .*, got the array \['cell'\]"),
         ({"energy_eV": np.full(10, np.inf)}, "array 'energy_eV' has values that are not finite"),
         (
             {"split": np.zeros(10, dtype=int)},

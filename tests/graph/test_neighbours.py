@@ -111,6 +111,48 @@ def test_the_order_with_nodes_very_many_cells_away() -> None:
     assert rows == sorted(rows) and found.shift.amax() > 9e5
 
 
+FLAT = {
+    "plane": ([300.0, 400.0, 0.5], [False, False, False]),
+    "slab": ([300.0, 400.0, 0.5], [True, True, False]),
+    "periodic": ([300.0, 400.0, 2.5], [True, True, True]),
+    "line": ([2e6, 1.0, 1.0], [False, True, False]),
+}
+
+
+@pytest.mark.parametrize("kind", FLAT)
+def test_long_and_flat_space(kind: str) -> None:
+    """The library that searches ends the process there."""
+    lengths, pbc = FLAT[kind]
+    generator = torch.Generator().manual_seed(0)
+    pos = torch.rand(30, 3, generator=generator, dtype=torch.float64) * torch.tensor([5.0, 5.0, lengths[2]])
+    pos[15:, :2] = torch.tensor(lengths, dtype=torch.float64)[:2] - pos[15:, :2]
+    cell = torch.diag(torch.tensor(lengths, dtype=torch.float64))
+    found = neighbour_list(pos, 1.0, cell, pbc)
+    rows = torch.cat([found.src[:, None], found.dst[:, None], found.shift], 1).tolist()
+    assert set(map(tuple, rows)) == _by_distances(pos, 1.0, cell, pbc) and len(rows) > 20
+    assert len(neighbour_distances(pos, 1.0, cell, pbc)) == len(rows)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("far", [1e3, 1e7, 1e9])
+def test_nodes_very_far_apart(seed: int, far: float) -> None:
+    """As molecules that fly apart, or trajectories that are not wrapped; the library that searches ends the process there."""
+    pos, cell, pbc = _problem(seed)
+    pos = (pos * 2**20).round() / 2**20
+    turns = (far * torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))).round().double() * torch.tensor(pbc)
+    expected = neighbour_list(pos, 3.0, cell, pbc)
+    cell_of_node = turns.long()
+    found = neighbour_list(pos + turns @ cell, 3.0, cell, pbc)
+    moved = found.shift + cell_of_node[found.dst] - cell_of_node[found.src]
+    rows, wanted = (
+        {(*ends, *shift) for *ends, shift in zip(src.tolist(), dst.tolist(), shifts.tolist(), strict=True)}
+        for src, dst, shifts in ((found.src, found.dst, moved), expected)
+    )
+    assert rows == wanted
+    apart = torch.cat([pos, pos + far * torch.tensor([1.0, 0, 0], dtype=torch.float64)])
+    assert len(neighbour_list(apart, 3.0).src) == 2 * len(neighbour_list(pos, 3.0).src)
+
+
 def test_a_batch_of_no_cells() -> None:
     graph = radius_graph(torch.zeros(0, 3), 3.0, [], torch.eye(3))
     assert graph.num_edges() == 0 and graph.edata["offset"].shape == (0, 3)

@@ -332,3 +332,12 @@ def test_atoms_far_away_do_nothing(dtype: torch.dtype, distance: float) -> None:
     forces = energy_and_forces(model, molecule_graph(pos, NUMBERS[:3]))[1]
     expected = energy_and_forces(model, molecule_graph(pos[:2], NUMBERS[:2]))[1]
     assert relative_error(forces[:2], expected) < TOLERANCE[dtype] and not forces[2].any()
+
+
+def test_reference_energies_keep_their_digits() -> None:
+    """Whatever dtype the parameters are given."""
+    force_field = _force_field()
+    force_field.set_scale({1: -13.123456789, 6: -1031.123456789}, 5.0)
+    for changed in (force_field.float(), force_field.to(torch.float32), force_field.bfloat16(), force_field.double()):
+        assert changed is force_field and force_field.reference_energies.dtype == torch.float64
+        assert force_field.reference_energies[6].item() == -1031.123456789

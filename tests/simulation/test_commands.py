@@ -133,10 +133,13 @@ def test_the_thermostat_heats_what_moves(kind: str, degrees: int) -> None:
 
 
 def test_atoms_that_are_held_do_not_count() -> None:
-    atoms = placed("molecule")
+    atoms, energies = placed("molecule"), []
     atoms.set_constraint(FixAtoms([0]))
-    draw_velocities(atoms, 300.0, np.random.RandomState(0))
+    for seed in range(1000):
+        draw_velocities(atoms, 300.0, np.random.RandomState(seed))
+        energies.append(atoms.get_kinetic_energy())
     assert moving_degrees(atoms) == 12 and not atoms.get_momenta()[0].any()
+    assert 2 * np.mean(energies) / (12 * units.kB) == pytest.approx(300, rel=0.06)
 
 
 def test_the_drift_is_in_mev_per_atom_and_picosecond() -> None:
