@@ -87,6 +87,8 @@ class SE3FastCalculator(Calculator):
             raise ValueError("force_fields: expected one at least, got none")
         if largest_spread is not None and len(sources) < 2:
             raise ValueError(f"largest_spread: expected several force fields to compare, got {len(sources)}")
+        if largest_spread is not None and not largest_spread > 0:
+            raise ValueError(f"largest_spread: expected a number above 0, got {largest_spread}")
         loaded = [_load(source, repulsion) for source in sources]
         self.members = [SinglePoint(force_field, device, dtype) for force_field, _ in loaded]
         self.has_dipole = all(member.force_field.has_dipole for member in self.members)

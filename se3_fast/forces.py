@@ -296,7 +296,7 @@ class ForceField(nn.Module):
             **({"repulsion": True} if repulsion else {}),
             **({"dipole": True} if dipole else {}),
         }
-        self.repulsion = NuclearRepulsion(elements) if repulsion else None
+        self.repulsion = NuclearRepulsion(elements, cutoff) if repulsion else None
         largest = num_degrees - 1
         last = min(largest, 1) if dipole else 0
         self.edge_embedding = EdgeEmbedding(num_radial, max(2 * largest, 1), cutoff)
@@ -370,7 +370,7 @@ class ForceField(nn.Module):
         Raises:
             ValueError: if a name is no pair of atomic numbers, or a distance not positive.
         """
-        repulsion = NuclearRepulsion(self.elements)
+        repulsion = NuclearRepulsion(self.elements, self.cutoff)
         repulsion.set_reach({pair: min(distance, self.cutoff) for pair, distance in closest_pairs.items()})
         self.repulsion = repulsion.to(self.scale.device)
         self.config["repulsion"] = True

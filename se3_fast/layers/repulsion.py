@@ -31,6 +31,7 @@ class NuclearRepulsion(nn.Module):
 
     Args:
         elements: atomic numbers, ascending.
+        longest: of the edges that there are, Angstrom; pairs that no training frame has do not repel each other beyond it either.
 
     Attributes:
         reach: [elements, elements] float64, Angstrom.
@@ -40,26 +41,27 @@ class NuclearRepulsion(nn.Module):
     strength: Tensor
     inverse_length: Tensor
 
-    def __init__(self, elements: Sequence[int]) -> None:
+    def __init__(self, elements: Sequence[int], longest: float = math.inf) -> None:
         super().__init__()
         self.elements = list(elements)
+        self._unseen = min(_UNSEEN, longest)
         charges = torch.tensor(self.elements, dtype=torch.float64)
         powers = charges**0.23
         self.register_buffer("strength", _COULOMB * charges[:, None] * charges, persistent=False)
         self.register_buffer("inverse_length", (powers[:, None] + powers) / _SCREENING_LENGTH, persistent=False)
-        self.register_buffer("reach", torch.full_like(self.strength, _UNSEEN))
+        self.register_buffer("reach", torch.full_like(self.strength, self._unseen))
 
     def set_reach(self, distances: Mapping[str, float]) -> None:
         """Choose where it begins.
 
         Args:
             distances: Angstrom, by pairs of atomic numbers (``"1-6"``); pairs of other elements are passed over. Pairs that are not
-                named repel each other from 1.5 Angstrom on.
+                named repel each other from 1.5 Angstrom on, or from the longest edge on where that is shorter.
 
         Raises:
             ValueError: if a name is no pair of atomic numbers, or a distance not positive.
         """
-        self.reach.fill_(_UNSEEN)
+        self.reach.fill_(self._unseen)
         column = {str(element): number for number, element in enumerate(self.elements)}
         for pair, distance in distances.items():
             elements = pair.split("-")

@@ -43,12 +43,15 @@ def calculator_of(arguments: argparse.Namespace, device: torch.device) -> SE3Fas
 
 
 def structures_of(arguments: argparse.Namespace) -> list[tuple[int, Atoms]]:
-    """Frame numbers and structures that the command line asks for, one at least.
+    """Frame numbers and structures that the command line asks for, one at least, each of one atom at least.
 
     Raises:
-        DataError: The file cannot be read, or has none.
+        DataError: The file cannot be read, or has none; or one has no atoms.
     """
     found = list(read_structures(arguments.structures, arguments.index))
     if not found:
         raise DataError(f"{arguments.structures}: expected structures at index {arguments.index}, got none")
+    for number, atoms in found:
+        if not len(atoms):
+            raise DataError(f"{arguments.structures}: frame {number}: expected one atom at least, got none")
     return found

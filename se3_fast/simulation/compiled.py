@@ -22,7 +22,14 @@ _TOLERANCE = 1e-3
 def describe(force_field: ForceField, dtype: torch.dtype) -> dict[str, str]:
     """What a package says of itself."""
     elements = " ".join(map(str, force_field.elements))
-    return {"se3_fast_dtype": str(dtype), "se3_fast_elements": elements, "se3_fast_cutoff": repr(force_field.cutoff)}
+    reaches = [] if force_field.repulsion is None else force_field.repulsion.reach.to(dtype).flatten().tolist()
+    return {
+        "se3_fast_dtype": str(dtype),
+        "se3_fast_elements": elements,
+        "se3_fast_cutoff": repr(force_field.cutoff),
+        # Usual structures do not show it when they are compared.
+        "se3_fast_repulsion": " ".join(f"{reach:.4g}" for reach in reaches) or "none",
+    }
 
 
 class CompiledSinglePoint:

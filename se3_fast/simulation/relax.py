@@ -41,14 +41,18 @@ def relax(arguments: argparse.Namespace) -> int:
             for number, atoms in structures:
                 if arguments.cell and not atoms.pbc.all():
                     raise ValueError(f"{arguments.structures}: frame {number}: expected three periodic directions for --cell")
-        relaxed, left = [], 0
-        with user_errors(), open_trajectory(arguments.trajectory) as trajectory:
-            for number, atoms in structures:
-                atoms.calc = calculator
-                left += not _relax(atoms, f"frame {number}", arguments, trajectory)
-                relaxed.append(with_results(atoms))
-        with user_errors():
-            write_structures(arguments.output, relaxed)
+        relaxed: list[Atoms] = []
+        left = 0
+        try:
+            with user_errors(), open_trajectory(arguments.trajectory) as trajectory:
+                for number, atoms in structures:
+                    atoms.calc = calculator
+                    left += not _relax(atoms, f"frame {number}", arguments, trajectory)
+                    relaxed.append(with_results(atoms))
+        finally:
+            if relaxed:  # a structure that cannot be relaxed does not cost those before it
+                with user_errors():
+                    write_structures(arguments.output, relaxed)
     return left
 
 

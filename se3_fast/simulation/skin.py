@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -34,11 +35,11 @@ class NeighboursWithSkin:
             changed.
 
     Raises:
-        ValueError: if the skin is negative.
+        ValueError: if the skin is negative or not finite.
     """
 
     def __init__(self, cutoff: float, skin: float) -> None:
-        if not skin >= 0:
+        if not 0 <= skin < math.inf:
             raise ValueError(f"skin: expected a length of at least 0, got {skin}")
         self.cutoff, self.skin = cutoff, skin
         self._found: Searched | None = None

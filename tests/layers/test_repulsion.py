@@ -12,7 +12,7 @@ from ase.optimize import BFGS
 from torch import Tensor
 
 from se3_fast.ase import SE3FastCalculator
-from se3_fast.forces import energy_and_forces, energy_forces_and_stress, load_force_field, molecule_graph
+from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress, load_force_field, molecule_graph
 from se3_fast.lammps import LAMMPSForceField
 from se3_fast.layers.repulsion import NuclearRepulsion
 from se3_fast.training import CheckpointError
@@ -158,3 +158,10 @@ def test_it_does_not_reach_beyond_the_cutoff(saved: Path) -> None:
     model.set_repulsion({"1-6": 99.0, "1-1": 99.0})
     pos, numbers = frame(3.5)
     assert torch.equal(model(molecule_graph(pos, numbers)), model(molecule_graph(pos, numbers, cutoff=5.0)))
+
+
+def test_nothing_repels_beyond_the_longest_edge() -> None:
+    """Where there are no edges: the energy would jump there."""
+    force_field = ForceField([1, 6], num_layers=1, num_channels=4, cutoff=1.2)
+    force_field.set_repulsion({"1-6": 0.9})
+    assert force_field.repulsion is not None and float(force_field.repulsion.reach.max()) == pytest.approx(1.2)

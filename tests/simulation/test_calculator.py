@@ -278,6 +278,11 @@ def test_not_a_number_after_good_steps() -> None:
         ({"skin": -0.1}, "skin: expected a length of at least 0, got -0.1"),
         ({"dtype": torch.float16}, "dtype: expected torch.float32 or torch.float64, got torch.float16"),
         ({"outside": "no"}, "outside: expected 'warn', 'stop' or 'ignore', got 'no'"),
+        ({"skin": float("inf")}, "skin: expected a length of at least 0, got inf"),
+        (
+            {"force_fields": [small_force_field()] * 2, "largest_spread": np.nan},
+            "largest_spread: expected a number above 0, got nan",
+        ),
         ({"largest_spread": 0.1}, "largest_spread: expected several force fields to compare, got 1"),
     ],
 )

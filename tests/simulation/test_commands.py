@@ -185,6 +185,14 @@ def test_relaxation(structures: Path, free: Path, tmp_path: Path, optimizer: str
     assert "frame 0: not relaxed after 1 steps" in capsys.readouterr().out
 
 
+def test_a_structure_that_cannot_be_relaxed_does_not_cost_those_before_it(free: Path, tmp_path: Path) -> None:
+    write_faulty(tmp_path)
+    words = ["relax", tmp_path / "fluorine.xyz", "--load_ckpt_path", free, "--output", tmp_path / "out.xyz", "--max_steps", 5]
+    assert main([*map(str, words), *DEVICE]) == 2
+    (found,) = ase.io.read(tmp_path / "out.xyz", ":")
+    assert len(found) == 3 and found.get_potential_energy() < 0
+
+
 def test_cells_are_relaxed_too(free: Path, tmp_path: Path) -> None:
     ase.io.write(tmp_path / "diamond.xyz", bulk("C", cubic=True))
     words = ["relax", tmp_path / "diamond.xyz", "--load_ckpt_path", free, "--output", tmp_path / "relaxed.cif", "--cell", *DEVICE]
@@ -201,6 +209,7 @@ def write_faulty(folder: Path) -> None:
     atoms.numbers[0] = 9
     ase.io.write(folder / "fluorine.xyz", [molecule("H2O"), atoms])
     ase.io.write(folder / "water.xyz", molecule("H2O"))
+    ase.io.write(folder / "nothing.xyz", Atoms())
     lines = (folder / "fluorine.xyz").read_text().splitlines()
     (folder / "cut.xyz").write_text("\n".join(lines[:-2]))
     ase.io.write(folder / "together.xyz", Atoms("OHH", positions=[[0, 0, 0], [0, 0, 1], [0, 0, 1]]))
@@ -223,6 +232,8 @@ def write_faulty(folder: Path) -> None:
         ),
         ("relax water.xyz --output out.xyz --cell", "water.xyz: frame 0: expected three periodic directions for --cell"),
         ("md fluorine.xyz --index :", "fluorine.xyz: expected one structure at index :, got 2"),
+        ("md nothing.xyz", "nothing.xyz: frame 0: expected one atom at least, got none"),
+        ("relax nothing.xyz --output out.xyz", "nothing.xyz: frame 0: expected one atom at least, got none"),
         ("md fluorine.xyz", "graph: expected the elements [1, 6, 8], got [9]"),
         ("md water.xyz --largest_spread 1", "largest_spread: expected several force fields to compare, got 1"),
         ("md water.xyz --output ./water.xyz", "water.xyz: expected another file for the trajectory than that of the structure"),

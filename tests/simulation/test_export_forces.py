@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import ase.io
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 from se3_fast.__main__ import main
 from se3_fast.ase import SE3FastCalculator
 from se3_fast.forces import ForceField, energy_forces_and_stress, molecule_graph
-from se3_fast.simulation.compiled import CompiledSinglePoint
+from se3_fast.simulation.compiled import CompiledSinglePoint, describe
 from se3_fast.simulation.export import traced_force_field
 from se3_fast.simulation.relax import NOT_RELAXED
 from tests.simulation.conftest import small_force_field, write_force_field
@@ -154,6 +154,26 @@ def test_files_that_are_no_packages(tmp_path: Path) -> None:
             SE3FastCalculator(force_field, compiled=tmp_path / f"{name}.pt2")
     with pytest.raises(ValueError, match="compiled: expected one force field on the CPU, got 2 on cpu"):
         SE3FastCalculator([force_field, force_field], compiled=tmp_path / "text.pt2")
+
+
+def test_a_package_says_whether_nuclei_repel_each_other(tmp_path: Path) -> None:
+    """Usual structures have the same forces with and without, and would not tell."""
+    (path := tmp_path / "model.pt2").write_bytes(b"package")
+    without, repelling, farther = (small_force_field() for _ in range(3))
+    repelling.set_repulsion({"1-6": 0.9})
+    farther.set_repulsion({"1-6": 1.0})
+    loaded = Mock()
+    with patch.object(torch._inductor, "aoti_load_package", return_value=loaded):
+        for made_of in (without, repelling, farther):
+            loaded.loader.get_metadata.return_value = describe(made_of, torch.float32)
+            for other in (without, repelling, farther):
+                if other is made_of:
+                    SE3FastCalculator(other, compiled=path)
+                else:
+                    with pytest.raises(
+                        ValueError, match=r"model\.pt2: expected a package of repulsion .* as the force field has, got"
+                    ):
+                        SE3FastCalculator(other, compiled=path)
 
 
 def test_another_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
