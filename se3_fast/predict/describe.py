@@ -11,7 +11,7 @@ from se3_fast.data.conformers import conformers
 from se3_fast.data.featuriser import Featuriser
 from se3_fast.data.molecule_arrays import MOST_ATOMS, MoleculeArrays, featurise
 
-from .records import RecordError
+from .records import RecordError, molecule_of_smiles
 
 _NEAREST = 0.1
 """Angstrom; no bond is nearly as short."""
@@ -90,10 +90,31 @@ def _has_positions(molecule: Chem.Mol) -> bool:
 
 def _positions(molecule: Chem.Mol, num_conformers: int, seed: int) -> list[np.ndarray]:
     if not _has_positions(molecule):
-        return conformers(molecule, num_conformers, seed)
+        return _conformers(molecule, num_conformers, seed)
     positions = molecule.GetConformer().GetPositions()  # [n, 3]
     _check_apart(positions)
     return [positions]
+
+
+def _conformers(molecule: Chem.Mol, count: int, seed: int) -> list[np.ndarray]:
+    """Those of its SMILES, since they depend on the order of atoms and bonds: however a molecule comes, it gets the same ones.
+
+    Args:
+        molecule: With explicit hydrogens; it is left with these conformers alone.
+        count: How many to try.
+        seed: Of the conformers.
+    """
+    same = Chem.AddHs(molecule_of_smiles(Chem.MolToSmiles(Chem.RemoveHs(molecule))))
+    place = same.GetSubstructMatch(molecule, useChirality=True)  # in `same`, of each atom
+    if len(place) != same.GetNumAtoms() or place == tuple(range(len(place))):
+        return conformers(molecule, count, seed)
+    found = [positions[list(place)] for positions in conformers(same, count, seed)]
+    molecule.RemoveAllConformers()
+    for positions in found:
+        conformer = Chem.Conformer(len(place))
+        conformer.SetPositions(positions)
+        molecule.AddConformer(conformer, assignId=True)
+    return found
 
 
 def _check_apart(positions: np.ndarray) -> None:

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 pytest.importorskip("rdkit")
 from rdkit import Chem
+from rdkit.Chem import rdDepictor
 
 from se3_fast import Predictor
 from se3_fast.data.molecule_arrays import MoleculeArrays, molecule_of_arrays
 from se3_fast.data.qm9 import SAMPLE_PATH
 from se3_fast.predict import Record, read_file
 from se3_fast.predict.command import main
+from se3_fast.predict.records import molecule_of_block
 
 TOLERANCE = 1e-5
 NUM_MOLECULES = 40
@@ -63,6 +65,25 @@ def test_order_of_atoms_names_company_and_batches(seed: int, chosen: list[int], 
     renamed = [replace(record, name="another", file="elsewhere", number=record.number + 7) for record in records]
     again = predictor().predict_records(iter(renamed), batch_size=batch_size)
     assert [one.value for one in again] == [one.value for one in found]
+
+
+@pytest.mark.parametrize(
+    "smiles", ["C[C@H](N)C(=O)O", "C[C@@H](N)C(=O)O", "C/C=C\\C(=O)O", "OC1CCC(F)CC1", "CN(C)C(=O)c1ccoc1", "N"]
+)
+@pytest.mark.parametrize("with_hydrogens", [False, True])
+def test_conformers_are_those_of_the_smiles_however_a_molecule_comes(smiles: str, with_hydrogens: bool) -> None:
+    (expected,) = predictor().predict([smiles], num_conformers=2)
+    molecule = Chem.MolFromSmiles(smiles)
+    if with_hydrogens:
+        molecule = Chem.AddHs(molecule)
+    molecule = Chem.RenumberAtoms(molecule, np.random.default_rng(0).permutation(molecule.GetNumAtoms()).tolist())
+    rdDepictor.Compute2DCoords(molecule)
+    depicted = molecule_of_block([line + "\n" for line in Chem.MolToMolBlock(molecule).split("\n")])
+    for found in predictor().predict([molecule, depicted], num_conformers=2):
+        assert found.value == pytest.approx(expected.value, abs=TOLERANCE)
+        assert found.molecule.GetNumConformers() > 0
+        symbols = [atom.GetSymbol() for atom in found.molecule.GetAtoms()]
+        assert symbols[: molecule.GetNumAtoms()] == [atom.GetSymbol() for atom in molecule.GetAtoms()]
 
 
 def test_alone_and_in_a_file_of_thousands(tmp_path: Path) -> None:
