@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 LARGEST_SIDE = 128
-"""A gradient costs as many multiply-adds for each of its values, six times, as a side that is turned is long."""
+"""Each value of a gradient costs three multiply-adds for every place of a side that is turned."""
 INTERVAL = 10
 SECOND_BETA = 0.95
 _SMALL = 1e-8
