@@ -14,6 +14,7 @@ from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, read_force_frames
 from se3_fast.data.frames import ForceFrames
 
 from . import mutations
+from .cases import near_origin
 from .frame_reader import FrameReader, molecule_of
 from .mutations import Arrays
 
@@ -79,17 +80,12 @@ class Collections(FrameReader):
             written = arrays.get(name)
             with np.errstate(all="ignore"):
                 if name == "positions":
-                    written = _near_origin(arrays[name].reshape(len(arrays[name]), -1, 3))
+                    count = len(arrays[name])
+                    written = near_origin(arrays[name].reshape(-1, 3), np.full(count, len(found) // count))
                 expected = np.nan if written is None else written.astype(found.numpy().dtype).reshape(found.shape)
             if not np.array_equal(found.numpy(), np.broadcast_to(expected, found.shape), equal_nan=True):
                 return False
         return True
-
-
-def _near_origin(positions: np.ndarray) -> np.ndarray:
-    """[M, A, 3] as readers have them: frames that reach further than 100 Angstrom begin at the origin."""
-    is_far = (np.abs(positions) > 100).any((1, 2), keepdims=True)
-    return np.where(is_far, positions.astype(np.float64) - positions[:, :1], positions)
 
 
 def _group(file: h5py.File, molecule: int) -> h5py.Group:
