@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "operations.h"
 #include "parallel.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -220,6 +221,10 @@ T* clear_sums(const DepthwiseShape& shape, const Tensor& sums, int64_t first, in
     return write<T>(sums);
 }
 
+}  // namespace
+
+namespace se3_fast {
+
 Tensor depthwise_conv(
     Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table, std::vector<double> coefficients) {
     Plan plan(table, coefficients);
@@ -267,6 +272,10 @@ Tensors depthwise_conv_backward(
     });
     return results;
 }
+
+}  // namespace se3_fast
+
+namespace {
 
 // The derivatives of the sums and of all gradients along a direction of features, harmonics and radial; gradient and weights stay.
 Tensors depthwise_conv_along(

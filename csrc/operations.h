@@ -15,4 +15,10 @@ Tensors edge_attention(Tensors messages, Tensors queries, Tensor order, Tensor o
 
 Tensors linear(Tensors parts, Integers counts, Tensors weights);
 
+Tensor depthwise_conv(Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
+                      std::vector<double> coefficients);
+
+Tensors depthwise_conv_backward(Tensor gradient, Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
+                                std::vector<double> coefficients, bool with_weights);
+
 }  // namespace se3_fast

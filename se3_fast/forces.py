@@ -6,27 +6,48 @@ then in the model's unit of energy over that of the positions.
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from se3_fast.autograd.modes import is_of_inference_mode, not_in_inference_mode
+from se3_fast.backends.operands import ForceNetwork
+from se3_fast.energy_derivatives import (
+    EnergyForcesDipoles,
+    EnergyForcesStress,
+    energy_and_forces,
+    energy_forces_and_dipoles,
+    energy_forces_and_stress,
+    graph_of_nodes,
+    sum_over_atoms,
+)
 from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
 from se3_fast.layers.dipole import DipoleHead
 from se3_fast.layers.edge_embedding import EdgeEmbedding
 from se3_fast.layers.interaction import Interaction
+from se3_fast.layers.plain import is_plain
 from se3_fast.layers.repulsion import NuclearRepulsion
 from se3_fast.neighbours import check_positions
+from se3_fast.ops.force_network import force_network, may_be_whole
 from se3_fast.training.checkpoint import build_from, read_checkpoint
 from se3_fast.training.checkpoint_entries import check_sizes, expect, is_number
 from se3_fast.training.errors import CheckpointError
+
+__all__ = [
+    "EnergyForcesDipoles",
+    "EnergyForcesStress",
+    "ForceField",
+    "energy_and_forces",
+    "energy_forces_and_dipoles",
+    "energy_forces_and_stress",
+    "load_force_field",
+    "molecule_graph",
+]
 
 LARGEST_ATOMIC_NUMBER = 118
 _HEAD_WIDTH = 32
@@ -70,156 +91,6 @@ def molecule_graph(
     graph = complete_graph(pos, batch_num_nodes) if cutoff is None else radius_graph(pos, cutoff, batch_num_nodes, cell, pbc)
     graph.ndata["atomic_numbers"] = atomic_numbers
     return graph
-
-
-def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-    """Energies of a batch of molecules, and the forces on their atoms: minus the gradient with respect to the positions.
-
-    Args:
-        model: called as ``model(graph, *inputs)``; returns an energy per molecule, [B] or [B, 1]. It must read the positions from
-            ``graph.edata['rel_pos']`` or ``graph.ndata['pos']`` alone.
-        graph: Graph, DGLGraph or PyTorch Geometric data with ``ndata['pos']`` [N, 3], and in a periodic cell ``edata['offset']``
-            [E, 3]. It is left as it is; edges stay those it has.
-        *inputs: what else the model takes, for example node and edge features.
-        create_graph: keep what a loss on the results needs to be differentiated (training). Otherwise both are detached.
-
-    Returns:
-        Energies [B] and forces [N, 3].
-
-    Raises:
-        ValueError: if the graph has no positions, or the energies carry no gradient.
-    """
-    with not_in_inference_mode(), torch.enable_grad():
-        moved, pos = _with_leaf_positions(graph)
-        energies = _energies(model, moved, inputs)
-        (gradient,) = _gradients(energies, [pos], create_graph)
-    return (energies if create_graph else energies.detach()), -gradient
-
-
-class EnergyForcesStress(NamedTuple):
-    """What :func:`energy_forces_and_stress` gives.
-
-    Attributes:
-        energies: [B].
-        forces: [N, 3].
-        stress: [B, 3, 3], symmetric; energy over volume, positive where the cell would rather shrink (ASE's sign).
-    """
-
-    energies: Tensor
-    forces: Tensor
-    stress: Tensor
-
-
-def energy_forces_and_stress(
-    model: nn.Module, graph: Any, volumes: Tensor, *inputs: Any, create_graph: bool = False
-) -> EnergyForcesStress:
-    """As :func:`energy_and_forces`, with the stress: the derivative of the energy by the strain of everything, over the volume.
-
-        stress[a, b] = 1 / V  d E / d strain[a, b],   every relative position r becomes r + strain r
-
-    Args:
-        model: as for :func:`energy_and_forces`; it must read ``graph.edata['rel_pos']`` alone.
-        graph: with ``edata['offset']`` where it is periodic.
-        volumes: [B], of the cells.
-        *inputs: what else the model takes.
-        create_graph: keep what a loss on the results needs to be differentiated.
-
-    Raises:
-        ValueError: as :func:`energy_and_forces`, or if there is not a positive volume for each graph.
-    """
-    graph = as_graph(graph)
-    check_volumes(volumes, graph.batch_size)
-    return strained(model, graph, volumes, *inputs, create_graph=create_graph)
-
-
-def check_volumes(volumes: Tensor, count: int) -> None:
-    """Raise a ValueError unless there is a positive volume for each of so many graphs."""
-    if not isinstance(volumes, Tensor) or volumes.shape != (count,) or not bool((volumes > 0).all()):
-        came = volumes.tolist() if isinstance(volumes, Tensor) else volumes
-        raise ValueError(f"volumes: expected a positive volume for each of the {count} graphs, got {came}")
-
-
-def strained(model: nn.Module, graph: Graph, volumes: Tensor, *inputs: Any, create_graph: bool = False) -> EnergyForcesStress:
-    """:func:`energy_forces_and_stress` with volumes that were checked: nothing waits for a device."""
-    count = graph.batch_size
-    with not_in_inference_mode(), torch.enable_grad():
-        moved, pos = _with_leaf_positions(graph)
-        strain = pos.new_zeros(count, 3, 3).requires_grad_()
-        symmetric = (strain + strain.mT) / 2
-        rel_pos = moved.edata["rel_pos"]
-        of_edge = symmetric.index_select(0, _graph_of_nodes(graph).index_select(0, graph.dst))  # [E, 3, 3]
-        moved.edata["rel_pos"] = rel_pos + (rel_pos[:, None] @ of_edge).squeeze(1)
-        energies = _energies(model, moved, inputs)
-        of_pos, of_strain = _gradients(energies, [pos, strain], create_graph)
-    stress = of_strain / volumes[:, None, None].to(of_strain)
-    return EnergyForcesStress(energies if create_graph else energies.detach(), -of_pos, stress)
-
-
-class EnergyForcesDipoles(NamedTuple):
-    """What :func:`energy_forces_and_dipoles` gives.
-
-    Attributes:
-        energies: [B] float64, eV.
-        forces: [N, 3], eV/Angstrom.
-        dipoles: [B, 3], e Angstrom.
-    """
-
-    energies: Tensor
-    forces: Tensor
-    dipoles: Tensor
-
-
-def energy_forces_and_dipoles(model: nn.Module, graph: Any, create_graph: bool = False) -> EnergyForcesDipoles:
-    """As :func:`energy_and_forces`, with the dipoles of molecules.
-
-    Args:
-        model: a :class:`ForceField` that gives dipoles, or what calls one.
-        graph: of molecules without a cell, as from :func:`molecule_graph`.
-        create_graph: keep what a loss on the results needs to be differentiated.
-
-    Raises:
-        ValueError: as :func:`energy_and_forces`; or if it gives no dipoles, or the graph has offsets of periodic cells.
-    """
-    if "offset" in as_graph(graph).edata:
-        raise ValueError("graph: expected molecules, whose dipoles are defined, got edata['offset'] of periodic cells")
-    with not_in_inference_mode(), torch.enable_grad():
-        moved, pos = _with_leaf_positions(graph)
-        energies, dipoles = model(moved, True)
-        (gradient,) = _gradients(energies, [pos], create_graph)
-    if create_graph:
-        return EnergyForcesDipoles(energies, -gradient, dipoles)
-    return EnergyForcesDipoles(energies.detach(), -gradient, dipoles.detach())
-
-
-def _with_leaf_positions(graph: Any) -> tuple[Graph, Tensor]:
-    """The graph with positions that nothing else depends on, and edges that depend on them."""
-    graph = as_graph(graph)
-    if "pos" not in graph.ndata:
-        raise ValueError(f"graph: expected ndata['pos'] of shape [N, 3], got ndata with {sorted(graph.ndata)}")
-    moved = copy.copy(graph)
-    moved.ndata, moved.edata = ({name: _plain(value) for name, value in data.items()} for data in (graph.ndata, graph.edata))
-    pos = moved.ndata["pos"] = moved.ndata["pos"].detach().requires_grad_()
-    rel_pos = pos.index_select(0, graph.dst) - pos.index_select(0, graph.src)
-    moved.edata["rel_pos"] = rel_pos + moved.edata["offset"] if "offset" in moved.edata else rel_pos
-    return moved, pos
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """A tensor that may be kept for a backward pass."""
-    return tensor.clone() if is_of_inference_mode(tensor) else tensor
-
-
-def _gradients(energies: Tensor, variables: Sequence[Tensor], create_graph: bool) -> Sequence[Tensor]:
-    """Of the sum of the energies; a backward pass is not a place for mixed precision, whatever the model's forward had."""
-    with torch.autocast(energies.device.type, enabled=False):
-        return torch.autograd.grad(energies.sum(), variables, create_graph=create_graph, materialize_grads=True)
-
-
-def _energies(model: nn.Module, graph: Graph, inputs: Sequence[Any]) -> Tensor:
-    energies: Tensor = model(graph, *inputs).view(-1)
-    if not energies.requires_grad:
-        raise ValueError("model: expected energies that depend on the positions, got ones without a gradient")
-    return energies
 
 
 class ForceField(nn.Module):
@@ -392,9 +263,9 @@ class ForceField(nn.Module):
         """
         graph = as_graph(graph)
         if not with_dipoles:
-            return _sum_over_atoms(self.atomic_energies(graph), graph)
+            return sum_over_atoms(self.atomic_energies(graph), graph)
         energies, dipoles = self.atomic_energies_and_dipoles(graph)
-        return _sum_over_atoms(energies, graph), dipoles
+        return sum_over_atoms(energies, graph), dipoles
 
     def atomic_energies(self, graph: Any, exchange: Callable[[list[Tensor]], list[Tensor]] | None = None) -> Tensor:
         """What each atom adds to the energy.
@@ -436,8 +307,60 @@ class ForceField(nn.Module):
             raise ValueError(f"graph: expected ndata['pos'] of shape [N, 3], got ndata with {sorted(graph.ndata)}")
         with torch.autocast(graph.edata["rel_pos"].device.type, enabled=False):
             features = self._features(graph, None)
-            dipoles = self.dipole_of_molecule(features, graph.ndata["pos"], _graph_of_nodes(graph), graph.batch_size)
+            dipoles = self.dipole_of_molecule(features, graph.ndata["pos"], graph_of_nodes(graph), graph.batch_size)
             return self._energies_of(features, graph), dipoles
+
+    @torch.no_grad()
+    def energies_and_gradient(self, graph: Any) -> tuple[Tensor, Tensor] | None:
+        """What each atom adds to the energy, and the gradient of the sum by the edges, at once and without autograd.
+
+        Args:
+            graph: as for :meth:`forward`.
+
+        Returns:
+            [N] float64, eV, and [E, 3] of ``rel_pos``, eV/Angstrom, which carry no gradient; None where no backend has it, or where
+            hooks are to see the layers, or they are others: :meth:`atomic_energies` and autograd then find the same.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        graph = as_graph(graph)
+        self._check(graph)
+        rel_pos = graph.edata["rel_pos"]
+        if not may_be_whole(rel_pos) or not self._is_as_made():
+            return None
+        atomic_numbers = graph.ndata["atomic_numbers"]
+        found = force_network(self._network(), graph, rel_pos.detach(), self._columns(atomic_numbers))
+        if found is None:
+            return None
+        own, gradient = (values * self.scale for values in found)
+        if self.repulsion is not None:
+            with torch.enable_grad():
+                leaf = rel_pos.detach().requires_grad_()
+                repulsion = self._repulsion(graph, leaf)
+                (of_repulsion,) = torch.autograd.grad(repulsion.sum(), leaf)
+            own, gradient = own + repulsion.detach(), gradient + of_repulsion
+        return own.double() + self.reference_energies[atomic_numbers], gradient
+
+    def _is_as_made(self) -> bool:
+        """Whether the modules are such as the constructor makes, and nobody looks on."""
+        modules = [(self, ForceField), (self.edge_embedding, EdgeEmbedding), *((layer, Interaction) for layer in self.layers)]
+        kinds = (nn.Linear, nn.SiLU, nn.Linear)
+        if not is_plain(self.energy_of_atom, nn.Sequential) or len(self.energy_of_atom) != len(kinds):
+            return False
+        return all(is_plain(*module) for module in [*modules, *zip(self.energy_of_atom, kinds, strict=True)])
+
+    def _network(self) -> ForceNetwork:
+        embedding, (first, _, last) = self.edge_embedding, self.energy_of_atom
+        return ForceNetwork(
+            embedding.max_harmonic,
+            embedding.cutoff,
+            embedding.power,
+            embedding.frequencies,
+            self.atom_embedding,
+            [layer.operands() for layer in self.layers],  # type: ignore[operator]
+            (first.weight, first.bias, last.weight, last.bias),  # type: ignore[arg-type]
+        )
 
     def _check(self, graph: Graph) -> None:
         for data, name, shape in ((graph.ndata, "ndata['atomic_numbers']", "[N]"), (graph.edata, "edata['rel_pos']", "[E, 3]")):
@@ -461,16 +384,25 @@ class ForceField(nn.Module):
     def _energies_of(self, features: list[Tensor], graph: Graph) -> Tensor:
         own = self.scale * self.energy_of_atom(features[0].squeeze(1)).squeeze(-1)  # [N]
         if self.repulsion is not None:
-            columns = self.column_of_element[graph.ndata["atomic_numbers"].long()].clamp(min=0)
-            own = own + self.repulsion(graph.edata["rel_pos"], graph.src, graph.dst, columns)
+            own = own + self._repulsion(graph, graph.edata["rel_pos"])
         return own.double() + self.reference_energies[graph.ndata["atomic_numbers"]]
+
+    def _repulsion(self, graph: Graph, rel_pos: Tensor) -> Tensor:
+        columns = self.column_of_element[graph.ndata["atomic_numbers"].long()].clamp(min=0)
+        found: Tensor = self.repulsion(rel_pos, graph.src, graph.dst, columns)  # type: ignore[misc]
+        return found
 
     def reference_energy(self, graph: Graph) -> Tensor:
         """The sum of the reference energies of each molecule's atoms, [B] float64, eV."""
-        return _sum_over_atoms(self.reference_energies[graph.ndata["atomic_numbers"]], graph)
+        return sum_over_atoms(self.reference_energies[graph.ndata["atomic_numbers"]], graph)
 
     def _kinds(self, atomic_numbers: Tensor) -> Tensor:
         """One-hot elements, [N, elements]."""
+        columns = self._columns(atomic_numbers)
+        return (columns[:, None] == torch.arange(len(self.elements), device=columns.device)).to(self.atom_embedding.dtype)
+
+    def _columns(self, atomic_numbers: Tensor) -> Tensor:
+        """The number of each atom's element, [N] int64."""
         _check_integers("graph.ndata['atomic_numbers']", atomic_numbers)
         columns = self.column_of_element[atomic_numbers.clamp(0, LARGEST_ATOMIC_NUMBER).long()]
         columns = columns.masked_fill((atomic_numbers < 0) | (atomic_numbers > LARGEST_ATOMIC_NUMBER), -1)
@@ -478,24 +410,13 @@ class ForceField(nn.Module):
         if type(columns) is Tensor and len(columns) and not is_recorded and int(columns.min()) < 0:  # what is traced has no values
             unknown = atomic_numbers[columns < 0].unique().tolist()
             raise ValueError(f"graph: expected the elements {self.elements}, got {unknown} in ndata['atomic_numbers']")
-        return (columns[:, None] == torch.arange(len(self.elements), device=columns.device)).to(self.atom_embedding.dtype)
+        return columns
 
 
 def _check_integers(name: str, values: Tensor) -> None:
     """Raise a ValueError for what PyTorch would take for something else than indices: bytes count as a mask."""
     if values.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name}: expected int64 or int32, got {values.dtype}")
-
-
-def _sum_over_atoms(values: Tensor, graph: Graph) -> Tensor:
-    """Sum [N] over the atoms of each molecule, [B]."""
-    return values.new_zeros(graph.batch_size).index_add(0, _graph_of_nodes(graph), values)
-
-
-def _graph_of_nodes(graph: Graph) -> Tensor:
-    """The number of the graph that each node belongs to, [N]."""
-    sizes = graph.batch_num_nodes()
-    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=graph.num_nodes())
 
 
 def load_force_field(path: str | Path, repulsion: bool = False) -> ForceField:

@@ -39,6 +39,20 @@ def spherical_harmonics(direction: Tensor, max_degree: int) -> Tensor:
 
 
 @constant
+def next_harmonic(degree: int) -> Tensor:
+    """The map from harmonics of degree - 1 times a direction to those of ``degree``, [(2d-1) * 3, 2d+1] float64, from degree 2 on.
+
+    For harmonics of a unit vector whose square sum is 2d+1.
+    """
+    coupling = wigner_3j(degree - 1, 1, degree).flatten(0, 1)
+    direction = torch.tensor([[0.36, 0.48, 0.8]], dtype=torch.float64)
+    harmonics = spherical_harmonics(direction, degree) * math.sqrt(4 * math.pi)
+    before, wanted = harmonics[0, (degree - 1) ** 2 : degree**2], harmonics[0, degree**2 :]
+    found = (before[:, None] * direction).flatten() @ coupling
+    return coupling * (wanted @ found / (found @ found))
+
+
+@constant
 def axis_swap(degree: int) -> Tensor:
     """J_d of DESIGN 1.1: the rotation by pi that exchanges the x and y axes, [2d+1, 2d+1] float64.
 

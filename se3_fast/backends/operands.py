@@ -11,6 +11,7 @@ from torch import Tensor
 
 from se3_fast.autograd.operation import Tensors
 from se3_fast.contraction import ContractionOrder, ConvolutionPlan
+from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.fiber import Features, Fiber
 from se3_fast.graph import Graph
 
@@ -264,3 +265,57 @@ class AlignedMessages:
     channels: tuple[tuple[int, int], ...]
     angles: Tensor
     graph: Graph
+
+
+class InteractionLayer(NamedTuple):
+    """A layer of a force field (:class:`se3_fast.layers.interaction.Interaction`), C channels.
+
+    Attributes:
+        plan: of its convolution.
+        average_neighbours: that sums of messages are divided by the square root of.
+        products: for each degree of the features that leave, the pairs of degrees whose products have a part of it.
+        before: for each degree of the features that come [C, C].
+        profile: weights of the radial profile.
+        after: for each degree of the messages [C, C].
+        out: for each degree of the features that leave [parts * C, C]: of what arrived, of its products, of the atom's own features
+            for each element.
+        gates: for each degree but 0 of the features that leave [parts of degree 0 * C, C].
+    """
+
+    plan: DepthwisePlan
+    average_neighbours: float
+    products: tuple[tuple[tuple[int, int], ...], ...]
+    before: Sequence[Tensor]
+    profile: DepthwiseProfile
+    after: Sequence[Tensor]
+    out: Sequence[Tensor]
+    gates: Sequence[Tensor]
+
+
+class ForceNetwork(NamedTuple):
+    """What makes the energy of an atom in :class:`se3_fast.forces.ForceField`, less the reference and in units of the scale.
+
+    Attributes:
+        max_harmonic: largest degree of the edges' harmonics.
+        cutoff: in the unit of the positions.
+        power: of the polynomial that is zero at the cutoff.
+        frequencies: [B] of the Bessel functions, over pi.
+        atom_embedding: [elements, C].
+        layers: in the order they run in.
+        head: weights and biases [H, C], [H], [1, H], [1] of a perceptron with SiLU.
+    """
+
+    max_harmonic: int
+    cutoff: float
+    power: int
+    frequencies: Tensor
+    atom_embedding: Tensor
+    layers: Sequence[InteractionLayer]
+    head: tuple[Tensor, Tensor, Tensor, Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, layer by layer."""
+        found = [self.frequencies, self.atom_embedding]
+        for layer in self.layers:
+            found += [*layer.before, *layer.profile, *layer.after, *layer.out, *layer.gates]
+        return [*found, *self.head]

@@ -18,6 +18,7 @@ from se3_fast.backends.operands import (
     AttentionBlock,
     Convolution,
     DepthwiseProfile,
+    ForceNetwork,
     FrameForm,
     LayerParameters,
     Norm,
@@ -178,6 +179,16 @@ class DepthwiseConv(Protocol):
         """Sums of messages whose channels do not mix."""
 
 
+class WholeForceNetwork(Protocol):
+    """:mod:`se3_fast.ops.force_network`."""
+
+    def serves(self, network: ForceNetwork) -> bool:
+        """Whether its sizes are such that it may be called."""
+
+    def force_network(self, network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies of atoms, and the gradient of their sum; nothing of it is differentiated."""
+
+
 class SharedFeatures(Protocol):
     """:mod:`se3_fast.ops.shared_features`."""
 
@@ -223,6 +234,7 @@ PROTOCOLS: dict[str, type] = {
     "attention_block": WholeAttentionBlock,
     "basis": Basis,
     "depthwise_conv": DepthwiseConv,
+    "force_network": WholeForceNetwork,
     "shared_features": SharedFeatures,
     "joint": Joint,
 }

@@ -13,10 +13,11 @@ from se3_fast.contraction import RADIAL_WIDTH
 from se3_fast.fiber import Features, Fiber, HeadFeatures
 from se3_fast.geometry import EdgeGeometry
 from se3_fast.graph import Graph, as_graph
-from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel, is_plain
+from se3_fast.layers.convolution import ConvSE3, ConvSE3FuseLevel
 from se3_fast.layers.inputs import check_kinds, check_whole
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.low_memory import recompute_in_backward
+from se3_fast.layers.plain import is_plain
 from se3_fast.layers.prepared import JointParameters
 from se3_fast.ops.attention_block import attention_block, may_be_whole
 from se3_fast.ops.convolution_attention import attend_to_messages, convolve_and_attend, values_and_keys

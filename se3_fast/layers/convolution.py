@@ -21,6 +21,7 @@ from se3_fast.geometry import EdgeGeometry
 from se3_fast.graph import Graph, as_graph, relative_positions
 from se3_fast.layers.inputs import check_kinds
 from se3_fast.layers.low_memory import recompute_in_backward
+from se3_fast.layers.plain import is_called_plainly, is_plain
 from se3_fast.layers.prepared import JointParameters
 from se3_fast.ops.linear import linear
 from se3_fast.ops.radial import radial, recipe
@@ -153,7 +154,7 @@ _WITH_NORM = 2 * [nn.Linear, nn.LayerNorm, nn.ReLU]
 def _published_layers(modules: list[nn.Module]) -> tuple[RadialLayer, RadialLayer] | None:
     """The parameters of linear map, layer norm if there is one, and ReLU, twice, if they are exactly as they were made."""
     kinds = [type(module) for module in modules]
-    if kinds not in (_WITH_NORM, _WITHOUT_NORM) or not all(map(_is_called_plainly, modules)):
+    if kinds not in (_WITH_NORM, _WITHOUT_NORM) or not all(map(is_called_plainly, modules)):
         return None
     found = []
     for number in (0, len(modules) // 2):
@@ -168,18 +169,6 @@ def _published_layers(modules: list[nn.Module]) -> tuple[RadialLayer, RadialLaye
             return None
         found.append(layer)
     return found[0], found[1]
-
-
-def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Whether calling a module is what ``kind`` does, with no hook on it."""
-    is_kind = type(module) is kind or (isinstance(module, kind) and type(module).forward is kind.forward)
-    return is_kind and _is_called_plainly(module)  # type: ignore[arg-type]
-
-
-def _is_called_plainly(module: nn.Module) -> bool:
-    """Whether to call a module is to call the method ``forward`` of its class."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return not hooks and "forward" not in module.__dict__
 
 
 class ConvSE3(nn.Module):

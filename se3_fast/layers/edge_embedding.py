@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from se3_fast.autograd.modes import constant
-from se3_fast.so3 import spherical_harmonics, wigner_3j
+from se3_fast.so3 import next_harmonic
 
 
 class EdgeEmbedding(nn.Module):
@@ -91,16 +91,5 @@ def fade_out(part: Tensor, power: int) -> Tensor:
 
 @constant
 def _next_harmonic_on(degree: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The same on a device: copied once, not with every step."""
-    return _next_harmonic(degree).to(device, dtype)
-
-
-@constant
-def _next_harmonic(degree: int) -> Tensor:
-    """The map from products of the harmonics of degree - 1 and a direction to those of ``degree``, [(2d-1) * 3, 2d+1] float64."""
-    coupling = wigner_3j(degree - 1, 1, degree).flatten(0, 1)
-    direction = torch.tensor([[0.36, 0.48, 0.8]], dtype=torch.float64)
-    harmonics = spherical_harmonics(direction, degree) * math.sqrt(4 * math.pi)
-    before, wanted = harmonics[0, (degree - 1) ** 2 : degree**2], harmonics[0, degree**2 :]
-    found = (before[:, None] * direction).flatten() @ coupling
-    return coupling * (wanted @ found / (found @ found))
+    """:func:`~se3_fast.so3.next_harmonic` on a device: copied once, not with every step."""
+    return next_harmonic(degree).to(device, dtype)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from se3_fast.autograd.modes import constant
 from se3_fast.backends.dense.depthwise_conv import SILU_SCALE
-from se3_fast.backends.operands import DepthwiseProfile
+from se3_fast.backends.operands import DepthwiseProfile, InteractionLayer
 from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.graph import Graph
 from se3_fast.ops.depthwise_conv import depthwise_conv
@@ -59,13 +59,19 @@ class Interaction(nn.Module):
         profile = ((num_radial, radial_width), (radial_width, radial_width), (radial_width, len(self.plan.paths) * num_channels))
         self.profile = nn.ParameterList([_normal(*sizes, 1 / math.sqrt(sizes[0])) for sizes in profile])
         self.after = _maps([num_channels] * (degree_hidden + 1), num_channels)
-        self.products = [_products(degree, degree_hidden) for degree in range(self.degree_out + 1)]
+        self.products = tuple(_products(degree, degree_hidden) for degree in range(self.degree_out + 1))
         widths = [
             num_channels * (1 + len(products) + (num_elements if degree <= degree_in else 0))
             for degree, products in enumerate(self.products)
         ]
         self.out = _maps(widths, num_channels)
         self.gates = _maps([widths[0]] * self.degree_out, num_channels)
+
+    def operands(self) -> InteractionLayer:
+        """What it couples, and its weights."""
+        before, profile, after, out, gates = map(_weights, (self.before, self.profile, self.after, self.out, self.gates))
+        weights = (before, DepthwiseProfile(*profile), after, out, gates)
+        return InteractionLayer(self.plan, self.average_neighbours, self.products, *weights)
 
     def forward(self, features: Sequence[Tensor], graph: Graph, embedding: tuple[Tensor, Tensor], kinds: Tensor) -> list[Tensor]:
         """Exchange messages.
@@ -115,13 +121,13 @@ def _weights(parameters: nn.ParameterList) -> list[Tensor]:
     return found if len(found) == len(parameters) else list(parameters)  # type: ignore[return-value]
 
 
-def _products(degree: int, max_degree: int) -> list[tuple[int, int]]:
+def _products(degree: int, max_degree: int) -> tuple[tuple[int, int], ...]:
     """Pairs of degrees whose products have a part of ``degree`` that does not change sign when a mirror does not change it."""
-    return [
+    return tuple(
         (first, second)
         for first, second in combinations_with_replacement(range(max_degree + 1), 2)
         if second - first <= degree <= second + first and (first + second + degree) % 2 == 0
-    ]
+    )
 
 
 def _product(first: Tensor, second: Tensor, degree: int) -> Tensor:

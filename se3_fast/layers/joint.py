@@ -22,9 +22,10 @@ from se3_fast.fiber import Features
 from se3_fast.geometry import EdgeGeometry
 from se3_fast.graph import Graph
 from se3_fast.layers.attention import AttentionBlockSE3
-from se3_fast.layers.convolution import ConvSE3, is_plain
+from se3_fast.layers.convolution import ConvSE3
 from se3_fast.layers.linear import LinearSE3
 from se3_fast.layers.norm import NormSE3
+from se3_fast.layers.plain import is_plain
 from se3_fast.ops.tfn_conv import keeps_frames
 
 MAX_HIDDEN_BYTES = 256 << 20

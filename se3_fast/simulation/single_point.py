@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from se3_fast.forces import ForceField, check_volumes, energy_and_forces, energy_forces_and_dipoles, strained
+from se3_fast.energy_derivatives import check_volumes, energy_and_forces, energy_forces_and_dipoles, strained
+from se3_fast.forces import ForceField
 from se3_fast.graph import Graph
 
 
@@ -51,8 +52,7 @@ class SinglePoint(nn.Module):
 
     def forward(self, graph: Graph, with_dipoles: bool = False) -> Any:
         """The energies [B] of a graph with ``ndata['atomic_numbers']`` and ``edata['rel_pos']``, float64, eV; and its dipoles."""
-        rounded = copy.copy(graph)
-        rounded.edata = {**graph.edata, "rel_pos": graph.edata["rel_pos"].to(self.dtype)}
+        rounded = self._rounded(graph)
         dipoles = None
         if with_dipoles:
             energies, dipoles = self.force_field.atomic_energies_and_dipoles(rounded)
@@ -63,6 +63,19 @@ class SinglePoint(nn.Module):
         structure = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=graph.num_nodes())
         total = energies.new_zeros(len(sizes)).index_add(0, structure, energies)
         return (total, dipoles.double()) if dipoles is not None else total
+
+    def energies_and_gradient(self, graph: Graph) -> tuple[Tensor, Tensor] | None:
+        """As of the force field: energies of atoms [N], and the gradient by the relative positions [E, 3], in their dtype."""
+        found = self.force_field.energies_and_gradient(self._rounded(graph))
+        if found is None:
+            return None
+        self._atomic_energies, gradient = found
+        return self._atomic_energies, gradient.to(graph.edata["rel_pos"].dtype)
+
+    def _rounded(self, graph: Graph) -> Graph:
+        rounded = copy.copy(graph)
+        rounded.edata = {**graph.edata, "rel_pos": graph.edata["rel_pos"].to(self.dtype)}
+        return rounded
 
     def evaluate(self, graph: Graph, volumes: Tensor | None = None, with_dipoles: bool = False) -> Evaluated:
         """Evaluate structures.

@@ -74,7 +74,7 @@ class CppDepthwise(Operation):
     @property
     def arguments(self) -> tuple[Any, ...]:
         """Of the compiled operations, behind the operands."""
-        return self.graph.src, self.graph.dst, *self.graph.incoming(), *_table(self.plan)
+        return self.graph.src, self.graph.dst, *self.graph.incoming(), *table(self.plan)
 
     def evaluate(self, operands: Any) -> Sequence[Tensor]:
         """The sums."""
@@ -100,7 +100,7 @@ class CppDepthwise(Operation):
 
 
 @cache
-def _table(plan: DepthwisePlan) -> tuple[list[int], list[float]]:
+def table(plan: DepthwisePlan) -> tuple[list[int], list[float]]:
     """The plan as ``csrc/depthwise_conv.cpp`` reads it: sizes, then runs of pairs of terms, each list with its length first."""
     numbers: list[int] = []
     coefficients: list[float] = []

@@ -1,0 +1,52 @@
+"""The network of a force field with the gradient of its energies as one operation, where a backend has it.
+
+What it computes is what :class:`se3_fast.forces.ForceField` computes part by part, and autograd after it; the formula is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from se3_fast.autograd.transforms import any_wrapped, is_forward, is_transformed
+from se3_fast.backends.choice import own_implementation
+from se3_fast.backends.operands import ForceNetwork
+from se3_fast.graph import Graph
+
+
+def may_be_whole(rel_pos: Tensor) -> bool:
+    """Whether :func:`force_network` may serve as it is called now.
+
+    Args:
+        rel_pos: [E, 3].
+    """
+    if own_implementation("force_network", rel_pos.device) is None:
+        return False
+    return type(rel_pos) is Tensor and not (is_transformed() or is_forward() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
+def force_network(network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The energy of each atom, and the gradient of their sum.
+
+    Args:
+        network: its weights, of the dtype of ``rel_pos``.
+        graph: N nodes, E edges.
+        rel_pos: [E, 3], where :func:`may_be_whole`.
+        kinds: [N] int64, the row of each atom's element in the embedding.
+
+    Returns:
+        [N] and [E, 3], which carry no gradient; None where the parts are to be called instead.
+    """
+    backend = own_implementation("force_network", rel_pos.device)
+    if backend is None or not _are_alike([rel_pos, *network.tensors()]) or not backend.serves(network):
+        return None
+    found: tuple[Tensor, Tensor] = backend.force_network(network, graph, rel_pos, kinds)
+    return found
+
+
+def _are_alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether all are float32, or all float64, on one device, and none stands for another."""
+    kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
+    return len(kinds) == 1 and tensors[0].dtype in (torch.float32, torch.float64) and not any_wrapped(tensors)
