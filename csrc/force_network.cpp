@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 #include <vector>
 
 #include "check.h"
@@ -201,6 +202,16 @@ struct Edges {
     const Tensor &src, &dst, &order, &offsets;
 };
 
+// A convolution whose operands and edges have been checked: what it may refuse is what the description says of it.
+template <typename Convolve>
+auto described(const Convolve& convolve) {
+    try {
+        return convolve();
+    } catch (const std::runtime_error& error) {
+        refuse("description: expected convolutions that fit, got one of which the operation says ", error.what());
+    }
+}
+
 // What a layer keeps for the way back; a node has a row of each.
 struct Kept {
     Tensors operands;  // of the convolution
@@ -315,8 +326,11 @@ private:
         });
         const auto profile = weights_.begin() + std::ptrdiff_t(layer.profile);
         Kept kept{{sent, harmonics_, radial_, profile[0], profile[1], profile[2]}, of_nodes(row_hidden), of_nodes(shape.row_before())};
-        const Tensor arrived = depthwise_conv(kept.operands, edges_.src, edges_.dst, edges_.order, edges_.offsets, layer.table,
-                                              layer.coefficients);
+        const Tensor arrived = described([&] {
+            return depthwise_conv(kept.operands, edges_.src, edges_.dst, edges_.order, edges_.offsets, layer.table, layer.coefficients);
+        });
+        if (arrived.size(1) != shape.components(shape.degree_hidden))
+            refuse("description: expected messages of ", shape.components(shape.degree_hidden), " components, got ", arrived.size(1));
         const Tensor next = of_nodes(shape.row_out());
         for_nodes(SE3_FAST_CALL(interaction_workspace_size<T>, shape), [&](int64_t first, int64_t count, T* workspace) {
             SE3_FAST_CALL(interact<T>, shape, matrices.interaction(), count, kinds_ + first, read<T>(features) + first * row_in,
@@ -389,6 +403,9 @@ Tensors force_network(Tensor rel_pos, Tensor kinds, Tensors weights, Tensor src,
     check_tensor("kinds", kinds, ScalarType::Long, {num_nodes});
     for (int64_t node = 0; node < num_nodes; ++node)
         check_number("kinds", read<int64_t>(kinds)[node], 0, network.num_elements - 1);
+    check_ends("src", src, num_nodes, num_edges);
+    check_ends("dst", dst, num_nodes, num_edges);
+    check_order("order", order, "offsets", offsets, num_nodes, num_edges, read<int64_t>(dst));
     const Edges edges{src, dst, order, offsets};
     return by_type(rel_pos, [&](auto zero) { return Pass<decltype(zero)>(network, weights, edges, kinds, rel_pos).run(); });
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,13 @@ def serves(network: ForceNetwork) -> bool:
 
 def force_network(network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`se3_fast.ops.force_network.force_network`."""
-    energies, gradient = torch.ops.se3_fast_cpp.force_network(
+    energies, gradient = torch.ops.se3_fast_cpp.force_network(*arguments(network, graph, rel_pos, kinds))
+    return energies, gradient
+
+
+def arguments(network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor) -> tuple[Any, ...]:
+    """As the compiled operation takes them."""
+    return (
         rel_pos.contiguous(),
         kinds,
         [tensor.contiguous() for tensor in network.tensors()],
@@ -45,7 +52,6 @@ def force_network(network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: T
         ),
         network.cutoff,
     )
-    return energies, gradient
 
 
 @cache

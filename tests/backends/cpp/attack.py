@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from se3_fast import AttentionBlockSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber
-from se3_fast.backends.cpp import attention_block, library, tfn_conv_by_source
+from se3_fast.backends.cpp import attention_block, force_network, library, tfn_conv_by_source
 from se3_fast.backends.cpp.depthwise_conv import CppDepthwise
 from se3_fast.backends.cpp.tfn_conv_by_edge import NativeConvolution
 from se3_fast.contraction.depthwise import DepthwisePlan
+from se3_fast.forces import ForceField
 from se3_fast.so3 import axis_swap
 from tests.support import make_convolution, random_features, random_graph
 
@@ -48,7 +49,7 @@ FEATURES = ("parts", "features", "messages", "queries", "nodes", "edges", "hidde
 """Arguments that may be bfloat16, all of a call together; the other numbers are float32 then. Not those of `OF_ONE_DTYPE`."""
 
 
-OF_ONE_DTYPE = ("attention_block", "depthwise_conv", "depthwise_conv_backward", "depthwise_conv_along")
+OF_ONE_DTYPE = ("attention_block", "depthwise_conv", "depthwise_conv_backward", "depthwise_conv_along", "force_network")
 
 
 def good_calls() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -115,6 +116,7 @@ def _calls_of_one_dtype() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield from _convolutions(pool)
     yield "attention_block", "float64", _attention_block()
     yield from _depthwise_convolutions()
+    yield "force_network", "float64", _force_network()
 
 
 def _attention_block() -> dict[str, Any]:
@@ -142,6 +144,15 @@ def _depthwise_convolutions() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "depthwise_conv_backward", "float64", {"gradient": gradient, "operands": operands, **edges, "with_weights": True}
     direction = [torch.randn(shape, generator=generator).double() for shape in of_nodes]
     yield "depthwise_conv_along", "float64", {"direction": direction, "gradient": gradient, "operands": operands, **edges}
+
+
+def _force_network() -> dict[str, Any]:
+    graph = random_graph(NUM_NODES, NUM_EDGES)
+    graph.ndata["atomic_numbers"] = torch.arange(NUM_NODES) % 2 + 1
+    model = ForceField([1, 2], num_layers=2, num_channels=8, num_radial=3, radial_width=16).double()
+    names = ("rel_pos", "kinds", "weights", "src", "dst", "order", "offsets", "description", "coefficients", "cutoff")
+    call = force_network.arguments(model._network(), graph, graph.edata["rel_pos"], graph.ndata["atomic_numbers"] - 1)
+    return dict(zip(names, call, strict=True))
 
 
 def _convolutions(pool: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:

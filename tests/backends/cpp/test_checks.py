@@ -34,6 +34,7 @@ OPERATIONS = (
     "depthwise_conv",
     "depthwise_conv_backward",
     "depthwise_conv_along",
+    "force_network",
 )
 
 
