@@ -52,7 +52,7 @@ class SE3FastCalculator(Calculator):
         repulsion: whether nuclei repel each other where atoms are closer than in the training frames of a checkpoint
             (:meth:`se3_fast.forces.ForceField.set_repulsion`).
         compiled: the package that ``se3-fast export-forces`` has made of the force field, one on the CPU. It is machine code: load
-            those alone that you have made. It runs where a structure has at most 512 edges, beyond which it is the slower way.
+            those alone that you have made. It runs where a structure has at most 128 edges, beyond which it is the slower way.
         cuda_graphs: whether steps are recorded on a CUDA device, and replayed while the atoms stay the same (an optimiser's,
             molecular dynamics'); those with a dipole of a molecule are not. It takes memory for a fifth more edges, and for
             all within the skin. Not measured.

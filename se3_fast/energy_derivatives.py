@@ -205,6 +205,8 @@ def _energies(model: nn.Module, graph: Graph, inputs: Sequence[Any]) -> Tensor:
 
 def sum_over_atoms(values: Tensor, graph: Graph) -> Tensor:
     """Sum [N] over the atoms of each molecule, [B]."""
+    if graph.batch_size == 1:
+        return values.sum()[None]
     return values.new_zeros(graph.batch_size).index_add(0, graph_of_nodes(graph), values)
 
 

@@ -30,7 +30,7 @@ from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
 from se3_fast.layers.dipole import DipoleHead
 from se3_fast.layers.edge_embedding import EdgeEmbedding
 from se3_fast.layers.interaction import Interaction
-from se3_fast.layers.plain import is_plain
+from se3_fast.layers.plain import is_called_plainly, is_plain
 from se3_fast.layers.repulsion import NuclearRepulsion
 from se3_fast.neighbours import check_positions
 from se3_fast.ops.force_network import force_network, may_be_whole
@@ -184,7 +184,7 @@ class ForceField(nn.Module):
         )
         self.energy_of_atom = nn.Sequential(nn.Linear(num_channels, _HEAD_WIDTH), nn.SiLU(), nn.Linear(_HEAD_WIDTH, 1))
         self.dipole_of_molecule = DipoleHead(num_channels, has_vectors=last == 1) if dipole else None
-        column_of_element = torch.full((LARGEST_ATOMIC_NUMBER + 1,), -1)
+        column_of_element = torch.full((LARGEST_ATOMIC_NUMBER + 2,), -1)  # -1 at both ends, for numbers of no element
         column_of_element[elements] = torch.arange(len(elements))
         self.register_buffer("column_of_element", column_of_element, persistent=False)
         self.register_buffer("reference_energies", torch.zeros(LARGEST_ATOMIC_NUMBER + 1, dtype=torch.float64))
@@ -344,8 +344,10 @@ class ForceField(nn.Module):
 
     def _is_as_made(self) -> bool:
         """Whether the modules are such as the constructor makes, and nobody looks on."""
-        modules = [(self, ForceField), (self.edge_embedding, EdgeEmbedding), *((layer, Interaction) for layer in self.layers)]
+        modules = [(self.edge_embedding, EdgeEmbedding), *((layer, Interaction) for layer in self.layers)]
         kinds = (nn.Linear, nn.SiLU, nn.Linear)
+        if type(self) is not ForceField or not is_called_plainly(self):
+            return False
         if not is_plain(self.energy_of_atom, nn.Sequential) or len(self.energy_of_atom) != len(kinds):
             return False
         return all(is_plain(*module) for module in [*modules, *zip(self.energy_of_atom, kinds, strict=True)])
@@ -404,8 +406,7 @@ class ForceField(nn.Module):
     def _columns(self, atomic_numbers: Tensor) -> Tensor:
         """The number of each atom's element, [N] int64."""
         _check_integers("graph.ndata['atomic_numbers']", atomic_numbers)
-        columns = self.column_of_element[atomic_numbers.clamp(0, LARGEST_ATOMIC_NUMBER).long()]
-        columns = columns.masked_fill((atomic_numbers < 0) | (atomic_numbers > LARGEST_ATOMIC_NUMBER), -1)
+        columns = self.column_of_element[atomic_numbers.clamp(0, LARGEST_ATOMIC_NUMBER + 1).long()]
         is_recorded = columns.is_cuda and torch.cuda.is_current_stream_capturing()  # after a run in which it was looked at
         if type(columns) is Tensor and len(columns) and not is_recorded and int(columns.min()) < 0:  # what is traced has no values
             unknown = atomic_numbers[columns < 0].unique().tolist()

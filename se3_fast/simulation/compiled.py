@@ -11,8 +11,8 @@ from se3_fast.forces import ForceField
 from se3_fast.graph import Graph
 from se3_fast.simulation.single_point import Evaluated, SinglePoint
 
-MOST_EDGES = 512
-"""Beyond it the compiled operations of this package are faster than what AOTInductor makes of the formula
+MOST_EDGES = 128
+"""Beyond it the compiled operation of this package is faster than what AOTInductor makes of the formula
 (docs/molecular_dynamics.md)."""
 
 _TOLERANCE = 1e-3
