@@ -327,9 +327,9 @@ def as_graph(graph: Any) -> Graph:
     """A :class:`Graph` from a Graph, a DGLGraph, or a PyTorch Geometric ``Data``/``Batch``.
 
     Neither library is imported. A DGLGraph's node and edge data are taken over. From PyTorch Geometric, ``edge_index``
-    (row 0 source, row 1 destination), ``pos``, ``batch`` and ``ptr`` and, if there, ``rel_pos`` are read; without ``rel_pos`` it is
-    ``pos[dst] - pos[src]``. Without ``edge_index`` the edges are the entries of ``adj_t`` (row: destination, column: source), in
-    their order there.
+    (row 0 source, row 1 destination), ``pos``, ``batch`` and ``ptr`` and, if there, ``rel_pos`` and ``offset`` (of shape [E, 3], a
+    lattice translation) are read; without ``rel_pos`` it is ``pos[dst] - pos[src] + offset``. Without ``edge_index`` the edges are
+    the entries of ``adj_t`` (row: destination, column: source), in their order there.
 
     Raises:
         TypeError: for anything else.
@@ -377,16 +377,19 @@ def _from_pyg(data: Any) -> Graph:
     src, dst = _pyg_edges(data)
     num_nodes = int(data.num_nodes)
     pos = getattr(data, "pos", None)
-    rel_pos = getattr(data, "rel_pos", None)
+    rel_pos, offset = getattr(data, "rel_pos", None), getattr(data, "offset", None)
+    edata = {"offset": offset} if isinstance(offset, Tensor) and offset.shape == (len(src), 3) else {}
     if rel_pos is None and pos is not None:
-        rel_pos = _relative_positions(pos, src, dst)
+        rel_pos = _relative_positions(pos, src, dst) + edata.get("offset", 0)
+    if rel_pos is not None:
+        edata["rel_pos"] = rel_pos
     return Graph(
         src=src,
         dst=dst,
         num_nodes=num_nodes,
         batch_num_nodes=_pyg_graph_sizes(data, num_nodes),
         ndata={} if pos is None else {"pos": pos},
-        edata={} if rel_pos is None else {"rel_pos": rel_pos},
+        edata=edata,
     )
 
 

@@ -11,7 +11,14 @@ from torch import Tensor
 import se3_fast
 from se3_fast import complete_graph
 from se3_fast.backends.cpp import library
-from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress, load_force_field, molecule_graph
+from se3_fast.forces import (
+    ForceField,
+    energy_and_forces,
+    energy_forces_and_dipoles,
+    energy_forces_and_stress,
+    load_force_field,
+    molecule_graph,
+)
 from se3_fast.training import CheckpointError
 from tests.models import pooled_model
 from tests.support import TOLERANCE, random_rotation, relative_error
@@ -36,6 +43,18 @@ def _cell(seed: int = 0) -> Tensor:
 class _Constant(torch.nn.Module):
     def forward(self, graph: se3_fast.Graph) -> Tensor:
         return torch.zeros(1)
+
+
+class _WithNumbers(torch.nn.Module):
+    """A force field of graphs that do not say what their atoms are."""
+
+    def __init__(self, force_field: ForceField) -> None:
+        super().__init__()
+        self.force_field = force_field
+
+    def forward(self, graph: se3_fast.Graph) -> Tensor:
+        graph.ndata["atomic_numbers"] = NUMBERS
+        return self.force_field(graph)
 
 
 def _force_field(**arguments: int | float) -> ForceField:
@@ -252,6 +271,52 @@ def test_faults_are_named(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "optimizer_state_dict": {}, "epoch": 1}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other\.pth: expected a checkpoint of se3_fast\.train_forces"):
         load_force_field(tmp_path / "other.pth")
+
+
+FORMS = {
+    "forces": energy_and_forces,
+    "stress": lambda model, graph: energy_forces_and_stress(model, graph, _cell().det()[None]),
+    "dipoles": energy_forces_and_dipoles,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_offsets_that_were_dropped_are_noticed(form: str) -> None:
+    """Edges would be made of the positions alone: those of a molecule as long as the cell."""
+    model = _force_field(dipole=True)
+    graph = molecule_graph(_positions(), NUMBERS, None, CUTOFF, _cell())
+    graph.edata.pop("offset")
+    fault = (
+        r"^graph: expected edata\['rel_pos'\] as ndata\['pos'\] and edata\['offset'\] give it, \[.*\] at edge \d+, got \[.*\]; "
+        "keep the offset of a periodic graph, or leave rel_pos out where atoms were moved$"
+    )
+    with pytest.raises(ValueError, match=fault):
+        FORMS[form](model, graph)
+    graph.edata.pop("rel_pos")
+    FORMS[form](model, graph)
+
+
+def test_relative_positions_of_another_rounding_are_no_mistake() -> None:
+    """Such as those taken in double precision, of positions far from the origin that were rounded afterwards; nor is NaN."""
+    model, far = _force_field().float(), _positions() + 1000.0
+    graph = molecule_graph(far, NUMBERS, None, CUTOFF, _cell())
+    expected = energy_and_forces(_force_field(), graph)[1]
+    graph.ndata["pos"] = far.float()
+    graph.edata = {name: values.float() for name, values in graph.edata.items()}
+    assert relative_error(energy_and_forces(model, graph)[1], expected) < 1e-2
+    graph.ndata["pos"][0] = float("nan")
+    assert energy_and_forces(model, graph)[1][0].isnan().all()
+
+
+def test_offsets_of_pyg_data_are_read() -> None:
+    """With relative positions, and without."""
+    data = pytest.importorskip("torch_geometric.data")
+    graph = molecule_graph(_positions(), NUMBERS, None, CUTOFF, _cell())
+    expected = energy_and_forces(_force_field(), graph)[1]
+    model, pos = _WithNumbers(_force_field()), graph.ndata["pos"]
+    for edata in (graph.edata, {"offset": graph.edata["offset"]}):
+        found = energy_and_forces(model, data.Data(pos=pos, edge_index=torch.stack(graph.edges()), **edata))[1]
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
