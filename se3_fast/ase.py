@@ -17,8 +17,9 @@ from torch import Tensor
 
 from se3_fast.forces import ForceField, load_force_field
 from se3_fast.graph import Graph
+from se3_fast.neighbours import check_places
 from se3_fast.simulation.compiled import CompiledSinglePoint
-from se3_fast.simulation.domain import ClosestPairs, OutsideDomainError, OutsideDomainWarning, check_places
+from se3_fast.simulation.domain import ClosestPairs, OutsideDomainError, OutsideDomainWarning
 from se3_fast.simulation.recorded import RecordedSinglePoint, Structure
 from se3_fast.simulation.single_point import Evaluated, SinglePoint
 from se3_fast.simulation.skin import NeighboursWithSkin
@@ -125,7 +126,7 @@ class SE3FastCalculator(Calculator):
         pbc = torch.from_numpy(structure.pbc.copy())
         graph, lengths = self.neighbours.graph(torch.from_numpy(structure.positions.copy()), cell, pbc)
         graph.ndata["atomic_numbers"] = torch.from_numpy(structure.numbers.astype(np.int64))
-        check_places(graph, lengths)
+        check_places("positions", graph.ndata["pos"], graph.edges(), lengths)
         volumes = cell.det().abs()[None].to(self.device) if bool(pbc.all()) and len(structure) else None
         with_dipole = self.has_dipole and not bool(pbc.any()) and len(structure) > 0
         if self._recorded is not None and len(structure) and not with_dipole:

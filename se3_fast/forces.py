@@ -23,7 +23,7 @@ from se3_fast.layers.dipole import DipoleHead
 from se3_fast.layers.edge_embedding import EdgeEmbedding
 from se3_fast.layers.interaction import Interaction
 from se3_fast.layers.repulsion import NuclearRepulsion
-from se3_fast.neighbours import check_positions
+from se3_fast.neighbours import check_places, check_positions
 from se3_fast.training.checkpoint import build_from, read_checkpoint
 from se3_fast.training.checkpoint_entries import check_sizes, expect, is_number
 from se3_fast.training.errors import CheckpointError
@@ -58,7 +58,8 @@ def molecule_graph(
         ``edata['offset']``.
 
     Raises:
-        ValueError: if shapes do not fit, the cutoff is not positive, or a cell comes without one.
+        ValueError: if shapes do not fit, the cutoff is not positive, a cell comes without one, or two atoms lie on one place (seen
+            for tensors on the CPU).
     """
     check_positions(pos)
     if not isinstance(atomic_numbers, Tensor):
@@ -69,6 +70,9 @@ def molecule_graph(
     if cutoff is None and cell is not None:
         raise ValueError("cutoff: expected a length, since a periodic cell has edges without end, got None")
     graph = complete_graph(pos, batch_num_nodes) if cutoff is None else radius_graph(pos, cutoff, batch_num_nodes, cell, pbc)
+    rel_pos = graph.edata["rel_pos"].detach()
+    if is_readable(rel_pos) and len(rel_pos):
+        check_places("pos", pos, graph.edges(), rel_pos.abs().amax(1))
     graph.ndata["atomic_numbers"] = atomic_numbers
     return graph
 

@@ -174,10 +174,12 @@ def test_smooth_along_lines(backend: str) -> None:
 
 
 def test_atoms_in_one_place() -> None:
-    """An edge without direction has no harmonics but the constant: nothing divides by zero."""
+    """An edge without direction, in a graph of one's own, has no harmonics but the constant: nothing divides by zero."""
     model, pos = _force_field(), _positions()
     pos[1] = pos[0]
-    energy, forces = energy_and_forces(model, molecule_graph(pos, NUMBERS), create_graph=True)
+    graph = complete_graph(pos)
+    graph.ndata["atomic_numbers"] = NUMBERS
+    energy, forces = energy_and_forces(model, graph, create_graph=True)
     assert bool(energy.isfinite().all()) and bool(forces.isfinite().all())
     gradients = torch.autograd.grad(forces.square().sum() + energy.sum(), list(model.layers.parameters()))
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
@@ -271,6 +273,20 @@ def test_faults_are_named(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "optimizer_state_dict": {}, "epoch": 1}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other\.pth: expected a checkpoint of se3_fast\.train_forces"):
         load_force_field(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("cutoff", [None, CUTOFF])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_two_atoms_at_one_place_are_refused(cutoff: float | None, dtype: torch.dtype) -> None:
+    """In one cell too, but not in two structures of a batch."""
+    pos = _positions().to(dtype)
+    with pytest.raises(ValueError, match=r"^pos: expected atoms at different places, got atoms 2 and 5 at \[.*\]$"):
+        molecule_graph(torch.cat([pos, pos[2:3]]), torch.cat([NUMBERS, NUMBERS[:1]]), None, cutoff)
+    cell = 5 * torch.eye(3, dtype=dtype)
+    with pytest.raises(ValueError, match=r"^pos: expected atoms at different places, got atoms 0 and 1 at \[0\.0, 0\.0, 0\.0\]$"):
+        molecule_graph(torch.stack([0 * cell[1], cell[1]]), NUMBERS[:2], None, CUTOFF, cell)
+    assert molecule_graph(torch.cat([pos, pos]), NUMBERS.repeat(2), [5, 5], cutoff).num_nodes() == 10
+    assert molecule_graph(0 * cell[:1], NUMBERS[:1], None, 5.5, cell).num_edges() == 6
 
 
 FORMS = {
