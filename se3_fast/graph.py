@@ -313,6 +313,7 @@ def nearest_neighbour_graph(pos: Tensor, neighbours: int, batch_num_nodes: Seque
     """
     if not (isinstance(neighbours, Integral) and neighbours >= 1):
         raise ValueError(f"neighbours: expected a whole number of at least 1, got {neighbours!r:.50}")
+    neighbours = int(neighbours)
 
     def connect(block: Tensor) -> tuple[Tensor, Tensor]:
         count = min(neighbours, max(len(block) - 1, 0))
@@ -502,7 +503,7 @@ def _check_edges(src: Tensor, dst: Tensor, num_nodes: int) -> None:
 def _batch_sizes(name: str, sizes: Tensor | Sequence[int] | None, total: int, device: torch.device) -> Tensor:
     if sizes is None:
         return _index(torch.tensor([total], device=device))
-    given = torch.as_tensor(sizes, device=device)
+    given = _as_tensor(name, sizes, device)
     if given.ndim != 1 or given.is_complex() or (given.is_floating_point() and given.numel() > 0):
         raise ValueError(f"{name}: expected whole numbers of shape [B], got {_shape_or_type(given)}")
     numbers = _index(given)
@@ -511,6 +512,13 @@ def _batch_sizes(name: str, sizes: Tensor | Sequence[int] | None, total: int, de
             f"{name}: expected sizes that add up to {total}, none negative, got {_first_few(numbers)}, {int(numbers.sum())} in all"
         )
     return numbers
+
+
+def _as_tensor(name: str, sizes: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    try:
+        return torch.as_tensor(sizes, device=device)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected whole numbers of shape [B], got {sizes!r:.50}") from None
 
 
 def _edges_of_graphs(src: Tensor, dst: Tensor, num_nodes: Tensor, num_edges: Tensor | Sequence[int] | None) -> Tensor:

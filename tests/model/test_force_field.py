@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -392,6 +393,54 @@ def test_elements() -> None:
             ForceField(elements)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="average_neighbours: expected a finite number above 0, got inf"):
         ForceField([1], average_neighbours=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("cutoff", "a", "a positive length, got 'a'"),
+        ("cutoff", None, "a positive length, got None"),
+        ("cutoff", torch.ones(2), r"a positive length, got tensor\(\[1\., 1\.\]\)"),
+        ("average_neighbours", "10", "a finite number above 0, got '10'"),
+        ("num_layers", 1.5, r"a whole number, 1 or more, got 1\.5"),
+        ("num_channels", "8", "a whole number, 1 or more, got '8'"),
+        ("radial_width", float("nan"), "a whole number, 1 or more, got nan"),
+    ],
+)
+def test_arguments_that_are_no_numbers_are_named(name: str, value: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected {expected}$"):
+        ForceField([1], **{name: value})  # type: ignore[arg-type]
+
+
+def test_numbers_of_other_libraries_are_plain_in_the_configuration() -> None:
+    """Which goes into checkpoints."""
+    given = {"num_layers": np.int64(2), "num_channels": True, "cutoff": torch.tensor(4), "average_neighbours": np.float32(8)}
+    config = ForceField([1], **given).config
+    assert [type(config[name]) for name in given] == [int, int, float, float]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_force_field_of_half_precision_is_at_fault_itself(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"^force field: expected parameters of torch.float32 as .*, got {dtype}; load it anew"):
+        energy_and_forces(_force_field().to(dtype), molecule_graph(_positions().float(), NUMBERS))
+
+
+def test_scales_and_distances_that_are_none() -> None:
+    model = _force_field()
+    for scale in ("a", None, [1.0]):
+        with pytest.raises(ValueError, match=r"^scale: expected a finite number above 0, got "):
+            model.set_scale({}, scale)  # type: ignore[arg-type]
+    for energies in ({"H": 1.0}, {1: "a"}, {1: None}):
+        with pytest.raises(ValueError, match=r"^reference_energies: expected finite energies of elements to 118, got "):
+            model.set_scale(energies, 1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^reference_energies: expected energies by atomic number, got an object of type float"):
+        model.set_scale(1.0, 1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^closest_pairs: expected distances by pairs of .*, got an object of type list"):
+        model.set_repulsion([1.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"distances: expected positive lengths by pairs .*, got 1-6: 'a'"):
+        model.set_repulsion({"1-6": "a"})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"^path: expected a path, got an object of type int"):
+        load_force_field(5)  # type: ignore[arg-type]
 
 
 def test_stress_of_a_batch_whose_edges_are_mixed() -> None:
