@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
+from se3_fast.devices import device_of
+from se3_fast.files import path_of
 from se3_fast.forces import ForceField, load_force_field
 from se3_fast.graph import Graph
+from se3_fast.layers.inputs import check_number
+from se3_fast.neighbours import check_places
 from se3_fast.simulation.compiled import CompiledSinglePoint
-from se3_fast.simulation.domain import ClosestPairs, OutsideDomainError, OutsideDomainWarning, check_places
+from se3_fast.simulation.domain import ClosestPairs, OutsideDomainError, OutsideDomainWarning
 from se3_fast.simulation.recorded import RecordedSinglePoint, Structure
-from se3_fast.simulation.single_point import Evaluated, SinglePoint
+from se3_fast.simulation.single_point import Evaluated, SinglePoint, check_dtype
 from se3_fast.simulation.skin import NeighboursWithSkin
 from se3_fast.training.checkpoint import read_checkpoint
 from se3_fast.training.recorded import CudaRecorder
@@ -78,40 +82,36 @@ class SE3FastCalculator(Calculator):
         compiled: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        if dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+        check_dtype(dtype)
         if outside not in ("warn", "stop", "ignore"):
             raise ValueError(f"outside: expected 'warn', 'stop' or 'ignore', got {outside!r}")
-        sources = [force_fields] if isinstance(force_fields, (str, os.PathLike, ForceField)) else list(force_fields)
-        if not sources:
-            raise ValueError("force_fields: expected one at least, got none")
+        sources = _sources(force_fields)
         if largest_spread is not None and len(sources) < 2:
             raise ValueError(f"largest_spread: expected several force fields to compare, got {len(sources)}")
-        if largest_spread is not None and not largest_spread > 0:
-            raise ValueError(f"largest_spread: expected a number above 0, got {largest_spread}")
+        if largest_spread is not None:
+            check_number("largest_spread", largest_spread, "a number above 0")
+        self.device = device_of(device)
         loaded = [_load(source, repulsion) for source in sources]
-        self.members = [SinglePoint(force_field, device, dtype) for force_field, _ in loaded]
+        self.members = [SinglePoint(force_field, self.device, dtype) for force_field, _ in loaded]
         self.has_dipole = all(member.force_field.has_dipole for member in self.members)
         if not self.has_dipole:
             self.implemented_properties = [name for name in type(self).implemented_properties if name != "dipole"]
         self.domains = [domain for _, domain in loaded if domain is not None]
-        self.device, self.largest_spread, self.outside = device, largest_spread, outside
+        self.largest_spread, self.outside = largest_spread, outside
         self.neighbours = NeighboursWithSkin(max(force_field.cutoff for force_field, _ in loaded), skin)
         self._is_outside = False
         self._recorded = self._recordings() if cuda_graphs else None
-        self._compiled = None if compiled is None else self._package(Path(compiled))
+        self._compiled = None if compiled is None else self._package(path_of("compiled", compiled))
 
     def _package(self, path: Path) -> CompiledSinglePoint:
-        device = torch.device(self.device)
-        if device.type != "cpu" or len(self.members) != 1:
-            raise ValueError(f"compiled: expected one force field on the CPU, got {len(self.members)} on {device}")
+        if self.device.type != "cpu" or len(self.members) != 1:
+            raise ValueError(f"compiled: expected one force field on the CPU, got {len(self.members)} on {self.device}")
         return CompiledSinglePoint(self.members[0], path)
 
     def _recordings(self) -> list[RecordedSinglePoint]:
-        device = torch.device(self.device)
-        if device.type != "cuda":
-            raise ValueError(f"cuda_graphs: expected a CUDA device to record on, got {device}")
-        recorder = CudaRecorder(device)
+        if self.device.type != "cuda":
+            raise ValueError(f"cuda_graphs: expected a CUDA device to record on, got {self.device}")
+        recorder = CudaRecorder(self.device)
         return [RecordedSinglePoint(member, recorder) for member in self.members]
 
     def calculate(
@@ -125,7 +125,7 @@ class SE3FastCalculator(Calculator):
         pbc = torch.from_numpy(structure.pbc.copy())
         graph, lengths = self.neighbours.graph(torch.from_numpy(structure.positions.copy()), cell, pbc)
         graph.ndata["atomic_numbers"] = torch.from_numpy(structure.numbers.astype(np.int64))
-        check_places(graph, lengths)
+        check_places("positions", graph.ndata["pos"], graph.edges(), lengths)
         volumes = cell.det().abs()[None].to(self.device) if bool(pbc.all()) and len(structure) else None
         with_dipole = self.has_dipole and not bool(pbc.any()) and len(structure) > 0
         if self._recorded is not None and len(structure) and not with_dipole:
@@ -158,6 +158,18 @@ class SE3FastCalculator(Calculator):
         if reason is not None and not self._is_outside:
             warnings.warn(reason, OutsideDomainWarning, stacklevel=2)
         self._is_outside = reason is not None
+
+
+def _sources(force_fields: object) -> list[Source]:
+    """What members of a committee are made of, one at least."""
+    is_several = isinstance(force_fields, Iterable) and not isinstance(force_fields, str)
+    sources: list[Any] = list(force_fields) if is_several else [force_fields]  # type: ignore[call-overload]
+    if not sources:
+        raise ValueError("force_fields: expected one at least, got none")
+    for source in sources:
+        if not isinstance(source, (str, os.PathLike, ForceField)):
+            raise ValueError(f"force_fields: expected checkpoints or ForceFields, got an object of type {type(source).__name__}")
+    return sources
 
 
 def _load(source: Source, repulsion: bool) -> tuple[ForceField, ClosestPairs | None]:

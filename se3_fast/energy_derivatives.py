@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from se3_fast.autograd.modes import is_of_inference_mode, not_in_inference_mode
+from se3_fast.autograd.modes import is_of_inference_mode, is_readable, not_in_inference_mode
 from se3_fast.graph import Graph, as_graph
+
+_ROUNDED_STEPS = 64
 
 
 def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: bool = False) -> tuple[Tensor, Tensor]:
@@ -23,7 +25,7 @@ def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: 
         model: called as ``model(graph, *inputs)``; returns an energy per molecule, [B] or [B, 1]. It must read the positions from
             ``graph.edata['rel_pos']`` or ``graph.ndata['pos']`` alone.
         graph: Graph, DGLGraph or PyTorch Geometric data with ``ndata['pos']`` [N, 3], and in a periodic cell ``edata['offset']``
-            [E, 3]. It is left as it is; edges stay those it has.
+            [E, 3]. It is left as it is; edges stay those it has. ``edata['rel_pos']`` may be missing: it is made of these two.
         *inputs: what else the model takes, for example node and edge features.
         create_graph: keep what a loss on the results needs to be differentiated (training). Otherwise both are detached.
 
@@ -31,7 +33,8 @@ def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: 
         Energies [B] and forces [N, 3].
 
     Raises:
-        ValueError: if the graph has no positions, or the energies carry no gradient.
+        ValueError: if the graph has no positions, the energies carry no gradient, or ``edata['rel_pos']`` is there and, beyond
+            rounding, not what positions and offsets give (seen for tensors on the CPU).
     """
     with not_in_inference_mode(), torch.enable_grad():
         moved, pos = _with_leaf_positions(graph)
@@ -153,7 +156,33 @@ def _with_leaf_positions(graph: Any) -> tuple[Graph, Tensor]:
     pos = moved.ndata["pos"] = moved.ndata["pos"].detach().requires_grad_()
     rel_pos = pos.index_select(0, graph.dst) - pos.index_select(0, graph.src)
     moved.edata["rel_pos"] = rel_pos + moved.edata["offset"] if "offset" in moved.edata else rel_pos
+    if "rel_pos" in graph.edata:
+        _check_relative_positions(graph.edata["rel_pos"], moved.edata["rel_pos"].detach(), pos.detach())
     return moved, pos
+
+
+def _check_relative_positions(given: Tensor, made: Tensor, pos: Tensor) -> None:
+    """Raise a ValueError where relative positions [E, 3] are not those that were made of pos [N, 3], but for rounding.
+
+    Whoever drops the offsets of a periodic graph would get forces of a molecule. Seen where it takes no waiting for a device.
+    """
+    if not (is_readable(given) and is_readable(made) and is_readable(pos)) or given.shape != made.shape or not len(made):
+        return
+    if given.dtype == made.dtype and torch.equal(given, made):
+        return
+    dtypes = [torch.float32, *(tensor.dtype for tensor in (given, made) if tensor.is_floating_point())]  # once float32, or still
+    rounding = _ROUNDED_STEPS * max(torch.finfo(dtype).eps for dtype in dtypes)
+    differs = ((given.detach() - made).abs() > rounding * (pos.abs().max() + made.abs())).any(1)  # not where both are NaN
+    if bool(differs.any()):
+        edge = int(differs.nonzero()[0])
+        raise ValueError(
+            f"graph: expected edata['rel_pos'] as ndata['pos'] and edata['offset'] give it, {_rounded(made[edge])} at edge {edge}, "
+            f"got {_rounded(given[edge])}; keep the offset of a periodic graph, or leave rel_pos out where atoms were moved"
+        )
+
+
+def _rounded(vector: Tensor) -> list[float]:
+    return [round(x, 6) for x in vector.tolist()]
 
 
 class _Whole(NamedTuple):

@@ -27,6 +27,17 @@ _NEW = (
 )
 
 
+def path_of(name: str, path: object) -> Path:
+    """The path that an argument is.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"{name}: expected a path, got an object of type {type(path).__name__}")
+    return Path(path)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file that takes the place of `path` only when the block ends without an error.

@@ -10,12 +10,14 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from se3_fast.autograd.modes import is_readable
 from se3_fast.backends.operands import ForceNetwork
 from se3_fast.energy_derivatives import (
     EnergyForcesDipoles,
@@ -26,13 +28,15 @@ from se3_fast.energy_derivatives import (
     graph_of_nodes,
     sum_over_atoms,
 )
+from se3_fast.files import path_of
 from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
 from se3_fast.layers.dipole import DipoleHead
 from se3_fast.layers.edge_embedding import EdgeEmbedding
+from se3_fast.layers.inputs import check_number, check_whole
 from se3_fast.layers.interaction import Interaction
 from se3_fast.layers.plain import is_called_plainly, is_plain
 from se3_fast.layers.repulsion import NuclearRepulsion
-from se3_fast.neighbours import check_positions
+from se3_fast.neighbours import check_places, check_positions
 from se3_fast.ops.force_network import force_network, may_be_whole
 from se3_fast.training.checkpoint import build_from, read_checkpoint
 from se3_fast.training.checkpoint_entries import check_sizes, expect, is_number
@@ -78,7 +82,8 @@ def molecule_graph(
         ``edata['offset']``.
 
     Raises:
-        ValueError: if shapes do not fit, the cutoff is not positive, or a cell comes without one.
+        ValueError: if shapes do not fit, the cutoff is not positive, a cell comes without one, or two atoms lie on one place (seen
+            for tensors on the CPU).
     """
     check_positions(pos)
     if not isinstance(atomic_numbers, Tensor):
@@ -89,6 +94,9 @@ def molecule_graph(
     if cutoff is None and cell is not None:
         raise ValueError("cutoff: expected a length, since a periodic cell has edges without end, got None")
     graph = complete_graph(pos, batch_num_nodes) if cutoff is None else radius_graph(pos, cutoff, batch_num_nodes, cell, pbc)
+    rel_pos = graph.edata["rel_pos"].detach()
+    if is_readable(rel_pos) and len(rel_pos):
+        check_places("pos", pos, graph.edges(), rel_pos.abs().amax(1))
     graph.ndata["atomic_numbers"] = atomic_numbers
     return graph
 
@@ -123,7 +131,7 @@ class ForceField(nn.Module):
         scale: [], eV.
 
     Raises:
-        ValueError: if there is no such element, or a size is not positive.
+        ValueError: if there is no such element, or a size is no positive number.
     """
 
     reference_energies: Tensor
@@ -147,19 +155,22 @@ class ForceField(nn.Module):
         try:
             elements = sorted({operator.index(element) for element in elements})
         except TypeError:
-            raise ValueError(f"elements: expected atomic numbers, got {elements!r}") from None
+            raise ValueError(f"elements: expected atomic numbers, got {elements!r:.50}") from None
         if not elements or not 1 <= elements[0] <= elements[-1] <= LARGEST_ATOMIC_NUMBER:
             raise ValueError(f"elements: expected atomic numbers from 1 to {LARGEST_ATOMIC_NUMBER}, got {elements}")
-        sizes = {"num_layers": num_layers, "num_degrees": num_degrees, "num_channels": num_channels}
-        for name, size in (sizes | {"num_radial": num_radial, "radial_width": radial_width}).items():
-            if size < 1:
-                raise ValueError(f"{name}: expected at least 1, got {size}")
-        if not 0 < average_neighbours < math.inf:
-            raise ValueError(f"average_neighbours: expected a finite number above 0, got {average_neighbours}")
+        for name, size in zip(_SIZES, (num_layers, num_degrees, num_channels, num_radial, radial_width), strict=True):
+            check_whole(name, size, 1)
+        check_number("cutoff", cutoff, "a positive length")
+        check_number("average_neighbours", average_neighbours, "a finite number above 0")
+        num_layers, num_degrees, num_channels = map(operator.index, (num_layers, num_degrees, num_channels))
+        num_radial, radial_width = map(operator.index, (num_radial, radial_width))
+        cutoff, average_neighbours = float(cutoff), float(average_neighbours)
         self.elements = elements
         self.config = {
             "elements": elements,
-            **sizes,
+            "num_layers": num_layers,
+            "num_degrees": num_degrees,
+            "num_channels": num_channels,
             "num_radial": num_radial,
             "radial_width": radial_width,
             "cutoff": cutoff,
@@ -218,11 +229,11 @@ class ForceField(nn.Module):
         Raises:
             ValueError: for an element that does not exist, or a number that is not finite.
         """
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale: expected a finite number above 0, got {scale}")
+        check_number("scale", scale, "a finite number above 0")
+        _check_mapping("reference_energies", reference_energies, "energies by atomic number")
         for element, energy in reference_energies.items():
-            if not 1 <= element <= LARGEST_ATOMIC_NUMBER or not math.isfinite(energy):
-                raise ValueError(f"reference_energies: expected finite energies of elements to 118, got {energy} for {element}")
+            if not (_is_element(element) and _is_finite(energy)):
+                raise ValueError(f"reference_energies: expected finite energies of elements to 118, got {energy!r} for {element}")
         for element, energy in reference_energies.items():
             self.reference_energies[element] = energy
         self.scale.fill_(scale)
@@ -241,8 +252,9 @@ class ForceField(nn.Module):
         Raises:
             ValueError: if a name is no pair of atomic numbers, or a distance not positive.
         """
+        _check_mapping("closest_pairs", closest_pairs, "distances by pairs of atomic numbers such as '1-6'")
         repulsion = NuclearRepulsion(self.elements, self.cutoff)
-        repulsion.set_reach({pair: min(distance, self.cutoff) for pair, distance in closest_pairs.items()})
+        repulsion.set_reach(closest_pairs)
         self.repulsion = repulsion.to(self.scale.device)
         self.config["repulsion"] = True
 
@@ -369,6 +381,11 @@ class ForceField(nn.Module):
             if name.split("'")[1] not in data:
                 raise ValueError(f"graph: expected {name} of shape {shape}, got {name[:5]} with {sorted(data)}")
         rel_pos, dtype = graph.edata["rel_pos"], self.atom_embedding.dtype
+        if dtype.itemsize == 2 and rel_pos.dtype != dtype:
+            raise ValueError(
+                f"force field: expected parameters of {rel_pos.dtype} as edata['rel_pos'], got {dtype}; load it anew, without "
+                "half() or bfloat16()"
+            )
         if rel_pos.dtype != dtype:
             raise ValueError(f"graph: expected edata['rel_pos'] of {dtype}, as the parameters are, got {rel_pos.dtype}")
 
@@ -414,6 +431,19 @@ class ForceField(nn.Module):
         return columns
 
 
+def _is_element(value: object) -> bool:
+    return isinstance(value, Integral) and 1 <= int(value) <= LARGEST_ATOMIC_NUMBER
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (Real, Tensor)) and math.isfinite(value)
+
+
+def _check_mapping(name: str, values: object, expected: str) -> None:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name}: expected {expected}, got an object of type {type(values).__name__}")
+
+
 def _check_integers(name: str, values: Tensor) -> None:
     """Raise a ValueError for what PyTorch would take for something else than indices: bytes count as a mask."""
     if values.dtype not in (torch.int64, torch.int32):
@@ -430,8 +460,9 @@ def load_force_field(path: str | Path, repulsion: bool = False) -> ForceField:
 
     Raises:
         CheckpointError: if the file is missing or damaged, holds another model, or does not say how close atoms were.
+        ValueError: if ``path`` is no path.
     """
-    path = Path(path)
+    path = path_of("path", path)
     checkpoint = read_checkpoint(path)
     config = checkpoint.get("model_config", {})
     if "elements" not in config:

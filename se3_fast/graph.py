@@ -313,6 +313,7 @@ def nearest_neighbour_graph(pos: Tensor, neighbours: int, batch_num_nodes: Seque
     """
     if not (isinstance(neighbours, Integral) and neighbours >= 1):
         raise ValueError(f"neighbours: expected a whole number of at least 1, got {neighbours!r:.50}")
+    neighbours = int(neighbours)
 
     def connect(block: Tensor) -> tuple[Tensor, Tensor]:
         count = min(neighbours, max(len(block) - 1, 0))
@@ -327,9 +328,9 @@ def as_graph(graph: Any) -> Graph:
     """A :class:`Graph` from a Graph, a DGLGraph, or a PyTorch Geometric ``Data``/``Batch``.
 
     Neither library is imported. A DGLGraph's node and edge data are taken over. From PyTorch Geometric, ``edge_index``
-    (row 0 source, row 1 destination), ``pos``, ``batch`` and ``ptr`` and, if there, ``rel_pos`` are read; without ``rel_pos`` it is
-    ``pos[dst] - pos[src]``. Without ``edge_index`` the edges are the entries of ``adj_t`` (row: destination, column: source), in
-    their order there.
+    (row 0 source, row 1 destination), ``pos``, ``batch`` and ``ptr`` and, if there, ``rel_pos`` and ``offset`` (of shape [E, 3], a
+    lattice translation) are read; without ``rel_pos`` it is ``pos[dst] - pos[src] + offset``. Without ``edge_index`` the edges are
+    the entries of ``adj_t`` (row: destination, column: source), in their order there.
 
     Raises:
         TypeError: for anything else.
@@ -377,16 +378,19 @@ def _from_pyg(data: Any) -> Graph:
     src, dst = _pyg_edges(data)
     num_nodes = int(data.num_nodes)
     pos = getattr(data, "pos", None)
-    rel_pos = getattr(data, "rel_pos", None)
+    rel_pos, offset = getattr(data, "rel_pos", None), getattr(data, "offset", None)
+    edata = {"offset": offset} if isinstance(offset, Tensor) and offset.shape == (len(src), 3) else {}
     if rel_pos is None and pos is not None:
-        rel_pos = _relative_positions(pos, src, dst)
+        rel_pos = _relative_positions(pos, src, dst) + edata.get("offset", 0)
+    if rel_pos is not None:
+        edata["rel_pos"] = rel_pos
     return Graph(
         src=src,
         dst=dst,
         num_nodes=num_nodes,
         batch_num_nodes=_pyg_graph_sizes(data, num_nodes),
         ndata={} if pos is None else {"pos": pos},
-        edata={} if rel_pos is None else {"rel_pos": rel_pos},
+        edata=edata,
     )
 
 
@@ -499,7 +503,7 @@ def _check_edges(src: Tensor, dst: Tensor, num_nodes: int) -> None:
 def _batch_sizes(name: str, sizes: Tensor | Sequence[int] | None, total: int, device: torch.device) -> Tensor:
     if sizes is None:
         return _index(torch.tensor([total], device=device))
-    given = torch.as_tensor(sizes, device=device)
+    given = _as_tensor(name, sizes, device)
     if given.ndim != 1 or given.is_complex() or (given.is_floating_point() and given.numel() > 0):
         raise ValueError(f"{name}: expected whole numbers of shape [B], got {_shape_or_type(given)}")
     numbers = _index(given)
@@ -508,6 +512,13 @@ def _batch_sizes(name: str, sizes: Tensor | Sequence[int] | None, total: int, de
             f"{name}: expected sizes that add up to {total}, none negative, got {_first_few(numbers)}, {int(numbers.sum())} in all"
         )
     return numbers
+
+
+def _as_tensor(name: str, sizes: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    try:
+        return torch.as_tensor(sizes, device=device)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected whole numbers of shape [B], got {sizes!r:.50}") from None
 
 
 def _edges_of_graphs(src: Tensor, dst: Tensor, num_nodes: Tensor, num_edges: Tensor | Sequence[int] | None) -> Tensor:

@@ -48,16 +48,19 @@ class LAMMPSForceField:
     Attributes:
         element_types: symbols of the elements that it knows.
         rcutfac: half its cutoff, Angstrom.
+
+    Raises:
+        ValueError: as :class:`~se3_fast.simulation.single_point.SinglePoint`.
     """
 
     ndescriptors = 1
     nparams = 1
 
     def __init__(self, force_field: ForceField, dtype: torch.dtype | None = None) -> None:
+        self._evaluated = SinglePoint(force_field, dtype=dtype)
         self.interface = None  # LAMMPS puts its own there
         self.element_types = [chemical_symbols[number] for number in force_field.elements]
         self.rcutfac = force_field.cutoff / 2
-        self._evaluated = SinglePoint(force_field, dtype=dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled it is numbers and names, no objects of others, and nothing of LAMMPS."""

@@ -18,6 +18,8 @@ Periodicity = bool | Sequence[bool] | Tensor
 _MOST_PARTS = 50_000
 """Of space; the library has 100,000 at most."""
 
+_SAME_PLACE = 1e-6
+
 
 class Neighbours(NamedTuple):
     """Pairs of nodes, ordered by source, then by destination, then by shift.
@@ -239,6 +241,21 @@ def check_positions(pos: Tensor) -> None:
     if is_readable(pos) and not pos.isfinite().all():
         node = int((~pos.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"pos: expected finite positions, got {pos[node].tolist()} at node {node}")
+
+
+def check_places(name: str, pos: Tensor, edges: tuple[Tensor, Tensor], lengths: Tensor) -> None:
+    """Raise a ValueError where two atoms lie on one place.
+
+    Args:
+        name: of the positions, for the message.
+        pos: [N, 3], Angstrom.
+        edges: sources and destinations, each [E].
+        lengths: [E], Angstrom; or the largest of the components of each edge.
+    """
+    if len(lengths) and float(lengths.min()) < _SAME_PLACE:
+        src, dst = (int(ends[lengths.argmin()]) for ends in edges)
+        place = [round(x, 6) for x in pos[src].tolist()]
+        raise ValueError(f"{name}: expected atoms at different places, got atoms {src} and {dst} at {place}")
 
 
 def _check_is_tensor(name: str, values: object) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_sim.models.interface import ModelInterface
 
+from se3_fast.devices import device_of
+from se3_fast.files import path_of
 from se3_fast.forces import ForceField, load_force_field, molecule_graph
-from se3_fast.simulation.single_point import SinglePoint
+from se3_fast.simulation.single_point import SinglePoint, check_dtype
 
 
 class SE3FastModel(ModelInterface):  # type: ignore[misc]  # its package need not be there
@@ -26,6 +27,7 @@ class SE3FastModel(ModelInterface):  # type: ignore[misc]  # its package need no
 
     Raises:
         CheckpointError: if the checkpoint cannot be used.
+        ValueError: for another argument that cannot be.
     """
 
     def __init__(
@@ -37,10 +39,11 @@ class SE3FastModel(ModelInterface):  # type: ignore[misc]  # its package need no
         compute_stress: bool = True,
     ) -> None:
         super().__init__()
-        loaded = force_field if isinstance(force_field, ForceField) else load_force_field(Path(force_field))
-        self._device, self._dtype = torch.device(device), dtype
+        loaded = force_field if isinstance(force_field, ForceField) else load_force_field(path_of("force_field", force_field))
+        check_dtype(dtype)
+        self._device, self._dtype = device_of(device), dtype
         self._compute_forces, self._compute_stress = compute_forces, compute_stress
-        self._evaluated = SinglePoint(loaded, device)
+        self._evaluated = SinglePoint(loaded, self._device)
 
     def forward(self, state: Any, **_: Any) -> dict[str, Tensor]:
         """Evaluate systems.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 
@@ -59,4 +60,24 @@ def check_whole(name: str, number: object, least: int) -> None:
     except TypeError:
         is_right = False
     if not is_right:
-        raise ValueError(f"{name}: expected a whole number, {least} or more, got {number!r}")
+        raise ValueError(f"{name}: expected a whole number, {least} or more, got {number!r:.50}")
+
+
+def check_number(name: str, number: object, expected: str, is_zero_allowed: bool = False) -> None:
+    """Check an argument that is a finite number above 0, or 0 too.
+
+    Args:
+        name: of the argument.
+        number: what came.
+        expected: what should, for the message.
+        is_zero_allowed: whether it may be 0.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    try:
+        is_right = 0 < number < math.inf or (is_zero_allowed and number == 0)  # type: ignore[operator]
+    except (TypeError, ValueError, RuntimeError):  # of arrays and tensors with several numbers
+        is_right = False
+    if not is_right:
+        raise ValueError(f"{name}: expected {expected}, got {number!r:.50}")

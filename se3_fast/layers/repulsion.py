@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class NuclearRepulsion(nn.Module):
     def __init__(self, elements: Sequence[int], longest: float = math.inf) -> None:
         super().__init__()
         self.elements = list(elements)
+        self._longest = longest
         self._unseen = min(_UNSEEN, longest)
         charges = torch.tensor(self.elements, dtype=torch.float64)
         powers = charges**0.23
@@ -55,8 +57,9 @@ class NuclearRepulsion(nn.Module):
         """Choose where it begins.
 
         Args:
-            distances: Angstrom, by pairs of atomic numbers (``"1-6"``); pairs of other elements are passed over. Pairs that are not
-                named repel each other from 1.5 Angstrom on, or from the longest edge on where that is shorter.
+            distances: Angstrom, by pairs of atomic numbers (``"1-6"``); those longer than the longest edge are taken for it, pairs
+                of other elements are passed over. Pairs that are not named repel each other from 1.5 Angstrom on, or from the
+                longest edge on where that is shorter.
 
         Raises:
             ValueError: if a name is no pair of atomic numbers, or a distance not positive.
@@ -64,14 +67,15 @@ class NuclearRepulsion(nn.Module):
         self.reach.fill_(self._unseen)
         column = {str(element): number for number, element in enumerate(self.elements)}
         for pair, distance in distances.items():
-            elements = pair.split("-")
-            if len(elements) != 2 or not all(element.isdecimal() for element in elements) or not 0 < distance < math.inf:
+            elements = str(pair).split("-")
+            is_pair = len(elements) == 2 and all(element.isdecimal() for element in elements)
+            if not (is_pair and isinstance(distance, Real) and 0 < distance < math.inf):
                 raise ValueError(
-                    f"distances: expected positive lengths by pairs of atomic numbers such as '1-6', got {pair}: {distance}"
+                    f"distances: expected positive lengths by pairs of atomic numbers such as '1-6', got {pair}: {distance!r:.50}"
                 )
             first, second = map(column.get, elements)
             if first is not None and second is not None:
-                self.reach[first, second] = self.reach[second, first] = distance
+                self.reach[first, second] = self.reach[second, first] = min(float(distance), self._longest)
 
     def forward(self, rel_pos: Tensor, src: Tensor, dst: Tensor, columns: Tensor) -> Tensor:
         """Energies of atoms: half of that of each of their pairs.

@@ -18,6 +18,8 @@ from se3_fast.data.featuriser import Featuriser, featuriser_of_checkpoint
 from se3_fast.data.molecule_arrays import ELEMENTS, MoleculeArrays
 from se3_fast.data.molecules import NUM_NODE_FEATURES
 from se3_fast.data.objective import Objective
+from se3_fast.devices import device_of
+from se3_fast.files import path_of
 from se3_fast.layers.inputs import check_whole
 from se3_fast.pretrained import find_model
 from se3_fast.training.checkpoint import read_checkpoint
@@ -141,7 +143,7 @@ class Predictor:
         self.objective = objective
         self.domain = domain
         self.uncertainties = uncertainties or [None] * len(objective.properties)
-        self._device = torch.device(device)
+        self._device = device_of(device)
         self._model = model.to(self._device).eval()
         self._featuriser = featuriser
 
@@ -155,8 +157,9 @@ class Predictor:
 
         Raises:
             CheckpointError: It is none, is damaged, or does not say how features or numbers are made; in one line.
+            ValueError: `path` is no path, or there is no such device.
         """
-        path = Path(path)
+        path = path_of("path", path)
         if not path.exists() and len(path.parts) == 1 and not path.suffix:
             path = find_model(path.name)
         checkpoint = read_checkpoint(path)
@@ -192,7 +195,7 @@ class Predictor:
 
         Raises:
             TypeError: Something else is among them, or it is one molecule: a text would be taken letter by letter.
-            ValueError: `num_conformers` or `batch_size` is no whole number above 0.
+            ValueError: `num_conformers` or `batch_size` is no whole number above 0, or `seed` is none from 0 on.
         """
         if isinstance(molecules, str | Chem.Mol | MoleculeArrays):
             raise TypeError(f"molecules: expected a list, as in predict([molecule]), got one {type(molecules).__name__}")
@@ -205,6 +208,7 @@ class Predictor:
         """Predict for records as they come, in memory that does not grow with their number; arguments as for :meth:`predict`."""
         check_whole("num_conformers", num_conformers, 1)
         check_whole("batch_size", batch_size, 1)
+        check_whole("seed", seed, 0)
         waiting: list[_Described] = []
         count = atoms = 0
         for record in records:

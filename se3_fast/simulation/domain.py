@@ -14,8 +14,6 @@ _TOLERANCE = 0.95
 """Part of the shortest distance of the training frames that is taken for known: the tails of what is simulated reach further than
 those of a sample of it."""
 
-_SAME_PLACE = 1e-6
-
 
 class OutsideDomainWarning(UserWarning):
     """A structure is unlike those that the force field was trained on."""
@@ -60,13 +58,3 @@ class ClosestPairs:
         names = " and ".join(f"{atom} ({chemical_symbols[int(numbers[atom])]})" for atom in atoms)
         known = float(lengths[edge] / parts[edge])
         return f"atoms {names} are {float(lengths[edge]):.3g} Angstrom apart, in the training frames never less than {known:.3g}"
-
-
-def check_places(graph: Graph, lengths: Tensor) -> None:
-    """Raise a ValueError, in one line, where two atoms lie on one place."""
-    if len(lengths) and float(lengths.min()) < _SAME_PLACE:
-        edge = int(lengths.argmin())
-        place = [round(x, 6) for x in graph.ndata["pos"][graph.src[edge]].tolist()]
-        raise ValueError(
-            f"positions: expected atoms at different places, got atoms {int(graph.src[edge])} and {int(graph.dst[edge])} at {place}"
-        )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from se3_fast.devices import device_of
 from se3_fast.energy_derivatives import check_volumes, energy_and_forces, energy_forces_and_dipoles, strained
 from se3_fast.forces import ForceField
 from se3_fast.graph import Graph
@@ -31,6 +32,12 @@ class Evaluated(NamedTuple):
     dipoles: Tensor | None = None
 
 
+def check_dtype(dtype: object) -> None:
+    """Raise a ValueError for what structures are not evaluated in; None, as parameters are, is right."""
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r:.50}")
+
+
 class SinglePoint(nn.Module):
     """A copy of a force field that is evaluated, not trained.
 
@@ -40,13 +47,19 @@ class SinglePoint(nn.Module):
     Args:
         force_field: it is left as it is.
         device: where it runs.
-        dtype: what it computes in; None: as its parameters are.
+        dtype: what it computes in, ``torch.float32`` or ``torch.float64``; None: as its parameters are.
+
+    Raises:
+        ValueError: for another argument, or a device that is not there.
     """
 
     def __init__(self, force_field: ForceField, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
         super().__init__()
+        if not isinstance(force_field, ForceField):
+            raise ValueError(f"force_field: expected a ForceField, got an object of type {type(force_field).__name__}")
+        check_dtype(dtype)
         self.force_field = copy.deepcopy(force_field).eval().requires_grad_(False)
-        self.force_field.to(device, dtype)
+        self.force_field.to(device_of(device), dtype)
         self.dtype = next(self.force_field.parameters()).dtype
         self._atomic_energies = self.force_field.reference_energies.new_zeros(0)
 

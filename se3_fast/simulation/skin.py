@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from se3_fast.graph import Graph
+from se3_fast.layers.inputs import check_number
 from se3_fast.neighbours import check_positions, neighbour_list
 
 
@@ -39,8 +39,7 @@ class NeighboursWithSkin:
     """
 
     def __init__(self, cutoff: float, skin: float) -> None:
-        if not 0 <= skin < math.inf:
-            raise ValueError(f"skin: expected a length of at least 0, got {skin}")
+        check_number("skin", skin, "a length of at least 0", is_zero_allowed=True)
         self.cutoff, self.skin = cutoff, skin
         self._found: Searched | None = None
         self._searched = (torch.zeros(0, 3), torch.zeros(3, 3), torch.zeros(3, dtype=torch.bool))

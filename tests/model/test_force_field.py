@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +12,14 @@ from torch import Tensor
 import se3_fast
 from se3_fast import complete_graph
 from se3_fast.backends.cpp import library
-from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress, load_force_field, molecule_graph
+from se3_fast.forces import (
+    ForceField,
+    energy_and_forces,
+    energy_forces_and_dipoles,
+    energy_forces_and_stress,
+    load_force_field,
+    molecule_graph,
+)
 from se3_fast.training import CheckpointError
 from tests.models import pooled_model
 from tests.support import TOLERANCE, random_rotation, relative_error
@@ -36,6 +44,18 @@ def _cell(seed: int = 0) -> Tensor:
 class _Constant(torch.nn.Module):
     def forward(self, graph: se3_fast.Graph) -> Tensor:
         return torch.zeros(1)
+
+
+class _WithNumbers(torch.nn.Module):
+    """A force field of graphs that do not say what their atoms are."""
+
+    def __init__(self, force_field: ForceField) -> None:
+        super().__init__()
+        self.force_field = force_field
+
+    def forward(self, graph: se3_fast.Graph) -> Tensor:
+        graph.ndata["atomic_numbers"] = NUMBERS
+        return self.force_field(graph)
 
 
 def _force_field(**arguments: int | float) -> ForceField:
@@ -155,10 +175,12 @@ def test_smooth_along_lines(backend: str) -> None:
 
 
 def test_atoms_in_one_place() -> None:
-    """An edge without direction has no harmonics but the constant: nothing divides by zero."""
+    """An edge without direction, in a graph of one's own, has no harmonics but the constant: nothing divides by zero."""
     model, pos = _force_field(), _positions()
     pos[1] = pos[0]
-    energy, forces = energy_and_forces(model, molecule_graph(pos, NUMBERS), create_graph=True)
+    graph = complete_graph(pos)
+    graph.ndata["atomic_numbers"] = NUMBERS
+    energy, forces = energy_and_forces(model, graph, create_graph=True)
     assert bool(energy.isfinite().all()) and bool(forces.isfinite().all())
     gradients = torch.autograd.grad(forces.square().sum() + energy.sum(), list(model.layers.parameters()))
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
@@ -254,6 +276,66 @@ def test_faults_are_named(tmp_path: Path) -> None:
         load_force_field(tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize("cutoff", [None, CUTOFF])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_two_atoms_at_one_place_are_refused(cutoff: float | None, dtype: torch.dtype) -> None:
+    """In one cell too, but not in two structures of a batch."""
+    pos = _positions().to(dtype)
+    with pytest.raises(ValueError, match=r"^pos: expected atoms at different places, got atoms 2 and 5 at \[.*\]$"):
+        molecule_graph(torch.cat([pos, pos[2:3]]), torch.cat([NUMBERS, NUMBERS[:1]]), None, cutoff)
+    cell = 5 * torch.eye(3, dtype=dtype)
+    with pytest.raises(ValueError, match=r"^pos: expected atoms at different places, got atoms 0 and 1 at \[0\.0, 0\.0, 0\.0\]$"):
+        molecule_graph(torch.stack([0 * cell[1], cell[1]]), NUMBERS[:2], None, CUTOFF, cell)
+    assert molecule_graph(torch.cat([pos, pos]), NUMBERS.repeat(2), [5, 5], cutoff).num_nodes() == 10
+    assert molecule_graph(0 * cell[:1], NUMBERS[:1], None, 5.5, cell).num_edges() == 6
+
+
+FORMS = {
+    "forces": energy_and_forces,
+    "stress": lambda model, graph: energy_forces_and_stress(model, graph, _cell().det()[None]),
+    "dipoles": energy_forces_and_dipoles,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_offsets_that_were_dropped_are_noticed(form: str) -> None:
+    """Edges would be made of the positions alone: those of a molecule as long as the cell."""
+    model = _force_field(dipole=True)
+    graph = molecule_graph(_positions(), NUMBERS, None, CUTOFF, _cell())
+    graph.edata.pop("offset")
+    fault = (
+        r"^graph: expected edata\['rel_pos'\] as ndata\['pos'\] and edata\['offset'\] give it, \[.*\] at edge \d+, got \[.*\]; "
+        "keep the offset of a periodic graph, or leave rel_pos out where atoms were moved$"
+    )
+    with pytest.raises(ValueError, match=fault):
+        FORMS[form](model, graph)
+    graph.edata.pop("rel_pos")
+    FORMS[form](model, graph)
+
+
+def test_relative_positions_of_another_rounding_are_no_mistake() -> None:
+    """Such as those taken in double precision, of positions far from the origin that were rounded afterwards; nor is NaN."""
+    model, far = _force_field().float(), _positions() + 1000.0
+    graph = molecule_graph(far, NUMBERS, None, CUTOFF, _cell())
+    expected = energy_and_forces(_force_field(), graph)[1]
+    graph.ndata["pos"] = far.float()
+    graph.edata = {name: values.float() for name, values in graph.edata.items()}
+    assert relative_error(energy_and_forces(model, graph)[1], expected) < 1e-2
+    graph.ndata["pos"][0] = float("nan")
+    assert energy_and_forces(model, graph)[1][0].isnan().all()
+
+
+def test_offsets_of_pyg_data_are_read() -> None:
+    """With relative positions, and without."""
+    data = pytest.importorskip("torch_geometric.data")
+    graph = molecule_graph(_positions(), NUMBERS, None, CUTOFF, _cell())
+    expected = energy_and_forces(_force_field(), graph)[1]
+    model, pos = _WithNumbers(_force_field()), graph.ndata["pos"]
+    for edata in (graph.edata, {"offset": graph.edata["offset"]}):
+        found = energy_and_forces(model, data.Data(pos=pos, edge_index=torch.stack(graph.edges()), **edata))[1]
+        assert relative_error(found, expected) < TOLERANCE[torch.float64]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_mixed_precision_changes_nothing(dtype: torch.dtype) -> None:
     """Neither energies and forces, nor the gradients of a loss on both."""
@@ -311,6 +393,54 @@ def test_elements() -> None:
             ForceField(elements)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="average_neighbours: expected a finite number above 0, got inf"):
         ForceField([1], average_neighbours=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("cutoff", "a", "a positive length, got 'a'"),
+        ("cutoff", None, "a positive length, got None"),
+        ("cutoff", torch.ones(2), r"a positive length, got tensor\(\[1\., 1\.\]\)"),
+        ("average_neighbours", "10", "a finite number above 0, got '10'"),
+        ("num_layers", 1.5, r"a whole number, 1 or more, got 1\.5"),
+        ("num_channels", "8", "a whole number, 1 or more, got '8'"),
+        ("radial_width", float("nan"), "a whole number, 1 or more, got nan"),
+    ],
+)
+def test_arguments_that_are_no_numbers_are_named(name: str, value: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: expected {expected}$"):
+        ForceField([1], **{name: value})  # type: ignore[arg-type]
+
+
+def test_numbers_of_other_libraries_are_plain_in_the_configuration() -> None:
+    """Which goes into checkpoints."""
+    given = {"num_layers": np.int64(2), "num_channels": True, "cutoff": torch.tensor(4), "average_neighbours": np.float32(8)}
+    config = ForceField([1], **given).config
+    assert [type(config[name]) for name in given] == [int, int, float, float]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_force_field_of_half_precision_is_at_fault_itself(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"^force field: expected parameters of torch.float32 as .*, got {dtype}; load it anew"):
+        energy_and_forces(_force_field().to(dtype), molecule_graph(_positions().float(), NUMBERS))
+
+
+def test_scales_and_distances_that_are_none() -> None:
+    model = _force_field()
+    for scale in ("a", None, [1.0]):
+        with pytest.raises(ValueError, match=r"^scale: expected a finite number above 0, got "):
+            model.set_scale({}, scale)  # type: ignore[arg-type]
+    for energies in ({"H": 1.0}, {1: "a"}, {1: None}):
+        with pytest.raises(ValueError, match=r"^reference_energies: expected finite energies of elements to 118, got "):
+            model.set_scale(energies, 1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^reference_energies: expected energies by atomic number, got an object of type float"):
+        model.set_scale(1.0, 1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^closest_pairs: expected distances by pairs of .*, got an object of type list"):
+        model.set_repulsion([1.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"distances: expected positive lengths by pairs .*, got 1-6: 'a'"):
+        model.set_repulsion({"1-6": "a"})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"^path: expected a path, got an object of type int"):
+        load_force_field(5)  # type: ignore[arg-type]
 
 
 def test_stress_of_a_batch_whose_edges_are_mixed() -> None:

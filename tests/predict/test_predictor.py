@@ -194,10 +194,18 @@ def test_one_molecule_is_not_taken_apart(predictor: Predictor, molecule: str | C
         predictor.predict(molecule)
 
 
-@pytest.mark.parametrize(("name", "value"), [("num_conformers", 0), ("num_conformers", 2.5), ("batch_size", 0)])
+@pytest.mark.parametrize(("name", "value"), [("num_conformers", 0), ("num_conformers", 2.5), ("batch_size", 0), ("seed", "a")])
 def test_numbers_of_conformers_and_of_molecules(predictor: Predictor, name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected .*, got {value}"):
+    with pytest.raises(ValueError, match=f"{name}: expected .*, got {value!r}"):
         predictor.predict(["CCCO"], **{name: value})  # type: ignore[arg-type]
+
+
+def test_devices_and_paths_that_are_none() -> None:
+    for device in ("foo", None, 3.5):
+        with pytest.raises(ValueError, match=r"^device: expected 'cpu', 'cuda', 'cuda:<number>' or a torch.device, got "):
+            Predictor.from_checkpoint("homo", device=device)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^path: expected a path, got an object of type NoneType"):
+        Predictor.from_checkpoint(None)  # type: ignore[arg-type]
 
 
 def test_records_are_read_as_they_are_needed(predictor: Predictor) -> None:

@@ -278,6 +278,16 @@ def test_not_a_number_after_good_steps() -> None:
         ({"skin": -0.1}, "skin: expected a length of at least 0, got -0.1"),
         ({"dtype": torch.float16}, "dtype: expected torch.float32 or torch.float64, got torch.float16"),
         ({"outside": "no"}, "outside: expected 'warn', 'stop' or 'ignore', got 'no'"),
+        ({"skin": "a"}, "skin: expected a length of at least 0, got 'a'"),
+        ({"device": "foo"}, "device: expected 'cpu', 'cuda', 'cuda:<number>' or a torch.device, got 'foo'"),
+        ({"device": None}, "device: expected 'cpu', 'cuda', 'cuda:<number>' or a torch.device, got None"),
+        ({"device": "cuda:99"}, r"device: expected one that PyTorch sees, which are the CPU and \d+ GPUs, got 'cuda:99'"),
+        ({"force_fields": 5}, "force_fields: expected checkpoints or ForceFields, got an object of type int"),
+        (
+            {"force_fields": [small_force_field(), None]},
+            "force_fields: expected checkpoints or ForceFields, got an object of",
+        ),
+        ({"compiled": 5}, "compiled: expected a path, got an object of type int"),
         ({"skin": float("inf")}, "skin: expected a length of at least 0, got inf"),
         (
             {"force_fields": [small_force_field()] * 2, "largest_spread": np.nan},
