@@ -11,8 +11,9 @@ from bench.force_rivals import summary
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "force_rivals_cpu.json"
 
 
-def a_row(seed: int, optimizer: str, error: float) -> dict[str, Any]:
+def a_row(seed: int, optimizer: str, error: float, processor: str = "fast") -> dict[str, Any]:
     named = {
+        "processor": processor,
         "contestant": "se3_fast",
         "version": "1",
         "seed": seed,
@@ -24,11 +25,12 @@ def a_row(seed: int, optimizer: str, error: float) -> dict[str, Any]:
     return named | sizes | {"force_mae_eV_A": error, "energy_mae_eV": 0.002}
 
 
-def test_seeds_are_averaged_and_optimizers_kept_apart() -> None:
-    found = summary([a_row(1, "Adam", 0.03), a_row(1, "Soap", 0.01), a_row(2, "Adam", 0.05)]).splitlines()
-    assert found[2:] == [
-        "| frames.npz | 250 | se3_fast 1 | Adam | 10 | 100 | 40.0 (30.0 to 50.0) | 2.0 | 2.00 | 1.00 |",
-        "| frames.npz | 250 | se3_fast 1 | Soap | 10 | 100 | 10.0 | 2.0 | 2.00 | 1.00 |",
+def test_seeds_are_averaged_and_optimizers_and_processors_kept_apart() -> None:
+    rows = [a_row(1, "Adam", 0.03), a_row(1, "Soap", 0.01), a_row(2, "Adam", 0.05), a_row(1, "Adam", 0.07, "slow")]
+    assert summary(rows).splitlines()[2:] == [
+        "| fast | frames.npz | 250 | se3_fast 1 | Adam | 10 | 100 | 40.0 (30.0 to 50.0) | 2.0 | 2.00 | 1.00 |",
+        "| fast | frames.npz | 250 | se3_fast 1 | Soap | 10 | 100 | 10.0 | 2.0 | 2.00 | 1.00 |",
+        "| slow | frames.npz | 250 | se3_fast 1 | Adam | 10 | 100 | 70.0 | 2.0 | 2.00 | 1.00 |",
     ]
 
 
