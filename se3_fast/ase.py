@@ -114,6 +114,22 @@ class SE3FastCalculator(Calculator):
         recorder = CudaRecorder(self.device)
         return [RecordedSinglePoint(member, recorder) for member in self.members]
 
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What has changed since the last step, of all that a force field reads; called by ASE, three times in a step of dynamics.
+
+        Compared to the bit, whatever `tol` is: ASE's comparison takes as long as the forces on a small molecule.
+        """
+        known = self.atoms
+        if not isinstance(known, Atoms):
+            return list(all_changes)
+        pairs = {
+            "positions": (known.positions, atoms.positions),
+            "numbers": (known.numbers, atoms.numbers),
+            "cell": (known.cell.array, atoms.cell.array),
+            "pbc": (known.pbc, atoms.pbc),
+        }
+        return [name for name, pair in pairs.items() if not np.array_equal(*pair)]
+
     def calculate(
         self, atoms: Atoms | None = None, properties: Sequence[str] = ("energy",), system_changes: Sequence[str] = all_changes
     ) -> None:

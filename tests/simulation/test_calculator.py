@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.test import gradient_test
 from ase.md.verlet import VelocityVerlet
@@ -135,6 +136,36 @@ def test_a_repeated_cell_has_a_multiple_of_the_energy() -> None:
     assert larger.get_potential_energy() == pytest.approx(6 * atoms.get_potential_energy(), abs=1e-8)
     np.testing.assert_allclose(larger.get_forces()[:2], atoms.get_forces(), atol=1e-9)
     np.testing.assert_allclose(larger.get_stress(), atoms.get_stress(), atol=1e-10)
+
+
+def test_what_changes_is_evaluated_anew_and_nothing_else() -> None:
+    """The least change of a position, another element, cell or direction; charges and velocities are not read."""
+    atoms = ice()
+    atoms.calc = calculator()
+    with patch.object(atoms.calc, "calculate", wraps=atoms.calc.calculate) as calls:
+        for _ in range(2):
+            atoms.get_forces(), atoms.get_potential_energy()
+        atoms.set_initial_charges([0.5] * len(atoms))
+        atoms.set_velocities(np.ones((len(atoms), 3)))
+        atoms.get_forces()
+        assert calls.call_count == 1
+        changes = {
+            "positions": lambda: atoms.positions.__setitem__((0, 0), np.nextafter(atoms.positions[0, 0], 9)),
+            "numbers": lambda: atoms.numbers.__setitem__(0, 1),
+            "cell": lambda: atoms.cell.__setitem__((0, 0), 6.5),
+            "pbc": lambda: atoms.pbc.__setitem__(0, False),
+        }
+        for count, (name, change) in enumerate(changes.items(), 2):
+            change()
+            assert atoms.calc.check_state(atoms) == [name]
+            atoms.get_forces()
+            assert calls.call_count == count and atoms.calc.check_state(atoms) == []
+        atoms.positions[0, 0] = np.nan
+        for _ in range(2):
+            with pytest.raises(ValueError, match="expected finite positions"):
+                atoms.get_forces()
+        atoms.calc.reset()
+        assert atoms.calc.check_state(atoms) == all_changes
 
 
 def test_an_atom_alone_and_none() -> None:
