@@ -110,9 +110,9 @@ def main(words: list[str] | None = None) -> int:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| atoms | | ms a step | atoms/s | peak, GiB |", "|---" * 5 + "|"]
+    lines = ["| processor | atoms | | ms a step | atoms/s | peak, GiB |", "|---" * 6 + "|"]
     lines += [
-        f"| {row['atoms']:,} | {row['contestant']} {row['version']} | {row['ms']:,.0f} | {row['atoms_per_s']:,.0f} | "
+        f"| {row['processor']} | {row['atoms']:,} | {row['contestant']} {row['version']} | {row['ms']:,.0f} | {row['atoms_per_s']:,.0f} | "
         f"{row['peak_GiB']:.1f} |"
         for row in rows
     ]
