@@ -20,6 +20,7 @@ from rdkit import Chem
 
 from se3_fast.data.molecule_arrays import MOST_ATOMS, MoleculeArrays
 from se3_fast.data.molecules import MoleculeDataset, read_molecules
+from se3_fast.data.number_text import number_of_text
 
 from .options import SUFFIXES
 from .records import (
@@ -242,13 +243,17 @@ def _molecule_of_frame(count: int, comment: str, rows: list[str]) -> Chem.Mol:
     try:
         words = [row.split() for row in rows]
         symbols = [row[of_species] for row in words]
-        positions = np.array([row[of_position : of_position + 3] for row in words], dtype=float).reshape(-1, 3)
+        positions = np.array([[number_of_text(word) for word in row[of_position : of_position + 3]] for row in words]).reshape(
+            -1, 3
+        )
     except (ValueError, IndexError):
         raise RecordError("not XYZ: expected lines of an element and three numbers") from None
     if len(positions) != count:
         raise RecordError("not XYZ: expected lines of an element and three numbers")
     check_positions(positions)
-    return molecule_of_atoms([int(symbol) if symbol.isdecimal() else symbol for symbol in symbols], positions, charge)
+    return molecule_of_atoms(
+        [int(symbol) if symbol.isascii() and symbol.isdecimal() else symbol for symbol in symbols], positions, charge
+    )
 
 
 def _extended_comment(comment: str) -> tuple[dict[str, tuple[int, int]], int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from se3_fast.data.molecule_arrays import MOST_ATOMS, MoleculeArrays
+from se3_fast.data.number_text import number_of_text
 
 try:
     from rdkit import Chem
@@ -48,7 +49,7 @@ class Record:
     def number_in(self, column: str) -> float | None:
         """The finite number in a column, or None where there is none."""
         try:
-            value = float(self.columns.get(column, ""))
+            value = number_of_text(self.columns.get(column, ""))
         except ValueError:
             return None
         return value if math.isfinite(value) else None
@@ -143,7 +144,7 @@ def charge_of(info: Mapping[str, Any]) -> int:
     """
     charge = info.get("charge", info.get("total_charge", 0))
     try:
-        return round(float(charge))
+        return round(number_of_text(charge) if isinstance(charge, str) else float(charge))
     except (TypeError, ValueError, OverflowError):
         raise RecordError(f"charge: expected a number, got {charge!r:.50}") from None
 

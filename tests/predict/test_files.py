@@ -24,7 +24,7 @@ from se3_fast.data.featuriser import SAMPLE_FEATURISER
 from se3_fast.data.molecule_arrays import featurise, stack_molecules
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.objective import REGRESSION, Objective, Property
-from se3_fast.predict import read_file
+from se3_fast.predict import Record, read_file
 from se3_fast.predict.command import main
 from se3_fast.predict.predictor import PredictedValue, Prediction
 from se3_fast.predict.writers import Layout, open_writer
@@ -171,6 +171,9 @@ def test_bad_records_of_sdf(run: Run, tmp_path: Path, fault: str) -> None:
         ("1\n\nC 0 zero 0\n", "not XYZ: expected lines of an element and three numbers"),
         ("1\n\nC 0 0\n", "not XYZ: expected lines of an element and three numbers"),
         ("1\n\nC nan 0 0\n", "positions are not finite"),
+        ("1\n\nC 1_0 0 0\n", "not XYZ: expected lines of an element and three numbers"),
+        ("1\n\nC 0 0 \u0661\n", "not XYZ: expected lines of an element and three numbers"),
+        ("1\ncharge=1_0\nC 0 0 0\n", "charge: expected a number, got '1_0'"),
         ("0\n\n", "no atoms"),
         ("300\n\n" + "C 0 0 0\n" * 300, "300 atoms, at most 256 are possible"),
         ("nonsense\nmore of it\n", "not XYZ: expected a number of atoms, got 'nonsense'"),
@@ -190,6 +193,12 @@ def test_bad_frames_of_xyz(run: Run, tmp_path: Path, frame: str, fault: str) -> 
     assert status == 3
     assert [(row["record"], row["error"]) for row in rows[:2]] == [("1", ""), (str(line), fault)]
     assert [(row["record"], row["error"]) for row in rows[2:]] == [(str(line + frame.count("\n")), "")]
+
+
+@pytest.mark.parametrize("text", ["1_0", "\u0661", "nan", "inf", "", "1,5", "0x1"])
+def test_what_is_no_number_in_a_column(text: str) -> None:
+    assert Record(columns={"y": text}).number_in("y") is None
+    assert Record(columns={"y": " -1.5e1\t"}).number_in("y") == -15
 
 
 def test_distances_that_no_bonds_fit(run: Run, tmp_path: Path) -> None:
