@@ -27,6 +27,7 @@ from se3_fast.data.objective import REGRESSION, Objective, Property
 from se3_fast.predict import Record, read_file
 from se3_fast.predict.command import main
 from se3_fast.predict.predictor import PredictedValue, Prediction
+from se3_fast.predict.readers import _data_items
 from se3_fast.predict.writers import Layout, open_writer
 
 SMILES = ["CCCO", "c1ccccc1O", "CC(=O)NC", "CC(F)(F)C#N"]
@@ -347,4 +348,26 @@ def test_properties_of_an_sdf_go_on_to_the_output(model_path: Path, tmp_path: Pa
         (found,) = Chem.SDMolSupplier(str(path), removeHs=False)
         properties = found.GetPropsAsDict()
         assert (properties["CAS"], properties["note"]) == ("71-23-8", "two\nlines")
-        assert properties["homo_eV"] == pytest.approx(wanted, abs=2e-3) and "error" not in properties
+        assert (properties["homo_eV"], properties["error"]) == (0, "of old") and "error_predicted" not in properties
+        assert properties["homo_eV_predicted"] == pytest.approx(wanted, abs=2e-3)
+    assert properties["homo_eV_predicted_predicted"] == properties["homo_eV_predicted"]
+
+
+def test_properties_of_an_sdf_keep_their_names(model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those that begin with an underscore, those that RDKit calls its own, and those that are called as a column."""
+    source, output = tmp_path / "in.sdf", tmp_path / "out.sdf"
+    block = Chem.MolToMolBlock(embedded("CCCO"))
+    items = {"_y": "1.5", "_Name": "not the title", "_MolFileInfo": "x", "name": "propanol", "record": "of mine"}
+    text = "".join(f"> <{name}>\n{value}\n\n" for name, value in items.items())
+    source.write_text(f"{block}$$$$\n{block}{text}$$$$\n")
+    assert main(["--load_ckpt_path", str(model_path), str(source), "--output", str(output)]) == 0
+    (line,) = [message for message in caplog.messages if "are kept" in message]
+    assert line.endswith("have properties record, which are kept; those of the predictions are called record_predicted")
+    first, second = (dict(_data_items(part.splitlines())) for part in output.read_text().split("$$$$\n")[:2])
+    assert second.items() >= items.items() and second["record_predicted"] == "2"
+    assert first["record_predicted"] == "1" and "record" not in first
+    assert output.read_text().splitlines()[0] == "name of CCCO"
+    (record, _) = read_file(output, columns=["_y", "_Name"])
+    assert record.columns == {}
+    (_, record) = read_file(output, columns=["_y", "_Name"])
+    assert record.number_in("_y") == 1.5 and record.columns["_Name"] == "not the title" and record.name == "name of CCCO"
