@@ -99,13 +99,16 @@ def _positions(molecule: Chem.Mol, num_conformers: int, seed: int) -> list[np.nd
 def _conformers(molecule: Chem.Mol, count: int, seed: int) -> list[np.ndarray]:
     """Those of its SMILES, since they depend on the order of atoms and bonds: however a molecule comes, it gets the same ones.
 
+    Isotopes, which change that order, are left out.
+
     Args:
         molecule: With explicit hydrogens; it is left with these conformers alone.
         count: How many to try.
         seed: Of the conformers.
     """
-    same = Chem.AddHs(molecule_of_smiles(Chem.MolToSmiles(Chem.RemoveHs(molecule))))
-    place = same.GetSubstructMatch(molecule, useChirality=True)  # in `same`, of each atom
+    plain = _without_isotopes(molecule)
+    same = Chem.AddHs(molecule_of_smiles(Chem.MolToSmiles(Chem.RemoveHs(plain))))
+    place = same.GetSubstructMatch(plain, useChirality=True)  # in `same`, of each atom
     if len(place) != same.GetNumAtoms() or place == tuple(range(len(place))):
         return conformers(molecule, count, seed)
     found = [positions[list(place)] for positions in conformers(same, count, seed)]
@@ -115,6 +118,15 @@ def _conformers(molecule: Chem.Mol, count: int, seed: int) -> list[np.ndarray]:
         conformer.SetPositions(positions)
         molecule.AddConformer(conformer, assignId=True)
     return found
+
+
+def _without_isotopes(molecule: Chem.Mol) -> Chem.Mol:
+    """A copy in which deuterium is a hydrogen as others, and nothing is chiral by it: it moves no electron."""
+    plain = Chem.Mol(molecule)
+    for atom in plain.GetAtoms():
+        atom.SetIsotope(0)
+    Chem.AssignStereochemistry(plain, cleanIt=True, force=True)
+    return plain
 
 
 def _check_apart(positions: np.ndarray) -> None:
