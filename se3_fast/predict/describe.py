@@ -85,7 +85,14 @@ def _with_hydrogens(molecule: Chem.Mol) -> Chem.Mol:
 
 
 def _has_positions(molecule: Chem.Mol) -> bool:
-    return molecule.GetNumConformers() > 0 and molecule.GetConformer().Is3D()
+    return molecule.GetNumConformers() > 0 and molecule.GetConformer().Is3D() and not _is_drawing(molecule)
+
+
+def _is_drawing(molecule: Chem.Mol) -> bool:
+    """Whether what is said to be in space is flat though an atom has four neighbours, which no molecule of these elements is."""
+    places = molecule.GetConformer().GetPositions()  # [n, 3]
+    is_flat = not places[:, 2].any() and len(np.unique(places.round(3), axis=0)) == len(places)  # else it has no positions at all
+    return is_flat and any(atom.GetDegree() == 4 for atom in molecule.GetAtoms())
 
 
 def _positions(molecule: Chem.Mol, num_conformers: int, seed: int) -> list[np.ndarray]:

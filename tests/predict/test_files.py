@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("rdkit")
 from rdkit import Chem
+from rdkit.Chem import AllChem
 
 import se3_fast
 from se3_fast import Predictor
@@ -194,6 +195,19 @@ def test_bad_frames_of_xyz(run: Run, tmp_path: Path, frame: str, fault: str) -> 
     assert status == 3
     assert [(row["record"], row["error"]) for row in rows[:2]] == [("1", ""), (str(line), fault)]
     assert [(row["record"], row["error"]) for row in rows[2:]] == [(str(line + frame.count("\n")), "")]
+
+
+@pytest.mark.parametrize(("smiles", "is_drawing"), [("CCCO", True), ("c1ccccc1O", False), ("O=CC#N", False)])
+def test_drawings_that_are_said_to_be_in_space(run: Run, tmp_path: Path, smiles: str, is_drawing: bool) -> None:
+    """Carbon with four neighbours is not flat, so that there are conformers; benzene is, and its positions are taken."""
+    molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    AllChem.Compute2DCoords(molecule)
+    block = Chem.MolToMolBlock(molecule).replace("  2D\n", "  3D\n", 1)
+    assert "3D" in block
+    path = tmp_path / "drawn.sdf"
+    path.write_text(block + "$$$$\n")
+    (flat,), (made,) = run(path)[1], run("--smiles", smiles)[1]
+    assert (flat["homo_eV"] == made["homo_eV"]) is is_drawing and flat["error"] == ""
 
 
 @pytest.mark.parametrize("text", ["1_0", "\u0661", "nan", "inf", "", "1,5", "0x1"])
