@@ -220,7 +220,7 @@ def _launch(value: Tensor, key: Tensor, query: Tensor) -> Launch:
     return Launch((num_nodes, triton.cdiv(num_heads, tile.heads)), constants, tile.warps)
 
 
-def _constants(tile: Tile, num_heads: int, value_width: int, key_width: int) -> dict[str, object]:
+def _constants(tile: AttentionTile, num_heads: int, value_width: int, key_width: int) -> dict[str, object]:
     return {
         "HEADS": num_heads,
         "VALUE_WIDTH": value_width,
@@ -233,7 +233,7 @@ def _constants(tile: Tile, num_heads: int, value_width: int, key_width: int) -> 
     }
 
 
-class Tile(NamedTuple):
+class AttentionTile(NamedTuple):
     """Edges and heads of a program's tile, and its warps."""
 
     edges: int
@@ -241,7 +241,7 @@ class Tile(NamedTuple):
     warps: int
 
 
-def _tile(num_nodes: int, num_edges: int, num_heads: int, widths: tuple[int, int], dtype: torch.dtype) -> Tile:
+def _tile(num_nodes: int, num_edges: int, num_heads: int, widths: tuple[int, int], dtype: torch.dtype) -> AttentionTile:
     """The tile [edges, heads, features] of a program.
 
     2,048 values on 4 warps are 16 a thread, with which the backward kernel does not spill. Features take what they need. Edges come
@@ -263,7 +263,7 @@ def _tile(num_nodes: int, num_edges: int, num_heads: int, widths: tuple[int, int
     edges = min(triton.next_power_of_2(max(triton.cdiv(num_edges, num_nodes), 1)), room // fewest_heads)
     heads = min(room // edges, all_heads)
     values = edges * heads * triton.next_power_of_2(max(widths))
-    return Tile(edges, heads, min(max(values // (_VALUES_PER_THREAD * 32), 1), 8))
+    return AttentionTile(edges, heads, min(max(values // (_VALUES_PER_THREAD * 32), 1), 8))
 
 
 def cost(num_nodes: int, num_edges: int, num_heads: int, value_width: int, key_width: int, itemsize: int) -> tuple[Cost, Cost]:

@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .cost import Cost
-from .edge_attention import NUM_STAGES, SECTOR_BYTES, WORKLOADS, Launch, Tile, divide, edges_of_block, weigh
+from .edge_attention import NUM_STAGES, SECTOR_BYTES, WORKLOADS, AttentionTile, Launch, divide, edges_of_block, weigh
 from .edge_frames import SWAPS_TO_DEGREE_3, load_frames, turn_flop, turned_in, turned_out
 from .feature_rows import empty_rows
 from .launching import launch
@@ -455,7 +455,7 @@ def _launch_in_frames(layout: FrameLayout, messages: Tensor, num_nodes: int) -> 
     return Launch((num_nodes, triton.cdiv(layout.heads, tile.heads)), constants, tile.warps)
 
 
-def _constants_in_frames(layout: FrameLayout, tile: Tile) -> dict[str, object]:
+def _constants_in_frames(layout: FrameLayout, tile: AttentionTile) -> dict[str, object]:
     return {
         "HEADS": layout.heads,
         "VALUE_WIDTH": layout.value_width,
@@ -470,7 +470,7 @@ def _constants_in_frames(layout: FrameLayout, tile: Tile) -> dict[str, object]:
     }
 
 
-def _tile_in_frames(layout: FrameLayout, num_nodes: int, num_edges: int, dtype: torch.dtype) -> Tile:
+def _tile_in_frames(layout: FrameLayout, num_nodes: int, num_edges: int, dtype: torch.dtype) -> AttentionTile:
     """The tile [edges, heads x channels] that a program has of every component of every degree.
 
     All of them are live at once, several times in the backward kernel: a thread has about 16 values of all components together,
@@ -486,7 +486,7 @@ def _tile_in_frames(layout: FrameLayout, num_nodes: int, num_edges: int, dtype: 
     fewest_heads = min(triton.next_power_of_2(triton.cdiv(SECTOR_BYTES, widest * dtype.itemsize)), all_heads, room)
     edges = min(power_of_two_below(math.sqrt(2) * num_edges / num_nodes), room // fewest_heads)
     heads = min(room // edges, all_heads)
-    return Tile(edges, heads, min(max(edges * heads * widest // (32 * per_thread), 1), 4))
+    return AttentionTile(edges, heads, min(max(edges * heads * widest // (32 * per_thread), 1), 4))
 
 
 class _TransposeTile(NamedTuple):

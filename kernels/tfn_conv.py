@@ -542,7 +542,7 @@ def position_gradient(
     return result
 
 
-class Tile(NamedTuple):
+class ContractionTile(NamedTuple):
     """Edges and channels of a program's tile, and its warps."""
 
     edges: int
@@ -555,7 +555,7 @@ def rotation_block(degree: int) -> int:
     return max(1024 // tile_size(degree) ** 2, 4) if degree > 0 else 128
 
 
-def _contraction_tile(dtype: torch.dtype, channels: int, is_tall: bool) -> Tile:
+def _contraction_tile(dtype: torch.dtype, channels: int, is_tall: bool) -> ContractionTile:
     """The tile of :func:`contract`; four tiles are live (two sums, two products).
 
     Half precision: 128 edges feed two warp groups' matrix instructions and halve the traffic of W; at 8 warps nothing spills. Full
@@ -564,13 +564,17 @@ def _contraction_tile(dtype: torch.dtype, channels: int, is_tall: bool) -> Tile:
     Channels are padded to at least 16.
     """
     if is_half(dtype):
-        return Tile(128, padded(channels, 32), 8)
+        return ContractionTile(128, padded(channels, 32), 8)
     if dtype == torch.float32:
-        return Tile(64, padded(channels, 32), 8) if is_tall and channels > 16 else Tile(32, padded(channels, 32), 4)
-    return Tile(16, 16, 4)
+        return (
+            ContractionTile(64, padded(channels, 32), 8)
+            if is_tall and channels > 16
+            else ContractionTile(32, padded(channels, 32), 4)
+        )
+    return ContractionTile(16, 16, 4)
 
 
-def _hidden_gradient_tile(dtype: torch.dtype, channels: int, has_tf32: bool) -> Tile:
+def _hidden_gradient_tile(dtype: torch.dtype, channels: int, has_tf32: bool) -> ContractionTile:
     """The tile of :func:`hidden_gradient`: two gradient tiles stay in registers for all input channels of a pair.
 
     64 edges where the matrix unit has a product wide enough; 32 otherwise, where more would spill, as would 32 channels in float32
@@ -580,19 +584,19 @@ def _hidden_gradient_tile(dtype: torch.dtype, channels: int, has_tf32: bool) -> 
     is_narrow = dtype == torch.float32 and channels > 32
     width = padded(channels, 16 if is_narrow or dtype == torch.float64 else 32)
     if width == 16 and (has_tf32 or is_narrow):
-        return Tile(64 if has_tf32 else 32, width, 8)
-    return Tile(64 if is_half(dtype) and width == 32 else 32, width, 4)
+        return ContractionTile(64 if has_tf32 else 32, width, 8)
+    return ContractionTile(64 if is_half(dtype) and width == 32 else 32, width, 4)
 
 
-def _weight_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]:
+def _weight_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[ContractionTile, int]:
     """The tile of :func:`weight_gradient`, and how many input channels it takes side by side.
 
     The more input channels, the fewer programs read h and the gradients again: 4 in half precision, where the matrix unit keeps the
     operands out of the registers; elsewhere 1.
     """
     if is_half(dtype):
-        return Tile(128, padded(channels, 32), 8), 4
-    return Tile(16, padded(channels, 32 if dtype == torch.float32 else 16), 4), 1
+        return ContractionTile(128, padded(channels, 32), 8), 4
+    return ContractionTile(16, padded(channels, 32 if dtype == torch.float32 else 16), 4), 1
 
 
 def compile_cases() -> list[CompileCase]:
@@ -611,7 +615,7 @@ def _product_cases(workload: str, name: str, channels: int) -> list[CompileCase]
     dtype = rounding.dtype
     hidden = _hidden_gradient_tile(dtype, channels, rounding.precision == "tf32")
     weight, block_in = _weight_gradient_tile(dtype, channels)
-    launches: list[tuple[str, Any, Mapping[str, object], Tile]] = []
+    launches: list[tuple[str, Any, Mapping[str, object], ContractionTile]] = []
     for kind, is_edge_major in (("contract", False), ("contract edge-major", True)):
         tile = _contraction_tile(dtype, channels, is_edge_major or rounding.precision == "tf32")
         contracted = {"ODD_SIGN": 1.0, "CHANNELS": channels, "BLOCK_EDGES": tile.edges, "BLOCK_CHANNELS": tile.channels}

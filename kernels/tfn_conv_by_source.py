@@ -39,7 +39,7 @@ from .edge_frames import tile_size, wigner_tile
 from .launching import launch
 from .precision import ROUNDINGS, Rounding, add_product, is_half, is_tf32, padded, product_constants, split_product_constants
 from .resources import ArgumentType, CompileCase, signature
-from .tfn_conv import Tile, argument_types, rotation_block
+from .tfn_conv import ContractionTile, argument_types, rotation_block
 
 _NUM_STAGES = 2  # of software pipelining: a third takes the registers of the sums in full precision
 
@@ -503,9 +503,9 @@ def tile_edges(dtype: torch.dtype, mean_out_degree: float) -> int:
     return 64 if is_half(dtype) and mean_out_degree > 32 else 32
 
 
-def _edge_tile(dtype: torch.dtype, channels: int, edges: int) -> Tile:
+def _edge_tile(dtype: torch.dtype, channels: int, edges: int) -> ContractionTile:
     """The tile of the kernels that own a tile of edges; four tiles of sums and products are live, as in the contraction by edge."""
-    return Tile(edges, padded(channels, 16 if dtype == torch.float64 else 32), 8 if edges == 64 else 4)
+    return ContractionTile(edges, padded(channels, 16 if dtype == torch.float64 else 32), 8 if edges == 64 else 4)
 
 
 def _is_split(has_odd: bool, dtype: torch.dtype, has_tf32: bool) -> bool:
@@ -513,31 +513,31 @@ def _is_split(has_odd: bool, dtype: torch.dtype, has_tf32: bool) -> bool:
     return dtype == torch.float32 and not has_tf32 and not has_odd
 
 
-def _contract_tile(dtype: torch.dtype, channels: int, edges: int, is_split: bool) -> Tile:
+def _contract_tile(dtype: torch.dtype, channels: int, edges: int, is_split: bool) -> ContractionTile:
     """As :func:`_edge_tile`, but 16 channels on 2 warps where operands are split, which takes registers."""
-    return Tile(edges, 16, 2) if is_split else _edge_tile(dtype, channels, edges)
+    return ContractionTile(edges, 16, 2) if is_split else _edge_tile(dtype, channels, edges)
 
 
-def _hidden_gradient_tile(dtype: torch.dtype, channels: int, edges: int, has_tf32: bool) -> Tile:
+def _hidden_gradient_tile(dtype: torch.dtype, channels: int, edges: int, has_tf32: bool) -> ContractionTile:
     """As :func:`_edge_tile`, but full float32 on 2 warps: the more values a thread has, the less often operands are read."""
     tile = _edge_tile(dtype, channels, edges)
     return tile._replace(warps=2) if dtype == torch.float32 and not has_tf32 else tile
 
 
-def _frame_gradient_tile(dtype: torch.dtype, edges: int) -> Tile:
+def _frame_gradient_tile(dtype: torch.dtype, edges: int) -> ContractionTile:
     """As :func:`_edge_tile`, but the gradient's tile is live, too: 16 channels at once, and in full precision by 8 warps."""
-    return Tile(edges, 16, 4 if is_half(dtype) and edges == 32 else 8)
+    return ContractionTile(edges, 16, 4 if is_half(dtype) and edges == 32 else 8)
 
 
-def _product_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[Tile, int]:
+def _product_gradient_tile(dtype: torch.dtype, channels: int) -> tuple[ContractionTile, int]:
     """The tile of :func:`product_gradient`, and how many components it takes side by side.
 
     The more components, the less often h and the gradients are read again: 4 in half precision, where the matrix unit keeps the
     operands out of the registers; elsewhere 1.
     """
     if is_half(dtype):
-        return Tile(32, padded(channels, 32), 4), 4
-    return Tile(16, padded(channels, 32 if dtype == torch.float32 else 16), 4), 1
+        return ContractionTile(32, padded(channels, 32), 4), 4
+    return ContractionTile(16, padded(channels, 32 if dtype == torch.float32 else 16), 4), 1
 
 
 def compile_cases() -> list[CompileCase]:
@@ -554,7 +554,7 @@ def compile_cases() -> list[CompileCase]:
             frame_tile = _frame_gradient_tile(rounding.dtype, tile_height)
             gradient_tile, block_components = _product_gradient_tile(rounding.dtype, channels)
             hidden_tile = _hidden_gradient_tile(rounding.dtype, channels, tile_height, has_tf32)
-            launches: list[tuple[str, object, dict[str, object], Tile, Rounding]] = []
+            launches: list[tuple[str, object, dict[str, object], ContractionTile, Rounding]] = []
             for has_odd in (False, True):
                 order = f"m{'>' if has_odd else '='}0"
                 odd: dict[str, object] = {"HAS_ODD": has_odd}

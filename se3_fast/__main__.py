@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from se3_fast import __version__
+from se3_fast.command_line import quiet_when_unread
 
 COMMANDS = {
     "train": ("se3_fast.train", "train on a molecular property"),
@@ -28,6 +29,7 @@ COMMANDS = {
 """Module and purpose of every sub-command."""
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from se3_fast.command_line import quiet_when_unread
 from se3_fast.files import SAFETENSORS_SUFFIX
 from se3_fast.training.checkpoint import read_checkpoint, write_checkpoint, write_safetensors
 from se3_fast.training.errors import run_command, user_errors
@@ -40,6 +41,7 @@ def convert_file(source: Path | str, target: Path | str) -> None:
     write(Path(target), checkpoint)
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, convert, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m se3_fast.checkpoints", description="Convert a checkpoint to another format.")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se3_fast.command_line import HelpFormatter, run
+from se3_fast.command_line import HelpFormatter, quiet_when_unread, run
 from se3_fast.data.arguments import add_qm9_arguments
 from se3_fast.lazy import lazy_names
 from se3_fast.training.arguments import (
@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, evaluate, and return the exit status."""
     parsed = build_parser().parse_args(arguments)

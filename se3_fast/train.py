@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se3_fast.command_line import HelpFormatter, run
+from se3_fast.command_line import HelpFormatter, quiet_when_unread, run
 from se3_fast.data.arguments import SPLITS, add_qm9_arguments
 from se3_fast.lazy import lazy_names
 from se3_fast.training.arguments import (
@@ -75,6 +75,7 @@ def add_own_molecules(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(**OF_OWN_MOLECULES)
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, train, and return the exit status."""
     parsed = parse_with_config(build_parser(), sys.argv[1:] if arguments is None else arguments)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se3_fast.command_line import HelpFormatter, run
+from se3_fast.command_line import HelpFormatter, quiet_when_unread, run
 from se3_fast.lazy import lazy_names
 from se3_fast.training.arguments import (
     FILES_OF_FRAMES,
@@ -117,6 +117,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--radial_width", type=positive_int, default=32, help="width of the radial profiles' hidden layers")
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, train, and return the exit status."""
     parsed = build_parser().parse_args(arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from se3_fast.command_line import HelpFormatter, run
+from se3_fast.command_line import HelpFormatter, quiet_when_unread, run
 from se3_fast.commands.force_field_arguments import add_export_arguments
 
 
@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, export, and return the exit status."""
     return run("se3_fast.simulation.export", build_parser().parse_args(arguments))

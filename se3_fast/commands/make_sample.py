@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from se3_fast.command_line import run
+from se3_fast.command_line import quiet_when_unread, run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, make the sample, and return the exit status."""
     return run("se3_fast.data.make_sample", build_parser().parse_args(arguments))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from se3_fast.command_line import HelpFormatter, run
+from se3_fast.command_line import HelpFormatter, quiet_when_unread, run
 from se3_fast.predict.options import BATCH_SIZE, SUFFIXES, WRITTEN_SUFFIXES
 from se3_fast.pretrained import model_names
 from se3_fast.training.arguments import add_log_level, natural_int, positive_int
@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, predict, and return the exit status."""
     return run("se3_fast.predict.command", build_parser().parse_args(arguments))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from se3_fast.command_line import HelpFormatter, run
+from se3_fast.command_line import HelpFormatter, quiet_when_unread, run
 from se3_fast.commands.force_field_arguments import add_force_field_arguments
 from se3_fast.training.arguments import add_flag, positive_float, positive_int
 
@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, relax, and return the exit status."""
     return run("se3_fast.simulation.relax", build_parser().parse_args(arguments))

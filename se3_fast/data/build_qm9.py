@@ -20,6 +20,7 @@ from se3_fast.data.featuriser import QM9_FEATURISER
 from se3_fast.data.molecule_arrays import featurise, stack_molecules
 from se3_fast.data.molecules import LARGEST_NUMBER, DataError
 from se3_fast.data.npz_file import write_npz
+from se3_fast.data.number_text import number_of_text
 from se3_fast.data.tasks import HARTREE_IN_EV, TASKS
 from se3_fast.error_text import one_line
 
@@ -59,7 +60,7 @@ def targets_of(row: Mapping[str, str], atomic_numbers: np.ndarray) -> np.ndarray
         KeyError: A column is missing.
         ValueError: A value is not a number that single precision holds.
     """
-    values = {task: _number(row[column]) for task, column in CSV_COLUMNS.items()}
+    values = {task: number_of_text(row[column]) for task, column in CSV_COLUMNS.items()}
     for task, energies in ATOM_ENERGIES.items():
         values[f"{task}_atom"] = values[task] - sum(energies[number] for number in atomic_numbers.tolist())
     for task in (*HARTREE_TASKS, *(f"{task}_atom" for task in ATOM_ENERGIES)):
@@ -68,13 +69,6 @@ def targets_of(row: Mapping[str, str], atomic_numbers: np.ndarray) -> np.ndarray
         if not abs(value) <= LARGEST_NUMBER:
             raise ValueError(f"{task} must be a finite number of at most {LARGEST_NUMBER:.3g}, got {value}")
     return np.array([values[task] for task in TASKS])
-
-
-def _number(text: str) -> float:
-    """A number as files have it; Python would take `1_000` and other scripts' digits too."""
-    if "_" in text or not text.isascii():
-        raise ValueError(f"could not convert string to float: {text!r}")
-    return float(text)
 
 
 def build_qm9(sdf: Path, table: Path, excluded: frozenset[int] = frozenset()) -> dict[str, np.ndarray]:

@@ -243,14 +243,12 @@ def _frames_of(file: ArrayFile, n_atoms: np.ndarray) -> tuple[ForceFrames, Tenso
     exists = (atomic_numbers >= 1) & (atomic_numbers <= LARGEST_ATOMIC_NUMBER)
     file.check_rows(exists, n_atoms, f"z must hold atomic numbers from 1 to {LARGEST_ATOMIC_NUMBER}")
     pos = file.positions("pos", n_atoms)
-    forces = file.as_float32("forces_eV_A", file.numbers("forces_eV_A", (num_atoms, 3)), n_atoms)
-    energies = file.numbers("energy_eV", (num_frames,))
-    file.as_float32("energy_eV", energies, np.ones_like(n_atoms))  # errors of energies are computed in double precision
+    forces = file.labels("forces_eV_A", (num_atoms, 3), n_atoms).astype(np.float32)
+    energies = file.labels("energy_eV", (num_frames,), np.ones_like(n_atoms))  # their errors are computed in double precision
     split = torch.from_numpy(file.integers("split", (num_frames,))) if "split" in file.names else None
     dipoles = None
     if "dipole_e_A" in file.names:
-        values = file.numbers("dipole_e_A", (num_frames, 3))
-        dipoles = torch.from_numpy(file.as_float32("dipole_e_A", values, np.ones_like(n_atoms)))
+        dipoles = torch.from_numpy(file.labels("dipole_e_A", (num_frames, 3), np.ones_like(n_atoms)).astype(np.float32))
     frames = ForceFrames(
         n_atoms=torch.from_numpy(n_atoms),
         atomic_numbers=torch.from_numpy(atomic_numbers),

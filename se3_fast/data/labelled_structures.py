@@ -108,7 +108,7 @@ def _check(condition: bool | np.bool_, fault: str) -> None:
 
 
 def _numbers(atoms: Atoms, names: Sequence[str], shapes: list[tuple[int, ...]]) -> np.ndarray | None:
-    """A label of one of some names and shapes, finite, or None."""
+    """A label of one of some names and shapes, of finite numbers, or not numbers where they are not known; or None."""
     results = {} if atoms.calc is None else getattr(atoms.calc, "results", {})
     places = [(place, name) for name in names for place in (results, atoms.info, atoms.arrays)]
     name, value = next(((name, place[name]) for place, name in places if place.get(name) is not None), ("", None))
@@ -122,7 +122,8 @@ def _numbers(atoms: Atoms, names: Sequence[str], shapes: list[tuple[int, ...]]) 
         array = array.reshape(())
     wanted = " or ".join(str(list(shape)) for shape in shapes)
     _check(array.shape in shapes, f"expected {name!r} of shape {wanted}, got {list(array.shape)}")
-    _check(bool((np.abs(array) <= LARGEST_NUMBER).all()), f"expected finite numbers as {name!r}, got others")
+    is_possible = np.isnan(array) | (np.abs(array) <= LARGEST_NUMBER)
+    _check(bool(is_possible.all()), f"expected finite numbers as {name!r}, or NaN for unknown ones, got others")
     return array
 
 

@@ -308,6 +308,18 @@ class ArrayFile:
         """Read an array of numbers, in their own type."""
         return self._read(name, shape, "biuf", "numbers")
 
+    def labels(self, name: str, shape: tuple[int | None, ...], counts: np.ndarray) -> np.ndarray:
+        """Read labels that single precision holds, in their own type; those that are not known are not numbers.
+
+        Args:
+            name: The array.
+            shape: Its shape; None: any length.
+            counts: Rows of every molecule.
+        """
+        array = self.numbers(name, shape)
+        self.as_float32(name, np.where(np.isnan(array), 0, array), counts)
+        return array
+
     def positions(self, name: str, counts: np.ndarray) -> np.ndarray:
         """Read positions [sum of counts, 3] whose distances single precision holds, as float32; see :func:`near_origin`."""
         array = self.numbers(name, (int(counts.sum()), 3))

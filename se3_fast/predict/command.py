@@ -23,7 +23,7 @@ from se3_fast.training.signals import StopSignal
 
 from .options import SUFFIXES
 from .predictor import Predictor
-from .readers import check_columns, read_file, read_smiles
+from .readers import check_columns, item_names, read_file, read_smiles
 from .records import Record
 from .writers import Layout, Write, check_output, csv_writer, open_writer
 
@@ -122,7 +122,18 @@ def _report(arguments: argparse.Namespace, predictor: Predictor) -> PredictionRe
 
 def _writer(arguments: argparse.Namespace, predictor: Predictor) -> AbstractContextManager[Write]:
     layout = Layout.of(predictor.objective, has_spread=arguments.conformers > 1)
-    return csv_writer(sys.stdout.buffer, layout) if arguments.output is None else open_writer(arguments.output, layout)
+    if arguments.output is None:
+        return csv_writer(sys.stdout.buffer, layout)
+    if arguments.output.suffix.lower() == ".sdf":
+        layout = replace(layout, kept=frozenset().union(*map(item_names, arguments.input)))
+    renamed = layout.renamed()
+    if renamed:
+        _log.warning(
+            "warning: molecules that are read have properties %s, which are kept; those of the predictions are called %s",
+            ", ".join(renamed),
+            ", ".join(renamed.values()),
+        )
+    return open_writer(arguments.output, layout)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -85,7 +85,14 @@ def _with_hydrogens(molecule: Chem.Mol) -> Chem.Mol:
 
 
 def _has_positions(molecule: Chem.Mol) -> bool:
-    return molecule.GetNumConformers() > 0 and molecule.GetConformer().Is3D()
+    return molecule.GetNumConformers() > 0 and molecule.GetConformer().Is3D() and not _is_drawing(molecule)
+
+
+def _is_drawing(molecule: Chem.Mol) -> bool:
+    """Whether what is said to be in space is flat though an atom has four neighbours, which no molecule of these elements is."""
+    places = molecule.GetConformer().GetPositions()  # [n, 3]
+    is_flat = not places[:, 2].any() and len(np.unique(places.round(3), axis=0)) == len(places)  # else it has no positions at all
+    return is_flat and any(atom.GetDegree() == 4 for atom in molecule.GetAtoms())
 
 
 def _positions(molecule: Chem.Mol, num_conformers: int, seed: int) -> list[np.ndarray]:
@@ -99,13 +106,16 @@ def _positions(molecule: Chem.Mol, num_conformers: int, seed: int) -> list[np.nd
 def _conformers(molecule: Chem.Mol, count: int, seed: int) -> list[np.ndarray]:
     """Those of its SMILES, since they depend on the order of atoms and bonds: however a molecule comes, it gets the same ones.
 
+    Isotopes, which change that order, are left out.
+
     Args:
         molecule: With explicit hydrogens; it is left with these conformers alone.
         count: How many to try.
         seed: Of the conformers.
     """
-    same = Chem.AddHs(molecule_of_smiles(Chem.MolToSmiles(Chem.RemoveHs(molecule))))
-    place = same.GetSubstructMatch(molecule, useChirality=True)  # in `same`, of each atom
+    plain = _without_isotopes(molecule)
+    same = Chem.AddHs(molecule_of_smiles(Chem.MolToSmiles(Chem.RemoveHs(plain))))
+    place = same.GetSubstructMatch(plain, useChirality=True)  # in `same`, of each atom
     if len(place) != same.GetNumAtoms() or place == tuple(range(len(place))):
         return conformers(molecule, count, seed)
     found = [positions[list(place)] for positions in conformers(same, count, seed)]
@@ -115,6 +125,15 @@ def _conformers(molecule: Chem.Mol, count: int, seed: int) -> list[np.ndarray]:
         conformer.SetPositions(positions)
         molecule.AddConformer(conformer, assignId=True)
     return found
+
+
+def _without_isotopes(molecule: Chem.Mol) -> Chem.Mol:
+    """A copy in which deuterium is a hydrogen as others, and nothing is chiral by it: it moves no electron."""
+    plain = Chem.Mol(molecule)
+    for atom in plain.GetAtoms():
+        atom.SetIsotope(0)
+    Chem.AssignStereochemistry(plain, cleanIt=True, force=True)
+    return plain
 
 
 def _check_apart(positions: np.ndarray) -> None:

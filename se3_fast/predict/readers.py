@@ -20,6 +20,7 @@ from rdkit import Chem
 
 from se3_fast.data.molecule_arrays import MOST_ATOMS, MoleculeArrays
 from se3_fast.data.molecules import MoleculeDataset, read_molecules
+from se3_fast.data.number_text import number_of_text
 
 from .options import SUFFIXES
 from .records import (
@@ -28,6 +29,8 @@ from .records import (
     charge_of,
     check_positions,
     first_line,
+    items_of,
+    keep_item,
     molecule_of_atoms,
     molecule_of_block,
     molecule_of_smiles,
@@ -36,7 +39,7 @@ from .records import (
 _MOST_LINES = 10_000
 """Lines of a record that are kept; the longest molecule that is served has far fewer."""
 
-_DATA_HEADER = re.compile(r">.*?<([^<>_][^<>]*)>")  # names that begin with _ are RDKit's own
+_DATA_HEADER = re.compile(r">.*?<([^<>]+)>")
 _NAME_COLUMNS = ("name", "id", "title")
 _PLAIN_COLUMNS = {"species": (0, 1), "pos": (1, 3)}
 
@@ -81,7 +84,20 @@ def _with_properties(record: Record, names: Sequence[str]) -> Record:
     molecule = record.molecule
     if not isinstance(molecule, Chem.Mol):
         return record
-    return replace(record, columns={name: molecule.GetProp(name) for name in names if molecule.HasProp(name)})
+    items = items_of(molecule)
+    return replace(record, columns={name: items[name] for name in names if name in items})
+
+
+def item_names(path: Path) -> set[str]:
+    """Names of the data items of an SDF; none of another file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if _TEXT_READERS.get(path.suffix.lower()) is not _read_sdf:
+        return set()
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        return {header[1] for header in map(_DATA_HEADER.match, file) if header is not None}
 
 
 def read_smiles(texts: Iterable[str]) -> Iterator[Record]:
@@ -134,7 +150,7 @@ def _molecule_with_properties(lines: list[str]) -> Chem.Mol:
     """
     molecule = molecule_of_block([line + "\n" for line in lines])
     for name, value in _data_items(lines):
-        molecule.SetProp(name, value)
+        keep_item(molecule, name, value)
     return molecule
 
 
@@ -242,13 +258,17 @@ def _molecule_of_frame(count: int, comment: str, rows: list[str]) -> Chem.Mol:
     try:
         words = [row.split() for row in rows]
         symbols = [row[of_species] for row in words]
-        positions = np.array([row[of_position : of_position + 3] for row in words], dtype=float).reshape(-1, 3)
+        positions = np.array([[number_of_text(word) for word in row[of_position : of_position + 3]] for row in words]).reshape(
+            -1, 3
+        )
     except (ValueError, IndexError):
         raise RecordError("not XYZ: expected lines of an element and three numbers") from None
     if len(positions) != count:
         raise RecordError("not XYZ: expected lines of an element and three numbers")
     check_positions(positions)
-    return molecule_of_atoms([int(symbol) if symbol.isdecimal() else symbol for symbol in symbols], positions, charge)
+    return molecule_of_atoms(
+        [int(symbol) if symbol.isascii() and symbol.isdecimal() else symbol for symbol in symbols], positions, charge
+    )
 
 
 def _extended_comment(comment: str) -> tuple[dict[str, tuple[int, int]], int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from se3_fast.data.molecule_arrays import MOST_ATOMS, MoleculeArrays
+from se3_fast.data.number_text import number_of_text
 
 try:
     from rdkit import Chem
@@ -18,6 +19,7 @@ except ImportError as error:
     raise ImportError("predicting for molecules needs RDKit: pip install 'se3_fast[chem]'") from error
 
 _MOST_ITERATIONS = 100_000
+_PRIVATE_ITEM = "_item_of_sdf:"  # RDKit has names of its own that begin with _
 _LARGEST_CHARGE = 100  # RDKit's charges have 8 bits
 
 
@@ -48,10 +50,22 @@ class Record:
     def number_in(self, column: str) -> float | None:
         """The finite number in a column, or None where there is none."""
         try:
-            value = float(self.columns.get(column, ""))
+            value = number_of_text(self.columns.get(column, ""))
         except ValueError:
             return None
         return value if math.isfinite(value) else None
+
+
+def keep_item(molecule: Chem.Mol, name: str, value: str) -> None:
+    """Keep a data item of an SDF as a property of the molecule; one whose name begins with `_` is none of RDKit's."""
+    molecule.SetProp(_PRIVATE_ITEM + name if name.startswith("_") else name, value)
+
+
+def items_of(molecule: Chem.Mol) -> dict[str, str]:
+    """The data items of a molecule as :func:`keep_item` has kept them, and its other properties but those that are RDKit's own."""
+    names = molecule.GetPropNames(includePrivate=True)
+    public = [name for name in names if not name.startswith("_") or name.startswith(_PRIVATE_ITEM)]
+    return {name.removeprefix(_PRIVATE_ITEM): molecule.GetProp(name) for name in public}
 
 
 def molecule_of_smiles(smiles: str) -> Chem.Mol:
@@ -143,7 +157,7 @@ def charge_of(info: Mapping[str, Any]) -> int:
     """
     charge = info.get("charge", info.get("total_charge", 0))
     try:
-        return round(float(charge))
+        return round(number_of_text(charge) if isinstance(charge, str) else float(charge))
     except (TypeError, ValueError, OverflowError):
         raise RecordError(f"charge: expected a number, got {charge!r:.50}") from None
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -18,6 +19,7 @@ from se3_fast.files import atomic_file
 
 from .options import WRITTEN_SUFFIXES
 from .predictor import PredictedValue, Prediction
+from .records import items_of
 
 _ROWS_OF_GROUP = 10_000
 _OTHER_COLUMNS = ("file", "record", "name", "conformers", "outside", "error")
@@ -40,12 +42,15 @@ class Layout:
         decimals: By the name of each property, digits after the point.
         has_uncertainty: Whether each has a column for its uncertainty.
         has_spread: Whether each has a column for the spread over conformers.
+        kept: Properties of the molecules themselves that an SDF is to keep: those of predictions that are called so have
+            `_predicted` after their title, of every molecule.
     """
 
     titles: Mapping[str, str]
     decimals: Mapping[str, int]
     has_uncertainty: bool
     has_spread: bool
+    kept: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, objective: Objective, has_spread: bool) -> Layout:
@@ -61,6 +66,10 @@ class Layout:
             taken.update(_with_its_own(title))
         decimals = {one.name: one.decimals for one in objective.properties}
         return cls(titles, decimals, not is_classification, has_spread)
+
+    def renamed(self) -> dict[str, str]:
+        """By title, what the properties of an SDF are called that would take the place of others."""
+        return {title: free_title(title, self.kept) for title in self.columns if title in self.kept and title != "name"}
 
     @property
     def columns(self) -> list[str]:
@@ -94,6 +103,13 @@ class Layout:
             if self.has_spread:
                 numbers[f"{title}_spread"] = _rounded(found.spread, decimals)
         return numbers
+
+
+def free_title(title: str, taken: Container[str]) -> str:
+    """The title, with `_predicted` after it as often as it takes to be none of others."""
+    while title in taken:
+        title += "_predicted"
+    return title
 
 
 def _rounded(value: float | None, decimals: int) -> float | None:
@@ -179,21 +195,25 @@ def _parquet_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
 
 @contextmanager
 def _sdf_writer(file: BinaryIO, layout: Layout) -> Iterator[Write]:
+    """Write an SDF. Not with RDKit's writer, which passes over some names that begin with `_`."""
+    numbers = count(1)
     with _text(file) as text:
-        writer = Chem.SDWriter(text)
-        writer.SetKekulize(False)
 
         def write(prediction: Prediction) -> None:
-            molecule = _writable(prediction.molecule)
+            molecule, number = _writable(prediction.molecule), next(numbers)
             molecule.SetProp("_Name", _one_line(prediction.name))
-            for name, value in layout.row(prediction).items():
-                molecule.ClearProp(name)  # of an earlier prediction, perhaps
-                if name != "name" and value not in (None, ""):
-                    molecule.SetProp(name, _one_line(str(value)))
-            writer.write(molecule)
+            own = {name: _without_blank_lines(value) for name, value in items_of(molecule).items()}
+            found = {title: value for title, value in layout.row(prediction).items() if title != "name" and value not in (None, "")}
+            said = {free_title(title, layout.kept | own.keys()): _one_line(str(value)) for title, value in found.items()}
+            items = "".join(f">  <{name}>  ({number}) \n{value}\n\n" for name, value in (own | said).items())
+            text.write(f"{Chem.MolToMolBlock(molecule, kekulize=False)}{items}$$$$\n")
 
         yield write
-        writer.close()
+
+
+def _without_blank_lines(text: str) -> str:
+    """A blank line ends a data item."""
+    return "\n".join(line for line in text.splitlines() if line.strip())
 
 
 def _writable(molecule: Chem.Mol | None) -> Chem.Mol:

@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from se3_fast.command_line import quiet_when_unread
 from se3_fast.pretrained import FOLDERS_VARIABLE, model_names, model_summary
 
 
+@quiet_when_unread
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print name and summary of every model; returns the exit status."""
     parser = argparse.ArgumentParser(

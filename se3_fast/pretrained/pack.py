@@ -21,6 +21,7 @@ from se3_fast.data.tasks import TASK_UNITS
 from se3_fast.files import SAFETENSORS_SUFFIX, atomic_file, check_writable
 from se3_fast.training.calibration import Calibration
 from se3_fast.training.checkpoint import read_checkpoint, write_safetensors
+from se3_fast.training.distributed import World
 from se3_fast.training.errors import CheckpointError, run_command, user_errors
 from se3_fast.training.kinds import check_written_by
 from se3_fast.training.model_config import model_of_checkpoint
@@ -70,7 +71,7 @@ def _rounded(source: Path, name: str, checkpoint: dict[str, Any], data_dir: Path
     data = checkpoint["data"]
     data_module = QM9DataModule(data_dir, data["task"], _BATCH_SIZE, dataset=data["dataset"])
     cpu = torch.device("cpu")
-    (uncertainty,) = last_layer_uncertainties(model, data_module, cpu)
+    (uncertainty,) = last_layer_uncertainties(model, data_module, World(cpu))
     if uncertainty is None:
         raise CheckpointError(f"{source}: expected a model with finite features and more molecules to validate it on")
     features, errors = pooled_features(model, data_module.test_dataloader(), cpu)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from se3_fast.command_line import UNREAD, leave_unread_streams
 from se3_fast.error_text import one_line
 
 from .streams import lasting_streams
@@ -53,6 +54,8 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # no input is at fault
+        raise
     except (ValueError, OSError, ImportError) as error:
         raise CommandError(one_line(error)) from error
 
@@ -62,7 +65,7 @@ def run_command(action: Callable[[], None]) -> int:
 
     Returns:
         0 when all went well, 2 after a mistake in the input, 1 when training could not go on, 128 and the number of
-        the signal when SIGINT or SIGTERM has ended it.
+        the signal when SIGINT or SIGTERM has ended it, `UNREAD` when nobody reads what it writes any more.
     """
     with lasting_streams():
         try:
@@ -78,4 +81,8 @@ def run_command(action: Callable[[], None]) -> int:
             if not stopped.is_silent:
                 print(stopped, file=sys.stderr)
             return stopped.status
+        except BrokenPipeError:
+            if not leave_unread_streams():
+                raise
+            return UNREAD
     return 0

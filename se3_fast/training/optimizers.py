@@ -16,7 +16,7 @@ from .errors import CheckpointError
 from .options import OPTIMIZERS, TrainingOptions
 from .soap import Soap, state_shapes
 
-SECOND_BETA = 0.999
+SECOND_BETA_OF_ADAM = 0.999
 _STEP, _SQUARES = "step", "exp_avg_sq"
 _OF_EVERY_VALUE = {"AdamW": ("exp_avg", _SQUARES), "Lamb": ("exp_avg", _SQUARES), "SGD": ("momentum_buffer",)}
 """What an optimizer reads of what it keeps of every parameter in the parameter's shape, by its class."""
@@ -35,7 +35,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], options: TrainingOptions
     """
     parameters = list(parameters)
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    betas = (options.momentum, SECOND_BETA)
+    betas = (options.momentum, SECOND_BETA_OF_ADAM)
     if options.optimizer == "adam":
         return torch.optim.AdamW(parameters, lr=options.learning_rate, betas=betas, weight_decay=options.weight_decay, fused=fused)
     if options.optimizer == "sgd":

@@ -119,10 +119,8 @@ def _finish(report_path: Path | None, trainer: Trainer, result: TrainingResult) 
     if checkpoint is None and report_path is None:
         return
     entry: dict[str, Any] = {}
-    # The main process alone writes, and what it has of the data is enough.
+    uncertainties = last_layer_uncertainties(cast(SE3TransformerPooled, trainer.model), trainer.data_module, trainer.world)
     if trainer.world.is_main:
-        model = cast(SE3TransformerPooled, trainer.model)
-        uncertainties = last_layer_uncertainties(model, trainer.data_module, trainer.world.device)
         if checkpoint is not None and not all(uncertainties):
             _tell_no_uncertainty(trainer)
         entry = uncertainty_entry(uncertainties) | {"results": _results(trainer, result)}

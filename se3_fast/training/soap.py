@@ -24,7 +24,7 @@ from torch import Tensor, nn
 LARGEST_SIDE = 128
 """Each value of a gradient costs three multiply-adds for every place of a side that is turned."""
 INTERVAL = 10
-SECOND_BETA = 0.95
+SECOND_BETA_OF_SOAP = 0.95
 _SMALL = 1e-8
 
 
@@ -54,12 +54,12 @@ class Soap(torch.optim.Optimizer):
     Args:
         parameters: what it trains.
         lr: rate.
-        momentum: b1, the decay of the running mean; that of squares and second moments is ``SECOND_BETA``.
+        momentum: b1, the decay of the running mean; that of squares and second moments is ``SECOND_BETA_OF_SOAP``.
         weight_decay: what a step takes of a parameter, times the rate.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": (momentum, SECOND_BETA), "weight_decay": weight_decay})
+        super().__init__(parameters, {"lr": lr, "betas": (momentum, SECOND_BETA_OF_SOAP), "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from se3_fast.model import SE3TransformerPooled
 
+from .distributed import World
 from .evaluation import move_batch
 
 NAME, VERSION = "last_layer", 1
@@ -199,15 +200,14 @@ def pooled_features(model: SE3TransformerPooled, batches: Iterable[Any], device:
     return found.features, (found.outputs - found.targets)[:, 0]
 
 
-def last_layer_uncertainties(
-    model: SE3TransformerPooled, data_module: Any, device: torch.device
-) -> list[LastLayerUncertainty | None]:
+def last_layer_uncertainties(model: SE3TransformerPooled, data_module: Any, world: World) -> list[LastLayerUncertainty | None]:
     """The uncertainty of each property of a trained model, from the training and validation sets of a molecule data module.
 
-    None for a property with too few molecules. Of a classification it is that of the probabilities.
+    None for a property with too few molecules. Of a classification it is that of the probabilities. Every process takes part with
+    its share of the molecules, and gets the same.
     """
-    train = pooled_outputs(model, data_module.train_dataloader(), device)
-    validation = pooled_outputs(model, data_module.val_dataloader(), device)
+    train = _of_all_processes(model, data_module.train_dataloader(), world)
+    validation = _of_all_processes(model, data_module.val_dataloader(), world)
     objective, outputs = data_module.objective, validation.outputs
     if not len(outputs):
         return [None] * len(objective.properties)
@@ -219,6 +219,13 @@ def last_layer_uncertainties(
         LastLayerUncertainty.fit(train.features, validation.features[known], column[known])
         for column, known in zip(errors.T, is_known.T, strict=True)
     ]
+
+
+def _of_all_processes(model: SE3TransformerPooled, batches: Iterable[Any], world: World) -> PooledOutputs:
+    """As :func:`pooled_outputs`, of the shares of all processes, on each of them."""
+    shares = world.gather(pooled_outputs(model, batches, world.device, -(-_MOST_MOLECULES // world.size)))
+    filled = [share for share in shares if len(share.features)] or shares[:1]
+    return PooledOutputs(*(np.concatenate(parts) for parts in zip(*filled, strict=True)))
 
 
 def uncertainty_entry(uncertainties: Sequence[LastLayerUncertainty | None]) -> dict[str, Any]:

@@ -193,6 +193,56 @@ def test_messages_by_functions(library: Any) -> None:
     assert torch.equal(g.ndata["x"][2], -x[2]) and torch.equal(g.ndata["x"][1], x[1])
 
 
+@pytest.mark.parametrize("call", ["push", "pull", "send_and_recv"])
+def test_messages_along_some_edges(library: Any, call: str) -> None:
+    """Nodes that receive get what they would of a graph of these edges; others keep their rows."""
+    function = library.function
+    graph = library.graph((torch.tensor([0, 0, 1, 2, 3]), torch.tensor([1, 2, 2, 3, 0])), num_nodes=5)
+    graph.ndata["x"] = torch.arange(5.0)
+    numbers = {"push": 0, "pull": torch.tensor([2, 4]), "send_and_recv": [2, 3]}[call]
+    expected = {"push": [-1, 0, 0, -1, -1], "pull": [-1, -1, 1, -1, 0], "send_and_recv": [-1, -1, 1, 2, -1]}[call]
+    for message, reduce in (
+        (function.copy_u("x", "m"), function.sum("m", "y")),
+        (lambda edges: {"m": edges.src["x"]}, lambda nodes: {"y": nodes.mailbox["m"].sum(1)}),
+    ):
+        graph.ndata["y"] = torch.full((5,), -1.0)
+        getattr(graph, call)(numbers, message, reduce)
+        assert graph.ndata["y"].tolist() == expected
+    graph.ndata["y"] = torch.full((5,), -1.0)
+    getattr(graph, call)(numbers, function.copy_u("x", "m"), function.sum("m", "y"), lambda nodes: {"y": nodes.data["y"] + 10})
+    assert graph.ndata["y"].tolist() == [value if value == -1 else value + 10 for value in expected]
+
+
+def test_messages_to_nobody() -> None:
+    graph = stand_in.graph((torch.tensor([0, 0]), torch.tensor([1, 2])))
+    graph.ndata["x"] = torch.arange(3.0)
+    for call in (graph.push, graph.pull, graph.send_and_recv):
+        call([], stand_in.function.copy_u("x", "m"), stand_in.function.sum("m", "x"), lambda nodes: {"x": nodes.data["x"] + 1})
+    graph.send_and_recv((0, 2), stand_in.function.copy_u("x", "m"), stand_in.function.sum("m", "y"))
+    assert graph.ndata["x"].tolist() == [0, 1, 2] and graph.ndata["y"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("typestr", ["in", "out", "both"])
+def test_incidence(library: Any, typestr: str) -> None:
+    src, dst = torch.tensor([0, 1, 1]), torch.tensor([1, 1, 2])
+    found = library.graph((src, dst), num_nodes=4).incidence_matrix(typestr).to_dense()
+    into, out = (torch.nn.functional.one_hot(ends, 4).T.float() for ends in (dst, src))
+    assert torch.equal(found, {"in": into, "out": out, "both": into - out}[typestr])
+
+
+def test_parts_with_all_nodes(library: Any) -> None:
+    graph = library.graph((torch.tensor([0, 1, 3]), torch.tensor([1, 3, 0])), num_nodes=4)
+    graph.ndata["x"], graph.edata["e"] = torch.arange(4.0), torch.arange(3.0)
+    part = library.edge_subgraph(graph, [2, 1], relabel_nodes=False)
+    assert part.num_nodes() == 4 and torch.equal(part.ndata["x"], graph.ndata["x"]) and "_ID" not in part.ndata
+    assert part.edata["e"].tolist() == part.edata["_ID"].tolist() == [2, 1]
+    assert [ends.tolist() for ends in part.edges()] == [[3, 1], [0, 3]]
+    among = library.node_subgraph(graph, [1, 3], relabel_nodes=False)
+    assert among.num_nodes() == 4 and among.edata["_ID"].tolist() == [1]
+    bare = library.edge_subgraph(graph, [0], store_ids=False)
+    assert bare.num_nodes() == 2 and "_ID" not in bare.ndata and "_ID" not in bare.edata
+
+
 def test_a_scope_forgets(library: Any) -> None:
     g = graph(library)
     g.ndata["x"] = operand("u", 2)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from se3_fast.data import DataError
 from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, ForceDataModule, read_force_frames, reference_energies
 from se3_fast.data.npz_file import write_npz
+from se3_fast.data.pack_frames import pack_frames
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,38 @@ def test_frames_are_divided(tmp_path: Path, water: dict[str, np.ndarray]) -> Non
         assert torch.equal(forces[atoms], frames.forces[known]) and torch.equal(graph.ndata["pos"][atoms], frames.pos[known])
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".xyz", ".traj", "packed"])
+def test_labels_that_are_not_numbers_are_not_known(tmp_path: Path, water: dict[str, np.ndarray], suffix: str) -> None:
+    """In any format: the frames train with what else they have."""
+    path = tmp_path / f"frames{suffix}"
+    given = {**water, "dipole_e_A": np.ones((10, 3))}
+    for name, rows in (("energy_eV", slice(2, 5)), ("forces_eV_A", slice(12, 18)), ("dipole_e_A", slice(0, 3))):
+        given[name] = given[name].copy()
+        given[name][rows] = np.nan
+    if suffix in (".npz", "packed"):
+        write_npz(tmp_path / "frames.npz", given)
+    else:
+        ase.io.write(path, [_atoms_of(given, number) for number in range(10)])
+    if suffix == "packed":
+        pack_frames([tmp_path / "frames.npz"], path)
+    data = ForceDataModule(path, dipoles=True)
+    frames = data._dataset.frames.select(range(10))
+    np.testing.assert_allclose(frames.energies, given["energy_eV"], atol=1e-6)
+    np.testing.assert_allclose(frames.forces, given["forces_eV_A"], atol=1e-6)
+    assert frames.dipoles is not None
+    np.testing.assert_allclose(frames.dipoles, given["dipole_e_A"], atol=1e-6)
+    assert np.isfinite(data.statistics.mean_absolute_force)
+
+
+def _atoms_of(arrays: dict[str, np.ndarray], number: int) -> Atoms:
+    part = slice(3 * number, 3 * number + 3)
+    atoms = Atoms(arrays["z"][part].astype(int), arrays["pos"][part])
+    atoms.calc = SinglePointCalculator(
+        atoms, energy=arrays["energy_eV"][number], forces=arrays["forces_eV_A"][part], dipole=arrays["dipole_e_A"][number]
+    )
+    return atoms
+
+
 def test_reference_energies_are_those_of_the_elements() -> None:
     frames, _ = read_force_frames(FORCE_SAMPLE_PATH)
     known = {1: -10.0, 6: -50.0, 7: -70.0, 8: -110.0, 9: -120.0}
@@ -122,6 +158,8 @@ def test_reference_energies_are_those_of_the_elements() -> None:
         ({"forces_eV_A": np.zeros((30, 2))}, r"array 'forces_eV_A' must have shape \[30, 3\], got \[30, 2\]"),
         ({"cell": np.zeros((10, 3, 3))}, r"expected molecules, since .npz files have no cells .*, got the array \['cell'\]"),
         ({"energy_eV": np.full(10, np.inf)}, "array 'energy_eV' has values that are not finite"),
+        ({"forces_eV_A": np.full((30, 3), -np.inf)}, "array 'forces_eV_A' has values that are not finite"),
+        ({"forces_eV_A": np.full((30, 3), np.nan)}, "expected forces in some of the 8 training frames, got none"),
         (
             {"split": np.zeros(10, dtype=int)},
             "expected two frames that do not train, to validate and to test, got 0 beside 10: more",

@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("rdkit")
 from rdkit import Chem
+from rdkit.Chem import AllChem
 
 import se3_fast
 from se3_fast import Predictor
@@ -24,9 +25,10 @@ from se3_fast.data.featuriser import SAMPLE_FEATURISER
 from se3_fast.data.molecule_arrays import featurise, stack_molecules
 from se3_fast.data.npz_file import write_npz
 from se3_fast.data.objective import REGRESSION, Objective, Property
-from se3_fast.predict import read_file
+from se3_fast.predict import Record, read_file
 from se3_fast.predict.command import main
 from se3_fast.predict.predictor import PredictedValue, Prediction
+from se3_fast.predict.readers import _data_items
 from se3_fast.predict.writers import Layout, open_writer
 
 SMILES = ["CCCO", "c1ccccc1O", "CC(=O)NC", "CC(F)(F)C#N"]
@@ -171,6 +173,9 @@ def test_bad_records_of_sdf(run: Run, tmp_path: Path, fault: str) -> None:
         ("1\n\nC 0 zero 0\n", "not XYZ: expected lines of an element and three numbers"),
         ("1\n\nC 0 0\n", "not XYZ: expected lines of an element and three numbers"),
         ("1\n\nC nan 0 0\n", "positions are not finite"),
+        ("1\n\nC 1_0 0 0\n", "not XYZ: expected lines of an element and three numbers"),
+        ("1\n\nC 0 0 \u0661\n", "not XYZ: expected lines of an element and three numbers"),
+        ("1\ncharge=1_0\nC 0 0 0\n", "charge: expected a number, got '1_0'"),
         ("0\n\n", "no atoms"),
         ("300\n\n" + "C 0 0 0\n" * 300, "300 atoms, at most 256 are possible"),
         ("nonsense\nmore of it\n", "not XYZ: expected a number of atoms, got 'nonsense'"),
@@ -190,6 +195,25 @@ def test_bad_frames_of_xyz(run: Run, tmp_path: Path, frame: str, fault: str) -> 
     assert status == 3
     assert [(row["record"], row["error"]) for row in rows[:2]] == [("1", ""), (str(line), fault)]
     assert [(row["record"], row["error"]) for row in rows[2:]] == [(str(line + frame.count("\n")), "")]
+
+
+@pytest.mark.parametrize(("smiles", "is_drawing"), [("CCCO", True), ("c1ccccc1O", False), ("O=CC#N", False)])
+def test_drawings_that_are_said_to_be_in_space(run: Run, tmp_path: Path, smiles: str, is_drawing: bool) -> None:
+    """Carbon with four neighbours is not flat, so that there are conformers; benzene is, and its positions are taken."""
+    molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    AllChem.Compute2DCoords(molecule)
+    block = Chem.MolToMolBlock(molecule).replace("  2D\n", "  3D\n", 1)
+    assert "3D" in block
+    path = tmp_path / "drawn.sdf"
+    path.write_text(block + "$$$$\n")
+    (flat,), (made,) = run(path)[1], run("--smiles", smiles)[1]
+    assert (flat["homo_eV"] == made["homo_eV"]) is is_drawing and flat["error"] == ""
+
+
+@pytest.mark.parametrize("text", ["1_0", "\u0661", "nan", "inf", "", "1,5", "0x1"])
+def test_what_is_no_number_in_a_column(text: str) -> None:
+    assert Record(columns={"y": text}).number_in("y") is None
+    assert Record(columns={"y": " -1.5e1\t"}).number_in("y") == -15
 
 
 def test_distances_that_no_bonds_fit(run: Run, tmp_path: Path) -> None:
@@ -338,4 +362,26 @@ def test_properties_of_an_sdf_go_on_to_the_output(model_path: Path, tmp_path: Pa
         (found,) = Chem.SDMolSupplier(str(path), removeHs=False)
         properties = found.GetPropsAsDict()
         assert (properties["CAS"], properties["note"]) == ("71-23-8", "two\nlines")
-        assert properties["homo_eV"] == pytest.approx(wanted, abs=2e-3) and "error" not in properties
+        assert (properties["homo_eV"], properties["error"]) == (0, "of old") and "error_predicted" not in properties
+        assert properties["homo_eV_predicted"] == pytest.approx(wanted, abs=2e-3)
+    assert properties["homo_eV_predicted_predicted"] == properties["homo_eV_predicted"]
+
+
+def test_properties_of_an_sdf_keep_their_names(model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those that begin with an underscore, those that RDKit calls its own, and those that are called as a column."""
+    source, output = tmp_path / "in.sdf", tmp_path / "out.sdf"
+    block = Chem.MolToMolBlock(embedded("CCCO"))
+    items = {"_y": "1.5", "_Name": "not the title", "_MolFileInfo": "x", "name": "propanol", "record": "of mine"}
+    text = "".join(f"> <{name}>\n{value}\n\n" for name, value in items.items())
+    source.write_text(f"{block}$$$$\n{block}{text}$$$$\n")
+    assert main(["--load_ckpt_path", str(model_path), str(source), "--output", str(output)]) == 0
+    (line,) = [message for message in caplog.messages if "are kept" in message]
+    assert line.endswith("have properties record, which are kept; those of the predictions are called record_predicted")
+    first, second = (dict(_data_items(part.splitlines())) for part in output.read_text().split("$$$$\n")[:2])
+    assert second.items() >= items.items() and second["record_predicted"] == "2"
+    assert first["record_predicted"] == "1" and "record" not in first
+    assert output.read_text().splitlines()[0] == "name of CCCO"
+    (record, _) = read_file(output, columns=["_y", "_Name"])
+    assert record.columns == {}
+    (_, record) = read_file(output, columns=["_y", "_Name"])
+    assert record.number_in("_y") == 1.5 and record.columns["_Name"] == "not the title" and record.name == "name of CCCO"

@@ -120,3 +120,10 @@ def test_numbers_go_through_every_format_alike(tmp_path: Path) -> None:
     rows["sdf"] = [[float(molecule.GetProp(column)) for column in columns] for molecule in written]
     for name, found in rows.items():
         np.testing.assert_allclose(found, rows["csv"], atol=TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize("smiles", ["[2H]CCCO", "OCCC[2H]", "[2H]OCCC", "[13CH3]CCO", "[2H]C([2H])([2H])CCO", "CC[C@]([2H])([H])O"])
+def test_isotopes_change_nothing(smiles: str) -> None:
+    """Not the conformers either."""
+    expected, found = predictor().predict(["CCCO", smiles])
+    assert found.value is not None and found.value == pytest.approx(expected.value, abs=1e-4)

@@ -70,11 +70,10 @@ def few_molecules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_few_molecules(folder: Path) -> None:
-    """Write a `qm9_edge.npz` of 64 molecules of the sample data set, of which 48 train."""
+def write_few_molecules(folder: Path, molecules: int = 64) -> None:
+    """Write a `qm9_edge.npz` of some molecules of the sample data set; of 64 of them 48 train."""
     with resources.as_file(resources.files("se3_fast.data") / "sample.npz") as path, np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    molecules = 64
     nodes, edges = arrays["n_node"][:molecules].sum(), arrays["n_edge"][:molecules].sum()
     lengths = {"node_attr": nodes, "node_pos": nodes, "edge_attr": edges, "src": edges, "dst": edges}
     cut = {name: values[: lengths.get(name, molecules)] for name, values in arrays.items()}

@@ -18,7 +18,7 @@ from se3_fast import train
 from se3_fast.training import TrainingError, read_checkpoint
 from se3_fast.training.distributed import TIMEOUT, open_world
 
-from .conftest import TINY_MODEL
+from .conftest import TINY_MODEL, write_few_molecules
 
 Run = Callable[..., CompletedProcess[str]]
 
@@ -79,6 +79,19 @@ def test_several_processes_train_as_one(
         weights = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
         assert weights.keys() == found["state_dict"].keys()
         assert all(torch.equal(value, weights[name]) for name, value in found["state_dict"].items())
+
+
+def test_the_uncertainty_is_that_of_all_molecules(run_python: Run, tmp_path: Path) -> None:
+    """Not of those of one process, of which there may be too few to fit it."""
+    write_few_molecules(tmp_path, 240)
+    path, changes = tmp_path / "model.pth", {"epochs": 1, "learning_rate": 1e-6}  # Adam steps by the signs of rounded gradients
+    finished = run_python(RANKS, json.dumps({"processes": 2}), *options(tmp_path, 2, save_ckpt_path=path, batch_size=60, **changes))
+    assert finished.returncode == 0, finished.stderr
+    assert "no uncertainty" not in finished.stderr
+    found = read_checkpoint(path)["uncertainty"]
+    expected = of_one_process(tmp_path, tmp_path, batch_size=120, **changes)["uncertainty"]
+    for name in ("mean", "scale", "farthest"):
+        assert found[name] == pytest.approx(expected[name], rel=0.01, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from se3_fast.training import CheckpointError, TrainingOptions
 from se3_fast.training.optimizers import build_optimizer, bytes_of_state, load_optimizer_state
-from se3_fast.training.soap import INTERVAL, LARGEST_SIDE, SECOND_BETA, Soap
+from se3_fast.training.soap import INTERVAL, LARGEST_SIDE, SECOND_BETA_OF_SOAP, Soap
 
 STEPS = 2 * INTERVAL + 3
 SHAPES = [(5, 7), (1, 6), (6, 1), (LARGEST_SIDE + 1, 3), (3, LARGEST_SIDE + 1), (4, 2, 3), (5,), ()]
@@ -40,10 +40,10 @@ def by_formula(start: Tensor, gradients: list[Tensor], rate: float, momentum: fl
             if is_turned[side] and count == 1:
                 moments[side], bases[side] = square, torch.linalg.eigh(square)[1].flip(1)
             elif is_turned[side]:
-                moments[side] = SECOND_BETA * moments[side] + (1 - SECOND_BETA) * square
+                moments[side] = SECOND_BETA_OF_SOAP * moments[side] + (1 - SECOND_BETA_OF_SOAP) * square
         mean = momentum * mean + (1 - momentum) * turned(gradient, *bases)
-        squares = SECOND_BETA * squares + (1 - SECOND_BETA) * turned(gradient, *bases) ** 2
-        step = mean / (1 - momentum**count) / ((squares / (1 - SECOND_BETA**count)).sqrt() + 1e-8)
+        squares = SECOND_BETA_OF_SOAP * squares + (1 - SECOND_BETA_OF_SOAP) * turned(gradient, *bases) ** 2
+        step = mean / (1 - momentum**count) / ((squares / (1 - SECOND_BETA_OF_SOAP**count)).sqrt() + 1e-8)
         value = value - rate * decay * value - rate * bases[0] @ step @ bases[1].T
         if count % INTERVAL == 0:
             mean = bases[0] @ mean @ bases[1].T

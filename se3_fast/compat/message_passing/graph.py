@@ -263,6 +263,84 @@ class DGLGraph(Graph):
         if apply_node_func is not None:
             self.apply_nodes(apply_node_func)
 
+    def send_and_recv(
+        self,
+        edges: Any,
+        message_func: MessageFunctions,
+        reduce_func: ReduceFunctions,
+        apply_node_func: Callable[[NodeBatch], dict[str, Tensor]] | None = None,
+    ) -> None:
+        """As :meth:`update_all` along some edges, and for their destinations alone; other nodes keep their data, or get 0.
+
+        Args:
+            edges: numbers of edges, or a pair of their ends.
+            message_func: as for :meth:`update_all`; it sees these edges alone.
+            reduce_func: as for :meth:`update_all`.
+            apply_node_func: likewise, of the destinations.
+        """
+        numbers = self._ids(self.edge_ids(*edges) if isinstance(edges, tuple) else edges).view(-1)
+        self._receive(numbers, self.dst[numbers].unique(), message_func, reduce_func)
+        if apply_node_func is not None and len(numbers):
+            self.apply_nodes(apply_node_func, self.dst[numbers].unique())
+
+    def push(
+        self,
+        u: Ids,
+        message_func: MessageFunctions,
+        reduce_func: ReduceFunctions,
+        apply_node_func: Callable[[NodeBatch], dict[str, Tensor]] | None = None,
+    ) -> None:
+        """As :meth:`send_and_recv` along the edges out of the nodes ``u``."""
+        self.send_and_recv(self.out_edges(u, "eid"), message_func, reduce_func, apply_node_func)
+
+    def pull(
+        self,
+        v: Ids,
+        message_func: MessageFunctions,
+        reduce_func: ReduceFunctions,
+        apply_node_func: Callable[[NodeBatch], dict[str, Tensor]] | None = None,
+    ) -> None:
+        """As :meth:`send_and_recv` along the edges into the nodes ``v``; those of them without incoming edges get 0."""
+        nodes = self._ids(v).view(-1)
+        self._receive(self.in_edges(nodes, "eid"), nodes, message_func, reduce_func)
+        if apply_node_func is not None and len(nodes):
+            self.apply_nodes(apply_node_func, nodes)
+
+    def _receive(self, edges: Tensor, nodes: Tensor, message_func: MessageFunctions, reduce_func: ReduceFunctions) -> None:
+        """Set data of some nodes from what arrives along some edges."""
+        if not len(nodes):
+            return
+        part = self.with_edges(edges)
+        part.update_all(message_func, reduce_func)
+        for name, column in part.ndata.items():
+            if column is not self.ndata.get(name):
+                self.nodes[nodes].data[name] = column[nodes]
+
+    def incidence_matrix(self, typestr: str, ctx: torch.device | str = "cpu") -> Tensor:
+        """Which edges touch which nodes, a sparse tensor [N, E].
+
+        Args:
+            typestr: ``in``: 1 at the destination of an edge; ``out``: 1 at its source; ``both``: 1 and -1, nothing for a loop.
+            ctx: where it goes.
+
+        Raises:
+            ValueError: for another ``typestr``.
+        """
+        numbers = torch.arange(self.num_edges(), device=self.device)
+        if typestr in ("in", "out"):
+            rows, columns, values = self.dst if typestr == "in" else self.src, numbers, torch.ones(self.num_edges())
+        elif typestr == "both":
+            joins_two = (self.src != self.dst).nonzero().view(-1)
+            rows, columns = torch.cat([self.src[joins_two], self.dst[joins_two]]), joins_two.repeat(2)
+            values = torch.tensor([-1.0, 1.0]).repeat_interleave(len(joins_two))
+        else:
+            raise ValueError(f"typestr: expected 'in', 'out' or 'both', got {typestr!r}")
+        shape = (self.num_nodes(), self.num_edges())
+        ends = torch.stack([rows, columns])
+        return torch.sparse_coo_tensor(ends, values.to(self.device), shape, check_invariants=False).coalesce().to(ctx)
+
+    inc = incidence_matrix
+
     def _messages(self, func: MessageFunctions) -> dict[str, Tensor]:
         if not isinstance(func, MessageFunction):
             return func(EdgeBatch(self, None))

@@ -134,45 +134,52 @@ def to_bidirected(g: Graph, copy_ndata: bool = False) -> DGLGraph:
     return to_simple(add_reverse_edges(g, copy_ndata=copy_ndata), return_counts=None, copy_ndata=copy_ndata)
 
 
-def node_subgraph(graph: Graph, nodes: Ids) -> DGLGraph:
+def node_subgraph(graph: Graph, nodes: Ids, *, relabel_nodes: bool = True, store_ids: bool = True) -> DGLGraph:
     """The graph of some nodes, numbered as they are given, and the edges among them.
-
-    ``ndata['_ID']`` and ``edata['_ID']`` are their numbers in the whole graph.
 
     Args:
         graph: the graph.
         nodes: numbers of nodes, or [N] bool.
+        relabel_nodes: whether other nodes are left out; else all nodes stay, with their numbers.
+        store_ids: whether ``edata['_ID']``, and where nodes are left out ``ndata['_ID']``, are numbers in the whole graph.
     """
     numbers = _numbers(nodes, graph.device)
     place = torch.full((graph.num_nodes(),), -1, device=graph.device)
     place[numbers] = torch.arange(len(numbers), device=graph.device)
     kept = ((place[graph.src] >= 0) & (place[graph.dst] >= 0)).nonzero().view(-1)
     kept = kept[place[graph.src[kept]].argsort(stable=True)]
-    return _part(graph, numbers, kept, place)
+    return _part(graph, numbers, kept, place, store_ids) if relabel_nodes else _with_all_nodes(graph, kept, store_ids)
 
 
-def edge_subgraph(graph: Graph, edges: Ids) -> DGLGraph:
-    """The graph of some edges and their ends, numbered as they first come, sources first; ``'_ID'`` as in :func:`node_subgraph`.
+def edge_subgraph(graph: Graph, edges: Ids, *, relabel_nodes: bool = True, store_ids: bool = True) -> DGLGraph:
+    """The graph of some edges and their ends, numbered as they first come, sources first.
 
     Args:
         graph: the graph.
         edges: numbers of edges, or [E] bool.
+        relabel_nodes: as for :func:`node_subgraph`.
+        store_ids: likewise.
     """
     kept = _numbers(edges, graph.device)
+    if not relabel_nodes:
+        return _with_all_nodes(graph, kept, store_ids)
     numbers = torch.tensor(list(dict.fromkeys([*graph.src[kept].tolist(), *graph.dst[kept].tolist()])), device=graph.device).long()
     place = torch.full((graph.num_nodes(),), -1, device=graph.device)
     place[numbers] = torch.arange(len(numbers), device=graph.device)
-    return _part(graph, numbers, kept, place)
+    return _part(graph, numbers, kept, place, store_ids)
 
 
-def _part(graph: Graph, nodes: Tensor, edges: Tensor, place: Tensor) -> DGLGraph:
-    return DGLGraph(
-        place[graph.src[edges]],
-        place[graph.dst[edges]],
-        len(nodes),
-        ndata={**{name: column[nodes] for name, column in graph.ndata.items()}, NID: nodes},
-        edata={**{name: column[edges] for name, column in graph.edata.items()}, EID: edges},
-    )
+def _part(graph: Graph, nodes: Tensor, edges: Tensor, place: Tensor, store_ids: bool) -> DGLGraph:
+    ndata = {name: column[nodes] for name, column in graph.ndata.items()} | ({NID: nodes} if store_ids else {})
+    edata = {name: column[edges] for name, column in graph.edata.items()} | ({EID: edges} if store_ids else {})
+    return DGLGraph(place[graph.src[edges]], place[graph.dst[edges]], len(nodes), ndata=ndata, edata=edata)
+
+
+def _with_all_nodes(graph: Graph, edges: Tensor, store_ids: bool) -> DGLGraph:
+    part = DGLGraph.adopt(graph).with_edges(edges)
+    if store_ids:
+        part.edata[EID] = edges
+    return part
 
 
 def _numbers(numbers: Any, device: torch.device) -> Tensor:
