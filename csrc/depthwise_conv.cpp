@@ -5,7 +5,6 @@
 #include "depthwise_conv.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "check.h"
@@ -171,7 +170,7 @@ public:
     }
 
     void add_up(T* whole, int64_t count) const {
-        std::memset(whole, 0, count * sizeof(T));
+        std::fill_n(whole, count, T(0));
         for (const Part& part : parts_)
             for (int64_t index = part.first; index < part.stop; ++index) whole[index] += part.values[index - part.first];
     }
@@ -217,7 +216,7 @@ void gather_gradients(const DepthwiseShape& shape, const Edges& edges, const Ten
 template <typename T>
 T* clear_sums(const DepthwiseShape& shape, const Tensor& sums, int64_t first, int64_t stop) {
     const int64_t row = shape.components_out * shape.channels;
-    std::memset(write<T>(sums) + first * row, 0, (stop - first) * row * sizeof(T));
+    std::fill_n(write<T>(sums) + first * row, (stop - first) * row, T(0));
     return write<T>(sums);
 }
 

