@@ -112,8 +112,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = ["| processor | atoms | | ms a step | atoms/s | peak, GiB |", "|---" * 6 + "|"]
     lines += [
-        f"| {row['processor']} | {row['atoms']:,} | {row['contestant']} {row['version']} | {row['ms']:,.0f} | {row['atoms_per_s']:,.0f} | "
-        f"{row['peak_GiB']:.1f} |"
+        f"| {row['processor']} | {row['atoms']:,} | {row['contestant']} {row['version']} | {row['ms']:,.0f} | "
+        f"{row['atoms_per_s']:,.0f} | {row['peak_GiB']:.1f} |"
         for row in rows
     ]
     return "\n".join(lines)
