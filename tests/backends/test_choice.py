@@ -134,7 +134,7 @@ def test_what_a_backend_offers(name: str, operation: str) -> None:
     if name in ("triton", "cuda"):
         pytest.importorskip("triton")
     module = registry.implementation(operation, name)
-    assert module is not None or name != "dense" or operation in ("joint", "attention_block")
+    assert module is not None or name != "dense" or operation in ("joint", "attention_block", "force_network")
 
 
 def test_a_module_that_offers_less_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

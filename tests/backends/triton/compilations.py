@@ -86,6 +86,7 @@ def forces() -> Iterator[None]:
     for num_nodes in NUM_NODES[:-1]:
         graph = ring(num_nodes)
         graph.ndata = {"pos": torch.randn(num_nodes, 3), "atomic_numbers": 1 + 5 * (torch.arange(num_nodes) % 2)}
+        graph.edata.clear()  # relative positions follow from these
         energies, found = energy_and_forces(model, graph, create_graph=True)
         yield (energies.sum() + found.square().sum()).backward()
 

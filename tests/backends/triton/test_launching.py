@@ -128,6 +128,7 @@ def run_force_field(num_nodes: int) -> None:
         "pos": torch.randn(num_nodes, 3, device=TRITON_DEVICE),
         "atomic_numbers": torch.full((num_nodes,), 6, device=TRITON_DEVICE),
     }
+    graph.edata.clear()  # relative positions follow from these
     energies, forces = energy_and_forces(model, graph, create_graph=True)
     (energies.sum() + forces.square().sum()).backward()
 
