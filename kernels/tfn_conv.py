@@ -566,11 +566,8 @@ def _contraction_tile(dtype: torch.dtype, channels: int, is_tall: bool) -> Contr
     if is_half(dtype):
         return ContractionTile(128, padded(channels, 32), 8)
     if dtype == torch.float32:
-        return (
-            ContractionTile(64, padded(channels, 32), 8)
-            if is_tall and channels > 16
-            else ContractionTile(32, padded(channels, 32), 4)
-        )
+        edges, warps = (64, 8) if is_tall and channels > 16 else (32, 4)
+        return ContractionTile(edges, padded(channels, 32), warps)
     return ContractionTile(16, 16, 4)
 
 

@@ -224,6 +224,8 @@ class Graph:
     def batch(graphs: Sequence[Graph]) -> Graph:
         """One graph holding all of ``graphs``, in order; node and edge data that all of them have are concatenated.
 
+        Where some are periodic, the ``edata['offset']`` [E, 3] of the others is zero: forces are taken by it.
+
         Raises:
             ValueError: if ``graphs`` is empty.
         """
@@ -238,7 +240,7 @@ class Graph:
                 batch_num_nodes=torch.cat([graph.batch_num_nodes() for graph in graphs]),
                 batch_num_edges=torch.cat([graph.batch_num_edges() for graph in graphs]),
                 ndata=_concatenate([graph.ndata for graph in graphs]),
-                edata=_concatenate([graph.edata for graph in graphs]),
+                edata=_concatenate(_with_offsets(graphs)),
             )
 
 
@@ -557,6 +559,14 @@ def _first_few(numbers: Tensor) -> str:
 
 def _shape_or_type(value: Any) -> str:
     return f"{list(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else f"an object of type {type(value).__name__}"
+
+
+def _with_offsets(graphs: Sequence[Graph]) -> list[dict[str, Tensor]]:
+    """Edge data of all graphs, with an offset where others have one."""
+    given = [graph.edata["offset"] for graph in graphs if "offset" in graph.edata]
+    if not given or any(offset.shape[1:] != (3,) for offset in given):
+        return [graph.edata for graph in graphs]
+    return [{"offset": given[0].new_zeros(graph.num_edges(), 3)} | graph.edata for graph in graphs]
 
 
 def _concatenate(data: list[dict[str, Tensor]]) -> dict[str, Tensor]:

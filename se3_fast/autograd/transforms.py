@@ -44,6 +44,12 @@ def any_wrapped(tensors: Iterable[Tensor]) -> bool:
     return any(map(_functorch.is_functorch_wrapped_tensor, tensors))
 
 
+def are_alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether all are float32, or all float64, on one device, and none stands for another."""
+    kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
+    return len(kinds) == 1 and tensors[0].dtype in (torch.float32, torch.float64) and not any_wrapped(tensors)
+
+
 def is_batched(tensor: Tensor) -> bool:
     """Whether a tensor stands for one entry of a batch, within ``vmap``."""
     while is_transformed() and _functorch.is_functorch_wrapped_tensor(tensor):

@@ -14,9 +14,9 @@ from se3_fast.autograd.modes import constant
 from se3_fast.backends.dense.depthwise_conv import SILU_SCALE
 from se3_fast.backends.operands import DepthwiseProfile, InteractionLayer
 from se3_fast.contraction.depthwise import DepthwisePlan
+from se3_fast.contraction.products import product_coupling
 from se3_fast.graph import Graph
 from se3_fast.ops.depthwise_conv import depthwise_conv
-from se3_fast.so3 import wigner_3j
 
 SIGMOID_SCALE = 1.8467
 """One over the root mean square of the logistic function for normal inputs."""
@@ -145,4 +145,4 @@ def _product(first: Tensor, second: Tensor, degree: int) -> Tensor:
 @constant
 def _coupling_on(degrees: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
     """The map from products of two degrees to the third, [2d+1, (2d1+1)(2d2+1)]; copied to a device once, not with every step."""
-    return (wigner_3j(*degrees).to(device, dtype) * math.sqrt(2 * degrees[0] + 1)).flatten(1)
+    return product_coupling(*degrees).to(device, dtype).flatten(1)

@@ -6,12 +6,9 @@ What it computes is what its parts compute (:mod:`se3_fast.ops.radial`, :mod:`~s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
-from se3_fast.autograd.transforms import any_wrapped, is_recording
+from se3_fast.autograd.transforms import are_alike, is_recording
 from se3_fast.backends.choice import own_implementation
 from se3_fast.backends.operands import AttentionBlock
 from se3_fast.fiber import Features
@@ -42,15 +39,9 @@ def attention_block(call: AttentionBlock) -> Features | None:
         what is wrong with weights that do not fit.
     """
     backend = own_implementation("attention_block", call.graph.device)
-    if backend is None or not (_are_alike(call.tensors()) and _fit(call) and backend.serves(call)):
+    if backend is None or not (are_alike(call.tensors()) and _fit(call) and backend.serves(call)):
         return None
     return backend.attention_block(call)
-
-
-def _are_alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether all are float32, or all float64, and none stands for another."""
-    dtypes = {tensor.dtype for tensor in tensors}
-    return dtypes in ({torch.float32}, {torch.float64}) and not any_wrapped(tensors)
 
 
 def _fit(call: AttentionBlock) -> bool:

@@ -5,12 +5,10 @@ What it computes is what :class:`se3_fast.forces.ForceField` computes part by pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from se3_fast.autograd.transforms import any_wrapped, is_forward, is_transformed
+from se3_fast.autograd.transforms import are_alike, is_forward, is_transformed
 from se3_fast.backends.choice import own_implementation
 from se3_fast.backends.operands import ForceNetwork
 from se3_fast.graph import Graph
@@ -40,13 +38,7 @@ def force_network(network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: T
         [N] and [E, 3], which carry no gradient; None where the parts are to be called instead.
     """
     backend = own_implementation("force_network", rel_pos.device)
-    if backend is None or not _are_alike([rel_pos, *network.tensors()]) or not backend.serves(network):
+    if backend is None or not are_alike([rel_pos, *network.tensors()]) or not backend.serves(network):
         return None
     found: tuple[Tensor, Tensor] = backend.force_network(network, graph, rel_pos, kinds)
     return found
-
-
-def _are_alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether all are float32, or all float64, on one device, and none stands for another."""
-    kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
-    return len(kinds) == 1 and tensors[0].dtype in (torch.float32, torch.float64) and not any_wrapped(tensors)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from se3_fast.devices import device_of
-from se3_fast.energy_derivatives import check_volumes, energy_and_forces, energy_forces_and_dipoles, strained
+from se3_fast.energy_derivatives import check_volumes, energy_and_forces, energy_forces_and_dipoles, strained, sum_over_atoms
 from se3_fast.forces import ForceField
 from se3_fast.graph import Graph
 
@@ -72,9 +72,7 @@ class SinglePoint(nn.Module):
         else:
             energies = self.force_field.atomic_energies(rounded)
         self._atomic_energies = energies.detach()
-        sizes = graph.batch_num_nodes()
-        structure = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes, output_size=graph.num_nodes())
-        total = energies.new_zeros(len(sizes)).index_add(0, structure, energies)
+        total = sum_over_atoms(energies, graph)
         return (total, dipoles.double()) if dipoles is not None else total
 
     def energies_and_gradient(self, graph: Graph) -> tuple[Tensor, Tensor] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import se3_fast
-from se3_fast import complete_graph
+from se3_fast import Graph, complete_graph
 from se3_fast.backends.cpp import library
 from se3_fast.forces import (
     ForceField,
@@ -323,6 +323,19 @@ def test_relative_positions_of_another_rounding_are_no_mistake() -> None:
     assert relative_error(energy_and_forces(model, graph)[1], expected) < 1e-2
     graph.ndata["pos"][0] = float("nan")
     assert energy_and_forces(model, graph)[1][0].isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cell_and_a_molecule_in_one_batch(backend: str) -> None:
+    """In either order, as they are alone."""
+    model = _force_field()
+    graphs = [molecule_graph(_positions(), NUMBERS, None, CUTOFF, _cell()), molecule_graph(_positions(1), NUMBERS)]
+    with se3_fast.backend(backend):
+        alone = [energy_and_forces(model, graph) for graph in graphs]
+        for order in ((0, 1), (1, 0)):
+            energies, forces = energy_and_forces(model, Graph.batch([graphs[number] for number in order]))
+            assert relative_error(energies, torch.cat([alone[number][0] for number in order])) < TOLERANCE[torch.float64]
+            assert relative_error(forces, torch.cat([alone[number][1] for number in order])) < TOLERANCE[torch.float64]
 
 
 def test_offsets_of_pyg_data_are_read() -> None:
