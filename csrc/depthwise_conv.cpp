@@ -272,10 +272,6 @@ Tensors depthwise_conv_backward(
     return results;
 }
 
-}  // namespace se3_fast
-
-namespace {
-
 // The derivatives of the sums and of all gradients along a direction of features, harmonics and radial; gradient and weights stay.
 Tensors depthwise_conv_along(
     Tensors direction, Tensor gradient, Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
@@ -308,7 +304,7 @@ Tensors depthwise_conv_along(
     return results;
 }
 
-}  // namespace
+}  // namespace se3_fast
 
 STABLE_TORCH_LIBRARY_FRAGMENT(se3_fast_cpp, m) {
     m.def(

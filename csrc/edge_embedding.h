@@ -60,6 +60,23 @@ public:
         }
     }
 
+    // The derivatives of harmonics and Bessel functions along a direction of the relative position.
+    template <typename T>
+    void embed_along(const T* rel_pos, const T* slopes, int64_t inputs, const T* direction, T* harmonics, T* radial) {
+        place(rel_pos);
+        double length_dot = 0, direction_dot[3];
+        for (int axis = 0; axis < 3; ++axis) length_dot += direction_[axis] * double(direction[axis]);
+        for (int axis = 0; axis < 3; ++axis) direction_dot[axis] = (double(direction[axis]) - length_dot * direction_[axis]) / length_;
+        std::vector<double>& dots = of_harmonics_;
+        for (std::size_t index = 0; index < dots.size(); ++index)
+            dots[index] = index > 0 && index < 4 ? SQUARE_ROOT_OF_3 * direction_dot[index - 1] : 0;
+        for (const HarmonicTerm& term : terms_)
+            dots[term.out] += term.coefficient *
+                              (dots[term.before] * direction_[term.axis] + harmonics_[term.before] * direction_dot[term.axis]);
+        for (std::size_t index = 0; index < dots.size(); ++index) harmonics[index] = T(dots[index]);
+        for (int64_t number = 0; number < inputs; ++number) radial[number] = T(double(slopes[number]) * length_dot);
+    }
+
 private:
     static constexpr double PI = 3.14159265358979323846, SQUARE_ROOT_OF_3 = 1.7320508075688772935;
 

@@ -54,6 +54,29 @@ struct HeadMatrices {
     T constant;
 };
 
+// Values that the passes forward and back leave of a layer's nodes; of_mixed: the gradient of a U.
+template <typename T>
+struct InteractionValues {
+    const T *features, *arrived, *mixed, *before, *of_next, *of_mixed;
+};
+
+// Their derivatives along a direction (features: null for zero).
+template <typename T>
+struct InteractionDots {
+    const T *features, *arrived, *mixed, *before, *of_next;
+};
+
+// Where the gradients of a layer's matrices are added, each as its matrix is.
+template <typename T>
+struct InteractionGradients {
+    T *const *after, *const *out, *const *gates;
+};
+
+template <typename T>
+struct HeadGradients {
+    T *first, *bias, *last, *constant;  // first: [width][C]
+};
+
 }  // namespace se3_fast
 
 SE3_FAST_DECLARE(
@@ -73,12 +96,37 @@ SE3_FAST_DECLARE(
         const InteractionShape& shape, const InteractionMatrices<T>& matrices, int64_t count, const int64_t* kinds, const T* features,
         const T* arrived, T* mixed, T* before, T* next, T* workspace);
 
-    // The gradients of what arrived, and of the features where they go straight to the next layer (null: not wanted).
+    // The gradients of what arrived, and of the features where they go straight to the next layer (null: not wanted); `of_mixed`, which
+    // leads to the first, is that of a U.
     template <typename T> void interact_backward(
         const InteractionShape& shape, const InteractionMatrices<T>& transposed, int64_t count, const int64_t* kinds, const T* of_next,
-        const T* mixed, const T* before, T* of_features, T* of_arrived, T* workspace);
+        const T* mixed, const T* before, T* of_features, T* of_mixed, T* of_arrived, T* workspace);
 
     // Energies of `count` nodes, and their gradients by the first C of `stride` channels of each; the others are set to zero.
     template <typename T> void read_out(
         const HeadMatrices<T>& head, int64_t count, int64_t stride, const T* features, T* energies, T* of_features, T* workspace);
+
+    // Adds the gradients of the maps of map_components from those of their outputs.
+    template <typename T> void add_map_gradients(
+        int64_t count, int64_t max_degree, int64_t channels, const T* inputs, const T* of_outputs, T* const* gradients);
+
+    template <typename T> int64_t interaction_along_workspace_size(const InteractionShape& shape);
+
+    // The derivatives of what `interact` makes.
+    template <typename T> void interact_along(
+        const InteractionShape& shape, const InteractionMatrices<T>& matrices, int64_t count, const int64_t* kinds,
+        const InteractionValues<T>& values, const T* features_dot, const T* arrived_dot, T* mixed_dot, T* before_dot, T* next_dot,
+        T* workspace);
+
+    // The derivatives of what `interact_backward` makes; those of the gradients of the matrices are added up.
+    template <typename T> void interact_backward_along(
+        const InteractionShape& shape, const InteractionMatrices<T>& transposed, int64_t count, const int64_t* kinds,
+        const InteractionValues<T>& values, const InteractionDots<T>& dots, T* of_features_dot, T* of_arrived_dot,
+        const InteractionGradients<T>& gradients, T* workspace);
+
+    // The derivatives of the gradients that `read_out` finds, and of those of the perceptron, for energies whose gradients are 1 and
+    // have the derivatives `of_energies`. `workspace`: four rows of units for each node.
+    template <typename T> void read_out_along(
+        const HeadMatrices<T>& head, int64_t count, int64_t stride, const T* features, const T* features_dot, const T* of_energies,
+        T* of_features_dot, const HeadGradients<T>& gradients, T* workspace);
 )

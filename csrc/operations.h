@@ -21,4 +21,7 @@ Tensor depthwise_conv(Tensors operands, Tensor src, Tensor dst, Tensor order, Te
 Tensors depthwise_conv_backward(Tensor gradient, Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
                                 std::vector<double> coefficients, bool with_weights);
 
+Tensors depthwise_conv_along(Tensors direction, Tensor gradient, Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets,
+                             Integers table, std::vector<double> coefficients);
+
 }  // namespace se3_fast

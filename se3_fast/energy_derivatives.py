@@ -38,7 +38,7 @@ def energy_and_forces(model: nn.Module, graph: Any, *inputs: Any, create_graph: 
     """
     with not_in_inference_mode(), torch.enable_grad():
         moved, pos = _with_leaf_positions(graph)
-        whole = None if create_graph or inputs else _as_a_whole(model, moved)
+        whole = None if inputs else _as_a_whole(model, moved, create_graph)
         if whole is not None:
             return whole.energies, -_by_positions(moved, whole.of_rel_pos)
         energies = _energies(model, moved, inputs)
@@ -94,7 +94,7 @@ def strained(model: nn.Module, graph: Graph, volumes: Tensor, *inputs: Any, crea
     count = graph.batch_size
     with not_in_inference_mode(), torch.enable_grad():
         moved, pos = _with_leaf_positions(graph)
-        whole = None if create_graph or inputs else _as_a_whole(model, moved)
+        whole = None if inputs else _as_a_whole(model, moved, create_graph)
         if whole is not None:
             of_strain = _by_strain(moved, whole.of_rel_pos)
             stress = of_strain / volumes[:, None, None].to(of_strain)
@@ -186,29 +186,27 @@ def _rounded(vector: Tensor) -> list[float]:
 
 
 class _Whole(NamedTuple):
-    """Energies [B], and the gradient of their sum by the relative positions [E, 3], which carry no gradient."""
+    """Energies [B], and the gradient of their sum by the relative positions [E, 3]; differentiable, if at all, by weights alone."""
 
     energies: Tensor
     of_rel_pos: Tensor
 
 
-def _as_a_whole(model: nn.Module, graph: Graph) -> _Whole | None:
+def _as_a_whole(model: nn.Module, graph: Graph, create_graph: bool) -> _Whole | None:
     """What a model finds by itself, without autograd; None where it does not."""
     find = getattr(model, "energies_and_gradient", None)
-    found = None if find is None else find(graph)
+    found = None if find is None else find(graph, create_graph)
     return None if found is None else _Whole(sum_over_atoms(found[0], graph), found[1])
 
 
-@torch.no_grad()
 def _by_positions(graph: Graph, of_rel_pos: Tensor) -> Tensor:
     """The gradient by the positions [N, 3] from that by their differences."""
     return of_rel_pos.new_zeros(graph.num_nodes(), 3).index_add_(0, graph.dst, of_rel_pos).index_add_(0, graph.src, -of_rel_pos)
 
 
-@torch.no_grad()
 def _by_strain(graph: Graph, of_rel_pos: Tensor) -> Tensor:
     """The gradient by a symmetric strain of each structure [B, 3, 3] from that by the relative positions."""
-    products = graph.edata["rel_pos"][:, :, None] * of_rel_pos[:, None, :]  # [E, 3, 3]
+    products = graph.edata["rel_pos"].detach()[:, :, None] * of_rel_pos[:, None, :]  # [E, 3, 3]
     structure = graph_of_nodes(graph).index_select(0, graph.dst)
     found = of_rel_pos.new_zeros(graph.batch_size, 3, 3).index_add_(0, structure, products)
     return (found + found.mT) / 2

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se3_fast.autograd.modes import is_readable
@@ -33,11 +34,11 @@ from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
 from se3_fast.layers.dipole import DipoleHead
 from se3_fast.layers.edge_embedding import EdgeEmbedding
 from se3_fast.layers.inputs import check_number, check_whole
-from se3_fast.layers.interaction import Interaction
+from se3_fast.layers.interaction import Interaction, interact
 from se3_fast.layers.plain import is_called_plainly, is_plain
 from se3_fast.layers.repulsion import NuclearRepulsion
 from se3_fast.neighbours import check_places, check_positions
-from se3_fast.ops.force_network import force_network, may_be_whole
+from se3_fast.ops.force_network import force_network, may_be_whole, trained_force_network
 from se3_fast.training.checkpoint import build_from, read_checkpoint
 from se3_fast.training.checkpoint_entries import check_sizes, expect, is_number
 from se3_fast.training.errors import CheckpointError
@@ -322,37 +323,60 @@ class ForceField(nn.Module):
             dipoles = self.dipole_of_molecule(features, graph.ndata["pos"], graph_of_nodes(graph), graph.batch_size)
             return self._energies_of(features, graph), dipoles
 
-    @torch.no_grad()
-    def energies_and_gradient(self, graph: Any) -> tuple[Tensor, Tensor] | None:
+    def energies_and_gradient(self, graph: Any, create_graph: bool = False) -> tuple[Tensor, Tensor] | None:
         """What each atom adds to the energy, and the gradient of the sum by the edges, at once and without autograd.
 
         Args:
             graph: as for :meth:`forward`.
+            create_graph: whether a loss on both is to be differentiated by the weights.
 
         Returns:
-            [N] float64, eV, and [E, 3] of ``rel_pos``, eV/Angstrom, which carry no gradient; None where no backend has it, or where
-            hooks are to see the layers, or they are others: :meth:`atomic_energies` and autograd then find the same.
+            [N] float64, eV, and [E, 3] of ``rel_pos``, eV/Angstrom, which carry no gradient, or that by the weights alone. None
+            where no backend has it, or where hooks are to see the layers, or they are others: :meth:`atomic_energies` and autograd
+            then find the same.
 
         Raises:
             ValueError: as :meth:`forward`.
         """
         graph = as_graph(graph)
         self._check(graph)
-        rel_pos = graph.edata["rel_pos"]
+        rel_pos = graph.edata["rel_pos"].detach()
         if not may_be_whole(rel_pos) or not self._is_as_made():
             return None
-        atomic_numbers = graph.ndata["atomic_numbers"]
-        found = force_network(self._network(), graph, rel_pos.detach(), self._columns(atomic_numbers))
-        if found is None:
-            return None
-        own, gradient = (values * self.scale for values in found)
-        if self.repulsion is not None:
-            with torch.enable_grad():
+        columns = self._columns(graph.ndata["atomic_numbers"])
+        with torch.set_grad_enabled(create_graph):
+            network = self._network()
+            if create_graph:
+                by_parts = partial(self._by_parts, network, graph, rel_pos)
+                found = trained_force_network(network, graph, rel_pos, columns, by_parts)
+            else:
+                found = force_network(network, graph, rel_pos, columns)
+            if found is None:
+                return None
+            own, gradient = (values * self.scale for values in found)
+            if self.repulsion is not None:
                 leaf = rel_pos.detach().requires_grad_()
-                repulsion = self._repulsion(graph, leaf)
-                (of_repulsion,) = torch.autograd.grad(repulsion.sum(), leaf)
-            own, gradient = own + repulsion.detach(), gradient + of_repulsion
-        return own.double() + self.reference_energies[atomic_numbers], gradient
+                with torch.enable_grad():
+                    repulsion = self._repulsion(graph, leaf)
+                    (of_repulsion,) = torch.autograd.grad(repulsion.sum(), leaf)
+                own, gradient = own + repulsion.detach(), gradient + of_repulsion
+            return own.double() + self.reference_energies[graph.ndata["atomic_numbers"]], gradient
+
+    def _by_parts(self, network: ForceNetwork, graph: Graph, rel_pos: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What the operation of the whole network finds with other tensors, by layers and autograd."""
+        network = network.with_tensors(tensors)
+        kinds = self._kinds(graph.ndata["atomic_numbers"])
+        first, first_bias, last, last_bias = network.head
+        with torch.enable_grad():
+            leaf = rel_pos.detach().requires_grad_()
+            embedding = self.edge_embedding(leaf)
+            features = [(kinds @ network.atom_embedding)[:, None]]  # [N, 1, C]
+            for layer in network.layers:
+                features = interact(layer, features, graph, embedding, kinds)
+            hidden = F.silu(F.linear(features[0].squeeze(1), first, first_bias))
+            energies = F.linear(hidden, last, last_bias).squeeze(1)  # [N]
+            (gradient,) = torch.autograd.grad(energies.sum(), leaf, create_graph=True)
+        return [energies, gradient]
 
     def _is_as_made(self) -> bool:
         """Whether the modules are such as the constructor makes, and nobody looks on."""

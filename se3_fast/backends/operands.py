@@ -319,3 +319,24 @@ class ForceNetwork(NamedTuple):
         for layer in self.layers:
             found += [*layer.before, *layer.profile, *layer.after, *layer.out, *layer.gates]
         return [*found, *self.head]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> ForceNetwork:
+        """The same network of other tensors, which stand as those of :meth:`tensors`."""
+        given = iter(tensors)
+
+        def take(like: Sequence[Tensor]) -> list[Tensor]:
+            return [next(given) for _ in like]
+
+        frequencies, atom_embedding = take(tensors[:2])
+        layers = [
+            layer._replace(
+                before=take(layer.before),
+                profile=DepthwiseProfile(*take(layer.profile)),
+                after=take(layer.after),
+                out=take(layer.out),
+                gates=take(layer.gates),
+            )
+            for layer in self.layers
+        ]
+        head = (next(given), next(given), next(given), next(given))
+        return self._replace(frequencies=frequencies, atom_embedding=atom_embedding, layers=layers, head=head)

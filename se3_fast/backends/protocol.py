@@ -6,7 +6,7 @@ operation in ``se3_fast/ops`` asks with. Without it everything is served.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -187,6 +187,16 @@ class WholeForceNetwork(Protocol):
 
     def force_network(self, network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
         """Energies of atoms, and the gradient of their sum; nothing of it is differentiated."""
+
+    def trained_force_network(
+        self,
+        network: ForceNetwork,
+        graph: Graph,
+        rel_pos: Tensor,
+        kinds: Tensor,
+        by_parts: Callable[[Sequence[Tensor]], list[Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """The same, differentiable by the weights."""
 
 
 class SharedFeatures(Protocol):

@@ -85,25 +85,32 @@ class Interaction(nn.Module):
         Returns:
             [N, 2d+1, C] of the degrees that leave.
         """
-        sent = torch.cat([feature @ weight for feature, weight in zip(features, _weights(self.before), strict=True)], 1)
-        arrived = depthwise_conv(self.plan, graph, sent, *embedding, DepthwiseProfile(*_weights(self.profile)))
-        arrived = arrived / math.sqrt(self.average_neighbours)
-        sizes = [2 * degree + 1 for degree in range(self.plan.degree_out + 1)]
-        mixed = [part @ weight for part, weight in zip(arrived.split(sizes, 1), _weights(self.after), strict=True)]
-        found: list[Tensor] = []
-        scalars, gates = features[0], _weights(self.gates)
-        for degree, (products, weight) in enumerate(zip(self.products, _weights(self.out), strict=True)):
-            parts = [mixed[degree], *(_product(mixed[first], mixed[second], degree) for first, second in products)]
-            if degree < len(features):
-                parts.append((features[degree][:, :, None] * kinds[:, None, :, None]).flatten(2))
-            stacked = torch.cat(parts, 2)  # [N, 2d+1, .]
-            if degree == 0:
-                scalars = stacked
-                found.append(SILU_SCALE * F.silu(stacked @ weight))
-            else:
-                gate = SIGMOID_SCALE * torch.sigmoid(scalars @ gates[degree - 1])
-                found.append(gate * (stacked @ weight))
-        return found
+        return interact(self.operands(), features, graph, embedding, kinds)
+
+
+def interact(
+    layer: InteractionLayer, features: Sequence[Tensor], graph: Graph, embedding: tuple[Tensor, Tensor], kinds: Tensor
+) -> list[Tensor]:
+    """What :class:`Interaction` computes, with any weights; arguments and result are those of its ``forward``."""
+    sent = torch.cat([feature @ weight for feature, weight in zip(features, layer.before, strict=True)], 1)
+    arrived = depthwise_conv(layer.plan, graph, sent, *embedding, layer.profile)
+    arrived = arrived / math.sqrt(layer.average_neighbours)
+    sizes = [2 * degree + 1 for degree in range(layer.plan.degree_out + 1)]
+    mixed = [part @ weight for part, weight in zip(arrived.split(sizes, 1), layer.after, strict=True)]
+    found: list[Tensor] = []
+    scalars = features[0]
+    for degree, (products, weight) in enumerate(zip(layer.products, layer.out, strict=True)):
+        parts = [mixed[degree], *(_product(mixed[first], mixed[second], degree) for first, second in products)]
+        if degree < len(features):
+            parts.append((features[degree][:, :, None] * kinds[:, None, :, None]).flatten(2))
+        stacked = torch.cat(parts, 2)  # [N, 2d+1, .]
+        if degree == 0:
+            scalars = stacked
+            found.append(SILU_SCALE * F.silu(stacked @ weight))
+        else:
+            gate = SIGMOID_SCALE * torch.sigmoid(scalars @ layer.gates[degree - 1])
+            found.append(gate * (stacked @ weight))
+    return found
 
 
 def _normal(inputs: int, outputs: int, deviation: float) -> Tensor:

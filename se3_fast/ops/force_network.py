@@ -5,6 +5,9 @@ What it computes is what :class:`se3_fast.forces.ForceField` computes part by pa
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,9 @@ from se3_fast.autograd.transforms import are_alike, is_forward, is_transformed
 from se3_fast.backends.choice import own_implementation
 from se3_fast.backends.operands import ForceNetwork
 from se3_fast.graph import Graph
+
+ByParts = Callable[[Sequence[Tensor]], list[Tensor]]
+"""From all tensors of a network, what :func:`force_network` finds, as autograd can follow it."""
 
 
 def may_be_whole(rel_pos: Tensor) -> bool:
@@ -37,8 +43,34 @@ def force_network(network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: T
     Returns:
         [N] and [E, 3], which carry no gradient; None where the parts are to be called instead.
     """
-    backend = own_implementation("force_network", rel_pos.device)
-    if backend is None or not are_alike([rel_pos, *network.tensors()]) or not backend.serves(network):
+    backend = _that_serves(network, rel_pos)
+    if backend is None:
         return None
     found: tuple[Tensor, Tensor] = backend.force_network(network, graph, rel_pos, kinds)
     return found
+
+
+def trained_force_network(
+    network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor, by_parts: ByParts
+) -> tuple[Tensor, Tensor] | None:
+    """As :func:`force_network`, for a loss on both.
+
+    Args:
+        network, graph, rel_pos, kinds: as there.
+        by_parts: the formula, for derivatives of derivatives by the weights.
+
+    Returns:
+        [N] and [E, 3], differentiable by the weights any number of times, not by ``rel_pos``; None as there.
+    """
+    backend = _that_serves(network, rel_pos)
+    if backend is None:
+        return None
+    found: tuple[Tensor, Tensor] = backend.trained_force_network(network, graph, rel_pos, kinds, by_parts)
+    return found
+
+
+def _that_serves(network: ForceNetwork, rel_pos: Tensor) -> Any:
+    """The backend, None where there is none."""
+    backend = own_implementation("force_network", rel_pos.device)
+    is_served = backend is not None and are_alike([rel_pos, *network.tensors()]) and backend.serves(network)
+    return backend if is_served else None

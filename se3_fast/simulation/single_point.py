@@ -75,9 +75,9 @@ class SinglePoint(nn.Module):
         total = sum_over_atoms(energies, graph)
         return (total, dipoles.double()) if dipoles is not None else total
 
-    def energies_and_gradient(self, graph: Graph) -> tuple[Tensor, Tensor] | None:
+    def energies_and_gradient(self, graph: Graph, create_graph: bool = False) -> tuple[Tensor, Tensor] | None:
         """As of the force field: energies of atoms [N], and the gradient by the relative positions [E, 3], in their dtype."""
-        found = self.force_field.energies_and_gradient(self._rounded(graph))
+        found = self.force_field.energies_and_gradient(self._rounded(graph), create_graph)
         if found is None:
             return None
         self._atomic_energies, gradient = found

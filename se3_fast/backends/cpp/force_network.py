@@ -1,14 +1,18 @@
-"""The network of a force field and its gradient by one compiled CPU operation (``csrc/force_network.cpp``)."""
+"""The network of a force field and its gradient by one compiled CPU operation (``csrc/force_network.cpp``), and the gradients of
+its weights by another one (``csrc/force_network_along.cpp``)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.cpp.depthwise_conv import table
 from se3_fast.backends.operands import ForceNetwork
 from se3_fast.contraction.depthwise import DepthwisePlan
@@ -34,23 +38,93 @@ def serves(network: ForceNetwork) -> bool:
 
 def force_network(network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`se3_fast.ops.force_network.force_network`."""
-    energies, gradient = torch.ops.se3_fast_cpp.force_network(*arguments(network, graph, rel_pos, kinds))
+    energies, gradient = torch.ops.se3_fast_cpp.force_network(*arguments(network, graph, rel_pos, kinds), False)
+    return energies, gradient
+
+
+def trained_force_network(
+    network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor, by_parts: Callable[[Sequence[Tensor]], list[Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """See :func:`se3_fast.ops.force_network.trained_force_network`."""
+    frequencies, *weights = network.tensors()
+    inputs = (rel_pos.contiguous(), kinds, frequencies)
+    operation = CppForceNetwork(graph, inputs, (*_description_of(network), network.cutoff), len(network.layers), by_parts)
+    energies, gradient = operation.apply(*weights)
     return energies, gradient
 
 
 def arguments(network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor) -> tuple[Any, ...]:
-    """As the compiled operation takes them."""
-    return (
-        rel_pos.contiguous(),
-        kinds,
-        [tensor.contiguous() for tensor in network.tensors()],
-        *(graph.src, graph.dst, *graph.incoming()),
-        *_description(
-            (len(network.atom_embedding), network.atom_embedding.shape[1], len(network.frequencies)),
-            (network.layers[0].profile.second.shape[0], network.max_harmonic, network.power, network.head[0].shape[0]),
-            tuple((layer.plan, layer.average_neighbours, layer.products) for layer in network.layers),
-        ),
-        network.cutoff,
+    """As the compiled operation takes them, up to whether it keeps what the gradients of the weights take."""
+    tensors = [tensor.contiguous() for tensor in network.tensors()]
+    return rel_pos.contiguous(), kinds, tensors, *_edges(graph), *_description_of(network), network.cutoff
+
+
+def _edges(graph: Graph) -> tuple[Tensor, ...]:
+    return graph.src, graph.dst, *graph.incoming()
+
+
+_KEPT_OF_EDGES, _KEPT_OF_LAYER = 4, 9
+"""How many tensors ``csrc/force_network.cpp`` keeps beside the layers, and of each."""
+
+
+@dataclass(frozen=True, eq=False)
+class CppForceNetwork(Operation):
+    """Energies of atoms [N] and the gradient of their sum by the relative positions [E, 3], from all weights in a row.
+
+    Attributes:
+        graph: its edges.
+        inputs: relative positions [E, 3], kinds of the atoms [N] and frequencies [B], which are not differentiated by.
+        description: of the network, for the compiled operations.
+        num_layers: of it.
+        by_parts: the formula, from the frequencies and the weights.
+    """
+
+    graph: Graph
+    inputs: tuple[Tensor, Tensor, Tensor]
+    description: tuple[list[int], list[float], float]
+    num_layers: int
+    by_parts: Callable[[Sequence[Tensor]], list[Tensor]]
+
+    @property
+    def num_kept(self) -> int:  # type: ignore[override]
+        """Values of the passes forward and back."""
+        return _KEPT_OF_EDGES + self.num_layers * _KEPT_OF_LAYER
+
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """Edges and inputs."""
+        return self.graph.src, self.graph.dst, *self.inputs
+
+    def _arguments(self, weights: Any) -> tuple[Any, ...]:
+        rel_pos, kinds, frequencies = self.inputs
+        return rel_pos, kinds, [tensor.contiguous() for tensor in (frequencies, *weights)]
+
+    def evaluate(self, operands: Any) -> Sequence[Tensor]:
+        """The results, and what is kept."""
+        found: list[Tensor] = torch.ops.se3_fast_cpp.force_network(
+            *self._arguments(operands), *_edges(self.graph), *self.description, True
+        )
+        return found
+
+    def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
+        """Of all weights."""
+        of_energies, of_gradient = (gradient.contiguous() for gradient in gradients)
+        found: list[Tensor] = torch.ops.se3_fast_cpp.force_network_along(
+            of_energies, of_gradient, *self._arguments(operands), list(kept), *_edges(self.graph), *self.description
+        )
+        return found
+
+    @property
+    def formula(self) -> PlainFormula:
+        """By parts."""
+        return PlainFormula(lambda weights: self.by_parts([self.inputs[2], *weights]))
+
+
+def _description_of(network: ForceNetwork) -> tuple[list[int], list[float]]:
+    return _description(
+        (len(network.atom_embedding), network.atom_embedding.shape[1], len(network.frequencies)),
+        (network.layers[0].profile.second.shape[0], network.max_harmonic, network.power, network.head[0].shape[0]),
+        tuple((layer.plan, layer.average_neighbours, layer.products) for layer in network.layers),
     )
 
 

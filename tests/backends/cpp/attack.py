@@ -49,7 +49,14 @@ FEATURES = ("parts", "features", "messages", "queries", "nodes", "edges", "hidde
 """Arguments that may be bfloat16, all of a call together; the other numbers are float32 then. Not those of `OF_ONE_DTYPE`."""
 
 
-OF_ONE_DTYPE = ("attention_block", "depthwise_conv", "depthwise_conv_backward", "depthwise_conv_along", "force_network")
+OF_ONE_DTYPE = (
+    "attention_block",
+    "depthwise_conv",
+    "depthwise_conv_backward",
+    "depthwise_conv_along",
+    "force_network",
+    "force_network_along",
+)
 
 
 def good_calls() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -116,7 +123,7 @@ def _calls_of_one_dtype() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield from _convolutions(pool)
     yield "attention_block", "float64", _attention_block()
     yield from _depthwise_convolutions()
-    yield "force_network", "float64", _force_network()
+    yield from _force_networks()
 
 
 def _attention_block() -> dict[str, Any]:
@@ -146,13 +153,18 @@ def _depthwise_convolutions() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield "depthwise_conv_along", "float64", {"direction": direction, "gradient": gradient, "operands": operands, **edges}
 
 
-def _force_network() -> dict[str, Any]:
+def _force_networks() -> Iterator[tuple[str, str, dict[str, Any]]]:
     graph = random_graph(NUM_NODES, NUM_EDGES)
     graph.ndata["atomic_numbers"] = torch.arange(NUM_NODES) % 2 + 1
-    model = ForceField([1, 2], num_layers=2, num_channels=8, num_radial=3, radial_width=16).double()
+    model = ForceField([1, 2], num_layers=2, num_channels=8, num_radial=3, radial_width=16).double().requires_grad_(False)
     names = ("rel_pos", "kinds", "weights", "src", "dst", "order", "offsets", "description", "coefficients", "cutoff")
     call = force_network.arguments(model._network(), graph, graph.edata["rel_pos"], graph.ndata["atomic_numbers"] - 1)
-    return dict(zip(names, call, strict=True))
+    arguments = dict(zip(names, call, strict=True))
+    yield "force_network", "float64", arguments | {"keep": False}
+    yield "force_network", "float64, kept", arguments | {"keep": True}
+    energies, gradient, *kept = torch.ops.se3_fast_cpp.force_network(*call, True)
+    of_results = {"of_energies": torch.ones_like(energies), "direction": torch.ones_like(gradient)}
+    yield "force_network_along", "float64", of_results | arguments | {"kept": kept}
 
 
 def _convolutions(pool: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -35,6 +35,7 @@ OPERATIONS = (
     "depthwise_conv_backward",
     "depthwise_conv_along",
     "force_network",
+    "force_network_along",
 )
 
 
