@@ -183,10 +183,22 @@ private:
     std::vector<Part> parts_;
 };
 
-// Calls run(first node, last node + 1, gradients, workspace) for every share, and adds up what they leave. results: gradients of
-// features, harmonics, radial, and where they are wanted of the three weights.
+// Tensors for the gradients of the operands; of size 0 where one is not wanted, and those of the weights are left out then.
+Tensors empty_gradients(const Tensors& operands, const DepthwiseWanted& wanted) {
+    Tensors results;
+    for (std::size_t index = 0; index < (wanted.weights ? NUM_OPERANDS : 3); ++index) {
+        const bool is_of_edges = index == 1 || index == 2;
+        results.push_back(is_of_edges && !wanted.edges ? empty(operands[index], {0}) : torch::stable::empty_like(operands[index]));
+    }
+    return results;
+}
+
+// Calls run(first node, last node + 1, gradients, workspace) for every share, and adds up what they leave. results: as of
+// empty_gradients.
 template <typename T, typename Run>
-void gather_gradients(const DepthwiseShape& shape, const Edges& edges, const Tensor* results, bool with_weights, const Run& run) {
+void gather_gradients(
+    const DepthwiseShape& shape, const Edges& edges, const Tensor* results, const DepthwiseWanted& wanted, const Run& run) {
+    const bool with_weights = wanted.weights;
     const int64_t num_shares = edges.num_shares, row = shape.components_in * shape.channels;
     const int64_t sizes[3] = {shape.inputs * shape.width, shape.width * shape.width, shape.width * shape.rows()};
     Parts<T> of_features(num_shares);
@@ -201,7 +213,7 @@ void gather_gradients(const DepthwiseShape& shape, const Edges& edges, const Ten
         }
         first_source = std::min(first_source, stop_source);
         DepthwiseGradients<T> into{of_features.make(share, first_source * row, stop_source * row), first_source,
-                                   write<T>(results[1]), write<T>(results[2]), {}};
+                                   wanted.edges ? write<T>(results[1]) : nullptr, wanted.edges ? write<T>(results[2]) : nullptr, {}};
         if (with_weights)
             into.weights = {of_weights[0].make(share, 0, sizes[0]), of_weights[1].make(share, 0, sizes[1]),
                             of_weights[2].make(share, 0, sizes[2])};
@@ -246,22 +258,19 @@ Tensor depthwise_conv(
     return sums;
 }
 
-// The gradients of the operands, those of the weights where they are wanted.
-Tensors depthwise_conv_backward(
-    Tensor gradient, Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
-    std::vector<double> coefficients, bool with_weights) {
+Tensors depthwise_gradients(
+    const Tensor& gradient, const Tensors& operands, const Tensor& src, const Tensor& dst, const Tensor& order, const Tensor& offsets,
+    const Integers& table, const std::vector<double>& coefficients, const DepthwiseWanted& wanted) {
     Plan plan(table, coefficients);
     const Edges edges(src, dst, order, offsets);
     take_sizes(plan, operands, edges);
     const DepthwiseShape& shape = plan.shape;
     check_tensor("gradient", gradient, operands[0].scalar_type(), {edges.num_nodes, shape.components_out, shape.channels});
-    Tensors results;
-    for (std::size_t index = 0; index < (with_weights ? NUM_OPERANDS : 3); ++index)
-        results.push_back(torch::stable::empty_like(operands[index]));
+    const Tensors results = empty_gradients(operands, wanted);
     by_type(gradient, [&](auto zero) {
         using T = decltype(zero);
         const Weights<T> weights(shape, operands);
-        gather_gradients<T>(shape, edges, results.data(), with_weights,
+        gather_gradients<T>(shape, edges, results.data(), wanted,
                             [&](int64_t first, int64_t stop, const DepthwiseGradients<T>& into, T* workspace) {
             edges.for_each_chunk(first, stop, [&](const DepthwiseEdges& chunk) {
                 SE3_FAST_CALL(depthwise_chunk_backward<T>, shape, weights.rows, rows_of_operands<T>(operands), chunk,
@@ -272,10 +281,10 @@ Tensors depthwise_conv_backward(
     return results;
 }
 
-// The derivatives of the sums and of all gradients along a direction of features, harmonics and radial; gradient and weights stay.
-Tensors depthwise_conv_along(
-    Tensors direction, Tensor gradient, Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
-    std::vector<double> coefficients) {
+Tensors depthwise_gradients_along(
+    const Tensors& direction, const Tensor& gradient, const Tensors& operands, const Tensor& src, const Tensor& dst,
+    const Tensor& order, const Tensor& offsets, const Integers& table, const std::vector<double>& coefficients,
+    const DepthwiseWanted& wanted) {
     Plan plan(table, coefficients);
     const Edges edges(src, dst, order, offsets);
     take_sizes(plan, operands, edges);
@@ -288,11 +297,11 @@ Tensors depthwise_conv_along(
         check_tensor({"direction", index}, direction[index], type, Integers(sizes.begin(), sizes.end()));
     }
     Tensors results{empty(gradient, {edges.num_nodes, shape.components_out, shape.channels})};
-    for (const Tensor& operand : operands) results.push_back(torch::stable::empty_like(operand));
+    for (const Tensor& result : empty_gradients(operands, wanted)) results.push_back(result);
     by_type(gradient, [&](auto zero) {
         using T = decltype(zero);
         const Weights<T> weights(shape, operands);
-        gather_gradients<T>(shape, edges, results.data() + 1, true,
+        gather_gradients<T>(shape, edges, results.data() + 1, wanted,
                             [&](int64_t first, int64_t stop, const DepthwiseGradients<T>& into, T* workspace) {
             T* const sums = clear_sums<T>(shape, results[0], first, stop);
             edges.for_each_chunk(first, stop, [&](const DepthwiseEdges& chunk) {
@@ -305,6 +314,23 @@ Tensors depthwise_conv_along(
 }
 
 }  // namespace se3_fast
+
+namespace {
+
+Tensors depthwise_conv_backward(
+    Tensor gradient, Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
+    std::vector<double> coefficients, bool with_weights) {
+    return depthwise_gradients(gradient, operands, src, dst, order, offsets, table, coefficients, {true, with_weights});
+}
+
+Tensors depthwise_conv_along(
+    Tensors direction, Tensor gradient, Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
+    std::vector<double> coefficients) {
+    return depthwise_gradients_along(
+        direction, gradient, operands, src, dst, order, offsets, table, coefficients, {true, true});
+}
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(se3_fast_cpp, m) {
     m.def(

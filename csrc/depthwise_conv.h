@@ -67,8 +67,8 @@ template <typename T>
 struct DepthwiseGradients {
     T* features;
     int64_t first_node;
-    T *harmonics, *radial;
-    DepthwiseWeightGradients<T> weights;  // null where they are not wanted
+    T *harmonics, *radial;                // null where they are not wanted
+    DepthwiseWeightGradients<T> weights;  // as well
 };
 
 }  // namespace se3_fast

@@ -306,7 +306,7 @@ inline void differentiate_message_tile_along(
                 of_element += feature * weighted_dot[v] + feature_dot * weighted[v];
                 add_to(of_features + column + v * LANES<T>, element_dot * weighted[v] + element * weighted_dot[v]);
             }
-            add_terms(shape, pair, of_element, of_elements);
+            if (of_elements != nullptr) add_terms(shape, pair, of_element, of_elements);
         }
 #pragma GCC unroll 4
         for (int v = 0; v < NUM_VECTORS; ++v) {
@@ -384,6 +384,7 @@ void depthwise_chunk_along(
     const Workspace<T> work(shape, workspace);
     make_weights<T>(shape, weights, operands, direction.radial, edges, true, work);
     const int64_t row_in = shape.components_in * shape.channels, row_out = shape.components_out * shape.channels;
+    T* const of_elements = into.harmonics == nullptr ? nullptr : work.of_elements;
     for (int64_t edge = 0; edge < edges.count; ++edge) {
         const int64_t number = edges.numbers[edge], source = edges.sources[edge], row = edge * shape.rows();
         make_elements(shape, operands.harmonics + number * shape.harmonics, work.elements);
@@ -392,10 +393,10 @@ void depthwise_chunk_along(
             operands.features + source * row_in, direction.features + source * row_in,
             gradient + edges.destinations[edge] * row_out, work.weights + row, work.weights_dot + row,
             work.of_weights + row, work.of_weights_dot + row, work.elements, work.elements_dot};
-        fill_zero(work.of_elements, shape.harmonics * LANES<T>);
+        if (of_elements != nullptr) fill_zero(of_elements, shape.harmonics * LANES<T>);
         differentiate_message_along(shape, rows, sums + edges.destinations[edge] * row_out,
-                                    into.features + (source - into.first_node) * row_in, work.of_elements);
-        sum_harmonics(shape, work.of_elements, into.harmonics + number * shape.harmonics);
+                                    into.features + (source - into.first_node) * row_in, of_elements);
+        if (of_elements != nullptr) sum_harmonics(shape, of_elements, into.harmonics + number * shape.harmonics);
     }
     differentiate_weights<true>(shape, weights, edges, into, work);
 }

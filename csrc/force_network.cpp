@@ -1,8 +1,7 @@
 // The energy of every atom by a force field's network, and the gradient of their sum by the relative positions, on the CPU: the
 // operation force_network of torch.ops.se3_fast_cpp. Formula: se3_fast/forces.py, se3_fast/layers/interaction.py.
 //
-// One pass forward, one back. Layers are the operations depthwise_conv and depthwise_conv_backward with blocks of nodes between
-// them. What edges have (edge_embedding.py) is made in double precision. For training the values of the passes are kept: what
+// One pass forward, one back. Layers are depthwise convolutions with blocks of nodes between them. What edges have (edge_embedding.py) is made in double precision. For training the values of the passes are kept: what
 // force_network_along.cpp makes the gradients of the weights of.
 
 #include <algorithm>
@@ -171,8 +170,8 @@ private:
                           write<T>(of_arrived) + first * row_hidden, workspace);
         });
         const EdgesByDestination& edges = inputs_.edges;
-        const Tensors found = depthwise_conv_backward(of_arrived, operands(layer, values.sent), edges.src, edges.dst, edges.order,
-                                                      edges.offsets, layer.table, layer.coefficients, false);
+        const Tensors found = depthwise_gradients(of_arrived, operands(layer, values.sent), edges.src, edges.dst, edges.order,
+                                                  edges.offsets, layer.table, layer.coefficients, {true, false});
         of_edges.push_back(found[1]);
         of_edges.push_back(found[2]);
         if (is_kept_)

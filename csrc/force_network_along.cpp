@@ -223,9 +223,9 @@ private:
         const bool is_first = number == 0;
         const EdgesByDestination& edges = inputs_.edges;
         const Tensors found = described([&] {
-            return depthwise_conv_along({sent_along(layer, matrices, features_dot), of_edges[0], of_edges[1]}, kept.of_arrived,
-                                        operands(layer, kept.sent), edges.src, edges.dst, edges.order, edges.offsets, layer.table,
-                                        layer.coefficients);
+            return depthwise_gradients_along({sent_along(layer, matrices, features_dot), of_edges[0], of_edges[1]}, kept.of_arrived,
+                                             operands(layer, kept.sent), edges.src, edges.dst, edges.order, edges.offsets,
+                                             layer.table, layer.coefficients, {false, true});
         });
         LayerDots dots{features_dot, found[0], of_nodes(shape.row_hidden()), of_nodes(shape.row_before()), found[1]};
         const Tensor next = of_nodes(shape.row_out());
@@ -285,8 +285,8 @@ private:
                           write<T>(of_arrived) + first * row_hidden, gradients, workspace);
         });
         const EdgesByDestination& edges = inputs_.edges;
-        const Tensors found = depthwise_conv_backward(of_arrived, operands(layer, kept.sent), edges.src, edges.dst, edges.order,
-                                                      edges.offsets, layer.table, layer.coefficients, true);
+        const Tensors found = depthwise_gradients(of_arrived, operands(layer, kept.sent), edges.src, edges.dst, edges.order,
+                                                  edges.offsets, layer.table, layer.coefficients, {false, true});
         of_profiles_.insert(of_profiles_.end(), found.begin() + 3, found.end());
         const Tensor& of_sent = found[0];
         add_to<T>(of_sent, dots.of_sent);

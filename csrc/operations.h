@@ -18,10 +18,20 @@ Tensors linear(Tensors parts, Integers counts, Tensors weights);
 Tensor depthwise_conv(Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
                       std::vector<double> coefficients);
 
-Tensors depthwise_conv_backward(Tensor gradient, Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
-                                std::vector<double> coefficients, bool with_weights);
+// What of the operands gradients are wanted of; those of the features always are. Edges: harmonics and radial functions.
+struct DepthwiseWanted {
+    bool edges, weights;
+};
 
-Tensors depthwise_conv_along(Tensors direction, Tensor gradient, Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets,
-                             Integers table, std::vector<double> coefficients);
+// The gradients of the operands. Of edges that are not wanted they have the size 0; weights that are not wanted have none.
+Tensors depthwise_gradients(
+    const Tensor& gradient, const Tensors& operands, const Tensor& src, const Tensor& dst, const Tensor& order, const Tensor& offsets,
+    const Integers& table, const std::vector<double>& coefficients, const DepthwiseWanted& wanted);
+
+// The derivatives of the sums, then of the gradients, along a direction of features, harmonics and radial; gradient and weights stay.
+Tensors depthwise_gradients_along(
+    const Tensors& direction, const Tensor& gradient, const Tensors& operands, const Tensor& src, const Tensor& dst,
+    const Tensor& order, const Tensor& offsets, const Integers& table, const std::vector<double>& coefficients,
+    const DepthwiseWanted& wanted);
 
 }  // namespace se3_fast
