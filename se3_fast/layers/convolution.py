@@ -308,7 +308,7 @@ class ConvSE3(nn.Module):
         if basis is None:
             return EdgeGeometry.from_relative_positions(relative_positions(graph), self.plan.max_degree)
         if isinstance(basis, EdgeGeometry):
-            geometry = basis
+            geometry = basis if self.used_fuse_level is ConvSE3FuseLevel.NONE else basis.up_to(self.max_degree)
         else:
             geometry = EdgeGeometry.from_bases(basis, self.max_degree, graph.edata.get("rel_pos"))
         expected, given = graph.num_edges(), geometry.num_edges
