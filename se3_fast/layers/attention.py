@@ -194,7 +194,8 @@ class AttentionBlockSE3(nn.Module):
         else:
             query = self.to_query(of_query)
         if self.low_memory:
-            is_random = self.to_key_value.may_be_random()
+            is_as_made = is_plain(self.attention, AttentionSE3) and is_plain(self.to_key_value, ConvSE3)
+            is_random = not is_as_made or self.to_key_value.may_be_random()
             attended = recompute_in_backward(self._attend, is_random, query, of_messages, edge_features, graph, geometry)
         else:
             attended = self._attend(query, of_messages, edge_features, graph, geometry, joint)

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 import se3_fast
 from se3_fast import (
     AttentionBlockSE3,
+    AttentionSE3,
     ConvSE3,
     ConvSE3FuseLevel,
     EdgeGeometry,
@@ -541,6 +542,36 @@ class LowRankMap(nn.Module):
     def forward(self, features: Features) -> Features:
         more = self.correction(features)
         return {degree: feature + more[degree] for degree, feature in self.base(features).items()}
+
+
+class AttentionWithDropout(AttentionSE3):
+    def forward(self, *args: Any) -> Features:
+        return dropped(self, (), super().forward(*args))
+
+
+def dropped(module: nn.Module, inputs: Any, output: Features) -> Features:
+    return {degree: F.dropout(feature, 0.5) for degree, feature in output.items()}
+
+
+@pytest.mark.parametrize("place", ["attention", "hook on the attention", "hook on the convolution"])
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
+def test_dropout_within_a_block_is_recomputed_with_one_mask(name: str, place: str) -> None:
+    graph, nodes, edges = problem()
+    block = AttentionBlockSE3(FIBER, FIBER, num_heads=1, channels_div=1, max_degree=1)
+    if place == "attention":
+        block.attention = AttentionWithDropout(1, block.key_fiber, block.value_fiber)
+    else:
+        (block.attention if "attention" in place else block.to_key_value).register_forward_hook(dropped)
+    block.double()
+    gradients = []
+    for low_memory in (False, True):
+        block.low_memory = low_memory
+        torch.manual_seed(0)
+        with backend(name):
+            loss = block(nodes, edges, graph)["1"].square().sum()
+            gradients.append(torch.autograd.grad(loss, list(block.parameters()), materialize_grads=True))
+    for kept, recomputed in zip(*gradients, strict=True):
+        assert relative_error(recomputed, kept) < 1e-10
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
