@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import accumulation_dtype, check_dtype, compute_dtype
-from se3_fast.autograd.modes import has_changed, is_readable, made_beside, version_of
+from se3_fast.autograd.modes import has_changed, is_readable, made_beside, uncounted_values, version_of
 from se3_fast.autograd.transforms import is_followed, is_variable, values
 from se3_fast.backends.choice import implementation
 from se3_fast.backends.dense import basis as reference_basis
@@ -31,8 +31,9 @@ def edge_lengths(rel_pos: Tensor) -> Tensor:
 class EdgeGeometry:
     """Directions of the edges in the forms that the backends read, each made when it is first asked for.
 
-    Positions may be changed in place: what was made of them before is then made again. May be given to the models and layers
-    wherever they take a published basis dict.
+    Positions may be changed in place: what was made of them before is then made again (but for a tensor on a GPU that was made in
+    inference mode, whose changes PyTorch does not count). May be given to the models and layers wherever they take a published
+    basis dict.
 
     Attributes:
         rel_pos: [E, 3] relative positions, or directions of any length where only a basis was given. If it requires grad, the
@@ -71,9 +72,10 @@ class EdgeGeometry:
         self._own_bases: dict[torch.dtype, dict[str, Tensor]] = {}
         self._casts: dict[torch.dtype, Tensor] = {}
         self._ordered: tuple[Tensor, Tensor] | None = None
+        self._of_fewer_degrees: dict[int, EdgeGeometry] = {}
         given = {"wigner": wigner, "angles": angles, "zero_length_edges": zero_length_edges}
         self._made = {name: tensor.contiguous() for name, tensor in given.items() if tensor is not None}
-        self._version = version_of(rel_pos)
+        self._version, self._values = version_of(rel_pos), uncounted_values(rel_pos)
 
     @staticmethod
     def from_relative_positions(
@@ -173,12 +175,13 @@ class EdgeGeometry:
 
     def _forget_changed_positions(self) -> None:
         """Drop what was made of positions that have been changed in place since."""
-        if not has_changed(self.rel_pos, self._version):
+        is_other = has_changed(self.rel_pos, self._version) if self._values is None else not self.rel_pos.equal(self._values)
+        if not is_other:
             return
         self._made.clear()
         self._casts.clear()
         self._own_bases.clear()
-        self._ordered, self._version = None, version_of(self.rel_pos)
+        self._ordered, self._version, self._values = None, version_of(self.rel_pos), uncounted_values(self.rel_pos)
 
     def wigner_as(self, dtype: torch.dtype) -> Tensor:
         """The Wigner blocks in another dtype, kept for the next layer."""
@@ -218,6 +221,19 @@ class EdgeGeometry:
             factor = self.factor[:, None, None, None]
             bases = {key: basis * factor for key, basis in bases.items()}
         return {key: basis.to(dtype) for key, basis in bases.items()}
+
+    def up_to(self, max_degree: int) -> EdgeGeometry:
+        """This geometry for degrees up to ``max_degree``, if it was made for more; kept for the next layer.
+
+        A fused basis has the components of all degrees, so that one of more degrees fits no convolution of fewer.
+        """
+        if self.max_degree <= max_degree:
+            return self
+        if max_degree not in self._of_fewer_degrees:
+            geometry = EdgeGeometry(self.rel_pos, max_degree, bases=_checked(self._bases, max_degree) if self._bases else {})
+            geometry.factor, geometry.is_given, geometry.by_formula = self.factor, self.is_given, self.by_formula
+            self._of_fewer_degrees[max_degree] = geometry
+        return self._of_fewer_degrees[max_degree]
 
     def without_factor(self) -> EdgeGeometry:
         """The same directions alone."""

@@ -16,7 +16,7 @@ from se3_fast.layers import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, GPooli
 from se3_fast.layers.attention import ChannelsDivisor
 from se3_fast.layers.head import Head
 from se3_fast.layers.inputs import check_kinds, check_whole
-from se3_fast.layers.joint import join_parameters
+from se3_fast.layers.joint import JointLayers, join_parameters, takes_joint
 from se3_fast.parameter_layout import convert_on_loading, fuse_levels, level_of_blocks, without_wrappers, wrapper_prefix
 
 ModelType = TypeVar("ModelType", bound=nn.Module)
@@ -28,10 +28,11 @@ FinalLayer = Literal["conv", "lin", "att"]
 class Sequential(nn.Sequential):
     """Modules in sequence, each called with the same further arguments (graph, edge features, basis)."""
 
-    def forward(self, input: Features, *args: Any, **kwargs: Any) -> Features:
-        """Pass the features through all modules."""
+    def forward(self, input: Features, *args: Any, joint: JointLayers | None = None, **kwargs: Any) -> Features:
+        """Pass the features through all modules; ``joint`` is what has been made ready for the layers among them."""
         for module in self:
-            input = module(input, *args, **kwargs)
+            ready = {"joint": joint} if joint is not None and takes_joint(module) else {}
+            input = module(input, *args, **kwargs, **ready)
         return input
 
 

@@ -122,6 +122,12 @@ def has_changed(tensor: Tensor, version: int) -> bool:
     return not torch.compiler.is_compiling() and (0 if tensor.is_inference() else tensor._version) != version
 
 
+def uncounted_values(tensor: Tensor) -> Tensor | None:
+    """The values now of a tensor whose changes in place PyTorch does not count, to compare with later; None where it does, or where
+    to compare would wait for a device."""
+    return tensor.clone() if is_of_inference_mode(tensor) and is_readable(tensor) else None
+
+
 def is_readable(tensor: Tensor) -> bool:
     """Whether values can be checked: without waiting for a device, and nothing traces or transforms the tensor."""
     if torch.compiler.is_compiling() or tensor.device.type != "cpu":

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from se3_fast.backends.operands import AttentionBlock
@@ -193,11 +194,14 @@ class AttentionBlockSE3(nn.Module):
         else:
             query = self.to_query(of_query)
         if self.low_memory:
-            is_random = self.to_key_value.may_be_random()
+            is_as_made = is_plain(self.attention, AttentionSE3) and is_plain(self.to_key_value, ConvSE3)
+            is_random = not is_as_made or self.to_key_value.may_be_random()
             attended = recompute_in_backward(self._attend, is_random, query, of_messages, edge_features, graph, geometry)
         else:
             attended = self._attend(query, of_messages, edge_features, graph, geometry, joint)
-        return self.project(attended, beside=beside, joint=joint)
+        if is_plain(self.project, LinearSE3):
+            return self.project(attended, beside=beside, joint=joint)
+        return self.project(_side_by_side(attended, beside))
 
     def as_one_operation(
         self, node_features: Features, edge_features: Features, graph: Graph, geometry: EdgeGeometry
@@ -257,6 +261,15 @@ class AttentionBlockSE3(nn.Module):
         if is_plain_attention:
             return attend_to_messages(messages, query, graph, self.value_fiber, self.attention.num_heads)
         return self.attention(*values_and_keys(messages, self.value_fiber), query, graph)
+
+
+def _side_by_side(attended: Features | HeadFeatures, node_features: Features) -> Features:
+    """What was attended to and, behind it, the node's own features of the same degrees: what the projection is made for."""
+    by_degree = attended.by_degree() if isinstance(attended, HeadFeatures) else attended
+    return {
+        degree: torch.cat([feature, node_features[degree]], 1) if degree in node_features else feature
+        for degree, feature in by_degree.items()
+    }
 
 
 def _divided(fiber: Fiber, channels_div: ChannelsDivisor) -> Fiber:

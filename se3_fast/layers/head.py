@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from se3_fast.layers.plain import is_plain
 from se3_fast.ops.perceptron import perceptron
 
 
 class Head(nn.Sequential):
     """Two linear layers with a ReLU between them, with the parameter names of the published ``nn.Sequential``.
+
+    They are one operation as long as they are what they were made as; modules that were changed, exchanged or added are called.
 
     Args:
         num_in: W, input channels.
@@ -21,6 +24,13 @@ class Head(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, W] to [B, O]."""
-        first, _, second = self
-        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
-        return perceptron(input, (first.weight, first.bias), (second.weight, second.bias))
+        layers = self._as_made()
+        return super().forward(input) if layers is None else perceptron(input, *layers)
+
+    def _as_made(self) -> list[tuple[Tensor, Tensor]] | None:
+        """Weight and bias of both layers; None where calling the modules is something else, or could be."""
+        modules, kinds = list(self), (nn.Linear, nn.ReLU, nn.Linear)
+        if len(modules) != len(kinds) or not all(map(is_plain, modules, kinds)):
+            return None
+        layers = [(linear.weight, linear.bias) for linear in modules[::2]]
+        return None if any(bias is None for _, bias in layers) else layers  # type: ignore[return-value]

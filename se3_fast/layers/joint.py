@@ -93,11 +93,16 @@ def _layers_with_rows(model: nn.Module) -> dict[nn.Module, tuple[str, list[Tenso
     return found
 
 
+def takes_joint(module: nn.Module) -> bool:
+    """Whether a module is one of the layers as it is, which takes what is made ready; others take what the published ones do."""
+    kind = next((kind for kind in (AttentionBlockSE3, ConvSE3, LinearSE3, NormSE3) if isinstance(module, kind)), None)
+    return kind is not None and is_plain(module, kind)
+
+
 def _plain_layers(model: nn.Module) -> Iterator[nn.Module]:
     """The layers that are called as they are, with the parameters that they have now."""
     for child in model.children():
-        kind = next((kind for kind in (AttentionBlockSE3, ConvSE3, LinearSE3, NormSE3) if isinstance(child, kind)), None)
-        if kind is not None and is_plain(child, kind) and all(type(one) in (Tensor, nn.Parameter) for one in child.parameters()):
+        if takes_joint(child) and all(type(one) in (Tensor, nn.Parameter) for one in child.parameters()):
             yield child
             yield from _plain_layers(child)
 

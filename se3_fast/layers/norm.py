@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from se3_fast.fiber import Features, Fiber
+from se3_fast.layers.plain import is_called_plainly, is_plain
 from se3_fast.layers.prepared import JointParameters
-from se3_fast.ops.equivariant_norm import Norm, group_norm, layer_norm
+from se3_fast.ops.equivariant_norm import Norm, group_norm, layer_norm, norm_by_formula
 
 
 class NormSE3(nn.Module):
@@ -16,7 +17,8 @@ class NormSE3(nn.Module):
 
     Where all degrees have the same number of channels their norms are normalised together (group normalisation, one group per
     degree), else degree by degree (layer normalisation). Formula: :mod:`se3_fast.backends.dense.equivariant_norm`. The published
-    layer-norm branch multiplies by the old norm and divides by the new one; this one does what was meant.
+    layer-norm branch multiplies by the old norm and divides by the new one; this one does what was meant. Modules that were changed
+    or exchanged are called.
 
     Args:
         fiber: structure of the features.
@@ -48,18 +50,38 @@ class NormSE3(nn.Module):
         """
         self.fiber.check_features(features, "features")
         features = {str(degree): features[str(degree)] for degree in self.fiber.degrees}
-        if self.group_norm is not None:
-            norm = self.group_norm
-            row = joint.row(self) if joint else None
-            return group_norm(features, Norm(norm.weight, norm.bias, norm.eps, self.nonlinearity), row)
-        return {degree: self._layer_norm(degree, feature) for degree, feature in features.items()}
+        if self.group_norm is None:
+            return {degree: self._layer_norm(degree, feature) for degree, feature in features.items()}
+        norm = self._how(self.group_norm)
+        if norm is None:
+            return self._by_modules(self.group_norm, features)
+        return group_norm(features, norm, joint.row(self) if joint else None)
 
     def row_parameters(self) -> list[Tensor]:
-        """The parameters in the order of a row; none where each degree is normalised by itself."""
-        return [] if self.group_norm is None else [self.group_norm.weight, self.group_norm.bias]
+        """The parameters in the order of a row; none where each degree is normalised by itself, or by a module that is called."""
+        norm = None if self.group_norm is None else self._how(self.group_norm)
+        return [] if norm is None else [norm.scale, norm.shift]
 
     def _layer_norm(self, degree: str, feature: Tensor) -> Tensor:
         assert self.layer_norms is not None
-        norm = self.layer_norms[degree]
-        assert isinstance(norm, nn.LayerNorm)
-        return layer_norm(feature, Norm(norm.weight, norm.bias, norm.eps, self.nonlinearity))
+        module = self.layer_norms[degree]
+        norm = self._how(module, self.fiber[int(degree)])
+        return self._by_modules(module, {degree: feature})[degree] if norm is None else layer_norm(feature, norm)
+
+    def _how(self, module: nn.Module, channels: int | None = None) -> Norm | None:
+        """How a module normalises the norms of one degree with these channels, or of all; None where it, or the nonlinearity, is
+        not what it was made as and has to be called."""
+        if channels is None:
+            shape = (len(self.fiber.degrees), sum(self.fiber.channels))
+            is_kind = isinstance(module, nn.GroupNorm) and (module.num_groups, module.num_channels) == shape
+            is_as_made = is_kind and is_plain(module, nn.GroupNorm)
+        else:
+            is_as_made = is_plain(module, nn.LayerNorm) and module.normalized_shape == (channels,)
+        is_hooked = isinstance(self.nonlinearity, nn.Module) and not is_called_plainly(self.nonlinearity)
+        if is_hooked or not is_as_made or module.weight is None or module.bias is None:
+            return None
+        return Norm(module.weight, module.bias, module.eps, self.nonlinearity)  # type: ignore[arg-type]
+
+    def _by_modules(self, module: nn.Module, features: Features) -> Features:
+        dtype = next(iter(features.values())).dtype
+        return norm_by_formula(features, lambda norms: self.nonlinearity(module(norms.to(dtype))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -71,14 +72,20 @@ class Steps(Protocol):
 
 
 class DirectSteps:
-    """Every operation is launched as it comes; several processes exchange gradients while the backward pass runs."""
+    """Every operation is launched as it comes; several processes exchange gradients while the backward pass runs.
+
+    Those of the first step they exchange after it: then it is known whether some parameters have none (a model need not return all
+    that it has weights for), which the exchange during the backward pass must be told, or it would wait for them.
+    """
 
     waits_for_nothing = False
 
     def __init__(self, parts: StepParts, loader: Iterable[Any]) -> None:
         self._parts = parts
         self._loader = loader
-        self._model = _distributed(parts.model, parts.world)
+        self._model = parts.model
+        tensors = chain(parts.model.parameters(), parts.model.buffers())
+        parts.world.copy_from_main([tensor.detach() for tensor in tensors])
 
     def batches(self) -> Iterable[Any]:
         """The loader's."""
@@ -94,8 +101,22 @@ class DirectSteps:
 
     def update(self) -> None:
         """See :class:`Steps`."""
+        if self._parts.world.size > 1 and self._model is self._parts.model:
+            self._exchange_first_gradient()
         self._parts.update()
         self._parts.optimizer.zero_grad(set_to_none=True)
+
+    def _exchange_first_gradient(self) -> None:
+        model, world = self._parts.model, self._parts.world
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        are_reached = list(zip(*world.gather([parameter.grad is not None for parameter in parameters]), strict=True))
+        for parameter, is_reached in zip(parameters, are_reached, strict=True):
+            if any(is_reached):
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                world.average(parameter.grad)
+        device_ids = [world.device] if world.device.type == "cuda" else None
+        has_unused = not all(map(all, are_reached))
+        self._model = DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=has_unused)
 
     def running(self) -> AbstractContextManager[None]:
         """See :class:`Steps`."""
@@ -175,12 +196,6 @@ def _num_samples(batch: Sequence[Any]) -> int:
     """The graphs of a batch that begins with a graph, whether its targets are of graphs or of nodes."""
     size = getattr(batch[0], "batch_size", None)
     return size if isinstance(size, int) else batch[-1].shape[0]
-
-
-def _distributed(model: nn.Module, world: World) -> nn.Module:
-    if world.size == 1:
-        return model
-    return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
 
 
 def _gradient_exchange(model: nn.Module, exchange: bool) -> AbstractContextManager[None]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 
@@ -11,8 +14,15 @@ from tests.support import make_convolution, random_features, random_graph, relat
 FIBER = Fiber({0: 2, 1: 2})
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", ["dense", "torch", "cpp", "triton"])
-def test_geometry_follows_its_positions(name: str) -> None:
+def test_geometry_follows_its_positions(name: str, mode: Callable[[], AbstractContextManager[object]]) -> None:
+    """Also where they were made in inference mode, and PyTorch counts no changes."""
+    with mode():
+        check_that_it_follows(name)
+
+
+def check_that_it_follows(name: str) -> None:
     graph = random_graph(5, 9, zero_length_edges=1)
     rel_pos = graph.edata["rel_pos"]
     convolution, nodes = make_convolution(FIBER, FIBER), random_features(FIBER, 5)
@@ -21,11 +31,11 @@ def test_geometry_follows_its_positions(name: str) -> None:
     def messages(of: EdgeGeometry) -> torch.Tensor:
         return convolution(nodes, {"0": rel_pos.norm(dim=-1)[:, None, None]}, graph, of)["1"]
 
-    with backend(name), torch.no_grad():
+    with backend(name):
         before = messages(geometry)
         rel_pos.copy_(rel_pos.roll(1, 1) - 0.5)  # the edge without length has one now
         found = messages(geometry)
-    with backend("dense"), torch.no_grad():
+    with backend("dense"):
         truth = messages(EdgeGeometry.from_relative_positions(rel_pos.clone(), 1))
     assert relative_error(before, truth) > 0.1
     assert relative_error(found, truth) < 1e-10

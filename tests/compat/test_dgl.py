@@ -59,6 +59,15 @@ def test_no_edges_and_other_integers() -> None:
     assert stand_in.unbatch(stand_in.graph(EDGES))[0].num_edges() == 4
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean", "max", "min"])
+def test_reductions_in_a_graph_without_edges_are_zero(library: Any, reduction: str) -> None:
+    """Not the infinities of nodes without incoming edges in a graph that has some."""
+    none = torch.zeros(0, dtype=torch.int64)
+    graph, nodes, edges = library.graph((none, none), num_nodes=3), torch.randn(3, 2), torch.randn(0, 2)
+    for name, operands in (("copy_u", [nodes]), ("copy_e", [edges]), ("u_mul_e", [nodes, edges])):
+        assert torch.equal(getattr(library.ops, f"{name}_{reduction}")(graph, *operands), torch.zeros(3, 2))
+
+
 @pytest.mark.parametrize(
     ("data", "num_nodes", "error", "message"),
     [

@@ -14,7 +14,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import se3_fast
-from se3_fast import AttentionBlockSE3, ConvSE3, ConvSE3FuseLevel, EdgeGeometry, Fiber, Graph, get_basis, update_basis_with_fused
+from se3_fast import (
+    AttentionBlockSE3,
+    AttentionSE3,
+    ConvSE3,
+    ConvSE3FuseLevel,
+    EdgeGeometry,
+    Fiber,
+    Graph,
+    LinearSE3,
+    get_basis,
+    update_basis_with_fused,
+)
 from se3_fast.backends.choice import backend
 from se3_fast.fiber import Features
 from se3_fast.layers.convolution import RadialConvolution, RadialProfile
@@ -510,7 +521,7 @@ def test_compiled_profiles_that_were_changed() -> None:
 def test_hooks_on_the_layers_of_a_block(name: str) -> None:
     """What is fast together is called apart where somebody listens."""
     graph, nodes, edges = problem()
-    for part in ("to_key_value", "to_query", "attention"):
+    for part in ("to_key_value", "to_query", "attention", "project"):
         torch.manual_seed(0)
         block = AttentionBlockSE3(FIBER, FIBER, num_heads=1, channels_div=1, max_degree=1).double()
         seen: list[Any] = []
@@ -518,3 +529,67 @@ def test_hooks_on_the_layers_of_a_block(name: str) -> None:
         with backend(name):
             block(nodes, edges, graph)
         assert len(seen) == 1 and set(seen[0]) == {"0", "1"}
+
+
+class LowRankMap(nn.Module):
+    """A linear map of features and a correction of low rank, called as the published layers are."""
+
+    def __init__(self, base: LinearSE3, fiber: Fiber) -> None:
+        super().__init__()
+        self.base = base
+        self.correction = nn.Sequential(LinearSE3(fiber, Fiber.create(2, 1)), LinearSE3(Fiber.create(2, 1), FIBER))
+
+    def forward(self, features: Features) -> Features:
+        more = self.correction(features)
+        return {degree: feature + more[degree] for degree, feature in self.base(features).items()}
+
+
+class AttentionWithDropout(AttentionSE3):
+    def forward(self, *args: Any) -> Features:
+        return dropped(self, (), super().forward(*args))
+
+
+def dropped(module: nn.Module, inputs: Any, output: Features) -> Features:
+    return {degree: F.dropout(feature, 0.5) for degree, feature in output.items()}
+
+
+@pytest.mark.parametrize("place", ["attention", "hook on the attention", "hook on the convolution"])
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
+def test_dropout_within_a_block_is_recomputed_with_one_mask(name: str, place: str) -> None:
+    graph, nodes, edges = problem()
+    block = AttentionBlockSE3(FIBER, FIBER, num_heads=1, channels_div=1, max_degree=1)
+    if place == "attention":
+        block.attention = AttentionWithDropout(1, block.key_fiber, block.value_fiber)
+    else:
+        (block.attention if "attention" in place else block.to_key_value).register_forward_hook(dropped)
+    block.double()
+    gradients = []
+    for low_memory in (False, True):
+        block.low_memory = low_memory
+        torch.manual_seed(0)
+        with backend(name):
+            loss = block(nodes, edges, graph)["1"].square().sum()
+            gradients.append(torch.autograd.grad(loss, list(block.parameters()), materialize_grads=True))
+    for kept, recomputed in zip(*gradients, strict=True):
+        assert relative_error(recomputed, kept) < 1e-10
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
+def test_an_adapter_in_the_place_of_a_linear_map(name: str, low_memory: bool) -> None:
+    """It gets what the map is made for, the projection the values with the features of the nodes beside them."""
+    graph, nodes, edges = problem()
+    block = AttentionBlockSE3(FIBER, FIBER, num_heads=1, channels_div=1, max_degree=1, low_memory=low_memory).double()
+    with backend("dense"):
+        expected = block(nodes, edges, graph)
+    block.to_query = LowRankMap(block.to_query, FIBER).double()
+    block.project = LowRankMap(block.project, FIBER * 2).double()  # type: ignore[arg-type]
+    with backend(name):
+        different = block(nodes, edges, graph)
+        for part in (block.to_query, block.project):
+            nn.init.zeros_(part.correction[1].weights["0"])
+            nn.init.zeros_(part.correction[1].weights["1"])
+        found = block(nodes, edges, graph)
+    for degree, true in expected.items():
+        assert relative_error(different[degree], true) > 1e-3
+        assert relative_error(found[degree], true) < 1e-10

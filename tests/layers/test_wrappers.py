@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
-from se3_fast import AttentionBlockSE3, Fiber, Graph, SE3Transformer, backend
+from se3_fast import AttentionBlockSE3, EdgeGeometry, Fiber, Graph, SE3Transformer, backend
+from se3_fast.fiber import Features
 from tests.support import BACKENDS, random_features, random_graph, relative_error
 
 FIBER = Fiber({0: 2, 1: 2})
@@ -110,3 +111,43 @@ def test_tied_blocks(name: str) -> None:
     for key, true in truth.items():
         value = found[key]
         assert value is None or true is None or relative_error(value, true) < 1e-9
+
+
+class Doubled(nn.Module):
+    """A layer by somebody else, with the call signature of the published ones."""
+
+    def forward(self, node_feats: Features, edge_feats: Features, graph: Graph, basis: EdgeGeometry) -> Features:
+        return {degree: 2.0 * feature for degree, feature in node_feats.items()}
+
+
+class DoubledBlock(AttentionBlockSE3):
+    def forward(self, node_features: Features, edge_features: Features, graph: Graph, basis: EdgeGeometry) -> Features:  # type: ignore[override]
+        return Doubled()(super().forward(node_features, edge_features, graph, basis), edge_features, graph, basis)
+
+
+def with_a_layer_more(model: SE3Transformer) -> None:
+    model.graph_modules.insert(1, Doubled())
+
+
+def with_another_block(model: SE3Transformer) -> None:
+    block = model.graph_modules[0]
+    model.graph_modules[0] = DoubledBlock(FIBER, FIBER, num_heads=1, channels_div=1, max_degree=1, use_layer_norm=True).double()
+    model.graph_modules[0].load_state_dict(block.state_dict())
+
+
+def with_a_hook(model: SE3Transformer) -> None:
+    model.graph_modules[0].register_forward_hook(lambda module, inputs, output: Doubled()(output, *inputs[1:], None, None))
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_layers_of_the_published_call_signature(name: str) -> None:
+    """A model may hold layers by somebody else, or subclasses of its own; three ways of the same change."""
+    fiber, graph = Fiber.create(2, 2), random_graph(5, 9)
+    nodes, values = random_features(fiber, 5), []
+    for change in (with_a_layer_more, with_another_block, with_a_hook):
+        torch.manual_seed(0)
+        model = SE3Transformer(2, fiber, fiber, fiber, num_heads=1, channels_div=1, return_type=0, tensor_cores=True).double()
+        change(model)
+        with backend(name):
+            values.append(model(graph, nodes))
+    assert relative_error(values[1], values[0]) < 1e-11 and relative_error(values[2], values[0]) < 1e-11

@@ -21,7 +21,7 @@ from se3_fast import (
     get_basis,
     update_basis_with_fused,
 )
-from tests.support import random_features, relative_error
+from tests.support import BACKENDS, random_features, relative_error
 
 ARGUMENTS: dict[str, Any] = {
     "num_layers": 2,
@@ -104,6 +104,31 @@ def test_precomputed_bases_and_geometry(level: ConvSE3FuseLevel, backend: str) -
         ):
             for key, value in model(graph, nodes, edges, basis).items():
                 assert relative_error(value, truth[key]) < 1e-12
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])  # which takes a minute for what all have
+@pytest.mark.parametrize("level", ConvSE3FuseLevel)
+def test_a_geometry_made_for_more_degrees(level: ConvSE3FuseLevel, backend: str) -> None:
+    """As models of different degrees share it; with an edge of no length, which backends with frames add by the formula too."""
+    torch.manual_seed(0)
+    model = SE3Transformer(**ARGUMENTS, fuse_level=level).double()
+    graph, nodes, edges = problem(torch.float64)
+    graph.edata["rel_pos"][0] = 0.0
+    rel_pos = graph.edata["rel_pos"].requires_grad_()
+    with se3_fast.backend("dense"):
+        truth = model(graph, nodes, edges)["1"]
+        (of_positions,) = torch.autograd.grad(truth.square().sum(), rel_pos)
+    pairwise = {key: 1.0 * basis for key, basis in get_basis(rel_pos, 3, compute_gradients=True).items()}
+    with se3_fast.backend(backend):
+        for geometry in (
+            EdgeGeometry.from_relative_positions(rel_pos, 3),
+            EdgeGeometry.from_bases(pairwise, 3, rel_pos),
+            EdgeGeometry.from_bases(update_basis_with_fused(pairwise, 3, use_pad_trick=False, fully_fused=True), 3, rel_pos),
+        ):
+            found = model(graph, nodes, edges, geometry)["1"]
+            assert relative_error(found, truth) < 1e-11
+            (gradient,) = torch.autograd.grad(found.square().sum(), rel_pos, retain_graph=True)
+            assert relative_error(gradient, of_positions) < 1e-10
 
 
 @pytest.mark.parametrize("backend", ["dense", "torch"])

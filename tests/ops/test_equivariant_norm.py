@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import se3_fast
@@ -188,6 +192,69 @@ def test_equivariance_and_gradients(structure: dict[int, int]) -> None:
     inputs = [feature.requires_grad_() for feature in features.values()]
     keys = list(features)
     assert torch.autograd.gradcheck(lambda *values: tuple(module(dict(zip(keys, values, strict=True))).values()), inputs)
+
+
+def scaled(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return 3.0 * output
+
+
+CHANGES: dict[str, Callable[[NormSE3], Any]] = {
+    "hook": lambda norm: modules_of(norm)[0].register_forward_hook(scaled),
+    "hook on the nonlinearity": lambda norm: norm.nonlinearity.register_forward_hook(scaled),
+    "pruned": lambda norm: nn.utils.prune.random_unstructured(modules_of(norm)[0], "weight", 0.5),
+    "without scale and shift": lambda norm: exchange(norm, nn.GroupNorm(2, 8, affine=False), nn.LayerNorm(3, bias=False)),
+    "something else": lambda norm: exchange(norm, nn.Identity(), nn.Tanh()),
+    "over all degrees": lambda norm: exchange(norm, nn.GroupNorm(1, 8), nn.RMSNorm(3)),
+}
+
+
+def modules_of(norm: NormSE3) -> list[nn.Module]:
+    return [norm.group_norm] if norm.layer_norms is None else list(norm.layer_norms.values())
+
+
+def exchange(norm: NormSE3, group_norm: nn.Module, last_layer_norm: nn.Module) -> None:
+    if norm.layer_norms is None:
+        norm.group_norm = group_norm
+    else:
+        norm.layer_norms["1"] = last_layer_norm
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("structure", [{0: 4, 1: 4}, {0: 4, 1: 3}], ids=["group norm", "layer norm"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_modules_that_were_changed_are_called(change: str, structure: dict[int, int], backend: str) -> None:
+    torch.manual_seed(0)
+    fiber, device = Fiber(structure), device_of(backend)
+    norm = NormSE3(fiber)
+    CHANGES[change](norm)
+    norm.double().to(device)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.add_(torch.rand_like(parameter))  # what pruning keeps the weight in, too
+    features = {degree: feature.to(device) for degree, feature in random_features(fiber, 5).items()}
+    norms = {degree: feature.norm(dim=-1) for degree, feature in features.items()}
+    if norm.layer_norms is None:
+        new_norms = norm.nonlinearity(modules_of(norm)[0](torch.cat(list(norms.values()), 1))).chunk(2, 1)
+    else:
+        new_norms = [norm.nonlinearity(norm.layer_norms[degree](old)) for degree, old in norms.items()]
+    with se3_fast.backend(backend):
+        found = norm(features)
+    for (degree, feature), new in zip(features.items(), new_norms, strict=True):
+        assert relative_error(found[degree], feature * (new / norms[degree])[..., None]) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_modules_that_were_changed_in_half_precision(backend: str, dtype: torch.dtype) -> None:
+    """They are called in the dtype of the features, as their parameters have."""
+    fiber, device = Fiber({0: 4, 1: 4}), device_of(backend)
+    features = {degree: feature.to(device, dtype) for degree, feature in random_features(fiber, 5).items()}
+    hooked, plain = (NormSE3(fiber).to(device, dtype) for _ in range(2))
+    modules_of(hooked)[0].register_forward_hook(lambda module, inputs, output: None)
+    with se3_fast.backend(backend):
+        found, expected = hooked(features), plain(features)
+    for degree, value in found.items():
+        assert value.dtype == dtype and relative_error(value, expected[degree]) < TOLERANCE[dtype]
 
 
 def test_zero_features_stay_zero_with_finite_gradient() -> None:

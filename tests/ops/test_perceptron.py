@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import se3_fast
 from se3_fast.layers.head import Head
 from se3_fast.ops.perceptron import perceptron
-from tests.support import FAST_BACKENDS, TOLERANCE, device_of, leaves, relative_error
+from tests.support import BACKENDS, FAST_BACKENDS, TOLERANCE, device_of, leaves, relative_error
 
 NAMES = ("output", "x", "first weight", "first bias", "second weight", "second bias")
 
@@ -231,6 +233,52 @@ def test_layer_is_the_published_sequence() -> None:
     x = torch.randn(7, 6)
     with se3_fast.backend("torch"):
         assert torch.equal(head(x), published(x))
+
+
+def scaled(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return 3.0 * output
+
+
+CHANGES: dict[str, Callable[[Head], Any]] = {
+    "activation": lambda head: head.__setitem__(1, nn.SiLU()),
+    "dropout": lambda head: head.__setitem__(1, nn.Sequential(nn.ReLU(), nn.Dropout(0.5))),
+    "without bias": lambda head: head.__setitem__(0, nn.Linear(6, 6, bias=False)),
+    "adapter": lambda head: head.__setitem__(2, nn.Sequential(head[2], nn.Linear(2, 2))),
+    "appended": lambda head: head.append(nn.Tanh()),
+    "hook on the first layer": lambda head: head[0].register_forward_hook(scaled),
+    "hook on the activation": lambda head: head[1].register_forward_hook(scaled),
+    "pruned": lambda head: nn.utils.prune.random_unstructured(head[2], "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_layers_that_were_changed_are_called(change: str, backend: str) -> None:
+    torch.manual_seed(0)
+    head = Head(6, 6, 2)
+    CHANGES[change](head)
+    head.double().to(device_of(backend)).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.mul_(2.0)  # what pruning keeps the weight in, too
+    x = torch.randn(7, 6, dtype=torch.float64, device=device_of(backend))
+    expected = x
+    for module in head:
+        expected = module(expected)
+    with se3_fast.backend(backend):
+        assert relative_error(head(x), expected) < 1e-12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hooks_on_all_modules(backend: str) -> None:
+    called: list[str] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: called.append(type(module).__name__))
+    try:
+        with se3_fast.backend(backend):
+            Head(3, 4, 2)(torch.randn(5, 3))
+    finally:
+        handle.remove()
+    assert called == ["Linear", "ReLU", "Linear", "Head"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -5,6 +5,7 @@
     processes   how many; they are forked, and what became of them is printed as JSON: exit code and seconds of each. Without it
                 this process is one that torchrun started
     recorded    steps are recorded, by a recorder that runs them again
+    unused      the model has a parameter that no output depends on
     weights     folder for the final weights of every process, ``<rank>.pth``
     timeout     seconds that a process waits for another
     stopped     [rank, signal, step]: the signal that a process sends to itself when it begins this optimizer step of its run
@@ -19,11 +20,13 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from se3_fast import train
 from se3_fast.training import distributed, property_command, trainer
@@ -38,6 +41,8 @@ def run_rank(settings: dict[str, Any], options: list[str]) -> int:
     rank = os.environ["RANK"]
     if settings.get("recorded"):
         trainer.choose_recorder = lambda *_: RunAgain()
+    if settings.get("unused"):
+        property_command.build_model = with_unused_parameter(property_command.build_model)
     if "timeout" in settings:
         distributed.TIMEOUT = timedelta(seconds=settings["timeout"])
     if "weights" in settings:
@@ -48,6 +53,17 @@ def run_rank(settings: dict[str, Any], options: list[str]) -> int:
         if int(rank) == stopped_rank:
             stop_at_step(number, step)
     return train.main(options)
+
+
+def with_unused_parameter(build: Callable[[Any], nn.Module]) -> Callable[[Any], nn.Module]:
+    """The model that is built, with one parameter more."""
+
+    def built(config: Any) -> nn.Module:
+        model = build(config)
+        model.register_parameter("unused", nn.Parameter(torch.ones(3)))
+        return model
+
+    return built
 
 
 def stop_at_step(number: int, step: int) -> None:

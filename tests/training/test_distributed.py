@@ -81,6 +81,16 @@ def test_several_processes_train_as_one(
         assert all(torch.equal(value, weights[name]) for name, value in found["state_dict"].items())
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_parameters_that_no_output_depends_on(run_python: Run, few_molecules: Path, tmp_path: Path, recorded: bool) -> None:
+    """As a model has them that is asked for one of its degrees; several steps of two batches each."""
+    path, changes = tmp_path / "model.pth", {"accumulate_grad_batches": 2}
+    settings = {"processes": 2, "unused": True, "recorded": recorded}
+    finished = run_python(RANKS, json.dumps(settings), *options(few_molecules, 2, save_ckpt_path=path, **changes))
+    assert finished.returncode == 0, finished.stderr
+    assert_same_curve(read_checkpoint(path)["history"], of_one_process(few_molecules, tmp_path, **changes)["history"])
+
+
 def test_the_uncertainty_is_that_of_all_molecules(run_python: Run, tmp_path: Path) -> None:
     """Not of those of one process, of which there may be too few to fit it."""
     write_few_molecules(tmp_path, 240)

@@ -9,6 +9,8 @@ x / n has x / n^2 in it, which float16 does not hold for n < 2^-16, and infinity
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,16 +33,32 @@ def group_norm(features: Features, norm: Norm, row: Tensor | None = None) -> Fea
     Returns:
         ``{d: [N, C, 2d+1]}`` in the dtype of the features.
     """
+
+    def normalise(norms: Tensor) -> Tensor:
+        # Every degree for itself, which is what a group normalisation is; PyTorch's takes longer on the CPU, and its second
+        # derivatives know no vmap.
+        by_degree = norms.unflatten(1, (len(features), norms.shape[1] // len(features)))
+        normalised = normalised_over_channels(by_degree, None, None, norm.epsilon).flatten(1)
+        return norm.nonlinearity(torch.addcmul(norm.shift.to(norms.dtype), normalised, norm.scale.to(norms.dtype)))
+
+    return rescaled(features, normalise)
+
+
+def rescaled(features: Features, normalise: Callable[[Tensor], Tensor]) -> Features:
+    """The features with new norms.
+
+    Args:
+        features: ``{d: [N, C, 2d+1]}``, all with the same C.
+        normalise: makes of the norms of all degrees side by side [N, D * C], degrees ascending, in at least float32, the new ones.
+
+    Returns:
+        ``{d: [N, C, 2d+1]}`` in the dtype of the features.
+    """
     keys = sorted(features, key=int)
     wide = [_at_least_float32(features[key]) for key in keys]
     norms = [_clamped_norm(feature) for feature in wide]
-    fused = torch.stack(norms, 1).squeeze(-1)  # [N, D, C]
-    # Every degree for itself, which is what a group normalisation is; PyTorch's takes longer on the CPU, and its second derivatives
-    # know no vmap.
-    normalised = normalised_over_channels(fused, None, None, norm.epsilon).flatten(1)
-    normalised = torch.addcmul(norm.shift.to(fused.dtype), normalised, norm.scale.to(fused.dtype))
-    rescaled = norm.nonlinearity(normalised)[..., None].chunk(len(keys), 1)
-    outputs = (feature / length * new for feature, length, new in zip(wide, norms, rescaled, strict=True))
+    new_norms = normalise(torch.cat(norms, 1).squeeze(-1))[..., None].chunk(len(keys), 1)
+    outputs = (feature / length * new for feature, length, new in zip(wide, norms, new_norms, strict=True))
     return {key: output.to(features[key].dtype) for key, output in zip(keys, outputs, strict=True)}
 
 

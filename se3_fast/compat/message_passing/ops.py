@@ -81,13 +81,15 @@ def gspmm(g: Any, op: str, reduce_op: str, lhs_data: Tensor | None, rhs_data: Te
         rhs_data: [E, ...]; None for ``copy_lhs``.
 
     Returns:
-        [N, ...]; nodes without incoming edges have 0, or the infinity of no maximum and no minimum.
+        [N, ...]; nodes without incoming edges have 0, or the infinity of no maximum and no minimum; 0 in a graph without any edge.
 
     Raises:
         ValueError: for another ``op`` or ``reduce_op``, or an operand of another number of rows.
     """
     graph = as_graph(g)
-    return reduce_groups(gsddmm(graph, op, lhs_data, rhs_data, "u", "e"), graph.dst, graph.num_nodes(), reduce_op)
+    messages = gsddmm(graph, op, lhs_data, rhs_data, "u", "e")
+    found = reduce_groups(messages, graph.dst, graph.num_nodes(), reduce_op)
+    return found if len(messages) else torch.zeros_like(found)
 
 
 def reduce_groups(values: Tensor, group: Tensor, num_groups: int, operation: str) -> Tensor:
