@@ -32,7 +32,7 @@ from se3_fast.training.force_trainer import ForceTrainer
 from tests.data.labelled import labelled, mixed_frames
 
 
-@pytest.mark.parametrize("name", ["frames.xyz", "frames.traj", "frames.db", "frames.json"])
+@pytest.mark.parametrize("name", ["frames.xyz", "frames.traj", "frames.db", "frames.json", "frames@3.traj", "at@300K.db"])
 def test_every_label_is_read_from_every_format(tmp_path: Path, name: str) -> None:
     written = mixed_frames()
     ase.io.write(tmp_path / name, written)
