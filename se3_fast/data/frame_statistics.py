@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,12 @@ class FrameStatistics:
         atoms: Number of atoms.
         elements: Atomic numbers that occur, ascending.
         energies: What the known energies say of the elements.
+        checksum: Of all that the frames hold, chunk after chunk; as text, since a data module goes to other processes.
     """
 
     def __init__(self) -> None:
         self.atoms = 0
+        self.checksum = ""
         self.energies = EnergyFit()
         self._elements: set[int] = set()
         self._forces, self._absolute, self._squares = 0, 0.0, 0.0
@@ -48,6 +52,7 @@ class FrameStatistics:
         self._forces += len(known)
         self._absolute += float(known.abs().sum())
         self._squares += float(known.square().sum())
+        self.checksum = _checksum(self.checksum, frames)
 
     @property
     def elements(self) -> list[int]:
@@ -76,6 +81,16 @@ class FrameStatistics:
         spread = fit.spread_of_rest()
         usual = (1.5 * fit.atoms / fit.frames) ** 0.5 * self._squares / self._forces / _FORCE_CONSTANT
         return spread / usual if spread > 0 and usual > 0 else float("inf")
+
+
+def _checksum(before: str, frames: ForceFrames) -> str:
+    """That of frames that come after others."""
+    digest = hashlib.sha256(before.encode())
+    for field in fields(frames):
+        values = getattr(frames, field.name)
+        if values is not None:
+            digest.update(values.contiguous().numpy())
+    return digest.hexdigest()[:16]
 
 
 class EnergyFit:
