@@ -10,7 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from se3_fast.backends.dense.radial import LAYER_NORM_EPSILON
 from se3_fast.backends.dense.tfn_conv import contract
@@ -358,8 +357,6 @@ class ConvSE3(nn.Module):
     def networks(self) -> RadialNetworks | None:
         """The radial networks, whose last layers are contracted with the features; None where one is not of that kind, or where
         there are hooks that would not be called: then the modules of the radial groups are called as they are."""
-        if _has_any_global_hook():
-            return None
         networks = RadialNetworks([], [])
         for convolution in self.radial_convolutions:
             profile = convolution._modules.get("radial_func")

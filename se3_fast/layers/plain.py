@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 
 def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
@@ -14,4 +15,4 @@ def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
 def is_called_plainly(module: nn.Module) -> bool:
     """Whether to call a module is to call the method ``forward`` of its class."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return not hooks and "forward" not in module.__dict__
+    return not (hooks or _has_any_global_hook() or "forward" in module.__dict__)
