@@ -23,7 +23,6 @@ from se3_fast.forces import ForceField, energy_and_forces, load_force_field, mol
 from se3_fast.training import TrainingOptions, read_checkpoint
 from se3_fast.training.errors import Stopped
 from se3_fast.training.force_trainer import ForceTrainer
-
 from tests.data.labelled import labelled
 
 from .test_stopping import StopWhen
