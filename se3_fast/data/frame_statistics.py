@@ -1,4 +1,4 @@
-"""What training asks of all frames, found chunk by chunk: energies of the elements, the size of forces, units that look wrong."""
+"""What training asks of all frames, found chunk by chunk: energies of the elements, the size of forces, what looks wrong."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class EnergyFit:
 
 
 class Suspicions:
-    """What in a file looks as if it were in another unit; its frames come in chunks.
+    """What in a file looks as if it were in another unit, or under another name; its frames come in chunks.
 
     Args:
         path: The file.
@@ -180,6 +180,13 @@ class Suspicions:
 
     def lines(self) -> list[str]:
         """A line for each."""
-        ratio = self._statistics.spread_of_energies()
+        found = self._statistics
+        labels = (("energy", "a known energy", found.energies.frames > 0), ("forces", "known forces", found.has_forces))
+        missing = [
+            f"{self._path}: none of its frames has {what}: is it called otherwise there (--{name}_name)?"
+            for name, what, is_there in labels
+            if not is_there
+        ]
+        ratio = found.spread_of_energies()
         energies = f"{self._path}: energies that differ {1 / ratio:.2g} times less than the forces say: are they in hartree?"
-        return [*filter(None, [self._force]), *([energies] if ratio < _SUSPICIOUS_SPREAD else [])]
+        return [*missing, *filter(None, [self._force]), *([energies] if ratio < _SUSPICIOUS_SPREAD else [])]
