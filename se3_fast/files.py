@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -80,6 +80,26 @@ def check_writable(path: Path, num_bytes: int = 0) -> None:
             return
         with _temporary(target) as (file, _):
             _allocate(file.fileno(), num_bytes)
+
+
+def check_apart(written: Sequence[tuple[str, Path | None]], read: Sequence[tuple[str, Path]]) -> None:
+    """Check that no file that is to be written is one that is read, or one that something else is written to.
+
+    Args:
+        written: What is written, such as ``the log``, and where, if anywhere.
+        read: What is read, and where it is.
+
+    Raises:
+        ValueError: One is; names both.
+    """
+    others = list(read)
+    for name, path in written:
+        if path is None or (path.exists() and not path.is_file()):  # to a pipe or /dev/null goes as much as one likes
+            continue
+        for other, taken in others:
+            if path.resolve() == taken.resolve() or (path.exists() and taken.exists() and path.samefile(taken)):
+                raise ValueError(f"{path}: expected another file for {name} than that of {other}")
+        others.append((name, path))
 
 
 def _allocate(descriptor: int, num_bytes: int) -> None:

@@ -386,6 +386,8 @@ class ForceField(nn.Module):
             return False
         if not is_plain(self.energy_of_atom, nn.Sequential) or len(self.energy_of_atom) != len(kinds):
             return False
+        if any(module.bias is None for module in self.energy_of_atom if isinstance(module, nn.Linear)):
+            return False
         return all(is_plain(*module) for module in [*modules, *zip(self.energy_of_atom, kinds, strict=True)])
 
     def _network(self) -> ForceNetwork:

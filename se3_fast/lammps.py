@@ -152,7 +152,7 @@ def _restored(config: dict[str, Any], tensors: bytes, dtype: str) -> LAMMPSForce
 def attach(lmp: Any, calculator: SE3FastCalculator, elements: Sequence[str], fix: str = "se3_fast") -> None:
     """Have a LAMMPS that runs inside Python, on one process, move its atoms by a calculator.
 
-    Energy and, where all directions are periodic, virial go to LAMMPS too. An error of the calculator is printed, and ends the run.
+    Energy and, where all directions are periodic, virial go to LAMMPS too. An error is printed, and ends the run; so does Ctrl-C.
 
     Args:
         lmp: a ``lammps.lammps`` in units ``metal`` with its box and atoms made.
@@ -161,29 +161,35 @@ def attach(lmp: Any, calculator: SE3FastCalculator, elements: Sequence[str], fix
         fix: name of the fix that is made.
 
     Raises:
-        ValueError: if LAMMPS has other units or several processes, or an element is missing.
+        ValueError: if LAMMPS has other units or several processes, or an element is missing or none.
     """
     if lmp.extract_global("units") != "metal" or lmp.extract_setting("world_size") > 1:
         came = f"{lmp.extract_global('units')} and {lmp.extract_setting('world_size')}"
         raise ValueError(f"lmp: expected units metal and one process, got {came}")
     if len(elements) != lmp.extract_global("ntypes"):
         raise ValueError(f"elements: expected one for each of the {lmp.extract_global('ntypes')} types, got {list(elements)}")
+    unknown = [symbol for symbol in elements if symbol not in chemical_symbols[1:]]
+    if unknown:
+        raise ValueError(f"elements: expected symbols of elements such as 'C', got {unknown}")
     symbols = np.array(["", *elements])  # types count from 1
 
     def evaluate(_: Any, __: int, count: int, tags: np.ndarray, pos: np.ndarray, forces: np.ndarray) -> None:
+        try:
+            hand_over(count, tags, pos, forces)
+        except BaseException as error:  # ctypes would drop any, and LAMMPS go on with the forces of an earlier step
+            known = isinstance(error, (ValueError, OutsideDomainError))
+            print(f"error: {one_line(error)}" if known else f"error: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+            forces[:] = 0.0
+            lmp.force_timeout()
+
+    def hand_over(count: int, tags: np.ndarray, pos: np.ndarray, forces: np.ndarray) -> None:
         order = np.argsort(tags)  # LAMMPS sorts its atoms now and then
         low, high, xy, yz, xz, periodic, _ = lmp.extract_box()
         lengths = np.subtract(high, low)
         cell = [[lengths[0], 0, 0], [xy, lengths[1], 0], [xz, yz, lengths[2]]]
         kinds = symbols[lmp.numpy.extract_atom("type")[:count][order]]
         atoms = Atoms(list(kinds), positions=pos[order] - low, cell=cell, pbc=np.array(periodic, dtype=bool), calculator=calculator)
-        try:
-            forces[order] = atoms.get_forces()
-        except (ValueError, OutsideDomainError) as error:  # ctypes would drop it
-            print(f"error: {one_line(error)}", file=sys.stderr)
-            forces[:] = 0.0
-            lmp.force_timeout()
-            return
+        forces[order] = atoms.get_forces()
         lmp.fix_external_set_energy_global(fix, atoms.get_potential_energy())
         if atoms.pbc.all():
             xx, yy, zz, yz, xz, xy = -atoms.get_stress() * atoms.get_volume()

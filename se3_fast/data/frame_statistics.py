@@ -1,7 +1,9 @@
-"""What training asks of all frames, found chunk by chunk: energies of the elements, the size of forces, units that look wrong."""
+"""What training asks of all frames, found chunk by chunk: energies of the elements, the size of forces, what looks wrong."""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,12 @@ class FrameStatistics:
         atoms: Number of atoms.
         elements: Atomic numbers that occur, ascending.
         energies: What the known energies say of the elements.
+        checksum: Of all that the frames hold, chunk after chunk; as text, since a data module goes to other processes.
     """
 
     def __init__(self) -> None:
         self.atoms = 0
+        self.checksum = ""
         self.energies = EnergyFit()
         self._elements: set[int] = set()
         self._forces, self._absolute, self._squares = 0, 0.0, 0.0
@@ -48,6 +52,7 @@ class FrameStatistics:
         self._forces += len(known)
         self._absolute += float(known.abs().sum())
         self._squares += float(known.square().sum())
+        self.checksum = _checksum(self.checksum, frames)
 
     @property
     def elements(self) -> list[int]:
@@ -76,6 +81,16 @@ class FrameStatistics:
         spread = fit.spread_of_rest()
         usual = (1.5 * fit.atoms / fit.frames) ** 0.5 * self._squares / self._forces / _FORCE_CONSTANT
         return spread / usual if spread > 0 and usual > 0 else float("inf")
+
+
+def _checksum(before: str, frames: ForceFrames) -> str:
+    """That of frames that come after others."""
+    digest = hashlib.sha256(before.encode())
+    for field in fields(frames):
+        values = getattr(frames, field.name)
+        if values is not None:
+            digest.update(values.contiguous().numpy())
+    return digest.hexdigest()[:16]
 
 
 class EnergyFit:
@@ -140,7 +155,7 @@ class EnergyFit:
 
 
 class Suspicions:
-    """What in a file looks as if it were in another unit; its frames come in chunks.
+    """What in a file looks as if it were in another unit, or under another name; its frames come in chunks.
 
     Args:
         path: The file.
@@ -165,6 +180,13 @@ class Suspicions:
 
     def lines(self) -> list[str]:
         """A line for each."""
-        ratio = self._statistics.spread_of_energies()
+        found = self._statistics
+        labels = (("energy", "a known energy", found.energies.frames > 0), ("forces", "known forces", found.has_forces))
+        missing = [
+            f"{self._path}: none of its frames has {what}: is it called otherwise there (--{name}_name)?"
+            for name, what, is_there in labels
+            if not is_there
+        ]
+        ratio = found.spread_of_energies()
         energies = f"{self._path}: energies that differ {1 / ratio:.2g} times less than the forces say: are they in hartree?"
-        return [*filter(None, [self._force]), *([energies] if ratio < _SUSPICIOUS_SPREAD else [])]
+        return [*missing, *filter(None, [self._force]), *([energies] if ratio < _SUSPICIOUS_SPREAD else [])]

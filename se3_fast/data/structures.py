@@ -50,7 +50,7 @@ def read_structures(path: str | os.PathLike[str], index: str = ":") -> Iterator[
 
 
 def _frames(path: Path, chosen: slice) -> Iterator[tuple[int, Atoms]]:
-    frames = ase.io.iread(str(path), index=chosen)
+    frames = ase.io.iread(str(path), index=chosen, do_not_split_by_at_sign=True)  # it would take what follows for an index
     for number in count():
         try:
             atoms = next(frames, None)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from se3_fast.commands.predict import main
 from se3_fast.data.objective import Objective
-from se3_fast.files import check_writable
+from se3_fast.files import check_apart, check_writable
 from se3_fast.pretrained import find_model
 from se3_fast.report.predictions import PredictionReport, Subject
 from se3_fast.training.distributed import open_world
@@ -93,6 +93,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{arguments.output}: expected an output that is none of the inputs")
         check_writable(arguments.output)
     if arguments.report is not None:
+        read = [("the molecules", path) for path in arguments.input]
+        check_apart([("the predictions", arguments.output), ("the report", arguments.report)], read)
         check_writable(arguments.report)
 
 

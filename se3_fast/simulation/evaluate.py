@@ -17,7 +17,7 @@ from se3_fast.commands.evaluate_forces import main
 from se3_fast.data.force_frames import FrameFile, frame_batches, read_frame_file, shards_of
 from se3_fast.data.frames import ForceFrames
 from se3_fast.data.molecules import DataError
-from se3_fast.files import atomic_file, check_writable
+from se3_fast.files import atomic_file, check_apart, check_writable
 from se3_fast.forces import ForceField, load_force_field
 from se3_fast.training.arguments import label_names
 from se3_fast.training.distributed import open_world
@@ -35,11 +35,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         Stopped: SIGINT or SIGTERM has ended it.
     """
     with StopSignal().watched(), open_world(arguments.device) as world, user_errors():
+        shards = shards_of(arguments.data)
+        check_apart([("the table", arguments.output), ("the plot", arguments.plot)], [("the frames", path) for path in shards])
         model = load_force_field(arguments.load_ckpt_path, arguments.repulsion)
         for path in filter(None, (arguments.output, arguments.plot)):
             check_writable(path)
         names = label_names(arguments)
-        files = [read_frame_file(path, arguments.index, names) for path in shards_of(arguments.data)]
+        files = [read_frame_file(path, arguments.index, names) for path in shards]
         for file in files:
             _check_elements(file, model)
         frames = ForceFrames.joined([file.frames for file in files])

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from se3_fast.commands.md import main
 from se3_fast.error_text import one_line
-from se3_fast.files import atomic_file, check_writable
+from se3_fast.files import atomic_file, check_apart, check_writable
 from se3_fast.training.distributed import World, open_world
 from se3_fast.training.errors import TrainingError, run_command, user_errors
 from se3_fast.training.signals import StopSignal
@@ -96,8 +96,8 @@ class Run:
 
     def __init__(self, arguments: argparse.Namespace, world: World) -> None:
         self.arguments = arguments
-        if arguments.output is not None and arguments.output.resolve() == arguments.structures.resolve():
-            raise ValueError(f"{arguments.output}: expected another file for the trajectory than that of the structure")
+        written = [("the trajectory", arguments.output), ("the log", arguments.log), ("the plot", arguments.plot)]
+        check_apart(written, [("the structure", arguments.structures)])
         for path in filter(None, (arguments.log, arguments.plot)):
             check_writable(path)
         structures = structures_of(arguments)

@@ -11,6 +11,7 @@ from ase.optimize import BFGS, FIRE, LBFGS
 
 from se3_fast.commands.relax import main
 from se3_fast.error_text import one_line
+from se3_fast.files import check_apart
 from se3_fast.training.distributed import open_world
 from se3_fast.training.errors import CommandError, TrainingError, run_command, user_errors
 from se3_fast.training.signals import StopSignal
@@ -35,6 +36,8 @@ def relax(arguments: argparse.Namespace) -> int:
     """
     with StopSignal().watched(), open_world(device_name_of(arguments)) as world:
         with user_errors():
+            written = [("the relaxed structures", arguments.output), ("the trajectory", arguments.trajectory)]
+            check_apart(written, [("the structures", arguments.structures)])
             structures = structures_of(arguments)
             check_format(arguments.output, len(structures))
             calculator = calculator_of(arguments, world.device)

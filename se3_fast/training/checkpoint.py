@@ -209,7 +209,8 @@ def _check_entries(path: Path, checkpoint: Any, most_values: int) -> None:
 def check_training_set(path: Path, checkpoint: Mapping[str, Any], described: Mapping[str, Any]) -> None:
     """Check that a run goes on with the molecules that it was begun with; a checkpoint or data that do not say which pass.
 
-    With others, molecules that were trained on may be among those that it is tested on.
+    With others, molecules that were trained on may be among those that it is tested on; and energies of another unit or kind
+    would be learned on top of those of before.
 
     Raises:
         CheckpointError: It does not.
@@ -218,7 +219,7 @@ def check_training_set(path: Path, checkpoint: Mapping[str, Any], described: Map
     if name in checkpoint and name in described and checkpoint[name] != described[name]:
         raise CheckpointError(
             f"{path}: made with another data set: the molecules that it was trained on, or their targets, are not those that this "
-            "run would train on; was the table changed, or the split?"
+            "run would train on; was the file changed, the split, or which labels are read, in which unit?"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from se3_fast.data.force_frames import FORCE_SAMPLE_PATH, ForceDataModule, FrameFiles
 from se3_fast.forces import ForceField
 from se3_fast.training.arguments import label_names, training_options
-from se3_fast.training.checkpoint import check_same, read_checkpoint
+from se3_fast.training.checkpoint import check_same, check_training_set, read_checkpoint
 from se3_fast.training.command import common_seed, train_command
 from se3_fast.training.distributed import World
 from se3_fast.training.errors import run_command
@@ -71,21 +71,19 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         "stress_weight": arguments.stress_weight,
         **({"dipole_weight": arguments.dipole_weight} if arguments.dipole_weight > 0 else {}),
     }
-    return ForceTrainer(
+    described = {"closest_pairs": data_module.closest_pairs(), "training_set": data_module.statistics.checksum}
+    trainer = ForceTrainer(
         model,
         data_module,
         training_options(arguments),
         **loss,
         world=world,
-        metadata={
-            "model_config": model.config,
-            "data": data,
-            "closest_pairs": data_module.closest_pairs(),
-            "loss": loss,
-            "seed": seed,
-        },
+        metadata={"model_config": model.config, "data": data, **described, "loss": loss, "seed": seed},
         resume_from=arguments.load_ckpt_path,
     )
+    if checkpoint:
+        check_training_set(arguments.load_ckpt_path, checkpoint, described)
+    return trainer
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -32,7 +32,7 @@ from se3_fast.training.force_trainer import ForceTrainer
 from tests.data.labelled import labelled, mixed_frames
 
 
-@pytest.mark.parametrize("name", ["frames.xyz", "frames.traj", "frames.db", "frames.json"])
+@pytest.mark.parametrize("name", ["frames.xyz", "frames.traj", "frames.db", "frames.json", "frames@3.traj", "at@300K.db"])
 def test_every_label_is_read_from_every_format(tmp_path: Path, name: str) -> None:
     written = mixed_frames()
     ase.io.write(tmp_path / name, written)
@@ -247,6 +247,23 @@ def test_frames_without_forces_alone(tmp_path: Path) -> None:
     ase.io.write(tmp_path / "frames.xyz", [labelled(molecule("CH4"), seed, without=("forces",)) for seed in range(10)])
     with pytest.raises(DataError, match=r"frames.xyz: expected forces in some of the 8 training frames, got none"):
         ForceDataModule(tmp_path / "frames.xyz")
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (LabelNames(energy="Energy"), "none of its frames has a known energy: is it called otherwise there (--energy_name)?"),
+        (LabelNames(forces="force"), "none of its frames has known forces: is it called otherwise there (--forces_name)?"),
+    ],
+)
+def test_a_label_that_no_frame_has(tmp_path: Path, caplog: pytest.LogCaptureFixture, names: LabelNames, missing: str) -> None:
+    """A name that is mistyped would leave it out in silence."""
+    ase.io.write(tmp_path / "frames.xyz", [labelled(molecule("CH4"), seed) for seed in range(3)])
+    with caplog.at_level(logging.WARNING):
+        read_frame_file(tmp_path / "frames.xyz")
+        assert not caplog.records
+        read_frame_file(tmp_path / "frames.xyz", names=names)
+    assert [record.getMessage() for record in caplog.records] == [f"warning: {tmp_path / 'frames.xyz'}: {missing}"]
 
 
 def test_suspicious_units_get_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -340,6 +340,23 @@ def test_hooks_on_all_modules(name: str) -> None:
     assert called.count("Linear") == 3 and called.count("RadialProfile") == 1
 
 
+@pytest.mark.parametrize("name", ["dense", *FAST_BACKENDS])
+def test_hooks_on_all_modules_of_a_block(name: str) -> None:
+    """What is fast together is called apart where somebody listens to everything."""
+    graph, nodes, edges = problem()
+    torch.manual_seed(0)
+    block = AttentionBlockSE3(FIBER, FIBER, num_heads=1, channels_div=1, max_degree=1).double()
+    called: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: called.append(module))
+    try:
+        with backend(name):
+            block(nodes, edges, graph)
+    finally:
+        handle.remove()
+    for part in (block.to_key_value, block.to_query, block.attention, block.project):
+        assert sum(module is part for module in called) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     on_all_backends(["activation", "low rank", "width", "hook on the profile"], ["activation", "low rank"]),

@@ -211,10 +211,22 @@ def test_who_looks_on_or_changes_a_module_gets_the_parts(backend: str) -> None:
         energies = energy_and_forces(model, graph)[0]
         assert len(seen) == 1 and model.energies_and_gradient(graph) is not None
 
+        handle = nn.modules.module.register_module_forward_hook(lambda module, given, result: seen.append(result))
+        try:
+            energy_and_forces(model, graph)
+        finally:
+            handle.remove()
+        assert len(seen) > 4
+
         torch.manual_seed(0)
         doubled = _Doubled(ELEMENTS, average_neighbours=7.0, num_channels=16).double()
         doubled.load_state_dict(model.state_dict())
         assert relative_error(energy_and_forces(doubled, graph)[0], 2 * energies) < TOLERANCE[torch.float64]
+
+        without_bias = make_model(num_channels=16)
+        without_bias.energy_of_atom[2] = nn.Linear(32, 1, bias=False).double()
+        wanted = by_parts(partial(energy_and_forces, without_bias, graph))
+        assert relative_error(energy_and_forces(without_bias, graph)[1], wanted[1]) < TOLERANCE[torch.float64]
 
         model.energy_of_atom[1] = nn.Tanh()
         assert model.energies_and_gradient(graph) is None

@@ -267,6 +267,8 @@ def test_usage(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.count("error: ") == 4
     assert main([*common, str(source), "--target", "y"]) == 2
     assert "--target y: expected --report as well" in capsys.readouterr().err
+    assert main([*common, str(source), "--report", str(source)]) == 2
+    assert "m.smi: expected another file for the report than that of the molecules" in capsys.readouterr().err
     assert source.read_text() == "CCCO\n"
 
 

@@ -209,6 +209,7 @@ def write_faulty(folder: Path) -> None:
     atoms.numbers[0] = 9
     ase.io.write(folder / "fluorine.xyz", [molecule("H2O"), atoms])
     ase.io.write(folder / "water.xyz", molecule("H2O"))
+    (folder / "same.xyz").hardlink_to(folder / "water.xyz")
     ase.io.write(folder / "nothing.xyz", Atoms())
     lines = (folder / "fluorine.xyz").read_text().splitlines()
     (folder / "cut.xyz").write_text("\n".join(lines[:-2]))
@@ -238,6 +239,18 @@ def write_faulty(folder: Path) -> None:
         ("md water.xyz --largest_spread 1", "largest_spread: expected several force fields to compare, got 1"),
         ("md water.xyz --output ./water.xyz", "water.xyz: expected another file for the trajectory than that of the structure"),
         ("md water.xyz --output out.cube", "out.cube: expected a format of many frames"),
+        ("md water.xyz --log ./water.xyz", "water.xyz: expected another file for the log than that of the structure"),
+        ("md water.xyz --output out.xyz --log ./out.xyz", "out.xyz: expected another file for the log than that of the trajectory"),
+        ("md water.xyz --log a --plot a", "a: expected another file for the plot than that of the log"),
+        ("relax water.xyz --output ./water.xyz", "expected another file for the relaxed structures than that of the structures"),
+        (
+            "relax water.xyz --output a.xyz --trajectory a.xyz",
+            "a.xyz: expected another file for the trajectory than that of the relaxed structures",
+        ),
+        (
+            "relax water.xyz --output a.xyz --trajectory same.xyz",
+            "same.xyz: expected another file for the trajectory than that of the structures",
+        ),
     ],
 )
 def test_mistakes_get_one_line(

@@ -127,7 +127,12 @@ def test_mistakes_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             "frames.xyz: expected 'a' or 'b' in some frame",
         ),
         (["nowhere.xyz"], "nowhere.xyz: no such file"),
+        (
+            ["frames.xyz", "--index", ":2", "--output", str(tmp_path / "frames.xyz")],
+            "frames.xyz: expected another file for the table than that of the frames",
+        ),
     ):
         assert main(["evaluate-forces", str(tmp_path / words[0]), *words[1:], "--load_ckpt_path", str(path), *DEVICE]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and fault in error
+    assert len(ase.io.read(tmp_path / "frames.xyz", ":")) == 3

@@ -23,7 +23,7 @@ from se3_fast.__main__ import main
 from se3_fast.ase import SE3FastCalculator
 from se3_fast.forces import ForceField, energy_forces_and_stress, molecule_graph
 from se3_fast.simulation.compiled import CompiledSinglePoint, describe
-from se3_fast.simulation.export import traced_force_field
+from se3_fast.simulation.export import evaluation_of, traced_force_field
 from se3_fast.simulation.relax import NOT_RELAXED
 from tests.simulation.conftest import small_force_field, write_force_field
 
@@ -105,7 +105,7 @@ def check_calculators(force_field: ForceField, folder: Path) -> None:
     path = folder / "model.pt2"
     usual, compiled = (SE3FastCalculator(force_field, compiled=package) for package in (None, path))
     package = compiled._compiled
-    single, crystal = Atoms("C", [[0.0, 0.0, 0.0]]), bulk("C")
+    single, crystal = Atoms("C", [[0.0, 0.0, 0.0]]), bulk("C", a=6.0)  # of few edges
     for atoms in (ethanol := ase_molecule("CH3CH2OH"), crystal, single, bulk("C", cubic=True).repeat((2, 1, 1))):
         atoms.rattle(0.05, seed=0)
         for calculator in (usual, compiled):
@@ -174,6 +174,25 @@ def test_a_package_says_whether_nuclei_repel_each_other(tmp_path: Path) -> None:
                         ValueError, match=r"model\.pt2: expected a package of repulsion .* as the force field has, got"
                     ):
                         SE3FastCalculator(other, compiled=path)
+
+
+def test_what_was_compiled_before_is_refused_where_no_force_tells(tmp_path: Path) -> None:
+    """A crystal has no forces by any force field; steps that follow have."""
+    (path := tmp_path / "model.pt2").write_bytes(b"package")
+    made_of = small_force_field(num_layers=2, num_channels=4, cutoff=3.0).double()
+    changed = copy.deepcopy(made_of)
+    with torch.no_grad():
+        changed.atom_embedding += 0.1
+    atoms = bulk("C")
+    for force_field in (made_of, changed):
+        energy = SE3FastCalculator(force_field).get_property("energy", atoms)
+        force_field.reference_energies[6] -= energy / 2
+    loaded = Mock(side_effect=evaluation_of(made_of))
+    loaded.loader.get_metadata.return_value = describe(made_of, torch.float64)
+    with patch.object(torch._inductor, "aoti_load_package", return_value=loaded):
+        assert np.abs(SE3FastCalculator(made_of, compiled=path).get_property("forces", atoms)).max() < 1e-6
+        with pytest.raises(ValueError, match=r"model\.pt2: expected a package of this force field, got one whose forces are"):
+            SE3FastCalculator(changed, compiled=path).get_property("forces", atoms)
 
 
 def test_another_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

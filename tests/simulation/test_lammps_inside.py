@@ -78,9 +78,32 @@ def test_an_error_ends_the_run(capfd: pytest.CaptureFixture[str]) -> None:
     assert lmp.extract_global("ntimestep") < 50
 
 
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyError("H"), KeyboardInterrupt(), UserWarning("outside")])
+def test_no_error_lets_a_run_go_on_with_forces_of_before(error: BaseException, capfd: pytest.CaptureFixture[str]) -> None:
+    """ctypes prints what a callback raises, and drops it."""
+    lmp, calculator = running(crystal()), SE3FastCalculator(small_force_field(cutoff=4.0))
+    attach(lmp, calculator, ["C", "O"])
+    lmp.command("run 2")
+    evaluate, steps = calculator.calculate, []
+
+    def fail(*arguments: Any) -> None:
+        steps.append(arguments)
+        if len(steps) > 3:
+            raise error
+        evaluate(*arguments)
+
+    calculator.calculate = fail  # type: ignore[method-assign]
+    lmp.command("run 50")
+    assert f"error: {type(error).__name__}" in capfd.readouterr().err
+    assert lmp.extract_global("ntimestep") < 10
+    assert not lmp.numpy.extract_atom("f")[: lmp.get_natoms()].any()
+
+
 def test_what_cannot_be_attached() -> None:
     calculator = SE3FastCalculator(small_force_field())
     with pytest.raises(ValueError, match="lmp: expected units metal and one process, got real and 1"):
         attach(running(crystal(), "real"), calculator, ["C", "O"])
     with pytest.raises(ValueError, match="elements: expected one for each of the 2 types"):
         attach(running(crystal()), calculator, ["C"])
+    with pytest.raises(ValueError, match=r"elements: expected symbols of elements such as 'C', got \['o', 'X'\]"):
+        attach(running(crystal()), calculator, ["o", "X"])

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import ase.io
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 
 from se3_fast import train_forces
 from se3_fast.data import force_frames
@@ -21,6 +23,7 @@ from se3_fast.forces import ForceField, energy_and_forces, load_force_field, mol
 from se3_fast.training import TrainingOptions, read_checkpoint
 from se3_fast.training.errors import Stopped
 from se3_fast.training.force_trainer import ForceTrainer
+from tests.data.labelled import labelled
 
 from .test_stopping import StopWhen
 
@@ -96,6 +99,29 @@ def test_resumed_equals_uninterrupted(few_frames: Path, tmp_path: Path) -> None:
     expected, found = (read_checkpoint(folder / "model.pth") for folder in (whole, parts))
     assert found["step"] == expected["step"] == 6
     assert all(torch.equal(value, found["state_dict"][name]) for name, value in expected["state_dict"].items())
+
+
+def test_a_run_goes_on_with_the_frames_and_labels_that_it_was_begun_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reference energies stay those of the checkpoint: energies of another unit would be off by all of them, without a word."""
+    frames = [labelled(molecule("CH4"), seed) for seed in range(60)]
+    for folder, written in (("first", frames), ("second", frames[::-1])):
+        (tmp_path / folder).mkdir()
+        ase.io.write(tmp_path / folder / "frames.xyz", written)
+    words = [*_words(tmp_path / "first" / "frames.xyz", tmp_path, "--batch_size", 20, "--lr", 0.0001), "--cutoff", "3"]
+    assert train_forces.main([*words, "--epochs", "1"]) == 0
+    goes_on = [*words, "--epochs", "2", "--load_ckpt_path", str(tmp_path / "model.pth")]
+    before = (tmp_path / "model.pth").read_bytes()
+    for more in (
+        ["--energy_unit", "hartree", "--forces_unit", "eV/Angstrom"],
+        ["--forces_unit", "hartree/bohr"],
+        ["--data", str(tmp_path / "second" / "frames.xyz")],
+    ):
+        assert train_forces.main([*goes_on, *more]) == 2
+        assert "model.pth: made with another data set: the molecules that it was" in capsys.readouterr().err
+        assert (tmp_path / "model.pth").read_bytes() == before
+    assert train_forces.main(goes_on) == 0
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(run_python: Run, few_frames: Path, tmp_path: Path) -> None:
