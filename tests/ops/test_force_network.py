@@ -96,6 +96,17 @@ def test_it_is_what_the_parts_and_autograd_find(backend: str, sizes: str, dtype:
             assert_same(model, graph, TOLERANCE[torch.float64] if dtype == torch.float64 else 2e-5, truth)
 
 
+def doubled_graph() -> Graph:
+    """Edges twice, one without length, and an atom without any."""
+    graph = make_graph(6)
+    src = torch.cat([graph.src, graph.src[:9], torch.tensor([2])])
+    dst = torch.cat([graph.dst, graph.dst[:9], torch.tensor([2])])
+    keep = (src != 4) & (dst != 4)
+    doubled = Graph(src[keep], dst[keep], 6, ndata=dict(graph.ndata))
+    doubled.edata["rel_pos"] = doubled.ndata["pos"][doubled.dst] - doubled.ndata["pos"][doubled.src]
+    return doubled
+
+
 @pytest.mark.parametrize("backend", WHOLE)
 def test_odd_graphs(backend: str) -> None:
     """No atoms, one, edges of no length, edges twice, an atom without any, atoms of one element that are not all of a block."""
@@ -104,14 +115,7 @@ def test_odd_graphs(backend: str) -> None:
         assert_same(model, make_graph(0))
         assert_same(model, make_graph(1))
         assert_same(model, make_graph(2, spread=50.0))
-        graph = make_graph(6)
-        src, dst = (
-            torch.cat([graph.src, graph.src[:9], torch.tensor([2])]),
-            torch.cat([graph.dst, graph.dst[:9], torch.tensor([2])]),
-        )
-        keep = (src != 4) & (dst != 4)
-        doubled = Graph(src[keep], dst[keep], 6, ndata=dict(graph.ndata))
-        doubled.edata["rel_pos"] = doubled.ndata["pos"][doubled.dst] - doubled.ndata["pos"][doubled.src]
+        doubled = doubled_graph()
         assert int((doubled.edata["rel_pos"] == 0).all(1).sum()) == 1
         assert_same(model, doubled)
         graph = make_graph(60)

@@ -18,7 +18,7 @@ import se3_fast
 from se3_fast import Graph
 from se3_fast.backends import registry
 from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress, molecule_graph
-from tests.ops.test_force_network import SIZES, WHOLE, _Halved, by_parts, make_graph, make_model
+from tests.ops.test_force_network import SIZES, WHOLE, _Halved, by_parts, doubled_graph, make_graph, make_model
 from tests.support import TOLERANCE, device_of, relative_error
 
 if not WHOLE:
@@ -82,14 +82,9 @@ def _in_double(graph: Graph) -> Graph:
 def test_odd_graphs(backend: str) -> None:
     """No atoms, one, no edges, edges of no length and edges twice, atoms of one element that are not all of a block."""
     model = make_model(num_channels=16)
-    graph = make_graph(6)
-    src, dst = torch.cat([graph.src, graph.src[:9], torch.tensor([2])]), torch.cat([graph.dst, graph.dst[:9], torch.tensor([2])])
-    keep = (src != 4) & (dst != 4)
-    doubled = Graph(src[keep], dst[keep], 6, ndata=dict(graph.ndata))
-    doubled.edata["rel_pos"] = doubled.ndata["pos"][doubled.dst] - doubled.ndata["pos"][doubled.src]
     sorted_kinds = make_graph(60)
     sorted_kinds.ndata["atomic_numbers"] = sorted_kinds.ndata["atomic_numbers"].sort()[0].to(torch.int32)
-    for odd in (make_graph(0), make_graph(1), make_graph(2, spread=50.0), doubled, sorted_kinds):
+    for odd in (make_graph(0), make_graph(1), make_graph(2, spread=50.0), doubled_graph(), sorted_kinds):
         expected = by_parts(lambda odd=odd: gradients_of(model, lambda: loss_of(model, odd)))
         with se3_fast.backend(backend):
             assert_whole(model, odd)
