@@ -131,6 +131,8 @@ class Run:
             # A step is counted when it is done, after its forces.
             with warnings_on_one_line(lambda: f"step {self.dynamics.nsteps + 1}"):
                 self.dynamics.run(self.arguments.steps)
+            if self.arguments.steps % self.arguments.interval:
+                observe()  # the last step, which a run goes on from
         except (OutsideDomainError, ValueError) as error:
             raise TrainingError(f"step {self.dynamics.nsteps + 1}: {one_line(error)}") from error
         finally:

@@ -67,13 +67,14 @@ def test_nve_is_that_of_ase(structures: Path, free: Path, tmp_path: Path, capsys
 
 
 def test_a_run_goes_on_with_the_velocities_of_its_last_frame(structures: Path, free: Path, tmp_path: Path) -> None:
-    """Two halves are one whole."""
-    common = ["--load_ckpt_path", free, "--interval", 4, "--dtype", "float64", *DEVICE]
+    """Two halves are one whole, where no half is a multiple of the interval either."""
+    common = ["--load_ckpt_path", free, "--interval", 3, "--dtype", "float64", *DEVICE]
     for name, start, steps in (("whole", structures, 8), ("first", structures, 4), ("second", tmp_path / "first.traj", 4)):
         words = ["md", start, *common, "--steps", steps, "--output", tmp_path / f"{name}.traj"]
         assert main(list(map(str, words))) == 0
     whole, second = (ase.io.read(tmp_path / f"{name}.traj") for name in ("whole", "second"))
     np.testing.assert_allclose(whole.positions, second.positions, atol=1e-10)
+    assert len(ase.io.read(tmp_path / "whole.traj", ":")) == 4  # after 0, 3, 6 and 8 steps
 
 
 @pytest.mark.parametrize("ensemble", ["langevin", "nvt"])
