@@ -35,25 +35,33 @@ struct PartGradients {
     }
 };
 
-template <typename T>
-void multiply_degrees_along(
-    const InteractionShape& shape, const DegreeProduct& product, int64_t count, const T* mixed, const T* mixed_dot, T* result) {
-    const int64_t channels = shape.channels, size = size_of(shape, product);
-    fill_zero(result, count * size);
+// Calls run(coefficient, row of the first factor, of the second one, of the result) for all terms of a product of all nodes.
+template <typename Run>
+void for_each_term(const InteractionShape& shape, const DegreeProduct& product, int64_t count, const Run& run) {
+    const int64_t channels = shape.channels;
     for (int64_t node = 0; node < count; ++node) {
         const int64_t to_left = node * shape.row_hidden() + first_of(product.degree_first) * channels;
         const int64_t to_right = node * shape.row_hidden() + first_of(product.degree_second) * channels;
         for (int64_t index = product.first_term; index < product.stop_term; ++index) {
             const ProductTerm& term = shape.terms[index];
-            const int64_t left = to_left + term.first * channels, right = to_right + term.second * channels;
-            T* const into = result + node * size + term.out * channels;
-            for (int64_t channel = 0; channel < channels; channel += LANES<T>) {
-                const Vector<T> a = load(mixed + left + channel), a_dot = load(mixed_dot + left + channel);
-                const Vector<T> b = load(mixed + right + channel), b_dot = load(mixed_dot + right + channel);
-                store(into + channel, load(into + channel) + broadcast(T(term.coefficient)) * (a_dot * b + a * b_dot));
-            }
+            run(term.coefficient, to_left + term.first * channels, to_right + term.second * channels,
+                node * size_of(shape, product) + term.out * channels);
         }
     }
+}
+
+template <typename T>
+void multiply_degrees_along(
+    const InteractionShape& shape, const DegreeProduct& product, int64_t count, const T* mixed, const T* mixed_dot, T* result) {
+    fill_zero(result, count * size_of(shape, product));
+    for_each_term(shape, product, count, [&](double coefficient, int64_t left, int64_t right, int64_t out) {
+        for (int64_t channel = 0; channel < shape.channels; channel += LANES<T>) {
+            const Vector<T> a = load(mixed + left + channel), a_dot = load(mixed_dot + left + channel);
+            const Vector<T> b = load(mixed + right + channel), b_dot = load(mixed_dot + right + channel);
+            T* const into = result + out + channel;
+            store(into, load(into) + broadcast(T(coefficient)) * (a_dot * b + a * b_dot));
+        }
+    });
 }
 
 // of_mixed_dot += what the gradient of a product, and its derivative, leave for the factors.
@@ -61,26 +69,18 @@ template <typename T>
 void differentiate_product_along(
     const InteractionShape& shape, const DegreeProduct& product, int64_t count, const T* mixed, const T* mixed_dot,
     const T* of_result, const T* of_result_dot, T* of_mixed_dot) {
-    const int64_t channels = shape.channels, size = size_of(shape, product);
-    for (int64_t node = 0; node < count; ++node) {
-        const int64_t to_left = node * shape.row_hidden() + first_of(product.degree_first) * channels;
-        const int64_t to_right = node * shape.row_hidden() + first_of(product.degree_second) * channels;
-        for (int64_t index = product.first_term; index < product.stop_term; ++index) {
-            const ProductTerm& term = shape.terms[index];
-            const int64_t left = to_left + term.first * channels, right = to_right + term.second * channels;
-            const int64_t out = node * size + term.out * channels;
-            const Vector<T> coefficient = broadcast(T(term.coefficient));
-            for (int64_t channel = 0; channel < channels; channel += LANES<T>) {
-                const Vector<T> given = coefficient * load(of_result + out + channel);
-                const Vector<T> given_dot = coefficient * load(of_result_dot + out + channel);
-                const Vector<T> a = load(mixed + left + channel), a_dot = load(mixed_dot + left + channel);
-                const Vector<T> b = load(mixed + right + channel), b_dot = load(mixed_dot + right + channel);
-                T *const of_left = of_mixed_dot + left + channel, *const of_right = of_mixed_dot + right + channel;
-                store(of_left, load(of_left) + given_dot * b + given * b_dot);
-                store(of_right, load(of_right) + given_dot * a + given * a_dot);
-            }
+    for_each_term(shape, product, count, [&](double coefficient, int64_t left, int64_t right, int64_t out) {
+        const Vector<T> factor = broadcast(T(coefficient));
+        for (int64_t channel = 0; channel < shape.channels; channel += LANES<T>) {
+            const Vector<T> given = factor * load(of_result + out + channel);
+            const Vector<T> given_dot = factor * load(of_result_dot + out + channel);
+            const Vector<T> a = load(mixed + left + channel), a_dot = load(mixed_dot + left + channel);
+            const Vector<T> b = load(mixed + right + channel), b_dot = load(mixed_dot + right + channel);
+            T *const of_left = of_mixed_dot + left + channel, *const of_right = of_mixed_dot + right + channel;
+            store(of_left, load(of_left) + given_dot * b + given * b_dot);
+            store(of_right, load(of_right) + given_dot * a + given * a_dot);
         }
-    }
+    });
 }
 
 // s' and s'' of silu with its scale.

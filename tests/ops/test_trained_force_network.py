@@ -18,7 +18,7 @@ import se3_fast
 from se3_fast import Graph
 from se3_fast.backends import registry
 from se3_fast.forces import ForceField, energy_and_forces, energy_forces_and_stress, molecule_graph
-from tests.ops.test_force_network import SIZES, WHOLE, _Halved, by_parts, doubled_graph, make_graph, make_model
+from tests.ops.test_force_network import SIZES, WHOLE, _Halved, by_parts, doubled_graph, in_double, make_graph, make_model
 from tests.support import TOLERANCE, device_of, relative_error
 
 if not WHOLE:
@@ -65,17 +65,12 @@ def test_gradients_of_all_weights(backend: str, sizes: str, dtype: torch.dtype) 
     model, truth = make_model(dtype, **given), make_model(**given)
     for count in (5, 24, 25):
         graph = make_graph(count, dtype, given.get("elements")).to(device_of(backend))
-        expected = by_parts(lambda graph=graph: gradients_of(truth, lambda: loss_of(truth, _in_double(graph))))
+        expected = by_parts(lambda graph=graph: gradients_of(truth, lambda: loss_of(truth, in_double(graph))))
         with se3_fast.backend(backend):
             assert_whole(model, graph)
             found = gradients_of(model, lambda graph=graph: loss_of(model, graph))
         assert all(gradient.dtype == dtype for gradient in found)
         assert_same(found, expected, EXACT if dtype == torch.float64 else 1e-3)
-
-
-def _in_double(graph: Graph) -> Graph:
-    pos, numbers = graph.ndata["pos"].double(), graph.ndata["atomic_numbers"]
-    return Graph(graph.src, graph.dst, graph.num_nodes(), ndata={"pos": pos, "atomic_numbers": numbers})
 
 
 @pytest.mark.parametrize("backend", WHOLE)
