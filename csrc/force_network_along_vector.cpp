@@ -54,8 +54,8 @@ template <typename T>
 void multiply_degrees_along(
     const InteractionShape& shape, const DegreeProduct& product, int64_t count, const T* mixed, const T* mixed_dot, T* result) {
     fill_zero(result, count * size_of(shape, product));
-    for_each_term(shape, product, count, [&](double coefficient, int64_t left, int64_t right, int64_t out) {
-        for (int64_t channel = 0; channel < shape.channels; channel += LANES<T>) {
+    for_each_term(shape, product, count, [=, channels = shape.channels](double coefficient, int64_t left, int64_t right, int64_t out) {
+        for (int64_t channel = 0; channel < channels; channel += LANES<T>) {
             const Vector<T> a = load(mixed + left + channel), a_dot = load(mixed_dot + left + channel);
             const Vector<T> b = load(mixed + right + channel), b_dot = load(mixed_dot + right + channel);
             T* const into = result + out + channel;
@@ -69,9 +69,9 @@ template <typename T>
 void differentiate_product_along(
     const InteractionShape& shape, const DegreeProduct& product, int64_t count, const T* mixed, const T* mixed_dot,
     const T* of_result, const T* of_result_dot, T* of_mixed_dot) {
-    for_each_term(shape, product, count, [&](double coefficient, int64_t left, int64_t right, int64_t out) {
+    for_each_term(shape, product, count, [=, channels = shape.channels](double coefficient, int64_t left, int64_t right, int64_t out) {
         const Vector<T> factor = broadcast(T(coefficient));
-        for (int64_t channel = 0; channel < shape.channels; channel += LANES<T>) {
+        for (int64_t channel = 0; channel < channels; channel += LANES<T>) {
             const Vector<T> given = factor * load(of_result + out + channel);
             const Vector<T> given_dot = factor * load(of_result_dot + out + channel);
             const Vector<T> a = load(mixed + left + channel), a_dot = load(mixed_dot + left + channel);
