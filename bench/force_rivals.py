@@ -1,10 +1,11 @@
 """Force fields of others beside ours, trained on the same frames for the same processor time: ``python -m bench.force_rivals``.
 
 Every contestant has the same frames, batches of ten, one thread, float32, a rate that falls as a cosine over the processor time,
-the same loss (mean absolute errors of forces and energies), its parameters averaged exponentially, and the optimizer of its own
-training program: Adam, and SOAP for ours. What a contestant spends before the first step is not counted. The rivals are optional:
-``pip install mace-torch==0.3.16 nequip==0.19.1`` (``--no-deps`` where they would pull another PyTorch). Each run is a
-process of its own; its row is written when it ends.
+the same loss (mean absolute errors of forces and energies; ours takes the components of forces over all orientations), its
+parameters averaged exponentially, and the optimizer of its own training program: Adam, and SOAP with weight decay for ours. What
+a contestant spends before the first step is not counted. The rivals are optional: ``pip install mace-torch==0.3.16
+nequip==0.19.1`` (``--no-deps`` where they would pull another PyTorch). Each run is a process of its own; its row is written when
+it ends.
 
     python -m bench.force_rivals --data forces_ethanol.npz --budget 250 --seeds 1 2 3 --json force_rivals.json
 """
@@ -60,6 +61,10 @@ class Contestant(ABC):
         """What trains it."""
         return torch.optim.Adam(parameters, lr=self.LEARNING_RATE, amsgrad=True)
 
+    def force_error(self, errors: Tensor) -> Tensor:
+        """What the loss has of the errors of forces, [N, 3]."""
+        return errors.abs().mean()
+
     @abstractmethod
     def __init__(self, data: ForceDataModule, scale: float) -> None:
         """Make the model, and the neighbours of all frames."""
@@ -83,7 +88,11 @@ class Ours(Contestant):
 
     def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """See :class:`Contestant`."""
-        return Soap(parameters, self.LEARNING_RATE)
+        return Soap(parameters, self.LEARNING_RATE, weight_decay=0.03)
+
+    def force_error(self, errors: Tensor) -> Tensor:
+        """See :class:`Contestant`."""
+        return errors.norm(dim=1).mean() / 2
 
     def predict(self, numbers: list[int], is_training: bool) -> tuple[Tensor, Tensor]:
         """See :class:`Contestant`."""
@@ -281,7 +290,7 @@ def _train(
             chosen = order[first : first + BATCH_SIZE].tolist()
             energies, forces = contestant.predict(chosen, True)
             known_energies, known_forces = known.of(chosen)
-            errors = (forces - known_forces).abs().mean() + ENERGY_WEIGHT * (energies - known_energies).abs().mean()
+            errors = contestant.force_error(forces - known_forces) + ENERGY_WEIGHT * (energies - known_energies).abs().mean()
             optimizer.zero_grad(set_to_none=True)
             (errors / scale).backward()
             nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)

@@ -34,7 +34,7 @@ from se3_fast.graph import Graph, as_graph, complete_graph, radius_graph
 from se3_fast.layers.dipole import DipoleHead
 from se3_fast.layers.edge_embedding import EdgeEmbedding
 from se3_fast.layers.inputs import check_number, check_whole
-from se3_fast.layers.interaction import Interaction, interact
+from se3_fast.layers.interaction import Interaction, interact, largest_harmonic
 from se3_fast.layers.plain import is_called_plainly, is_plain
 from se3_fast.layers.repulsion import NuclearRepulsion
 from se3_fast.neighbours import check_places, check_positions
@@ -143,8 +143,8 @@ class ForceField(nn.Module):
         self,
         elements: Sequence[int],
         num_layers: int = 3,
-        num_degrees: int = 2,
-        num_channels: int = 64,
+        num_degrees: int = 3,
+        num_channels: int = 32,
         num_radial: int = 8,
         radial_width: int = 32,
         cutoff: float = 5.0,
@@ -182,7 +182,7 @@ class ForceField(nn.Module):
         self.repulsion = NuclearRepulsion(elements, cutoff) if repulsion else None
         largest = num_degrees - 1
         last = min(largest, 1) if dipole else 0
-        self.edge_embedding = EdgeEmbedding(num_radial, max(2 * largest, 1), cutoff)
+        self.edge_embedding = EdgeEmbedding(num_radial, largest_harmonic(largest), cutoff)
         self.atom_embedding = nn.Parameter(torch.randn(len(elements), num_channels))
         self.layers = nn.ModuleList(
             Interaction(

@@ -34,7 +34,7 @@ _DEFAULTS = {
     "momentum": 0.95,
     "learning_rate": 0.005,
     "min_learning_rate": 5e-5,
-    "weight_decay": 0.0,
+    "weight_decay": 0.03,
     "gradient_clip": 10.0,
     "eval_interval": 5,
 }
@@ -111,8 +111,8 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--cutoff", type=positive_float, default=5.0, help="beyond it atoms do not act on each other, Angstrom")
     group.add_argument("--num_layers", type=positive_int, default=3, help="layers, each of which passes messages once")
-    group.add_argument("--num_degrees", type=positive_int, default=2, help="degrees of the hidden features, from 0")
-    group.add_argument("--num_channels", type=positive_int, default=64, help="channels of every degree")
+    group.add_argument("--num_degrees", type=positive_int, default=3, help="degrees of the hidden features, from 0")
+    group.add_argument("--num_channels", type=positive_int, default=32, help="channels of every degree")
     group.add_argument("--num_radial", type=positive_int, default=8, help="Bessel functions that describe a distance")
     group.add_argument("--radial_width", type=positive_int, default=32, help="width of the radial profiles' hidden layers")
 

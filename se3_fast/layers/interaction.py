@@ -22,6 +22,12 @@ SIGMOID_SCALE = 1.8467
 """One over the root mean square of the logistic function for normal inputs."""
 
 
+def largest_harmonic(degree_hidden: int) -> int:
+    """Of the edges, for messages of the degrees to ``degree_hidden``: as large as those, and at least 2, which couples vectors with
+    vectors; the harmonics above that couple the largest degrees with each other cost more than they give."""
+    return max(1, min(2 * degree_hidden, max(degree_hidden, 2)))
+
+
 class Interaction(nn.Module):
     """A depthwise convolution, products of what arrives with itself, linear maps, and gates.
 
@@ -52,7 +58,7 @@ class Interaction(nn.Module):
     ) -> None:
         super().__init__()
         degree_in, degree_hidden, self.degree_out = degrees
-        self.plan = DepthwisePlan(degree_in, degree_hidden, max(2 * degree_hidden, 1))
+        self.plan = DepthwisePlan(degree_in, degree_hidden, largest_harmonic(degree_hidden))
         self.num_channels, self.average_neighbours = num_channels, average_neighbours
         self.before = _maps([num_channels] * (degree_in + 1), num_channels)
         num_radial, radial_width = radial_widths

@@ -43,7 +43,7 @@ class ForceEvaluation(Evaluation):
 
 
 class ForceTrainer(Trainer):
-    """Trains a force field with an L1 loss on energies, forces, stress and dipoles, over the mean absolute force of training.
+    """Trains a force field on absolute errors of energies, forces, stress and dipoles, over the mean absolute force of training.
 
     Frames add to the part of the loss whose label they have.
 
@@ -52,7 +52,7 @@ class ForceTrainer(Trainer):
         data_module: The frames.
         options: What the run was told; mixed precision is not used.
         energy_weight: Weight of the mean absolute error of the energy of a molecule.
-        force_weight: Weight of the mean absolute error of the force components.
+        force_weight: Weight of the mean absolute error of the force components, over all orientations.
         stress_weight: Weight of the mean absolute error of the stress components, in eV/Angstrom^3.
         dipole_weight: Weight of the mean absolute error of the dipole components, in e Angstrom.
         world: The processes of the run; None: this one alone, on the CPU.
@@ -109,7 +109,7 @@ class ForceTrainer(Trainer):
         else:
             energies, forces = energy_and_forces(model, graph, create_graph=True)
             error = forces.new_zeros(())
-        error = error + self.force_weight * _known_l1(forces, known_forces)
+        error = error + self.force_weight * _known_length(forces, known_forces)
         error = error + self.energy_weight * _known_l1(energies, known_energies)
         return error / self.force_field.scale
 
@@ -173,6 +173,13 @@ def _known_l1(values: Tensor, known: Tensor) -> Tensor:
     is_known = known.isfinite()
     errors = (values - known.nan_to_num(0.0)) * is_known
     return errors.abs().sum() / is_known.sum().clamp(min=1)
+
+
+def _known_length(forces: Tensor, known: Tensor) -> Tensor:
+    """Half of the mean length [] of errors of forces [N, 3]: the mean absolute component over all orientations of a molecule."""
+    is_known = known.isfinite()
+    errors = (forces - known.nan_to_num(0.0)) * is_known
+    return errors.norm(dim=1).sum() / (2 * is_known.any(1).sum()).clamp(min=1)
 
 
 def _mean_absolute(values: np.ndarray) -> float:

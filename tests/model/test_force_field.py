@@ -66,6 +66,11 @@ def _force_field(**arguments: int | float) -> ForceField:
     return model
 
 
+def test_harmonics_are_those_that_pay() -> None:
+    """As high as the features, and to 2, where vectors couple with vectors."""
+    assert [_force_field(num_degrees=degrees).edge_embedding.max_harmonic for degrees in (1, 2, 3, 4)] == [1, 2, 2, 3]
+
+
 def _richardson(function: object, at: Tensor, place: tuple[int, ...], step: float = 2e-3) -> Tensor:
     """A derivative by central differences of three steps, wrong by their sixth power."""
     found = []

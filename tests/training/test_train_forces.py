@@ -24,6 +24,7 @@ from se3_fast.training import TrainingOptions, read_checkpoint
 from se3_fast.training.errors import Stopped
 from se3_fast.training.force_trainer import ForceTrainer
 from tests.data.labelled import labelled
+from tests.support import random_rotation
 
 from .test_stopping import StopWhen
 
@@ -78,6 +79,32 @@ def test_a_loaded_force_field_repeats_the_reported_errors(trained: Path, few_fra
     last = json.loads((trained / "log" / "dllogger_results.json").read_text().splitlines()[-1].removeprefix("DLLL "))["data"]
     assert float((forces - frames.forces).abs().mean()) == pytest.approx(last["validation_force_mae"], rel=1e-4)
     assert float((energies - frames.energies).abs().mean()) == pytest.approx(last["validation_energy_mae"], rel=1e-4)
+
+
+def test_the_loss_does_not_depend_on_how_molecules_lie(few_frames: Path, tmp_path: Path) -> None:
+    """Of forces it is the mean absolute component over all orientations; components that are not known count for nothing."""
+    torch.manual_seed(0)
+    data = ForceDataModule(few_frames, batch_size=10)
+    trainer = ForceTrainer(ForceField(data.elements, num_layers=1, num_channels=4), data, TrainingOptions(log_dir=tmp_path))
+    graph, known_forces, known_energies = next(iter(data.train_dataloader()))
+    loss = trainer.batch_loss(trainer.model, (graph, known_forces, known_energies))
+    components = []
+    for seed in range(300):
+        rotation = random_rotation(seed).float()
+        for positions in (graph.ndata["pos"], graph.edata["rel_pos"]):
+            positions.copy_(positions @ rotation.T)
+        known_forces = known_forces @ rotation.T
+        components.append(float(energy_and_forces(trainer.model, graph)[1].sub(known_forces).abs().mean()))
+    turned = trainer.batch_loss(trainer.model, (graph, known_forces, known_energies))
+    assert float(turned.detach()) == pytest.approx(float(loss.detach()), rel=1e-3)
+    trainer.energy_weight = 0.0
+    of_forces = trainer.batch_loss(trainer.model, (graph, known_forces, known_energies)) * trainer.force_field.scale
+    assert float(of_forces.detach()) == pytest.approx(np.mean(components), rel=0.01)
+    known_forces[3:, 0] = torch.nan
+    errors = (energy_and_forces(trainer.model, graph)[1] - known_forces).nan_to_num(0.0)
+    of_known = trainer.batch_loss(trainer.model, (graph, known_forces, known_energies)) * trainer.force_field.scale
+    assert float(of_known.detach()) == pytest.approx(float(errors.norm(dim=1).mean()) / 2, rel=1e-4)
+    trainer.close()
 
 
 def test_frames_without_any_force(few_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
