@@ -15,7 +15,7 @@ def small_force_field(seed: int = 0, **arguments: float) -> ForceField:
     """Of hydrogen, carbon and oxygen, with random parameters that make forces of some eV/Angstrom."""
     torch.manual_seed(seed)
     force_field = ForceField([1, 6, 8], **{"num_layers": 2, "num_channels": 8, **arguments})
-    force_field.set_scale({1: -13.3712345, 6: -1031.1234567, 8: -2043.7654321}, 3.0)
+    force_field.set_scale({1: -13.3712345, 6: -1031.1234567, 8: -2043.7654321}, 6.0)
     return force_field
 
 
