@@ -76,7 +76,7 @@ def test_gradients_of_all_weights(backend: str, sizes: str, dtype: torch.dtype) 
 @pytest.mark.parametrize("backend", WHOLE)
 def test_odd_graphs(backend: str) -> None:
     """No atoms, one, no edges, edges of no length and edges twice, atoms of one element that are not all of a block."""
-    model = make_model(num_channels=16, num_layers=2)  # of a third one numbers of 1e19 are left where 60 atoms are so close
+    model = make_model(num_channels=16, num_layers=2)  # a third makes numbers of 1e19 of 60 atoms so close
     sorted_kinds = make_graph(60)
     sorted_kinds.ndata["atomic_numbers"] = sorted_kinds.ndata["atomic_numbers"].sort()[0].to(torch.int32)
     for odd in (make_graph(0), make_graph(1), make_graph(2, spread=50.0), doubled_graph(), sorted_kinds):
