@@ -168,17 +168,21 @@ def _errors(predictions: np.ndarray, known: np.ndarray, references: np.ndarray |
     )
 
 
+def _known_errors(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors, 0 where a label is not known, and where it is."""
+    is_known = known.isfinite()
+    return (values - known.nan_to_num(0.0)) * is_known, is_known
+
+
 def _known_l1(values: Tensor, known: Tensor) -> Tensor:
     """Mean absolute error [] where a label is known; 0 where none is."""
-    is_known = known.isfinite()
-    errors = (values - known.nan_to_num(0.0)) * is_known
+    errors, is_known = _known_errors(values, known)
     return errors.abs().sum() / is_known.sum().clamp(min=1)
 
 
 def _known_length(forces: Tensor, known: Tensor) -> Tensor:
     """Half of the mean length [] of errors of forces [N, 3]: the mean absolute component over all orientations of a molecule."""
-    is_known = known.isfinite()
-    errors = (forces - known.nan_to_num(0.0)) * is_known
+    errors, is_known = _known_errors(forces, known)
     return errors.norm(dim=1).sum() / (2 * is_known.any(1).sum()).clamp(min=1)
 
 
