@@ -50,16 +50,14 @@ inline Vector<T> logistic(Vector<T> x) {
     return one / (one + exponential<T>(-x));
 }
 
-// z in place becomes s(z) = scale z / (1 + exp(-z)); s'(z), s''(z) where they are wanted.
+// z in place becomes s(z) = scale z / (1 + exp(-z)); s'(z) goes to `slopes`.
 template <typename T>
-void activate(T* z, int64_t count, T* first, T* second) {
+void activate(T* z, int64_t count, T* slopes) {
     const Vector<T> one = broadcast(T(1)), scale = broadcast(T(SILU_SCALE));
     for (int64_t index = 0; index < count; index += LANES<T>) {
-        const Vector<T> x = load(z + index), sigmoid = logistic<T>(x);
-        const Vector<T> falling = one - sigmoid, scaled = scale * sigmoid;
+        const Vector<T> x = load(z + index), sigmoid = logistic<T>(x), scaled = scale * sigmoid;
         store(z + index, scaled * x);
-        if (first != nullptr) store(first + index, scaled * (one + x * falling));
-        if (second != nullptr) store(second + index, scaled * falling * (one + one + x * (falling - sigmoid)));
+        store(slopes + index, scaled * (one + x * (one - sigmoid)));
     }
 }
 

@@ -1,6 +1,6 @@
 // The depthwise convolution on the CPU: the operations depthwise_conv, depthwise_conv_backward and depthwise_conv_along of
 // torch.ops.se3_fast_cpp. Nodes are cut into shares with about the same number of incoming edges, one for each thread. Sums belong
-// to one share; the gradients of the sources' features and of the weights are kept by share and added up in the shares' order.
+// to one share; the gradients of the sources' features and of the table are kept by share and added up in the shares' order.
 
 #include "depthwise_conv.h"
 
@@ -18,10 +18,8 @@ namespace {
 using namespace se3_fast;
 
 // What couples with what, from the integers of the plan (se3_fast/backends/cpp/depthwise_conv.py), and the sizes.
-struct Plan {
-    std::vector<DepthwiseRun> runs;
-    std::vector<DepthwisePair> pairs;
-    std::vector<DepthwiseTerm> terms;
+class Plan {
+public:
     DepthwiseShape shape{};
 
     Plan(const Integers& table, const std::vector<double>& coefficients) {
@@ -31,36 +29,84 @@ struct Plan {
         shape.components_out = reader.take("components of the messages", 1, MOST_COMPONENTS);
         shape.harmonics = reader.take("harmonics", 1, MOST_COMPONENTS);
         shape.paths = reader.take("paths", 1, MOST_PATHS);
+        int64_t path = 0;
         for (int64_t run = reader.take_count("runs"); run > 0; --run) {
-            const int64_t path = reader.take("path", 0, shape.paths - 1);
+            path = reader.take("path", path, shape.paths - 1);
             const int64_t component_out = reader.take("component of the message", 0, shape.components_out - 1);
-            const int64_t first_pair = int64_t(pairs.size());
-            for (int64_t pair = reader.take_count("pairs"); pair > 0; --pair) {
-                const int64_t component_in = reader.take("component of the features", 0, shape.components_in - 1);
-                const int64_t first_term = int64_t(terms.size());
-                for (int64_t term = reader.take_count("terms"); term > 0; --term) {
-                    if (terms.size() == coefficients.size())
-                        refuse("coefficients: expected one for each term, got ", coefficients.size());
-                    terms.push_back({reader.take("harmonic", 0, shape.harmonics - 1), coefficients[terms.size()]});
-                }
-                pairs.push_back({component_in, first_term, int64_t(terms.size())});
-            }
-            runs.push_back({path, component_out, first_pair, int64_t(pairs.size())});
+            const int64_t first_pair = int64_t(pairs_.size());
+            for (int64_t pair = reader.take_count("pairs"); pair > 0; --pair) take_pair(reader, coefficients);
+            runs_.push_back({path, component_out, {first_pair, int64_t(pairs_.size())}});
         }
         reader.finish();
-        check_count("coefficients", coefficients.size(), terms.size());
-        shape.num_runs = int64_t(runs.size());
-        shape.num_pairs = int64_t(pairs.size());
-        shape.runs = runs.data();
-        shape.pairs = pairs.data();
-        shape.terms = terms.data();
+        check_count("coefficients", coefficients.size(), terms_.size());
+        shape.num_runs = int64_t(runs_.size()), shape.num_pairs = int64_t(pairs_.size());
+        shape.runs = runs_.data(), shape.pairs = pairs_.data(), shape.terms = terms_.data();
+        sort();
     }
     Plan(const Plan&) = delete;
     Plan& operator=(const Plan&) = delete;
+
+private:
+    std::vector<DepthwiseRun> runs_;
+    std::vector<DepthwisePair> pairs_;
+    std::vector<DepthwiseTerm> terms_;
+    std::vector<IndexRange> runs_of_path_, runs_to_component_, members_of_component_, shares_of_harmonic_;
+    std::vector<int64_t> runs_by_component_;
+    std::vector<DepthwiseMember> members_;
+    std::vector<DepthwiseShare> shares_;
+
+    void take_pair(IntegerReader& reader, const std::vector<double>& coefficients) {
+        const int64_t component_in = reader.take("component of the features", 0, shape.components_in - 1);
+        const int64_t first_term = int64_t(terms_.size());
+        for (int64_t term = reader.take_count("terms"); term > 0; --term) {
+            if (terms_.size() == coefficients.size())
+                refuse("coefficients: expected one for each term, got ", coefficients.size());
+            terms_.push_back({reader.take("harmonic", 0, shape.harmonics - 1), coefficients[terms_.size()]});
+        }
+        pairs_.push_back({component_in, {first_term, int64_t(terms_.size())}});
+    }
+
+    // Fills `found` with what select(group, add) adds for each group, and returns where each group's begin and end.
+    template <typename Found, typename Select>
+    static std::vector<IndexRange> grouped(int64_t num_groups, std::vector<Found>& found, const Select& select) {
+        std::vector<IndexRange> ranges;
+        for (int64_t group = 0; group < num_groups; ++group) {
+            const int64_t first = int64_t(found.size());
+            select(group, [&](const Found& one) { found.push_back(one); });
+            ranges.push_back({first, int64_t(found.size())});
+        }
+        return ranges;
+    }
+
+    void sort() {
+        std::vector<int64_t> numbers;  // of runs by path: in their order
+        runs_of_path_ = grouped(shape.paths, numbers, [&](int64_t path, const auto& add) {
+            for (int64_t run = 0; run < shape.num_runs; ++run)
+                if (runs_[run].path == path) add(run);
+        });
+        runs_to_component_ = grouped(shape.components_out, runs_by_component_, [&](int64_t component, const auto& add) {
+            for (int64_t run = 0; run < shape.num_runs; ++run)
+                if (runs_[run].component_out == component) add(run);
+        });
+        members_of_component_ = grouped(shape.components_in, members_, [&](int64_t component, const auto& add) {
+            for (int64_t run = 0; run < shape.num_runs; ++run)
+                for (int64_t pair = runs_[run].pairs.first; pair < runs_[run].pairs.stop; ++pair)
+                    if (pairs_[pair].component_in == component) add({pair, run});
+        });
+        shares_of_harmonic_ = grouped(shape.harmonics, shares_, [&](int64_t harmonic, const auto& add) {
+            for (int64_t pair = 0; pair < shape.num_pairs; ++pair)
+                for (int64_t term = pairs_[pair].terms.first; term < pairs_[pair].terms.stop; ++term)
+                    if (terms_[term].harmonic == harmonic) add({pair, terms_[term].coefficient});
+        });
+        shape.runs_of_path = runs_of_path_.data(), shape.runs_to_component = runs_to_component_.data();
+        shape.members_of_component = members_of_component_.data(), shape.shares_of_harmonic = shares_of_harmonic_.data();
+        shape.runs_by_component = runs_by_component_.data();
+        shape.members = members_.data(), shape.shares = shares_.data();
+    }
 };
 
-// features [N][components][C], harmonics [E][..], radial [E][B], first [B][K], second [K][K], last [K][P C].
-constexpr std::size_t NUM_OPERANDS = 6;
+// features [N][components][C], harmonics [E][..], places [E], table [K][P C].
+constexpr std::size_t NUM_OPERANDS = 4, NUM_OF_ROWS = 3;
 
 // The edges by destination, and their ends.
 struct Edges {
@@ -115,18 +161,15 @@ void take_sizes(Plan& plan, const Tensors& operands, const Edges& edges) {
     DepthwiseShape& shape = plan.shape;
     const ScalarType type = value_type(operand_name(0), operands[0]);
     rows_of(operand_name(0), operands[0], 3);
-    rows_of(operand_name(2), operands[2], 2);
-    rows_of(operand_name(4), operands[4], 2);
+    rows_of(operand_name(3), operands[3], 2);
     shape.channels = operands[0].size(2);
-    shape.width = operands[4].size(0);
-    shape.inputs = operands[2].size(1);
+    shape.knots = operands[3].size(0);
     const int64_t lanes = 64 / operands[0].element_size();  // of the widest vectors
     check_size(0, "channels", shape.channels, lanes, MOST_CHANNELS);
-    check_size(4, "units", shape.width, lanes, MOST_WIDTH);
-    check_size(2, "radial functions", shape.inputs, 1, MOST_INVARIANTS);
+    check_size(3, "knots", shape.knots, 1, MOST_WIDTH);
     const Integers sizes[NUM_OPERANDS] = {
-        {edges.num_nodes, shape.components_in, shape.channels}, {edges.num_edges, shape.harmonics}, {edges.num_edges, shape.inputs},
-        {shape.inputs, shape.width}, {shape.width, shape.width}, {shape.width, shape.rows()}};
+        {edges.num_nodes, shape.components_in, shape.channels}, {edges.num_edges, shape.harmonics}, {edges.num_edges},
+        {shape.knots, shape.rows()}};
     for (std::size_t index = 0; index < NUM_OPERANDS; ++index) check_tensor(operand_name(index), operands[index], type, sizes[index]);
 }
 
@@ -135,27 +178,16 @@ DepthwiseOperands<T> rows_of_operands(const Tensors& operands) {
     return {read<T>(operands[0]), read<T>(operands[1]), read<T>(operands[2])};
 }
 
-// [columns][stride] from [rows][columns].
+// The table with its rows of zero.
 template <typename T>
-Scratch<T> transposed(const T* matrix, int64_t rows, int64_t columns, int64_t stride) {
-    Scratch<T> result(columns * stride);
-    for (int64_t column = 0; column < columns; ++column)
-        for (int64_t row = 0; row < stride; ++row) result.data()[column * stride + row] = row < rows ? matrix[row * columns + column] : 0;
+Scratch<T> padded_table(const DepthwiseShape& shape, const Tensor& table) {
+    Scratch<T> result(shape.padded_table());
+    T* const first = result.data() + KNOTS_BEFORE * shape.rows();
+    std::fill(result.data(), first, T(0));
+    T* const stop = std::copy_n(read<T>(table), shape.knots * shape.rows(), first);
+    std::fill_n(stop, KNOTS_BEHIND * shape.rows(), T(0));
     return result;
 }
-
-// The weights of the profile as they are, and for the backward pass transposed.
-template <typename T>
-struct Weights {
-    Scratch<T> first, second, last;
-    DepthwiseWeights<T> rows;
-
-    Weights(const DepthwiseShape& shape, const Tensors& operands)
-        : first(transposed(read<T>(operands[3]), shape.inputs, shape.width, SE3_FAST_CALL(depthwise_padded_inputs<T>, shape))),
-          second(transposed(read<T>(operands[4]), shape.width, shape.width, shape.width)),
-          last(transposed(read<T>(operands[5]), shape.width, shape.rows(), shape.width)),
-          rows{read<T>(operands[3]), read<T>(operands[4]), read<T>(operands[5]), first.data(), second.data(), last.data()} {}
-};
 
 // What the shares leave of a gradient, each its own block of elements, and where they belong in the whole.
 template <typename T>
@@ -169,10 +201,12 @@ public:
         return parts_[share].values.data();
     }
 
-    void add_up(T* whole, int64_t count) const {
-        std::fill_n(whole, count, T(0));
+    // The sums of the elements first .. first + count - 1, in the shares' order.
+    void add_up(T* sums, int64_t first, int64_t count) const {
+        std::fill_n(sums, count, T(0));
         for (const Part& part : parts_)
-            for (int64_t index = part.first; index < part.stop; ++index) whole[index] += part.values[index - part.first];
+            for (int64_t index = std::max(first, part.first); index < std::min(first + count, part.stop); ++index)
+                sums[index - first] += part.values[index - part.first];
     }
 
 private:
@@ -183,10 +217,10 @@ private:
     std::vector<Part> parts_;
 };
 
-// Tensors for the gradients of the operands; of size 0 where one is not wanted, and those of the weights are left out then.
+// Tensors for the gradients of the operands; of size 0 where one is not wanted, and that of the table is left out then.
 Tensors empty_gradients(const Tensors& operands, const DepthwiseWanted& wanted) {
     Tensors results;
-    for (std::size_t index = 0; index < (wanted.weights ? NUM_OPERANDS : 3); ++index) {
+    for (std::size_t index = 0; index < (wanted.table ? NUM_OPERANDS : NUM_OF_ROWS); ++index) {
         const bool is_of_edges = index == 1 || index == 2;
         results.push_back(is_of_edges && !wanted.edges ? empty(operands[index], {0}) : torch::stable::empty_like(operands[index]));
     }
@@ -198,11 +232,8 @@ Tensors empty_gradients(const Tensors& operands, const DepthwiseWanted& wanted) 
 template <typename T, typename Run>
 void gather_gradients(
     const DepthwiseShape& shape, const Edges& edges, const Tensor* results, const DepthwiseWanted& wanted, const Run& run) {
-    const bool with_weights = wanted.weights;
     const int64_t num_shares = edges.num_shares, row = shape.components_in * shape.channels;
-    const int64_t sizes[3] = {shape.inputs * shape.width, shape.width * shape.width, shape.width * shape.rows()};
-    Parts<T> of_features(num_shares);
-    std::vector<Parts<T>> of_weights(3, Parts<T>(num_shares));
+    Parts<T> of_features(num_shares), of_table(num_shares);
     for_each_task(num_shares, [&](int64_t share) {
         const int64_t first = edges.first_node(share), stop = edges.first_node(share + 1);
         int64_t first_source = edges.num_nodes, stop_source = 0;
@@ -212,16 +243,15 @@ void gather_gradients(
             stop_source = std::max(stop_source, source + 1);
         }
         first_source = std::min(first_source, stop_source);
-        DepthwiseGradients<T> into{of_features.make(share, first_source * row, stop_source * row), first_source,
-                                   wanted.edges ? write<T>(results[1]) : nullptr, wanted.edges ? write<T>(results[2]) : nullptr, {}};
-        if (with_weights)
-            into.weights = {of_weights[0].make(share, 0, sizes[0]), of_weights[1].make(share, 0, sizes[1]),
-                            of_weights[2].make(share, 0, sizes[2])};
+        const DepthwiseGradients<T> into{
+            of_features.make(share, first_source * row, stop_source * row), first_source,
+            wanted.edges ? write<T>(results[1]) : nullptr, wanted.edges ? write<T>(results[2]) : nullptr,
+            wanted.table ? of_table.make(share, 0, shape.padded_table()) : nullptr};
         const Scratch<T> workspace(SE3_FAST_CALL(depthwise_workspace_size<T>, shape));
         run(first, stop, into, workspace.data());
     });
-    of_features.add_up(write<T>(results[0]), edges.num_nodes * row);
-    for (int index = 0; with_weights && index < 3; ++index) of_weights[index].add_up(write<T>(results[3 + index]), sizes[index]);
+    of_features.add_up(write<T>(results[0]), 0, edges.num_nodes * row);
+    if (wanted.table) of_table.add_up(write<T>(results[3]), KNOTS_BEFORE * shape.rows(), shape.knots * shape.rows());
 }
 
 // The sums of a share's nodes, zero.
@@ -245,13 +275,13 @@ Tensor depthwise_conv(
     const Tensor sums = empty(operands[0], {edges.num_nodes, shape.components_out, shape.channels});
     by_type(sums, [&](auto zero) {
         using T = decltype(zero);
-        const DepthwiseWeights<T> weights{read<T>(operands[3]), read<T>(operands[4]), read<T>(operands[5]), nullptr, nullptr, nullptr};
+        const Scratch<T> knots = padded_table<T>(shape, operands[3]);
         for_each_task(edges.num_shares, [&](int64_t share) {
             const int64_t first = edges.first_node(share), stop = edges.first_node(share + 1);
             T* const into = clear_sums<T>(shape, sums, first, stop);
             const Scratch<T> workspace(SE3_FAST_CALL(depthwise_workspace_size<T>, shape));
             edges.for_each_chunk(first, stop, [&](const DepthwiseEdges& chunk) {
-                SE3_FAST_CALL(depthwise_chunk<T>, shape, weights, rows_of_operands<T>(operands), chunk, into, workspace.data());
+                SE3_FAST_CALL(depthwise_chunk<T>, shape, knots.data(), rows_of_operands<T>(operands), chunk, into, workspace.data());
             });
         });
     });
@@ -269,11 +299,11 @@ Tensors depthwise_gradients(
     const Tensors results = empty_gradients(operands, wanted);
     by_type(gradient, [&](auto zero) {
         using T = decltype(zero);
-        const Weights<T> weights(shape, operands);
+        const Scratch<T> knots = padded_table<T>(shape, operands[3]);
         gather_gradients<T>(shape, edges, results.data(), wanted,
                             [&](int64_t first, int64_t stop, const DepthwiseGradients<T>& into, T* workspace) {
             edges.for_each_chunk(first, stop, [&](const DepthwiseEdges& chunk) {
-                SE3_FAST_CALL(depthwise_chunk_backward<T>, shape, weights.rows, rows_of_operands<T>(operands), chunk,
+                SE3_FAST_CALL(depthwise_chunk_backward<T>, shape, knots.data(), rows_of_operands<T>(operands), chunk,
                               read<T>(gradient), into, workspace);
             });
         });
@@ -291,8 +321,8 @@ Tensors depthwise_gradients_along(
     const DepthwiseShape& shape = plan.shape;
     const ScalarType type = operands[0].scalar_type();
     check_tensor("gradient", gradient, type, {edges.num_nodes, shape.components_out, shape.channels});
-    check_count("direction", direction.size(), 3);
-    for (std::size_t index = 0; index < 3; ++index) {
+    check_count("direction", direction.size(), NUM_OF_ROWS);
+    for (std::size_t index = 0; index < NUM_OF_ROWS; ++index) {
         const auto sizes = operands[index].sizes();
         check_tensor({"direction", index}, direction[index], type, Integers(sizes.begin(), sizes.end()));
     }
@@ -300,12 +330,12 @@ Tensors depthwise_gradients_along(
     for (const Tensor& result : empty_gradients(operands, wanted)) results.push_back(result);
     by_type(gradient, [&](auto zero) {
         using T = decltype(zero);
-        const Weights<T> weights(shape, operands);
+        const Scratch<T> knots = padded_table<T>(shape, operands[3]);
         gather_gradients<T>(shape, edges, results.data() + 1, wanted,
                             [&](int64_t first, int64_t stop, const DepthwiseGradients<T>& into, T* workspace) {
             T* const sums = clear_sums<T>(shape, results[0], first, stop);
             edges.for_each_chunk(first, stop, [&](const DepthwiseEdges& chunk) {
-                SE3_FAST_CALL(depthwise_chunk_along<T>, shape, weights.rows, rows_of_operands<T>(operands),
+                SE3_FAST_CALL(depthwise_chunk_along<T>, shape, knots.data(), rows_of_operands<T>(operands),
                               rows_of_operands<T>(direction), chunk, read<T>(gradient), sums, into, workspace);
             });
         });
@@ -319,8 +349,8 @@ namespace {
 
 Tensors depthwise_conv_backward(
     Tensor gradient, Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
-    std::vector<double> coefficients, bool with_weights) {
-    return depthwise_gradients(gradient, operands, src, dst, order, offsets, table, coefficients, {true, with_weights});
+    std::vector<double> coefficients, bool with_table) {
+    return depthwise_gradients(gradient, operands, src, dst, order, offsets, table, coefficients, {true, with_table});
 }
 
 Tensors depthwise_conv_along(
@@ -338,7 +368,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(se3_fast_cpp, m) {
         "-> Tensor");
     m.def(
         "depthwise_conv_backward(Tensor gradient, Tensor[] operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, "
-        "int[] table, float[] coefficients, bool with_weights) -> Tensor[]");
+        "int[] table, float[] coefficients, bool with_table) -> Tensor[]");
     m.def(
         "depthwise_conv_along(Tensor[] direction, Tensor gradient, Tensor[] operands, Tensor src, Tensor dst, Tensor order, "
         "Tensor offsets, int[] table, float[] coefficients) -> Tensor[]");

@@ -1,8 +1,9 @@
 // The energy of every atom by a force field's network, and the gradient of their sum by the relative positions, on the CPU: the
 // operation force_network of torch.ops.se3_fast_cpp. Formula: se3_fast/forces.py, se3_fast/layers/interaction.py.
 //
-// One pass forward, one back. Layers are depthwise convolutions with blocks of nodes between them. What edges have (edge_embedding.py) is made in double precision. For training the values of the passes are kept: what
-// force_network_along.cpp makes the gradients of the weights of.
+// One pass forward, one back. Layers are depthwise convolutions with blocks of nodes between them. What edges have
+// (edge_embedding.py) is made in double precision. For training the values of the passes are kept: what force_network_along.cpp makes
+// the gradients of the weights of.
 
 #include <algorithm>
 #include <optional>
@@ -27,7 +28,7 @@ public:
     Pass(const ForceNetwork& network, const ForceInputs& inputs, bool is_kept)
         : network_(network), inputs_(inputs), weights_(inputs.weights), is_kept_(is_kept), kinds_(read<int64_t>(inputs.kinds)),
           num_nodes_(inputs.num_nodes()), num_edges_(inputs.num_edges()), nodes_(num_nodes_, INTERACTION_NODES),
-          harmonics_(of_edges(network.num_harmonics())), radial_(of_edges(network.inputs)), slopes_(of_edges(network.inputs)) {}
+          harmonics_(of_edges({num_edges_, network.num_harmonics()})), places_(of_edges({num_edges_})) {}
 
     // Energies [N], the gradient of their sum [E][3], and what is kept.
     Tensors run() {
@@ -36,12 +37,12 @@ public:
         for (const ForceLayer& layer : network_.layers) features = forward(layer, features);
         const Tensor energies = empty(inputs_.rel_pos, {num_nodes_});
         Tensor gradient = read_out(features, energies);
-        Tensors of_edges;  // of harmonics and Bessel functions
+        Tensors of_edges;  // of harmonics and places
         std::vector<Tensors> kept(network_.layers.size());
         for (std::size_t number = network_.layers.size(); number-- > 0;) gradient = backward(number, gradient, of_edges, kept[number]);
         Tensors results{energies, of_rel_pos(of_edges)};
         if (!is_kept_) return results;
-        results.insert(results.end(), {harmonics_, radial_, slopes_, features});
+        results.insert(results.end(), {harmonics_, places_, features});
         for (const Tensors& of_layer : kept) results.insert(results.end(), of_layer.begin(), of_layer.end());
         return results;
     }
@@ -54,32 +55,30 @@ private:
     const int64_t* kinds_;
     int64_t num_nodes_, num_edges_;
     Chunks nodes_;
-    Tensor harmonics_, radial_, slopes_;
+    Tensor harmonics_, places_;
     std::vector<LayerValues> values_;
 
-    Tensor of_edges(int64_t columns) const { return empty(inputs_.rel_pos, {num_edges_, columns}); }
+    Tensor of_edges(const Integers& sizes) const { return empty(inputs_.rel_pos, sizes); }
     Tensor of_nodes(int64_t columns) const { return empty(inputs_.rel_pos, {num_nodes_, columns}); }
 
     void embed_edges() const {
-        const T *const rel_pos = read<T>(inputs_.rel_pos), *const frequencies = read<T>(weights_[0]);
-        T *const harmonics = write<T>(harmonics_), *const radial = write<T>(radial_), *const slopes = write<T>(slopes_);
-        const int64_t row = network_.num_harmonics(), inputs = network_.inputs;
+        const T* const rel_pos = read<T>(inputs_.rel_pos);
+        T *const harmonics = write<T>(harmonics_), *const places = write<T>(places_);
+        const int64_t row = network_.num_harmonics();
         for_embedded_edges(network_, num_edges_, [&](EdgeEmbedding& embedding, int64_t edge) {
-            embedding.embed(rel_pos + 3 * edge, frequencies, inputs, harmonics + edge * row, radial + edge * inputs,
-                            slopes + edge * inputs);
+            embedding.embed(rel_pos + 3 * edge, harmonics + edge * row, places + edge);
         });
     }
 
-    // From the gradients that the layers left of harmonics and Bessel functions, two of each.
+    // From the gradients that the layers left of harmonics and places, two of each.
     Tensor of_rel_pos(const Tensors& gradients) const {
-        const Tensor result = of_edges(3);
-        const int64_t row = network_.num_harmonics(), inputs = network_.inputs;
+        const Tensor result = of_edges({num_edges_, 3});
+        const int64_t row = network_.num_harmonics();
         for_embedded_edges(network_, num_edges_, [&](EdgeEmbedding& embedding, int64_t edge) {
-            std::vector<T> of_harmonics(row), of_radial(inputs);
+            std::vector<T> of_harmonics(row), of_place(1);
             add_up(gradients, 0, edge, of_harmonics);
-            add_up(gradients, 1, edge, of_radial);
-            embedding.differentiate(read<T>(inputs_.rel_pos) + 3 * edge, read<T>(slopes_) + edge * inputs, inputs, of_harmonics.data(),
-                                    of_radial.data(), write<T>(result) + 3 * edge);
+            add_up(gradients, 1, edge, of_place);
+            embedding.differentiate(read<T>(inputs_.rel_pos) + 3 * edge, of_harmonics.data(), of_place[0], write<T>(result) + 3 * edge);
         });
         return result;
     }
@@ -96,13 +95,12 @@ private:
         const int64_t channels = network_.channels;
         const Tensor features = of_nodes(channels);
         for (int64_t node = 0; node < num_nodes_; ++node)
-            std::copy_n(read<T>(weights_[1]) + kinds_[node] * channels, channels, write<T>(features) + node * channels);
+            std::copy_n(read<T>(weights_[0]) + kinds_[node] * channels, channels, write<T>(features) + node * channels);
         return features;
     }
 
     Tensors operands(const ForceLayer& layer, const Tensor& sent) const {
-        const auto profile = weights_.begin() + std::ptrdiff_t(layer.profile);
-        return {sent, harmonics_, radial_, profile[0], profile[1], profile[2]};
+        return {sent, harmonics_, places_, weights_[layer.radial_table]};
     }
 
     Tensor forward(const ForceLayer& layer, const Tensor& features) {

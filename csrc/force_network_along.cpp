@@ -67,10 +67,10 @@ void add_to(const Tensor& sum, const Tensor& other) {
 
 // What force_network kept, in its order.
 struct KeptEdges {
-    static constexpr std::size_t COUNT = 4;
-    const Tensor &harmonics, &radial, &slopes, &last_features;
+    static constexpr std::size_t COUNT = 3;
+    const Tensor &harmonics, &places, &last_features;
 
-    explicit KeptEdges(const Tensors& kept) : harmonics(kept[0]), radial(kept[1]), slopes(kept[2]), last_features(kept[3]) {}
+    explicit KeptEdges(const Tensors& kept) : harmonics(kept[0]), places(kept[1]), last_features(kept[2]) {}
 };
 
 struct KeptLayer {
@@ -95,8 +95,7 @@ void check_kept(const ForceNetwork& network, const ForceInputs& inputs, const Te
         ++next;
     };
     check({num_edges, network.num_harmonics()});
-    check({num_edges, network.inputs});
-    check({num_edges, network.inputs});
+    check({num_edges});
     check({num_nodes, network.layers.back().shape.row_out()});
     for (const ForceLayer& layer : network.layers) {
         const InteractionShape& shape = layer.shape;
@@ -128,7 +127,7 @@ public:
           num_nodes_(inputs.num_nodes()), nodes_(num_nodes_, INTERACTION_NODES), results_(empty_results()),
           sums_(results_, nodes_.num_shares) {}
 
-    // The gradients of all weights but the first, the frequencies.
+    // The gradients of all weights.
     Tensors run(const Tensor& of_energies, const Tensor& direction) {
         const Tensors of_edges = embed_along(direction);
         Tensor features_dot = of_nodes(0);
@@ -137,14 +136,13 @@ public:
         Tensor gradient_dot = read_out(features_dot, of_energies);
         for (std::size_t number = network_.layers.size(); number-- > 0;) gradient_dot = backward(number, gradient_dot);
         sums_.add_up();
-        for (std::size_t index = 0; index < of_profiles_.size(); ++index) add_to<T>(results_[place_of_profile(index)], of_profiles_[index]);
+        for (std::size_t index = 0; index < of_tables_.size(); ++index)
+            add_to<T>(results_[network_.layers[network_.layers.size() - 1 - index].radial_table], of_tables_[index]);
         add_embedding_gradient(gradient_dot);
         return results_;
     }
 
 private:
-    static constexpr std::size_t PROFILE = 3;  // weights
-
     const ForceNetwork& network_;
     const ForceInputs& inputs_;
     const Tensors &weights_, &kept_;
@@ -154,7 +152,7 @@ private:
     Tensors results_;
     SharedSums<T> sums_;
     std::vector<LayerDots> dots_;
-    Tensors of_profiles_;  // of the radial profiles' weights, the last layer's first
+    Tensors of_tables_;  // of the radial tables, the last layer's first
 
     Tensor of_nodes(int64_t columns) const { return empty(inputs_.rel_pos, {num_nodes_, columns}); }
     Tensor of_components(int64_t degree) const {
@@ -163,34 +161,26 @@ private:
 
     Tensors empty_results() const {
         Tensors results;
-        for (std::size_t index = 1; index < weights_.size(); ++index) results.push_back(torch::stable::empty_like(weights_[index]));
+        for (const Tensor& weight : weights_) results.push_back(torch::stable::empty_like(weight));
         return results;
     }
 
-    // Among the results, of a weight.
-    static std::size_t result_of(std::size_t weight) { return weight - 1; }
-
-    std::size_t place_of_profile(std::size_t index) const {
-        return result_of(network_.layers[network_.layers.size() - 1 - index / PROFILE].profile + index % PROFILE);
-    }
-
-    // Of harmonics and Bessel functions.
+    // Of harmonics and places.
     Tensors embed_along(const Tensor& direction) const {
         const KeptEdges edges(kept_);
-        const int64_t row = network_.num_harmonics(), inputs = network_.inputs;
-        const Tensors dots{torch::stable::empty_like(edges.harmonics), torch::stable::empty_like(edges.radial)};
-        T *const harmonics = write<T>(dots[0]), *const radial = write<T>(dots[1]);
+        const int64_t row = network_.num_harmonics();
+        const Tensors dots{torch::stable::empty_like(edges.harmonics), torch::stable::empty_like(edges.places)};
+        T *const harmonics = write<T>(dots[0]), *const places = write<T>(dots[1]);
         for_embedded_edges(network_, inputs_.num_edges(), [&](EdgeEmbedding& embedding, int64_t edge) {
-            embedding.embed_along(read<T>(inputs_.rel_pos) + 3 * edge, read<T>(edges.slopes) + edge * inputs, inputs,
-                                  read<T>(direction) + 3 * edge, harmonics + edge * row, radial + edge * inputs);
+            embedding.embed_along(
+                read<T>(inputs_.rel_pos) + 3 * edge, read<T>(direction) + 3 * edge, harmonics + edge * row, places + edge);
         });
         return dots;
     }
 
     Tensors operands(const ForceLayer& layer, const Tensor& sent) const {
         const KeptEdges edges(kept_);
-        const auto profile = weights_.begin() + std::ptrdiff_t(layer.profile);
-        return {sent, edges.harmonics, edges.radial, profile[0], profile[1], profile[2]};
+        return {sent, edges.harmonics, edges.places, weights_[layer.radial_table]};
     }
 
     InteractionValues<T> values_of(const InteractionShape& shape, const KeptLayer& kept, int64_t first) const {
@@ -237,16 +227,14 @@ private:
                           write<T>(dots.before) + first * shape.row_before(), write<T>(next) + first * shape.row_out(), workspace);
         });
         dots_.push_back(std::move(dots));
-        for (std::size_t index = 0; index < PROFILE; ++index) {
-            const Tensor& result = results_[result_of(layer.profile + index)];
-            std::copy_n(read<T>(found[4 + index]), result.numel(), write<T>(result));
-        }
+        const Tensor& of_table = results_[layer.radial_table];
+        std::copy_n(read<T>(found[4]), of_table.numel(), write<T>(of_table));
         return next;
     }
 
     Tensor read_out(const Tensor& features_dot, const Tensor& of_energies) {
         const int64_t row = features_dot.size(1);
-        const std::size_t place = result_of(network_.head);
+        const std::size_t place = network_.head;
         const Tensor gradient_dot = of_nodes(row);
         const Head<T> head(network_, weights_);
         for_nodes<T>(nodes_, 4 * INTERACTION_NODES * network_.head_width,
@@ -272,9 +260,9 @@ private:
         const Tensor of_features = of_nodes(row_in), of_arrived = of_components(shape.degree_hidden);
         const int64_t workspace_size = SE3_FAST_CALL(interaction_along_workspace_size<T>, shape);
         for_nodes<T>(nodes_, workspace_size, [&](int64_t share, int64_t first, int64_t count, T* workspace) {
-            const std::vector<T*> after = sums_.of(share, result_of(layer.after), shape.degree_hidden + 1);
-            const std::vector<T*> out = sums_.of(share, result_of(layer.out), shape.degree_out + 1);
-            const std::vector<T*> gates = sums_.of(share, result_of(layer.gates), shape.degree_out);
+            const std::vector<T*> after = sums_.of(share, layer.after, shape.degree_hidden + 1);
+            const std::vector<T*> out = sums_.of(share, layer.out, shape.degree_out + 1);
+            const std::vector<T*> gates = sums_.of(share, layer.gates, shape.degree_out);
             const InteractionDots<T> rows{
                 is_first ? nullptr : read<T>(dots.features) + first * row_in, read<T>(dots.arrived) + first * row_hidden,
                 read<T>(dots.mixed) + first * row_hidden, read<T>(dots.before) + first * shape.row_before(),
@@ -287,11 +275,11 @@ private:
         const EdgesByDestination& edges = inputs_.edges;
         const Tensors found = depthwise_gradients(of_arrived, operands(layer, kept.sent), edges.src, edges.dst, edges.order,
                                                   edges.offsets, layer.table, layer.coefficients, {false, true});
-        of_profiles_.insert(of_profiles_.end(), found.begin() + 3, found.end());
+        of_tables_.push_back(found[3]);
         const Tensor& of_sent = found[0];
         add_to<T>(of_sent, dots.of_sent);
         for_nodes<T>(nodes_, 0, [&](int64_t share, int64_t first, int64_t count, T*) {
-            const std::vector<T*> before = sums_.of(share, result_of(layer.before), shape.degree_in + 1);
+            const std::vector<T*> before = sums_.of(share, layer.before, shape.degree_in + 1);
             SE3_FAST_CALL(add_map_gradients<T>, count, shape.degree_in, shape.channels, read<T>(kept.features) + first * row_in,
                           read<T>(of_sent) + first * row_in, before.data());
             if (!is_first)

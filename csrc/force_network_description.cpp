@@ -6,7 +6,7 @@
 namespace se3_fast {
 namespace {
 
-constexpr int64_t MOST_LAYERS = 1024, MOST_POWER = 64;
+constexpr int64_t MOST_LAYERS = 1024;
 
 template <typename Take>
 ForceLayer take_layer(
@@ -41,7 +41,7 @@ ForceLayer take_layer(
         next += std::size_t(count);
         return first;
     };
-    layer.before = take(degree_in + 1), layer.profile = take(3), layer.after = take(shape.degree_hidden + 1);
+    layer.before = take(degree_in + 1), layer.radial_table = take(1), layer.after = take(shape.degree_hidden + 1);
     layer.out = take(shape.degree_out + 1), layer.gates = take(shape.degree_out);
     return layer;
 }
@@ -54,15 +54,14 @@ void check_lines(const char* what, int64_t size, int64_t element_size) {
 
 void check_weights(const ForceNetwork& network, const Tensors& weights, ScalarType type) {
     check_count("weights", weights.size(), network.head + 4);
-    const int64_t channels = network.channels, width = network.width;
+    const int64_t channels = network.channels;
     const auto check = [&](std::size_t index, const Integers& sizes) { check_tensor({"weights", index}, weights[index], type, sizes); };
-    check(0, {network.inputs});
-    check(1, {network.num_elements, channels});
+    check(0, {network.num_elements, channels});
     for (const ForceLayer& layer : network.layers) {
         const InteractionShape& shape = layer.shape;
         for (int64_t degree = 0; degree <= shape.degree_in; ++degree) check(layer.before + degree, {channels, channels});
-        check(layer.profile, {network.inputs, width});
-        check(layer.profile + 1, {width, width});
+        rows_of({"weights", layer.radial_table}, weights[layer.radial_table], 2);
+        check(layer.radial_table, {network.knots, weights[layer.radial_table].size(1)});  // its convolution checks the rest
         for (int64_t degree = 0; degree <= shape.degree_hidden; ++degree) check(layer.after + degree, {channels, channels});
         for (int64_t degree = 0; degree <= shape.degree_out; ++degree)
             check(layer.out + degree, {layer.parts(degree) * channels, channels});
@@ -87,10 +86,8 @@ ForceNetwork::ForceNetwork(const Integers& description, const std::vector<double
     };
     num_elements = reader.take("elements", 1, 256);
     channels = reader.take("channels", 1, MOST_CHANNELS);
-    inputs = reader.take("radial functions", 1, MOST_INVARIANTS);
-    width = reader.take("units of the radial profile", 1, MOST_WIDTH);
+    knots = reader.take("knots", 1, MOST_WIDTH);
     max_harmonic = reader.take("degree of the harmonics", 1, MOST_DEGREE);
-    power = reader.take("power", 1, MOST_POWER);
     head_width = reader.take("units of the energy", 1, MOST_WIDTH);
     const int64_t num_harmonics = (max_harmonic + 1) * (max_harmonic + 1);
     for (int64_t term = reader.take_count("terms of harmonics"); term > 0; --term) {
@@ -98,7 +95,7 @@ ForceNetwork::ForceNetwork(const Integers& description, const std::vector<double
         const int64_t out = reader.take("harmonic", std::max<int64_t>(4, before + 1), num_harmonics - 1);
         harmonics.push_back({before, axis, out, take_coefficient()});
     }
-    std::size_t next = 2;  // behind the frequencies and the embedding
+    std::size_t next = 1;  // behind the embedding
     int64_t degree_before = 0;
     for (int64_t count = reader.take("layers", 1, MOST_LAYERS); count > 0; --count) {
         layers.push_back(take_layer(reader, take_coefficient, num_elements, channels, degree_before, next));
@@ -120,7 +117,6 @@ void check_inputs(const ForceNetwork& network, const ForceInputs& inputs) {
     const ScalarType type = value_type("rel_pos", rel_pos);
     const int64_t element_size = rel_pos.element_size(), num_edges = rows_of("src", src, 1), num_nodes = rows_of("kinds", kinds, 1);
     check_lines("channels", network.channels, element_size);
-    check_lines("units of the radial profile", network.width, element_size);
     check_lines("units of the energy", network.head_width, element_size);
     check_tensor("rel_pos", rel_pos, type, {num_edges, 3});
     if (rows_of("offsets", offsets, 1) != num_nodes + 1)

@@ -20,11 +20,11 @@ struct ForceLayer {
     InteractionShape shape{};
     std::vector<DegreeProduct> products;
     std::vector<ProductTerm> terms;
-    Integers table;  // of the convolution
+    Integers table;  // of the convolution's couplings
     std::vector<double> coefficients;
 
     // The tensors that the layer takes from the list of weights, by degree where there is one for each.
-    std::size_t before, profile, after, out, gates;
+    std::size_t before, radial_table, after, out, gates;
 
     int64_t parts(int64_t degree) const {
         int64_t count = 1 + (degree <= shape.degree_in ? shape.num_elements : 0);
@@ -35,7 +35,7 @@ struct ForceLayer {
 
 // Numbers of the description (se3_fast/backends/cpp/force_network.py), with the coefficients beside it.
 struct ForceNetwork {
-    int64_t num_elements, channels, inputs, width, max_harmonic, power, head_width;
+    int64_t num_elements, channels, knots, max_harmonic, head_width;
     std::vector<HarmonicTerm> harmonics;
     std::vector<ForceLayer> layers;
     double cutoff;
@@ -46,6 +46,9 @@ struct ForceNetwork {
     ForceNetwork& operator=(const ForceNetwork&) = delete;
 
     int64_t num_harmonics() const { return (max_harmonic + 1) * (max_harmonic + 1); }
+
+    // As in se3_fast/layers/edge_embedding.py: an edge at the cutoff has the place knots + 1.
+    double knots_per_length() const { return double(knots + 2) / cutoff; }
 };
 
 // The edges by destination, as depthwise_conv takes them.
@@ -145,7 +148,7 @@ template <typename Run>
 void for_embedded_edges(const ForceNetwork& network, int64_t num_edges, const Run& run) {
     const Chunks chunks(num_edges, EMBEDDED_EDGES);
     for_each_task(chunks.num_shares, [&](int64_t share) {
-        EdgeEmbedding embedding(network.harmonics, network.num_harmonics(), network.cutoff, network.power);
+        EdgeEmbedding embedding(network.harmonics, network.num_harmonics(), network.knots_per_length());
         chunks.for_each(share, [&](int64_t first, int64_t count) {
             for (int64_t edge = first; edge < first + count; ++edge) run(embedding, edge);
         });

@@ -163,7 +163,7 @@ void read_out(
     T *const hidden = workspace, *const slopes = workspace + count * width;
     multiply<false, false>(Product<T>{count, width, channels, features, stride, head.first, width, hidden, width});
     for (int64_t node = 0; node < count; ++node) add_row(head.bias, width, hidden + node * width);
-    activate(hidden, count * width, slopes, static_cast<T*>(nullptr));
+    activate(hidden, count * width, slopes);
     const Vector<T> unscaled = broadcast(T(1 / SILU_SCALE));
     for (int64_t node = 0; node < count; ++node) {
         Vector<T> energy{};

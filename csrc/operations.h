@@ -18,17 +18,17 @@ Tensors linear(Tensors parts, Integers counts, Tensors weights);
 Tensor depthwise_conv(Tensors operands, Tensor src, Tensor dst, Tensor order, Tensor offsets, Integers table,
                       std::vector<double> coefficients);
 
-// What of the operands gradients are wanted of; those of the features always are. Edges: harmonics and radial functions.
+// What of the operands gradients are wanted of; those of the features always are. Edges: harmonics and places.
 struct DepthwiseWanted {
-    bool edges, weights;
+    bool edges, table;
 };
 
-// The gradients of the operands. Of edges that are not wanted they have the size 0; weights that are not wanted have none.
+// The gradients of the operands. Of edges that are not wanted they have the size 0; a table that is not wanted has none.
 Tensors depthwise_gradients(
     const Tensor& gradient, const Tensors& operands, const Tensor& src, const Tensor& dst, const Tensor& order, const Tensor& offsets,
     const Integers& table, const std::vector<double>& coefficients, const DepthwiseWanted& wanted);
 
-// The derivatives of the sums, then of the gradients, along a direction of features, harmonics and radial; gradient and weights stay.
+// The derivatives of the sums, then of the gradients, along a direction of features, harmonics and places; gradient and table stay.
 Tensors depthwise_gradients_along(
     const Tensors& direction, const Tensor& gradient, const Tensors& operands, const Tensor& src, const Tensor& dst,
     const Tensor& order, const Tensor& offsets, const Integers& table, const std::vector<double>& coefficients,

@@ -1,18 +1,18 @@
 """The depthwise convolution and its first and second derivatives (formula: se3_fast/backends/dense/depthwise_conv.py).
 
-    R_p = h W_p                                             [E, C], the last layer of the radial profile, on chip only
+    R_p = s T_p                                             [E, C], the radial weights of edges, on chip only
     y[k] = sum over edges to a node, runs (p, k), pairs l of  R_p b_p[l, k] x[source, l]
     b_p[l, k] = sum over terms of  coefficient Y[J]
 
-h: [E, K] hidden values of the edges, W_p: [K, C] of each path, x: [N, components, C], Y: [E, harmonics]; y as x. It is linear
-in each of x, Y, h and W, and so are its gradients, with g the gradient of y:
+s: [E, K] what the knots of the radial table count for each edge, T_p: [K, C] of each path, x: [N, components, C],
+Y: [E, harmonics]; y as x. It is linear in each of x, Y, s and T, and so are its gradients, with g the gradient of y:
 
     dx[l] = sum over edges from a node of R_p b_p[l, k] g[k]           dR_p = sum over pairs of b_p[l, k] x[l] g[k]
     dY[J] = sum over terms of coefficient (sum over channels of R_p x[l] g[k])
-    dh = sum over paths of dR_p W_p^T,   dW_p = h^T dR_p
+    ds = sum over paths of dR_p T_p^T,   dT_p = s^T dR_p
 
-ALONG: the derivative of the same along a direction (x', Y', h') of x, Y and h, by the rule of products; these are the gradients
-of the gradients. dW is a product of matrices of PyTorch, for which dR is stored where it is wanted.
+ALONG: the derivative of the same along a direction (x', Y', s') of x, Y and s, by the rule of products; these are the gradients
+of the gradients. dT is a product of matrices of PyTorch, for which dR is stored where it is wanted.
 
 A program of the sums owns a component of a node and a block of channels, one of the gradients of edges all incoming edges of a
 node; edges are walked over a block at a time. Nothing is added to by two programs.
@@ -68,11 +68,11 @@ class Couplings(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The tensors that have a row for each node or edge: x [N, components_in, C], Y [E, harmonics], h [E, K]."""
+    """The tensors that have a row for each node or edge: x [N, components_in, C], Y [E, harmonics], s [E, K]."""
 
     features: Tensor
     harmonics: Tensor
-    hidden: Tensor
+    shares: Tensor
 
 
 class Ends(NamedTuple):
@@ -100,16 +100,16 @@ def _element(harmonics, edge, is_edge, HARMONICS: tl.constexpr, TERMS: tl.conste
 
 @triton.jit
 def _weights(
-    hidden, last, edge, is_edge, channel, is_channel, path,
+    shares, table, edge, is_edge, channel, is_channel, path,
     PATHS: tl.constexpr, CHANNELS: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     OPERAND: tl.constexpr,
 ):  # fmt: skip
     """R_p of some edges and channels, [EDGES, BLOCK]."""
-    unit = tl.arange(0, WIDTH)
-    h = tl.load(hidden + (edge[:, None] * K + unit[None]), mask=is_edge[:, None] & (unit < K)[None], other=0.0)
-    place = unit[:, None] * (PATHS * CHANNELS) + path * CHANNELS + channel[None]
-    w = tl.load(last + place, mask=(unit < K)[:, None] & is_channel[None], other=0.0)
-    return add_product(h, w, tl.zeros((edge.shape[0], channel.shape[0]), h.dtype), PRECISION, OPERAND)
+    knot = tl.arange(0, WIDTH)
+    share = tl.load(shares + (edge[:, None] * K + knot[None]), mask=is_edge[:, None] & (knot < K)[None], other=0.0)
+    place = knot[:, None] * (PATHS * CHANNELS) + path * CHANNELS + channel[None]
+    weights = tl.load(table + place, mask=(knot < K)[:, None] & is_channel[None], other=0.0)
+    return add_product(share, weights, tl.zeros((edge.shape[0], channel.shape[0]), share.dtype), PRECISION, OPERAND)
 
 
 @triton.jit
@@ -123,15 +123,15 @@ def _edges_from(start, stop, order, others, EDGES: tl.constexpr):
 
 @triton.jit
 def _sums_kernel(
-    sums, rows, direction, last, ends,
+    sums, rows, direction, table, ends,
     RUNS: tl.constexpr, PAIRS: tl.constexpr, TERMS: tl.constexpr, PATHS: tl.constexpr, COMPONENTS_IN: tl.constexpr,
     COMPONENTS_OUT: tl.constexpr, HARMONICS: tl.constexpr, CHANNELS: tl.constexpr, K: tl.constexpr, ALONG: tl.constexpr,
     EDGES: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, OPERAND: tl.constexpr,
     SUM: tl.constexpr,
 ):  # fmt: skip
     """y of a node's component and a block of channels, or y' along the direction."""
-    features, harmonics, hidden = rows
-    features_dot, harmonics_dot, hidden_dot = direction
+    features, harmonics, shares = rows
+    features_dot, harmonics_dot, shares_dot = direction
     order, offsets, sources = ends
     node, component = tl.program_id(0).to(tl.int64), tl.program_id(1)
     channel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
@@ -155,11 +155,11 @@ def _sums_kernel(
                         b_dot = _element(harmonics_dot, edge, is_edge, HARMONICS, TERMS, PAIRS[pair][1], PAIRS[pair][2])
                         message_dot += b[:, None] * tl.load(features_dot + at, mask=is_value, other=0.0) + b_dot[:, None] * x
                 weight = _weights(
-                    hidden, last, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION, OPERAND
+                    shares, table, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION, OPERAND
                 )  # fmt: skip
                 if ALONG:
                     weight_dot = _weights(
-                        hidden_dot, last, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION, OPERAND
+                        shares_dot, table, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION, OPERAND
                     )  # fmt: skip
                     total += tl.sum(weight * message_dot + weight_dot * message, 0)
                 else:
@@ -169,15 +169,15 @@ def _sums_kernel(
 
 @triton.jit
 def _source_gradient_kernel(
-    of_features, gradient, rows, direction, last, ends,
+    of_features, gradient, rows, direction, table, ends,
     RUNS: tl.constexpr, PAIRS: tl.constexpr, TERMS: tl.constexpr, PATHS: tl.constexpr, COMPONENTS_IN: tl.constexpr,
     COMPONENTS_OUT: tl.constexpr, HARMONICS: tl.constexpr, CHANNELS: tl.constexpr, K: tl.constexpr, ALONG: tl.constexpr,
     EDGES: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, OPERAND: tl.constexpr,
     SUM: tl.constexpr,
 ):  # fmt: skip
     """dx of a node's component and a block of channels, or dx' along the direction; edges by their sources."""
-    _, harmonics, hidden = rows
-    _, harmonics_dot, hidden_dot = direction
+    _, harmonics, shares = rows
+    _, harmonics_dot, shares_dot = direction
     order, offsets, destinations = ends
     node, component = tl.program_id(0).to(tl.int64), tl.program_id(1)
     channel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
@@ -195,12 +195,12 @@ def _source_gradient_kernel(
                     g = tl.load(gradient + at, mask=is_value, other=0.0)
                     b = _element(harmonics, edge, is_edge, HARMONICS, TERMS, PAIRS[pair][1], PAIRS[pair][2])
                     weight = _weights(
-                        hidden, last, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION, OPERAND
+                        shares, table, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION, OPERAND
                     )  # fmt: skip
                     if ALONG:
                         b_dot = _element(harmonics_dot, edge, is_edge, HARMONICS, TERMS, PAIRS[pair][1], PAIRS[pair][2])
                         weight_dot = _weights(
-                            hidden_dot, last, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION,
+                            shares_dot, table, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION,
                             OPERAND,
                         )  # fmt: skip
                         total += tl.sum((weight * b_dot[:, None] + weight_dot * b[:, None]) * g, 0)
@@ -225,35 +225,35 @@ def _store_if(place, values, is_value, IS_WANTED: tl.constexpr):
 
 @triton.jit
 def _edge_gradient_kernel(
-    of_harmonics, of_hidden, of_weights, of_weights_dot, gradient, rows, direction, last, ends,
+    of_harmonics, of_shares, of_weights, of_weights_dot, gradient, rows, direction, table, ends,
     RUNS: tl.constexpr, PAIRS: tl.constexpr, TERMS: tl.constexpr, PATHS: tl.constexpr, COMPONENTS_IN: tl.constexpr,
     COMPONENTS_OUT: tl.constexpr, HARMONICS: tl.constexpr, CHANNELS: tl.constexpr, K: tl.constexpr, ALONG: tl.constexpr,
     WITH_WEIGHTS: tl.constexpr, COLUMNS: tl.constexpr, EDGES: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr, OPERAND: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """dY and dh of a node's incoming edges, or dY' and dh'; dR, and dR', where the gradient of W is wanted."""
-    features, harmonics, hidden = rows
-    features_dot, harmonics_dot, hidden_dot = direction
+    features, harmonics, shares = rows
+    features_dot, harmonics_dot, shares_dot = direction
     order, offsets, sources = ends
     node = tl.program_id(0).to(tl.int64)
-    unit, column = tl.arange(0, WIDTH), tl.arange(0, COLUMNS)
+    knot, column = tl.arange(0, WIDTH), tl.arange(0, COLUMNS)
     stop = tl.load(offsets + node + 1)
     for start in range(tl.load(offsets + node), stop, EDGES):
         edge, is_edge, source = _edges_from(start, stop, order, sources, EDGES)
         for_harmonics = tl.zeros((EDGES, COLUMNS), SUM)
-        for_hidden = tl.zeros((EDGES, WIDTH), SUM)
+        for_shares = tl.zeros((EDGES, WIDTH), SUM)
         for first in range(0, CHANNELS, BLOCK):
             channel = first + tl.arange(0, BLOCK)
             is_channel = channel < CHANNELS
             is_value = is_edge[:, None] & is_channel[None]
             for path in tl.static_range(PATHS):
                 weight = _weights(
-                    hidden, last, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION, OPERAND
+                    shares, table, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION, OPERAND
                 )  # fmt: skip
                 weight_dot = weight
                 if ALONG:
                     weight_dot = _weights(
-                        hidden_dot, last, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION, OPERAND
+                        shares_dot, table, edge, is_edge, channel, is_channel, path, PATHS, CHANNELS, K, WIDTH, PRECISION, OPERAND
                     )  # fmt: skip
                 of_weight = tl.zeros((EDGES, BLOCK), SUM)
                 of_weight_dot = tl.zeros((EDGES, BLOCK), SUM)
@@ -274,9 +274,9 @@ def _edge_gradient_kernel(
                             else:
                                 of_element = tl.sum(weight * x * g, 1)
                             for_harmonics = _add_terms(for_harmonics, of_element, column, TERMS, PAIRS[pair][1], PAIRS[pair][2])
-                at_weight = unit[None] * (PATHS * CHANNELS) + path * CHANNELS + channel[:, None]
-                transposed = tl.load(last + at_weight, mask=(unit < K)[None] & is_channel[:, None], other=0.0)
-                for_hidden = add_product(of_weight_dot if ALONG else of_weight, transposed, for_hidden, PRECISION, OPERAND)
+                at_weight = knot[None] * (PATHS * CHANNELS) + path * CHANNELS + channel[:, None]
+                transposed = tl.load(table + at_weight, mask=(knot < K)[None] & is_channel[:, None], other=0.0)
+                for_shares = add_product(of_weight_dot if ALONG else of_weight, transposed, for_shares, PRECISION, OPERAND)
                 at_edge = edge[:, None] * (PATHS * CHANNELS) + path * CHANNELS + channel[None]
                 _store_if(of_weights + at_edge, of_weight, is_value, WITH_WEIGHTS)
                 _store_if(of_weights_dot + at_edge, of_weight_dot, is_value, WITH_WEIGHTS and ALONG)
@@ -285,7 +285,7 @@ def _edge_gradient_kernel(
             for_harmonics,
             mask=is_edge[:, None] & (column < HARMONICS)[None],
         )
-        tl.store(of_hidden + (edge[:, None] * K + unit[None]), for_hidden, mask=is_edge[:, None] & (unit < K)[None])
+        tl.store(of_shares + (edge[:, None] * K + knot[None]), for_shares, mask=is_edge[:, None] & (knot < K)[None])
 
 
 def _block(channels: int, dtype: torch.dtype, has_more: bool) -> int:
@@ -313,26 +313,26 @@ def _constants(couplings: Couplings, channels: int, width: int, dtype: torch.dty
     }
 
 
-def sums(couplings: Couplings, rows: Rows, last: Tensor, ends: Ends, direction: Rows | None = None) -> Tensor:
+def sums(couplings: Couplings, rows: Rows, table: Tensor, ends: Ends, direction: Rows | None = None) -> Tensor:
     """y, [N, components_out, C], or its derivative along a direction of the rows; edges by destination."""
     num_nodes, _, channels = rows.features.shape
     result = rows.features.new_empty(num_nodes, couplings.components_out, channels)
-    constants = _constants(couplings, channels, rows.hidden.shape[1], result.dtype, direction is not None)
+    constants = _constants(couplings, channels, rows.shares.shape[1], result.dtype, direction is not None)
     grid = (num_nodes, couplings.components_out, triton.cdiv(channels, _block(channels, result.dtype, direction is not None)))
-    arguments = (result, tuple(rows), tuple(direction or rows), last, tuple(ends))
+    arguments = (result, tuple(rows), tuple(direction or rows), table, tuple(ends))
     launch(_sums_kernel, grid, *arguments, num_warps=_NUM_WARPS, num_stages=_NUM_STAGES, **constants)
     return result
 
 
 def source_gradient(
-    couplings: Couplings, gradient: Tensor, rows: Rows, last: Tensor, ends: Ends, direction: Rows | None = None
+    couplings: Couplings, gradient: Tensor, rows: Rows, table: Tensor, ends: Ends, direction: Rows | None = None
 ) -> Tensor:
     """dx, [N, components_in, C], or its derivative along a direction; edges by source."""
     result = torch.empty_like(rows.features)
     num_nodes, _, channels = result.shape
-    constants = _constants(couplings, channels, rows.hidden.shape[1], result.dtype, direction is not None)
+    constants = _constants(couplings, channels, rows.shares.shape[1], result.dtype, direction is not None)
     grid = (num_nodes, couplings.components_in, triton.cdiv(channels, _block(channels, result.dtype, direction is not None)))
-    arguments = (result, gradient, tuple(rows), tuple(direction or rows), last, tuple(ends))
+    arguments = (result, gradient, tuple(rows), tuple(direction or rows), table, tuple(ends))
     launch(_source_gradient_kernel, grid, *arguments, num_warps=_NUM_WARPS, num_stages=_NUM_STAGES, **constants)
     return result
 
@@ -341,7 +341,7 @@ class EdgeGradients(NamedTuple):
     """dY [E, harmonics], dh [E, K], and where the gradient of W is wanted dR and its derivative, [E, P C]; else None."""
 
     harmonics: Tensor
-    hidden: Tensor
+    shares: Tensor
     weights: Tensor | None
     weights_along: Tensor | None
 
@@ -350,24 +350,24 @@ def edge_gradients(
     couplings: Couplings,
     gradient: Tensor,
     rows: Rows,
-    last: Tensor,
+    table: Tensor,
     ends: Ends,
     with_weights: bool,
     direction: Rows | None = None,
 ) -> EdgeGradients:
     """The gradients that belong to edges, or their derivatives along a direction; edges by destination."""
     num_nodes, _, channels = rows.features.shape
-    of_harmonics, of_hidden = torch.empty_like(rows.harmonics), torch.empty_like(rows.hidden)
+    of_harmonics, of_shares = torch.empty_like(rows.harmonics), torch.empty_like(rows.shares)
     is_along = direction is not None
-    of_weights = rows.hidden.new_empty(len(rows.hidden), last.shape[1]) if with_weights else None
+    of_weights = rows.shares.new_empty(len(rows.shares), table.shape[1]) if with_weights else None
     of_weights_dot = torch.empty_like(of_weights) if of_weights is not None and is_along else None
-    constants = _constants(couplings, channels, rows.hidden.shape[1], last.dtype, is_along)
-    stored = (of_hidden if of_weights is None else of_weights, of_hidden if of_weights_dot is None else of_weights_dot)
-    arguments = (of_harmonics, of_hidden, *stored, gradient, tuple(rows), tuple(direction or rows), last, tuple(ends))
-    constants["BLOCK"] = _block(channels, last.dtype, has_more=True)
+    constants = _constants(couplings, channels, rows.shares.shape[1], table.dtype, is_along)
+    stored = (of_shares if of_weights is None else of_weights, of_shares if of_weights_dot is None else of_weights_dot)
+    arguments = (of_harmonics, of_shares, *stored, gradient, tuple(rows), tuple(direction or rows), table, tuple(ends))
+    constants["BLOCK"] = _block(channels, table.dtype, has_more=True)
     more = {"WITH_WEIGHTS": with_weights, "COLUMNS": triton.next_power_of_2(couplings.harmonics)}
     launch(_edge_gradient_kernel, (num_nodes,), *arguments, num_warps=_NUM_WARPS, num_stages=_NUM_STAGES, **more, **constants)
-    return EdgeGradients(of_harmonics, of_hidden, of_weights, of_weights_dot)
+    return EdgeGradients(of_harmonics, of_shares, of_weights, of_weights_dot)
 
 
 def cost(counts: tuple[int, int], widths: tuple[int, int], couplings: tuple[int, int], itemsize: int) -> tuple[Cost, Cost]:

@@ -56,7 +56,7 @@ __all__ = [
 
 LARGEST_ATOMIC_NUMBER = 118
 _HEAD_WIDTH = 32
-_SIZES = ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width")
+_SIZES = ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width", "num_knots")
 
 
 def molecule_graph(
@@ -120,6 +120,7 @@ class ForceField(nn.Module):
         num_channels: channels of each hidden degree.
         num_radial: Bessel functions of the distance.
         radial_width: of the hidden layers of the radial profiles.
+        num_knots: at which the radial profiles are evaluated; between them stand cubic splines.
         cutoff: beyond it two atoms do not act on each other directly, Angstrom.
         average_neighbours: of an atom in the training set, within the cutoff.
         repulsion: whether nuclei repel each other where atoms are closer than known (:meth:`set_repulsion`).
@@ -147,6 +148,7 @@ class ForceField(nn.Module):
         num_channels: int = 32,
         num_radial: int = 8,
         radial_width: int = 32,
+        num_knots: int = 32,
         cutoff: float = 5.0,
         average_neighbours: float = 10.0,
         repulsion: bool = False,
@@ -159,12 +161,12 @@ class ForceField(nn.Module):
             raise ValueError(f"elements: expected atomic numbers, got {elements!r:.50}") from None
         if not elements or not 1 <= elements[0] <= elements[-1] <= LARGEST_ATOMIC_NUMBER:
             raise ValueError(f"elements: expected atomic numbers from 1 to {LARGEST_ATOMIC_NUMBER}, got {elements}")
-        for name, size in zip(_SIZES, (num_layers, num_degrees, num_channels, num_radial, radial_width), strict=True):
+        for name, size in zip(_SIZES, (num_layers, num_degrees, num_channels, num_radial, radial_width, num_knots), strict=True):
             check_whole(name, size, 1)
         check_number("cutoff", cutoff, "a positive length")
         check_number("average_neighbours", average_neighbours, "a finite number above 0")
         num_layers, num_degrees, num_channels = map(operator.index, (num_layers, num_degrees, num_channels))
-        num_radial, radial_width = map(operator.index, (num_radial, radial_width))
+        num_radial, radial_width, num_knots = map(operator.index, (num_radial, radial_width, num_knots))
         cutoff, average_neighbours = float(cutoff), float(average_neighbours)
         self.elements = elements
         self.config = {
@@ -174,6 +176,7 @@ class ForceField(nn.Module):
             "num_channels": num_channels,
             "num_radial": num_radial,
             "radial_width": radial_width,
+            "num_knots": num_knots,
             "cutoff": cutoff,
             "average_neighbours": average_neighbours,
             **({"repulsion": True} if repulsion else {}),
@@ -182,7 +185,7 @@ class ForceField(nn.Module):
         self.repulsion = NuclearRepulsion(elements, cutoff) if repulsion else None
         largest = num_degrees - 1
         last = min(largest, 1) if dipole else 0
-        self.edge_embedding = EdgeEmbedding(num_radial, largest_harmonic(largest), cutoff)
+        self.edge_embedding = EdgeEmbedding(num_radial, largest_harmonic(largest), cutoff, num_knots)
         self.atom_embedding = nn.Parameter(torch.randn(len(elements), num_channels))
         self.layers = nn.ModuleList(
             Interaction(
@@ -344,7 +347,7 @@ class ForceField(nn.Module):
         if not may_be_whole(rel_pos) or not self._is_as_made():
             return None
         columns = self._columns(graph.ndata["atomic_numbers"])
-        with torch.set_grad_enabled(create_graph):
+        with torch.autocast(rel_pos.device.type, enabled=False), torch.set_grad_enabled(create_graph):
             network = self._network()
             if create_graph:
                 by_parts = partial(self._by_parts, network, graph, rel_pos)
@@ -395,10 +398,8 @@ class ForceField(nn.Module):
         return ForceNetwork(
             embedding.max_harmonic,
             embedding.cutoff,
-            embedding.power,
-            embedding.frequencies,
             self.atom_embedding,
-            [layer.operands() for layer in self.layers],  # type: ignore[operator]
+            [layer.operands(embedding.radial) for layer in self.layers],  # type: ignore[operator]
             (first.weight, first.bias, last.weight, last.bias),  # type: ignore[arg-type]
         )
 
@@ -423,7 +424,7 @@ class ForceField(nn.Module):
         for number, layer in enumerate(self.layers):
             if number and exchange is not None:
                 features = exchange(features)
-            features = layer(features, graph, embedding, kinds)
+            features = layer(features, graph, embedding, kinds, self.edge_embedding.radial)
         return features
 
     def _energies_of(self, features: list[Tensor], graph: Graph) -> Tensor:

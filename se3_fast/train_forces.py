@@ -115,6 +115,9 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_channels", type=positive_int, default=32, help="channels of every degree")
     group.add_argument("--num_radial", type=positive_int, default=8, help="Bessel functions that describe a distance")
     group.add_argument("--radial_width", type=positive_int, default=32, help="width of the radial profiles' hidden layers")
+    group.add_argument(
+        "--num_knots", type=positive_int, default=32, help="distances at which radial profiles are evaluated, joined by splines"
+    )
 
 
 @quiet_when_unread

@@ -19,20 +19,6 @@ FrameForm = Literal["angles", "wigner"]
 """The forms of the edges' frames, see :class:`~se3_fast.geometry.EdgeGeometry`."""
 
 
-class DepthwiseProfile(NamedTuple):
-    """The weights of the radial profile of a depthwise convolution, inputs first.
-
-    Attributes:
-        first: [B, K].
-        second: [K, K].
-        last: [K, P C]; columns ordered (path, channel).
-    """
-
-    first: Tensor
-    second: Tensor
-    last: Tensor
-
-
 class RadialLayer(NamedTuple):
     """One hidden layer: ``weight`` [K, e], ``bias`` [K]; ``scale`` and ``shift`` [K] of its layer norm, or None without one."""
 
@@ -275,7 +261,7 @@ class InteractionLayer(NamedTuple):
         average_neighbours: that sums of messages are divided by the square root of.
         products: for each degree of the features that leave, the pairs of degrees whose products have a part of it.
         before: for each degree of the features that come [C, C].
-        profile: weights of the radial profile.
+        table: [K, paths * C] radial weights at the knots.
         after: for each degree of the messages [C, C].
         out: for each degree of the features that leave [parts * C, C]: of what arrived, of its products, of the atom's own features
             for each element.
@@ -286,7 +272,7 @@ class InteractionLayer(NamedTuple):
     average_neighbours: float
     products: tuple[tuple[tuple[int, int], ...], ...]
     before: Sequence[Tensor]
-    profile: DepthwiseProfile
+    table: Tensor
     after: Sequence[Tensor]
     out: Sequence[Tensor]
     gates: Sequence[Tensor]
@@ -297,9 +283,7 @@ class ForceNetwork(NamedTuple):
 
     Attributes:
         max_harmonic: largest degree of the edges' harmonics.
-        cutoff: in the unit of the positions.
-        power: of the polynomial that is zero at the cutoff.
-        frequencies: [B] of the Bessel functions, over pi.
+        cutoff: in the unit of the positions; an edge of that length has the place K + 1 among the knots, one of none -1.
         atom_embedding: [elements, C].
         layers: in the order they run in.
         head: weights and biases [H, C], [H], [1, H], [1] of a perceptron with SiLU.
@@ -307,17 +291,15 @@ class ForceNetwork(NamedTuple):
 
     max_harmonic: int
     cutoff: float
-    power: int
-    frequencies: Tensor
     atom_embedding: Tensor
     layers: Sequence[InteractionLayer]
     head: tuple[Tensor, Tensor, Tensor, Tensor]
 
     def tensors(self) -> list[Tensor]:
         """All of them, layer by layer."""
-        found = [self.frequencies, self.atom_embedding]
+        found = [self.atom_embedding]
         for layer in self.layers:
-            found += [*layer.before, *layer.profile, *layer.after, *layer.out, *layer.gates]
+            found += [*layer.before, layer.table, *layer.after, *layer.out, *layer.gates]
         return [*found, *self.head]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> ForceNetwork:
@@ -327,11 +309,11 @@ class ForceNetwork(NamedTuple):
         def take(like: Sequence[Tensor]) -> list[Tensor]:
             return [next(given) for _ in like]
 
-        frequencies, atom_embedding = take(tensors[:2])
+        atom_embedding = next(given)
         layers = [
             layer._replace(
                 before=take(layer.before),
-                profile=DepthwiseProfile(*take(layer.profile)),
+                table=next(given),
                 after=take(layer.after),
                 out=take(layer.out),
                 gates=take(layer.gates),
@@ -339,4 +321,4 @@ class ForceNetwork(NamedTuple):
             for layer in self.layers
         ]
         head = (next(given), next(given), next(given), next(given))
-        return self._replace(frequencies=frequencies, atom_embedding=atom_embedding, layers=layers, head=head)
+        return self._replace(atom_embedding=atom_embedding, layers=layers, head=head)

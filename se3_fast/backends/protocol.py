@@ -17,7 +17,6 @@ from se3_fast.backends.operands import (
     AlignedWeights,
     AttentionBlock,
     Convolution,
-    DepthwiseProfile,
     ForceNetwork,
     FrameForm,
     LayerParameters,
@@ -174,7 +173,7 @@ class DepthwiseConv(Protocol):
     """:mod:`se3_fast.ops.depthwise_conv`; details: the number of coefficients of the plan."""
 
     def depthwise_conv(
-        self, plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, radial: Tensor, profile: DepthwiseProfile
+        self, plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, places: Tensor, table: Tensor
     ) -> Tensor:
         """Sums of messages whose channels do not mix."""
 

@@ -1,4 +1,4 @@
-"""What a force field knows of an edge: spherical harmonics of its direction, and smooth functions of its length."""
+"""What a force field knows of an edge: spherical harmonics of its direction, and where its length stands among the knots."""
 
 from __future__ import annotations
 
@@ -10,36 +10,43 @@ from torch import Tensor, nn
 from se3_fast.autograd.modes import constant
 from se3_fast.so3 import next_harmonic
 
+_POWER = 6
+"""p of the polynomial that takes Bessel functions to zero at the cutoff."""
+
 
 class EdgeEmbedding(nn.Module):
-    """Harmonics of edges, and Bessel functions of their lengths that a polynomial takes to zero at the cutoff.
+    """Harmonics of edges, and the places of their lengths among the knots of the radial tables.
 
+        t(d) = (K + 2) d / c - 1                                the K knots have the places 0..K-1, an edge at the cutoff K + 1
         B_n(d) = 2 sqrt(2 / c) sin(n pi d / c) / d  u(d / c),   n = 1..num_radial           (Gasteiger et al. 2020)
 
-    u (:func:`fade_out`) has two continuous derivatives at 1, so that an edge that becomes longer than the cutoff leaves nothing
-    behind. The harmonics of degree d have the square sum 2 d + 1; those of an edge without length are zero but for degree 0.
+    The cubic B-splines of a table's knots end two knots behind the last one, so that an edge that becomes longer than the cutoff
+    leaves nothing behind, nor in two derivatives. ``radial`` are the Bessel functions B_n of the knots' distances, with the
+    polynomial u (:func:`fade_out`), which radial profiles make tables of. The harmonics of degree d have the square sum 2 d + 1;
+    those of an edge without length are zero but for degree 0.
 
     Args:
         num_radial: number of Bessel functions.
         max_harmonic: largest degree of the harmonics.
         cutoff: c, in the unit of the positions.
-        power: p.
+        num_knots: K.
 
     Raises:
         ValueError: if a size is below 1 or the cutoff not positive.
     """
 
-    frequencies: Tensor
+    radial: Tensor
 
-    def __init__(self, num_radial: int, max_harmonic: int, cutoff: float, power: int = 6) -> None:
+    def __init__(self, num_radial: int, max_harmonic: int, cutoff: float, num_knots: int) -> None:
         super().__init__()
-        for name, size in (("num_radial", num_radial), ("max_harmonic", max_harmonic), ("power", power)):
+        for name, size in (("num_radial", num_radial), ("max_harmonic", max_harmonic), ("num_knots", num_knots)):
             if size < 1:
                 raise ValueError(f"{name}: expected at least 1, got {size}")
         if not 0 < cutoff < math.inf:
             raise ValueError(f"cutoff: expected a positive length, got {cutoff}")
-        self.max_harmonic, self.cutoff, self.power = max_harmonic, cutoff, power
-        self.register_buffer("frequencies", torch.arange(1, num_radial + 1) / cutoff, persistent=False)
+        self.max_harmonic, self.cutoff, self.num_knots = max_harmonic, cutoff, num_knots
+        lengths = cutoff * torch.arange(1, num_knots + 1, dtype=torch.float64)[:, None] / (num_knots + 2)
+        self.register_buffer("radial", _bessel(lengths, num_radial, cutoff).to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, rel_pos: Tensor) -> tuple[Tensor, Tensor]:
         """Embed.
@@ -48,22 +55,15 @@ class EdgeEmbedding(nn.Module):
             rel_pos: [E, 3] relative positions.
 
         Returns:
-            Harmonics [E, (max_harmonic + 1)^2] and radial functions [E, num_radial].
+            Harmonics [E, (max_harmonic + 1)^2] and places [E].
         """
         squares = rel_pos.square().sum(1, keepdim=True)  # [E, 1]
         is_point = squares == 0
-        # Neither the square root nor sin(x) / x can be differentiated at zero by formula: an edge without length has another one
-        # here, and is given what it should have behind.
+        # The square root cannot be differentiated at zero: an edge without length has another one here, and is given what it
+        # should have behind.
         length = squares.masked_fill(is_point, 1.0).sqrt()
-        scale = 2 * math.sqrt(2 / self.cutoff) * math.pi
-        radial = torch.where(is_point, scale * self.frequencies, self._radial(length))
-        return self._harmonics(rel_pos / length), radial
-
-    def _radial(self, length: Tensor) -> Tensor:
-        envelope = fade_out(length / self.cutoff, self.power)
-        length = length.clamp(max=self.cutoff)  # waves of infinite lengths are no numbers, and times zero they stay so
-        waves = torch.sin((math.pi * self.frequencies) * length) / length
-        return waves * (2 * math.sqrt(2 / self.cutoff) * envelope)
+        places = length.masked_fill(is_point, 0.0) * ((self.num_knots + 2) / self.cutoff) - 1
+        return self._harmonics(rel_pos / length), places.squeeze(1)
 
     def _harmonics(self, direction: Tensor) -> Tensor:
         """Degree by degree: that of d and 1 make d + 1."""
@@ -72,6 +72,12 @@ class EdgeEmbedding(nn.Module):
             pairs = (found[-1][:, :, None] * direction[:, None, :]).flatten(1)  # [E, (2d-1) * 3]
             found.append(pairs @ _next_harmonic_on(degree, direction.device, direction.dtype))
         return torch.cat(found, 1)
+
+
+def _bessel(length: Tensor, count: int, cutoff: float) -> Tensor:
+    """The Bessel functions [K, count] of lengths [K, 1] above 0."""
+    waves = torch.sin(torch.arange(1, count + 1) * math.pi / cutoff * length) / length
+    return waves * (2 * math.sqrt(2 / cutoff) * fade_out(length / cutoff, _POWER))
 
 
 def fade_out(part: Tensor, power: int) -> Tensor:

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se3_fast.autograd.modes import constant
-from se3_fast.backends.dense.depthwise_conv import SILU_SCALE
-from se3_fast.backends.operands import DepthwiseProfile, InteractionLayer
+from se3_fast.backends.operands import InteractionLayer
 from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.contraction.products import product_coupling
 from se3_fast.graph import Graph
 from se3_fast.ops.depthwise_conv import depthwise_conv
 
+SILU_SCALE = 1.6765324703310907
+"""One over the root mean square of SiLU for normal inputs."""
 SIGMOID_SCALE = 1.8467
 """One over the root mean square of the logistic function for normal inputs."""
 
@@ -32,6 +33,7 @@ class Interaction(nn.Module):
     """A depthwise convolution, products of what arrives with itself, linear maps, and gates.
 
         a = sum over incoming edges of messages of x V                       depthwise, sqrt(average number of neighbours) taken out
+        T = s(s(r W1) W2) W3,   s(z) = 1.6765 silu(z)                        its table: the radial profile at the knots' distances
         b = a U
         f_d = b_d, and all b_d1 x b_d2 that give degree d, and x_d of the atom itself by element
         y_d = f_d W_d;   x'_0 = silu(y_0),   x'_d = sigmoid(gate_d) y_d
@@ -44,7 +46,7 @@ class Interaction(nn.Module):
         degrees: largest degree of the features that come, of what the convolution gives, and of the features that leave.
         num_channels: C.
         num_elements: how many elements atoms may be of.
-        radial_widths: radial functions of an edge, and width of the hidden layers of the radial profile.
+        radial_widths: radial functions of a distance, and width of the hidden layers of the radial profile.
         average_neighbours: of an atom, in the training set.
     """
 
@@ -73,33 +75,37 @@ class Interaction(nn.Module):
         self.out = _maps(widths, num_channels)
         self.gates = _maps([widths[0]] * self.degree_out, num_channels)
 
-    def operands(self) -> InteractionLayer:
-        """What it couples, and its weights."""
+    def operands(self, radial: Tensor) -> InteractionLayer:
+        """What it couples, and its weights; the radial table from the radial functions of the knots [K, B]."""
         before, profile, after, out, gates = map(_weights, (self.before, self.profile, self.after, self.out, self.gates))
-        weights = (before, DepthwiseProfile(*profile), after, out, gates)
-        return InteractionLayer(self.plan, self.average_neighbours, self.products, *weights)
+        return InteractionLayer(
+            self.plan, self.average_neighbours, self.products, before, _table(radial, profile), after, out, gates
+        )
 
-    def forward(self, features: Sequence[Tensor], graph: Graph, embedding: tuple[Tensor, Tensor], kinds: Tensor) -> list[Tensor]:
+    def forward(
+        self, features: Sequence[Tensor], graph: Graph, embedding: tuple[Tensor, Tensor], kinds: Tensor, radial: Tensor
+    ) -> list[Tensor]:
         """Exchange messages.
 
         Args:
             features: [N, 2d+1, C] of the degrees that come.
             graph: N atoms, E edges.
-            embedding: harmonics [E, .] and radial functions [E, .] of the edges.
+            embedding: harmonics [E, .] of the edges and their places [E] among the knots.
             kinds: [N, num_elements], one-hot.
+            radial: [K, num_radial] radial functions of the knots' distances.
 
         Returns:
             [N, 2d+1, C] of the degrees that leave.
         """
-        return interact(self.operands(), features, graph, embedding, kinds)
+        return interact(self.operands(radial), features, graph, embedding, kinds)
 
 
 def interact(
     layer: InteractionLayer, features: Sequence[Tensor], graph: Graph, embedding: tuple[Tensor, Tensor], kinds: Tensor
 ) -> list[Tensor]:
-    """What :class:`Interaction` computes, with any weights; arguments and result are those of its ``forward``."""
+    """What :class:`Interaction` computes, with any weights; the other arguments and the result are those of its ``forward``."""
     sent = torch.cat([feature @ weight for feature, weight in zip(features, layer.before, strict=True)], 1)
-    arrived = depthwise_conv(layer.plan, graph, sent, *embedding, layer.profile)
+    arrived = depthwise_conv(layer.plan, graph, sent, *embedding, layer.table)
     arrived = arrived / math.sqrt(layer.average_neighbours)
     sizes = [2 * degree + 1 for degree in range(layer.plan.degree_out + 1)]
     mixed = [part @ weight for part, weight in zip(arrived.split(sizes, 1), layer.after, strict=True)]
@@ -132,6 +138,15 @@ def _weights(parameters: nn.ParameterList) -> list[Tensor]:
     """The entries of the list; at a tenth of the time that the list takes, where none is computed from others."""
     found = list(parameters._parameters.values())
     return found if len(found) == len(parameters) else list(parameters)  # type: ignore[return-value]
+
+
+def _table(radial: Tensor, profile: Sequence[Tensor]) -> Tensor:
+    """The radial profile of all knots, [K, paths * C]; without biases, so that it goes to zero where its inputs do."""
+    first, second, last = profile
+    hidden = radial
+    for weight in (first, second):
+        hidden = SILU_SCALE * F.silu(hidden @ weight)
+    return hidden @ last
 
 
 def _products(degree: int, max_degree: int) -> tuple[tuple[int, int], ...]:

@@ -6,14 +6,11 @@ from torch import Tensor
 
 from se3_fast.autograd.compute_dtype import check_dtype
 from se3_fast.backends.choice import implementation
-from se3_fast.backends.operands import DepthwiseProfile
 from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.graph import Graph
 
 
-def depthwise_conv(
-    plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, radial: Tensor, profile: DepthwiseProfile
-) -> Tensor:
+def depthwise_conv(plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, places: Tensor, table: Tensor) -> Tensor:
     """Convolve channel by channel, and sum over each node's incoming edges.
 
     Args:
@@ -21,8 +18,9 @@ def depthwise_conv(
         graph: N nodes, E edges.
         features: [N, components, C] of the degrees 0..plan.degree_in.
         harmonics: [E, components] of the degrees 0..plan.max_harmonic.
-        radial: [E, B] functions of the edges' lengths, zero where an edge has no effect.
-        profile: weights of the radial profile.
+        places: [E] where each edge's length stands among the knots, whose places are 0..K-1. An edge below the first one or above
+            the last one by 2 or more has no effect.
+        table: [K, paths * C] of the knots, for the radial weights of an edge; columns ordered (path, channel).
 
     Returns:
         [N, components, C] of the degrees 0..plan.degree_out, in the dtype of the features. Differentiable in all tensors, any
@@ -32,14 +30,12 @@ def depthwise_conv(
         ValueError: if a shape or dtype does not fit the others.
     """
     check_dtype("features", features)
-    channels, inputs, width = (tensor.shape[-1] if tensor.ndim else 0 for tensor in (features, radial, profile.second))
+    channels, num_knots = features.shape[-1] if features.ndim else 0, table.shape[0] if table.ndim else 0
     expected = {
         "features": (features, (graph.num_nodes(), plan.components_in, channels)),
         "harmonics": (harmonics, (graph.num_edges(), plan.num_harmonics)),
-        "radial": (radial, (graph.num_edges(), inputs)),
-        "profile.first": (profile.first, (inputs, width)),
-        "profile.second": (profile.second, (width, width)),
-        "profile.last": (profile.last, (width, len(plan.paths) * channels)),
+        "places": (places, (graph.num_edges(),)),
+        "table": (table, (num_knots, len(plan.paths) * channels)),
     }
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
@@ -47,5 +43,5 @@ def depthwise_conv(
         if tensor.dtype != features.dtype:
             raise ValueError(f"{name}: expected {features.dtype} as the features have, got {tensor.dtype}")
     return implementation("depthwise_conv", features.device, plan.num_terms).depthwise_conv(
-        plan, graph, features, harmonics, radial, profile
+        plan, graph, features, harmonics, places, table
     )

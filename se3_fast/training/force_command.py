@@ -52,7 +52,7 @@ def prepare(arguments: argparse.Namespace, world: World) -> ForceTrainer:
         batch_edges=arguments.batch_edges,
         dipoles=arguments.dipole_weight > 0,
     )
-    names = ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width", "cutoff")
+    names = ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width", "num_knots", "cutoff")
     chosen = {name: getattr(arguments, name) for name in names}
     model = ForceField(
         data_module.elements, **chosen, average_neighbours=data_module.average_neighbours, dipole=data_module.has_dipoles

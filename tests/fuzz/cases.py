@@ -470,10 +470,12 @@ class Energies(Case):
     num_channels: int = 2
     num_radial: int = 2
     radial_width: int = 2
+    num_knots: int = 8
     repulsion: bool = False
 
     def module(self) -> nn.Module:
-        sizes = {name: getattr(self, name) for name in ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width")}
+        names = ("num_layers", "num_degrees", "num_channels", "num_radial", "radial_width", "num_knots")
+        sizes = {name: getattr(self, name) for name in names}
         return ForceField([1, 6], **sizes, repulsion=self.repulsion)
 
     def inputs(self, graph: Graph, generator: torch.Generator) -> Tensors:

@@ -323,6 +323,7 @@ def energies(draw: DrawFn, limits: Limits) -> Energies:
         num_channels=draw(st.integers(1, limits.channels)),
         num_radial=draw(st.integers(1, 8)),
         radial_width=draw(st.integers(1, 2 * limits.channels)),
+        num_knots=draw(st.integers(1, 12)),
         repulsion=draw(st.booleans()),
     )
 

@@ -60,7 +60,15 @@ class _WithNumbers(torch.nn.Module):
 
 def _force_field(**arguments: int | float) -> ForceField:
     torch.manual_seed(0)
-    given = {"num_layers": 2, "num_channels": 8, "num_radial": 5, "radial_width": 16, "cutoff": CUTOFF, **arguments}
+    given = {
+        "num_layers": 2,
+        "num_channels": 8,
+        "num_radial": 5,
+        "radial_width": 16,
+        "num_knots": 20,
+        "cutoff": CUTOFF,
+        **arguments,
+    }
     model = ForceField([8, 6, 1], **given).double()
     model.set_scale({1: -10.0, 6: -50.0, 8: -100.0}, 5.0)
     return model

@@ -14,7 +14,7 @@ from se3_fast import geometry as geometry_module
 from se3_fast.autograd.compute_dtype import accumulation_dtype, compute_dtype, go_together
 from se3_fast.backends import choice
 from se3_fast.backends.choice import BACKENDS, implementation
-from se3_fast.backends.operands import Convolution, DepthwiseProfile, Norm, RadialLayer
+from se3_fast.backends.operands import Convolution, Norm, RadialLayer
 from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.fiber import HeadFeatures
 from se3_fast.ops.basis import get_basis
@@ -140,13 +140,13 @@ def _in_float8() -> dict[str, tuple[str, Callable[[], object]]]:
         return few(*shape).to(torch.float8_e4m3fn)
 
     fiber = Fiber({0: 3})
-    plan, profile = DepthwisePlan(0, 0, 0), DepthwiseProfile(few(2, 8), few(8, 8), few(8, 3))
+    plan = DepthwisePlan(0, 0, 0)
     scalars = make_convolution(fiber, fiber, Fiber({}), ConvSE3FuseLevel.FULL).plan
     geometry = EdgeGeometry(graph.edata["rel_pos"].float(), 0)
     convolution = Convolution(scalars, graph, geometry, {"0": few(5, 3, 1)}, {}, [narrow(12, 8)], [few(9, 8)], True)
     heads = HeadFeatures(narrow(5, 1, 3), ((0, 3),))
     return {
-        "depthwise_conv": ("features", lambda: depthwise_conv(plan, graph, narrow(5, 1, 3), few(12, 1), few(12, 2), profile)),
+        "depthwise_conv": ("features", lambda: depthwise_conv(plan, graph, narrow(5, 1, 3), few(12, 1), few(12), few(8, 3))),
         "edge_attention": ("key", lambda: edge_attention(few(12, 1, 3), narrow(12, 1, 3), few(5, 1, 3), graph)),
         "message_attention": (
             "messages['0']",

@@ -15,14 +15,13 @@ from se3_fast.autograd.along import FormulaAlong
 from se3_fast.autograd.compute_dtype import accumulation_dtype, in_at_least_float32
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
 from se3_fast.backends.dense.depthwise_conv import of_operands
-from se3_fast.backends.operands import DepthwiseProfile
 from se3_fast.backends.protocol import Support
 from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.graph import Graph
 
 _CACHE_LINE = 64
 _NUM_OF_ROWS = 3
-"""The operands that have a row for each node or edge; behind them stand the weights."""
+"""The operands that have a row for each node or edge; behind them stands the table."""
 
 
 def support(is_compiled: bool, num_terms: int) -> Support:
@@ -30,27 +29,16 @@ def support(is_compiled: bool, num_terms: int) -> Support:
     return Support.no("compiled graphs take the formula") if is_compiled else Support()
 
 
-def depthwise_conv(
-    plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, radial: Tensor, profile: DepthwiseProfile
-) -> Tensor:
+def depthwise_conv(plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, places: Tensor, table: Tensor) -> Tensor:
     """See :func:`se3_fast.ops.depthwise_conv.depthwise_conv`."""
     dtype = accumulation_dtype(features.dtype)
     lanes = _CACHE_LINE // dtype.itemsize
-    channels, width = features.shape[2], profile.second.shape[0]
-    more_channels, more_width = -channels % lanes, -width % lanes
-    last = profile.last.unflatten(1, (len(plan.paths), channels))
-    operands = (
-        [
-            F.pad(features, (0, more_channels)),
-            harmonics,
-            radial,
-            F.pad(profile.first, (0, more_width)),
-            F.pad(profile.second, (0, more_width, 0, more_width)),
-            F.pad(last, (0, more_channels, 0, 0, 0, more_width)).flatten(1),
-        ]
-        if more_channels or more_width
-        else [features, harmonics, radial, *profile]
-    )
+    channels = features.shape[2]
+    more_channels = -channels % lanes
+    if more_channels:
+        features = F.pad(features, (0, more_channels))
+        table = F.pad(table.unflatten(1, (len(plan.paths), channels)), (0, more_channels)).flatten(1)
+    operands = (features, harmonics, places, table)
     (sums,) = CppDepthwise(plan, graph).apply(*(operand.to(dtype).contiguous() for operand in operands))
     return sums[..., :channels].to(features.dtype)
 
@@ -59,8 +47,8 @@ def depthwise_conv(
 class CppDepthwise(Operation):
     """The convolution; keeps its operands only.
 
-    Operands: features [N, components, C], harmonics [E, .], radial [E, B], and the weights [B, K], [K, K], [K, P C]; C and
-    K fill cache lines. Result: [N, components, C].
+    Operands: features [N, components, C], harmonics [E, .], places [E], and the table [K, P C]; C fills cache lines. Result:
+    [N, components, C].
     """
 
     plan: DepthwisePlan
@@ -74,17 +62,17 @@ class CppDepthwise(Operation):
     @property
     def arguments(self) -> tuple[Any, ...]:
         """Of the compiled operations, behind the operands."""
-        return self.graph.src, self.graph.dst, *self.graph.incoming(), *table(self.plan)
+        return self.graph.src, self.graph.dst, *self.graph.incoming(), *couplings(self.plan)
 
     def evaluate(self, operands: Any) -> Sequence[Tensor]:
         """The sums."""
         return [torch.ops.se3_fast_cpp.depthwise_conv(list(operands), *self.arguments)]
 
     def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
-        """Gradients of all operands; of the weights where one of them is wanted."""
-        with_weights = any(wanted[_NUM_OF_ROWS:])
+        """Gradients of all operands; of the table where it is wanted."""
+        with_table = any(wanted[_NUM_OF_ROWS:])
         (gradient,) = gradients
-        found = torch.ops.se3_fast_cpp.depthwise_conv_backward(gradient.contiguous(), list(operands), *self.arguments, with_weights)
+        found = torch.ops.se3_fast_cpp.depthwise_conv_backward(gradient.contiguous(), list(operands), *self.arguments, with_table)
         return [*found, *[None] * (len(operands) - len(found))]
 
     def along(self, direction: list[Tensor], gradient: Tensor, operands: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -100,7 +88,7 @@ class CppDepthwise(Operation):
 
 
 @cache
-def table(plan: DepthwisePlan) -> tuple[list[int], list[float]]:
+def couplings(plan: DepthwisePlan) -> tuple[list[int], list[float]]:
     """The plan as ``csrc/depthwise_conv.cpp`` reads it: sizes, then runs of pairs of terms, each list with its length first."""
     numbers: list[int] = []
     coefficients: list[float] = []

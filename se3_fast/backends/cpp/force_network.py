@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
-from se3_fast.backends.cpp.depthwise_conv import table
+from se3_fast.backends.cpp.depthwise_conv import couplings
 from se3_fast.backends.operands import ForceNetwork
 from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.contraction.products import product_terms
@@ -30,10 +30,8 @@ Layer = tuple[DepthwisePlan, float, tuple[tuple[tuple[int, int], ...], ...]]
 def serves(network: ForceNetwork) -> bool:
     """Where rows of channels and of hidden units fill cache lines."""
     elements, channels = network.atom_embedding.shape
-    widths = [layer.profile.second.shape[0] for layer in network.layers]
     lanes = _CACHE_LINE // network.atom_embedding.element_size()
-    alike = len(set(widths)) == 1 and elements <= _MOST_ELEMENTS
-    return alike and not any(size % lanes for size in (channels, widths[0], network.head[0].shape[0]))
+    return elements <= _MOST_ELEMENTS and not any(size % lanes for size in (channels, network.head[0].shape[0]))
 
 
 def force_network(network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,10 +44,10 @@ def trained_force_network(
     network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor, by_parts: Callable[[Sequence[Tensor]], list[Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """See :func:`se3_fast.ops.force_network.trained_force_network`."""
-    frequencies, *weights = network.tensors()
-    inputs = (rel_pos.contiguous(), kinds, frequencies)
-    operation = CppForceNetwork(graph, inputs, (*_description_of(network), network.cutoff), len(network.layers), by_parts)
-    energies, gradient = operation.apply(*weights)
+    operation = CppForceNetwork(
+        graph, (rel_pos.contiguous(), kinds), (*_description_of(network), network.cutoff), len(network.layers), by_parts
+    )
+    energies, gradient = operation.apply(*network.tensors())
     return energies, gradient
 
 
@@ -63,7 +61,7 @@ def _edges(graph: Graph) -> tuple[Tensor, ...]:
     return graph.src, graph.dst, *graph.incoming()
 
 
-_KEPT_OF_EDGES, _KEPT_OF_LAYER = 4, 9
+_KEPT_OF_EDGES, _KEPT_OF_LAYER = 3, 9
 """How many tensors ``csrc/force_network.cpp`` keeps beside the layers, and of each."""
 
 
@@ -73,14 +71,14 @@ class CppForceNetwork(Operation):
 
     Attributes:
         graph: its edges.
-        inputs: relative positions [E, 3], kinds of the atoms [N] and frequencies [B], which are not differentiated by.
+        inputs: relative positions [E, 3] and kinds of the atoms [N], which are not differentiated by.
         description: of the network, for the compiled operations.
         num_layers: of it.
-        by_parts: the formula, from the frequencies and the weights.
+        by_parts: the formula, from the weights.
     """
 
     graph: Graph
-    inputs: tuple[Tensor, Tensor, Tensor]
+    inputs: tuple[Tensor, Tensor]
     description: tuple[list[int], list[float], float]
     num_layers: int
     by_parts: Callable[[Sequence[Tensor]], list[Tensor]]
@@ -96,8 +94,7 @@ class CppForceNetwork(Operation):
         return self.graph.src, self.graph.dst, *self.inputs
 
     def _arguments(self, weights: Any) -> tuple[Any, ...]:
-        rel_pos, kinds, frequencies = self.inputs
-        return rel_pos, kinds, [tensor.contiguous() for tensor in (frequencies, *weights)]
+        return *self.inputs, [tensor.contiguous() for tensor in weights]
 
     def evaluate(self, operands: Any) -> Sequence[Tensor]:
         """The results, and what is kept."""
@@ -117,30 +114,28 @@ class CppForceNetwork(Operation):
     @property
     def formula(self) -> PlainFormula:
         """By parts."""
-        return PlainFormula(lambda weights: self.by_parts([self.inputs[2], *weights]))
+        return PlainFormula(self.by_parts)
 
 
 def _description_of(network: ForceNetwork) -> tuple[list[int], list[float]]:
     return _description(
-        (len(network.atom_embedding), network.atom_embedding.shape[1], len(network.frequencies)),
-        (network.layers[0].profile.second.shape[0], network.max_harmonic, network.power, network.head[0].shape[0]),
+        (*network.atom_embedding.shape, len(network.layers[0].table), network.max_harmonic, network.head[0].shape[0]),
         tuple((layer.plan, layer.average_neighbours, layer.products) for layer in network.layers),
     )
 
 
 @cache
-def _description(sizes: tuple[int, ...], more_sizes: tuple[int, ...], layers: tuple[Layer, ...]) -> tuple[list[int], list[float]]:
+def _description(sizes: tuple[int, ...], layers: tuple[Layer, ...]) -> tuple[list[int], list[float]]:
     """The network as ``csrc/force_network.cpp`` reads it, each list with its length first.
 
     Args:
-        sizes: elements, channels, radial functions.
-        more_sizes: units of the radial profiles, largest degree of the harmonics, power, units of the energy.
+        sizes: elements, channels, knots, largest degree of the harmonics, units of the energy.
         layers: in the order they run in.
     """
-    numbers, coefficients = _harmonics(more_sizes[1])
-    numbers = [*sizes, *more_sizes, len(coefficients), *numbers, len(layers)]
+    numbers, coefficients = _harmonics(sizes[3])
+    numbers = [*sizes, len(coefficients), *numbers, len(layers)]
     for plan, average_neighbours, by_degree in layers:
-        of_plan, coefficients_of_plan = table(plan)
+        of_plan, coefficients_of_plan = couplings(plan)
         numbers += [plan.degree_out, len(by_degree) - 1, len(of_plan), *of_plan, len(coefficients_of_plan)]
         coefficients += [1 / math.sqrt(average_neighbours), *coefficients_of_plan]
         numbers.append(sum(map(len, by_degree)))

@@ -1,11 +1,11 @@
 """The depthwise convolution: messages whose channels do not mix, summed over each node's incoming edges.
 
-    h = s(s(a W1) W2),   R = h W3                               radial profile of an edge, without biases
+    R[p, c] = sum over knots k of  B(t - k) T[k, p, c]            radial weights of an edge at the place t among the knots
     m[k, c] = sum over paths p = (d_in, J, d_out), M, l of  R[p, c] w3j(J, d_in, d_out)[M, l, k] Y_J^M x[l, c]
-    s(z) = 1.6765 z / (1 + exp(-z))                             second moment 1 for normal z
 
-Components of all degrees stand side by side, d^2 .. (d + 1)^2 - 1 for degree d, with the channels last. Since there are no biases,
-a profile whose inputs a go to zero smoothly, as at a cutoff, does so too.
+B is the cubic B-spline, which has two continuous derivatives and is zero from 2 on: four rows of the table T count for an edge,
+and one that leaves the knots by 2 or more has no effect. Components of all degrees stand side by side, d^2 .. (d + 1)^2 - 1 for
+degree d, with the channels last.
 """
 
 from __future__ import annotations
@@ -13,45 +13,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from se3_fast.backends.operands import DepthwiseProfile
 from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.graph import Graph
 
-SILU_SCALE = 1.6765324703310907
-"""One over the root mean square of SiLU for normal inputs."""
 
-
-def depthwise_conv(
-    plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, radial: Tensor, profile: DepthwiseProfile
-) -> Tensor:
+def depthwise_conv(plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, places: Tensor, table: Tensor) -> Tensor:
     """See :func:`se3_fast.ops.depthwise_conv.depthwise_conv`."""
-    (sums,) = of_operands(plan, graph, [features, harmonics, radial, *profile])
+    (sums,) = of_operands(plan, graph, [features, harmonics, places, table])
     return sums
 
 
 def of_operands(plan: DepthwisePlan, graph: Graph, operands: Sequence[Tensor]) -> list[Tensor]:
-    """The sums [N, components, C], in a list, from features, harmonics, radial functions and weights in a row."""
-    features, harmonics, radial, *weights = operands
-    profile = DepthwiseProfile(*weights)
-    return of_hidden(plan, graph, [features, harmonics, hidden_layers(radial, profile), profile.last])
+    """The sums [N, components, C], in a list, from features, harmonics, places and the table in a row."""
+    features, harmonics, places, table = operands
+    return of_shares(plan, graph, [features, harmonics, knot_shares(places, table.shape[0]), table])
 
 
-def hidden_layers(radial: Tensor, profile: DepthwiseProfile) -> Tensor:
-    """h of the profile, [E, K], from the radial functions [E, B]."""
-    hidden = radial
-    for weight in (profile.first, profile.second):
-        hidden = SILU_SCALE * F.silu(hidden @ weight)
-    return hidden
+def knot_shares(places: Tensor, num_knots: int) -> Tensor:
+    """B(t - k) of all edges and knots, [E, K], from t [E]; any number of derivatives of it where it has them.
+
+    The pieces of the spline are polynomials of the distance u to the knot on the left: summed up from truncated powers, as B is
+    written too, they would lose digits.
+    """
+    inside = places.clamp(-2, num_knots + 1)  # of infinite places powers are no numbers; B is zero at all knots already
+    left = inside.detach().nan_to_num(0.0).floor()
+    u = (inside - left)[:, None]
+    v = 1 - u
+    pieces = torch.cat([v**3, u**2 * (3 * u - 6) + 4, v**2 * (3 * v - 6) + 4, u**3], 1) / 6  # [E, 4]
+    columns = left.long()[:, None] + torch.arange(2, 6, device=places.device)  # of -3 .. K + 3
+    return pieces.new_zeros(places.shape[0], num_knots + 7).scatter(1, columns, pieces)[:, 3 : num_knots + 3]
 
 
-def of_hidden(plan: DepthwisePlan, graph: Graph, operands: Sequence[Tensor]) -> list[Tensor]:
-    """The sums from features, harmonics, h and the last weight; linear in each of them."""
-    features, harmonics, hidden, last = operands
+def of_shares(plan: DepthwisePlan, graph: Graph, operands: Sequence[Tensor]) -> list[Tensor]:
+    """The sums from features, harmonics, what the knots count for each edge [E, K], and the table; linear in each of them."""
+    features, harmonics, shares, table = operands
     channels = features.shape[2]
-    weights = (hidden @ last).unflatten(1, (len(plan.paths), channels))  # [E, paths, C]
+    weights = (shares @ table).unflatten(1, (len(plan.paths), channels))  # [E, paths, C]
     of_source = features.index_select(0, graph.src)  # [E, components, C]
     messages = [torch.zeros_like(of_source[:, :1]).expand(-1, 2 * degree + 1, -1) for degree in range(plan.degree_out + 1)]
     for number, path in enumerate(plan.paths):

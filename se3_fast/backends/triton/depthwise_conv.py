@@ -1,6 +1,6 @@
 """The depthwise convolution by Triton kernels (``kernels/depthwise_conv.py``): first and second derivatives by hand.
 
-The hidden layers of the radial profile are made by PyTorch, [E, K]; the last one, which is larger than all else, on chip.
+What the knots count for each edge is made by PyTorch, [E, K]; the radial weights, which are larger than all else, on chip.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from torch import Tensor
 from se3_fast.autograd.along import FormulaAlong
 from se3_fast.autograd.compute_dtype import accumulation_dtype, in_at_least_float32
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
-from se3_fast.backends.dense.depthwise_conv import hidden_layers, of_hidden
-from se3_fast.backends.operands import DepthwiseProfile
+from se3_fast.backends.dense.depthwise_conv import knot_shares, of_shares
 from se3_fast.backends.protocol import Support
 from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.graph import Graph
@@ -37,22 +36,19 @@ def support(is_compiled: bool, num_terms: int) -> Support:
     )
 
 
-def depthwise_conv(
-    plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, radial: Tensor, profile: DepthwiseProfile
-) -> Tensor:
+def depthwise_conv(plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, places: Tensor, table: Tensor) -> Tensor:
     """See :func:`se3_fast.ops.depthwise_conv.depthwise_conv`."""
     dtype = accumulation_dtype(features.dtype)
-    wide = DepthwiseProfile(*(weight.to(dtype) for weight in profile))
-    operands = (features.to(dtype), harmonics.to(dtype), hidden_layers(radial.to(dtype), wide), wide.last)
+    operands = (features.to(dtype), harmonics.to(dtype), knot_shares(places.to(dtype), len(table)), table.to(dtype))
     (sums,) = TritonDepthwise(plan, graph).apply(*(operand.contiguous() for operand in operands))
     return sums.to(features.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class TritonDepthwise(Operation):
-    """The convolution, from the hidden values of the radial profile; keeps its operands only.
+    """The convolution, from what the knots count for each edge; keeps its operands only.
 
-    Operands: features [N, components, C], harmonics [E, .], hidden [E, K], last [K, P C]. Result: [N, components, C].
+    Operands: features [N, components, C], harmonics [E, .], shares [E, K], table [K, P C]. Result: [N, components, C].
     """
 
     plan: DepthwisePlan
@@ -73,39 +69,39 @@ class TritonDepthwise(Operation):
 
     def evaluate(self, operands: Any) -> Sequence[Tensor]:
         """The sums."""
-        *rows, last = operands
-        return [kernels.sums(couplings(self.plan), Rows(*rows), last, self._by_destination)]
+        *rows, table = operands
+        return [kernels.sums(couplings(self.plan), Rows(*rows), table, self._by_destination)]
 
     def gradients(self, operands: Any, kept: Any, gradients: Any, wanted: Wanted) -> Tensors:
         """Gradients of all operands that are wanted."""
-        *rows, last = operands
-        arguments = (couplings(self.plan), gradients[0].contiguous(), Rows(*rows), last)
+        *rows, table = operands
+        arguments = (couplings(self.plan), gradients[0].contiguous(), Rows(*rows), table)
         of_features = kernels.source_gradient(*arguments, self._by_source) if wanted[0] else None
         of_edges = kernels.edge_gradients(*arguments, self._by_destination, wanted[3]) if any(wanted[1:]) else None
         if of_edges is None:
             return [of_features, None, None, None]
-        of_last = None if of_edges.weights is None else operands[2].T @ of_edges.weights
-        return [of_features, of_edges.harmonics, of_edges.hidden, of_last]
+        of_table = None if of_edges.weights is None else operands[2].T @ of_edges.weights
+        return [of_features, of_edges.harmonics, of_edges.shares, of_table]
 
     def along(self, direction: list[Tensor], gradient: Tensor, operands: Sequence[Tensor]) -> Sequence[Tensor]:
         """See :mod:`se3_fast.autograd.along`."""
-        *rows_of_operands, last = operands
+        *rows_of_operands, table = operands
         rows, moving = Rows(*rows_of_operands), Rows(*(part.contiguous() for part in direction))
-        arguments = (couplings(self.plan), gradient.contiguous(), rows, last)
+        arguments = (couplings(self.plan), gradient.contiguous(), rows, table)
         of_edges = kernels.edge_gradients(*arguments, self._by_destination, True, moving)
         assert of_edges.weights is not None and of_edges.weights_along is not None
         return [
-            kernels.sums(couplings(self.plan), rows, last, self._by_destination, moving),
+            kernels.sums(couplings(self.plan), rows, table, self._by_destination, moving),
             kernels.source_gradient(*arguments, self._by_source, moving),
             of_edges.harmonics,
-            of_edges.hidden,
-            rows.hidden.T @ of_edges.weights_along + moving.hidden.T @ of_edges.weights,
+            of_edges.shares,
+            rows.shares.T @ of_edges.weights_along + moving.shares.T @ of_edges.weights,
         ]
 
     @property
     def formula(self) -> PlainFormula:
         """Its second derivatives by hand too."""
-        return FormulaAlong(in_at_least_float32(of_hidden, self.plan, self.graph), self.along, _NUM_OF_ROWS)
+        return FormulaAlong(in_at_least_float32(of_shares, self.plan, self.graph), self.along, _NUM_OF_ROWS)
 
 
 @cache

@@ -140,23 +140,25 @@ def _attention_block() -> dict[str, Any]:
 
 def _depthwise_convolutions() -> Iterator[tuple[str, str, dict[str, Any]]]:
     plan, graph, generator = DepthwisePlan(1, 1, 2), random_graph(NUM_NODES, NUM_EDGES), torch.Generator().manual_seed(0)
-    channels, width, inputs = 8, 16, 3
-    of_nodes = ((NUM_NODES, plan.components_in, channels), (NUM_EDGES, plan.num_harmonics), (NUM_EDGES, inputs))
-    weights = ((inputs, width), (width, width), (width, len(plan.paths) * channels))
-    operands = [torch.randn(shape, generator=generator).double() for shape in (*of_nodes, *weights)]
+    channels, num_knots = 8, 5
+    rows = ((NUM_NODES, plan.components_in, channels), (NUM_EDGES, plan.num_harmonics), (NUM_EDGES,))
+    table = (num_knots, len(plan.paths) * channels)
+    operands = [torch.randn(shape, generator=generator).double() for shape in (*rows, table)]
     gradient = torch.randn(NUM_NODES, plan.components_out, channels, generator=generator).double()
     names = ("src", "dst", "order", "offsets", "table", "coefficients")
     edges = dict(zip(names, CppDepthwise(plan, graph).arguments, strict=True))
     yield "depthwise_conv", "float64", {"operands": operands, **edges}
-    yield "depthwise_conv_backward", "float64", {"gradient": gradient, "operands": operands, **edges, "with_weights": True}
-    direction = [torch.randn(shape, generator=generator).double() for shape in of_nodes]
+    yield "depthwise_conv_backward", "float64", {"gradient": gradient, "operands": operands, **edges, "with_table": True}
+    direction = [torch.randn(shape, generator=generator).double() for shape in rows]
     yield "depthwise_conv_along", "float64", {"direction": direction, "gradient": gradient, "operands": operands, **edges}
 
 
 def _force_networks() -> Iterator[tuple[str, str, dict[str, Any]]]:
     graph = random_graph(NUM_NODES, NUM_EDGES)
     graph.ndata["atomic_numbers"] = torch.arange(NUM_NODES) % 2 + 1
-    model = ForceField([1, 2], num_layers=2, num_channels=8, num_radial=3, radial_width=16).double().requires_grad_(False)
+    model = (
+        ForceField([1, 2], num_layers=2, num_channels=8, num_radial=3, radial_width=4, num_knots=5).double().requires_grad_(False)
+    )
     names = ("rel_pos", "kinds", "weights", "src", "dst", "order", "offsets", "description", "coefficients", "cutoff")
     call = force_network.arguments(model._network(), graph, graph.edata["rel_pos"], graph.ndata["atomic_numbers"] - 1)
     arguments = dict(zip(names, call, strict=True))
@@ -217,8 +219,12 @@ FREE = {
         f"{name} with" for name in ("output_weights [0]", "output_weights [1]", "output_weights [2]", "output_parts")
     ),
     "linear": ("parts [2] with", "weights [0] with", "weights [1] with"),
+    **{
+        f"depthwise_conv{which}": tuple(f"operands [3] with {knots} instead of 5" for knots in (4, 6, 15, 1000))
+        for which in ("", "_backward", "_along")
+    },
 }
-"""Changes that may be good: a size that nothing else has (edges, profiles, components), another dtype of the only values."""
+"""Changes that may be good: a size that nothing else has (edges, profiles, components, knots), another dtype of the only values."""
 
 
 def bad_calls() -> Iterator[Call]:
