@@ -67,7 +67,8 @@ sanitize: setup
 	CXXFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext --build-lib build/sanitized
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 SE3_FAST_LIBRARY=build/sanitized/se3_fast/backends/cpp/operations.so \
-	    $(BIN)/python -m pytest -q -s tests/backends/cpp tests/ops/test_force_network.py tests/ops/test_trained_force_network.py
+	    $(BIN)/python -m pytest -q -s tests/backends/cpp tests/ops/test_depthwise_conv.py \
+	    tests/ops/test_force_network.py tests/ops/test_trained_force_network.py -k "not triton"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -509,6 +509,8 @@ def load_force_field(path: str | Path, repulsion: bool = False) -> ForceField:
 def _check_config(config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:
     known = {*_SIZES, "elements", "cutoff", "average_neighbours"}
     names = config.keys() - {"repulsion", "dipole"}
+    if names == known - {"num_knots"}:
+        raise ValueError("model_config: expected num_knots, got a force field of an earlier version, which is to be trained anew")
     expect(names == known, "model_config", f"the entries {', '.join(sorted(known))}", ", ".join(sorted(config)))
     for name in ("repulsion", "dipole"):
         expect(type(config.get(name, False)) is bool, f"model_config: {name}", "True or False", config.get(name))

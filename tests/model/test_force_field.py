@@ -287,6 +287,15 @@ def test_faults_are_named(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "optimizer_state_dict": {}, "epoch": 1}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other\.pth: expected a checkpoint of se3_fast\.train_forces"):
         load_force_field(tmp_path / "other.pth")
+    model = _force_field()
+    earlier = {name: value for name, value in model.config.items() if name != "num_knots"}
+    torch.save(
+        {"state_dict": model.state_dict(), "optimizer_state_dict": {}, "epoch": 1, "model_config": earlier}, tmp_path / "old.pth"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"old\.pth: model_config: expected num_knots, got a force field of an earlier version"
+    ):
+        load_force_field(tmp_path / "old.pth")
 
 
 @pytest.mark.parametrize("cutoff", [None, CUTOFF])
