@@ -145,13 +145,15 @@ def test_batches_cells_and_stress(backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("backend", WHOLE)
 def test_repulsion_and_evaluation_in_double_precision(backend: str, dtype: torch.dtype) -> None:
-    model = make_model(dtype, num_channels=16)
-    model.set_repulsion({"1-1": 1.5, "6-6": 2.0})
-    graph, single = make_graph(12, spread=0.7), SinglePoint(model)
+    models = [make_model(given, num_channels=16) for given in (dtype, torch.float64)]
+    for model in models:
+        model.set_repulsion({"1-1": 1.5, "6-6": 2.0})
+    graph = make_graph(12, spread=0.7)
+    single, truth = map(SinglePoint, models)
     with se3_fast.backend(backend):
         assert single.energies_and_gradient(graph) is not None
         found = single.evaluate(graph)
-    expected = by_parts(lambda: single.evaluate(graph))
+    expected = by_parts(lambda: truth.evaluate(graph))
     for name in ("energies", "atomic_energies", "forces"):
         value, wanted = getattr(found, name), getattr(expected, name)
         assert value.dtype == torch.float64 and not value.requires_grad
