@@ -395,11 +395,12 @@ class ForceField(nn.Module):
 
     def _network(self) -> ForceNetwork:
         embedding, (first, _, last) = self.edge_embedding, self.energy_of_atom
+        radial = embedding.radial.to(self.atom_embedding.dtype)
         return ForceNetwork(
             embedding.max_harmonic,
             embedding.cutoff,
             self.atom_embedding,
-            [layer.operands(embedding.radial) for layer in self.layers],  # type: ignore[operator]
+            [layer.operands(radial) for layer in self.layers],  # type: ignore[operator]
             (first.weight, first.bias, last.weight, last.bias),  # type: ignore[arg-type]
         )
 
@@ -420,11 +421,12 @@ class ForceField(nn.Module):
         """What the last layer leaves, [N, 2d+1, C]."""
         kinds = self._kinds(graph.ndata["atomic_numbers"])  # [N, elements]
         embedding = self.edge_embedding(graph.edata["rel_pos"])
+        radial = self.edge_embedding.radial.to(self.atom_embedding.dtype)  # [K, num_radial]
         features = [(kinds @ self.atom_embedding)[:, None]]  # [N, 1, C]
         for number, layer in enumerate(self.layers):
             if number and exchange is not None:
                 features = exchange(features)
-            features = layer(features, graph, embedding, kinds, self.edge_embedding.radial)
+            features = layer(features, graph, embedding, kinds, radial)
         return features
 
     def _energies_of(self, features: list[Tensor], graph: Graph) -> Tensor:

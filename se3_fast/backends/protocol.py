@@ -170,7 +170,7 @@ class Basis(Protocol):
 
 
 class DepthwiseConv(Protocol):
-    """:mod:`se3_fast.ops.depthwise_conv`; details: the number of coefficients of the plan."""
+    """:mod:`se3_fast.ops.depthwise_conv`; details: the numbers of coefficients of the plan and of knots."""
 
     def depthwise_conv(
         self, plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, places: Tensor, table: Tensor

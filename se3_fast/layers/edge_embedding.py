@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,16 @@ class EdgeEmbedding(nn.Module):
             raise ValueError(f"cutoff: expected a positive length, got {cutoff}")
         self.max_harmonic, self.cutoff, self.num_knots = max_harmonic, cutoff, num_knots
         lengths = cutoff * torch.arange(1, num_knots + 1, dtype=torch.float64)[:, None] / (num_knots + 2)
-        self.register_buffer("radial", _bessel(lengths, num_radial, cutoff).to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("radial", _bessel(lengths, num_radial, cutoff), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EdgeEmbedding:
+        """As of any module, but the radial functions stay in double precision: they are in no checkpoint, which would bring digits
+        back that were lost on a way through half precision."""
+        radial = self.radial
+        super()._apply(fn, recurse)
+        if self.radial.dtype != radial.dtype:
+            self.radial = radial.to(self.radial.device)
+        return self
 
     def forward(self, rel_pos: Tensor) -> tuple[Tensor, Tensor]:
         """Embed.
@@ -76,7 +86,7 @@ class EdgeEmbedding(nn.Module):
 
 def _bessel(length: Tensor, count: int, cutoff: float) -> Tensor:
     """The Bessel functions [K, count] of lengths [K, 1] above 0."""
-    waves = torch.sin(torch.arange(1, count + 1) * math.pi / cutoff * length) / length
+    waves = torch.sin(torch.arange(1, count + 1, dtype=length.dtype) * math.pi / cutoff * length) / length
     return waves * (2 * math.sqrt(2 / cutoff) * fade_out(length / cutoff, _POWER))
 
 

@@ -42,6 +42,6 @@ def depthwise_conv(plan: DepthwisePlan, graph: Graph, features: Tensor, harmonic
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
         if tensor.dtype != features.dtype:
             raise ValueError(f"{name}: expected {features.dtype} as the features have, got {tensor.dtype}")
-    return implementation("depthwise_conv", features.device, plan.num_terms).depthwise_conv(
+    return implementation("depthwise_conv", features.device, plan.num_terms, num_knots).depthwise_conv(
         plan, graph, features, harmonics, places, table
     )

@@ -29,8 +29,14 @@ def test_bessel_functions_of_the_knots() -> None:
     radial = EdgeEmbedding(4, 1, 3.0, 10).double().radial
     length = torch.arange(1, 11, dtype=torch.float64)[:, None] / 4
     part = length / 3.0
-    waves = 2 * math.sqrt(2 / 3.0) * torch.sin(torch.arange(1, 5) * math.pi * part) / length
-    assert relative_error(radial, waves * (1 - 28 * part**6 + 48 * part**7 - 21 * part**8)) < 1e-6  # made in single precision
+    waves = 2 * math.sqrt(2 / 3.0) * torch.sin(torch.arange(1, 5, dtype=torch.float64) * math.pi * part) / length
+    assert relative_error(radial, waves * (1 - 28 * part**6 + 48 * part**7 - 21 * part**8)) < 1e-13
+
+
+def test_radial_functions_keep_their_digits_on_the_way_through_half_precision() -> None:
+    embedding = EdgeEmbedding(4, 1, 3.0, 10)
+    known = embedding.radial.clone()
+    assert known.dtype == torch.float64 and torch.equal(embedding.half().float().radial, known)
 
 
 def test_an_edge_without_length_has_no_direction_and_no_gradient() -> None:

@@ -189,6 +189,30 @@ def test_edges_at_knots_and_beyond_them(backend: str) -> None:
             assert relative_error(value, wanted) < 1e-7
 
 
+@pytest.mark.parametrize("backend", ["dense", *BACKENDS])
+@pytest.mark.parametrize(("dtype", "num_knots"), [(torch.bfloat16, 256), (torch.bfloat16, 258), (torch.float16, 2050)], ids=str)
+def test_an_edge_beyond_many_knots_in_half_precision(backend: str, dtype: torch.dtype, num_knots: int) -> None:
+    """Where numbers of knots are rounded."""
+    graph = Graph(torch.tensor([0, 0]), torch.tensor([0, 1]), 2)
+    places = torch.tensor([float("inf"), 3.5], dtype=dtype)
+    features, harmonics, table = (torch.ones(shape, dtype=dtype) for shape in ((2, 1, 1), (2, 4), (num_knots, 1)))
+    with se3_fast.backend(backend):
+        sums = depthwise_conv(DepthwisePlan(0, 0, 1), graph, features, harmonics, places, table)
+    assert sums.flatten().tolist() == pytest.approx([0, 1], abs=0.01)
+
+
+@pytest.mark.parametrize("backend", ["dense", *BACKENDS])
+def test_numbers_of_knots_that_kernels_do_not_take(backend: str) -> None:
+    """The formula does."""
+    plan, graph = DepthwisePlan(0, 0, 1), Graph(torch.tensor([0]), torch.tensor([0]), 1)
+    for num_knots, expected in ((0, 0.0), (20000, 1.0)):
+        table, place = torch.ones(num_knots, 1), torch.tensor([num_knots / 2])
+        with se3_fast.backend(backend):
+            assert float(depthwise_conv(plan, graph, torch.ones(1, 1, 1), torch.ones(1, 4), place, table)) == pytest.approx(
+                expected
+            )
+
+
 def test_faults_are_named() -> None:
     plan, graph, operands = _problem("usual")
     narrow = [operands[0][:, :3], *operands[1:]]

@@ -253,10 +253,11 @@ def test_sizes_and_modes_that_it_does_not_serve(backend: str) -> None:
     """The parts do."""
     graph = make_graph(6)
     with se3_fast.backend(backend):
-        model = make_model(num_channels=3)
-        assert model.energies_and_gradient(graph) is None
-        wanted = by_parts(partial(energy_and_forces, model, graph))
-        assert relative_error(energy_and_forces(model, graph)[1], wanted[1]) < TOLERANCE[torch.float64]
+        for given in ({"num_channels": 3}, {"num_channels": 16, "num_knots": 20000}):
+            model = make_model(**given)
+            assert model.energies_and_gradient(graph) is None
+            wanted = by_parts(partial(energy_and_forces, model, graph))
+            assert relative_error(energy_and_forces(model, graph)[1], wanted[1]) < TOLERANCE[torch.float64]
         model = make_model(num_channels=16)
         for mode in (se3_fast.backend("dense"), forward_ad.dual_level()):
             with mode:

@@ -20,13 +20,17 @@ from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.graph import Graph
 
 _CACHE_LINE = 64
+MOST_KNOTS = 1 << 14
+"""Of ``csrc/depthwise_conv.cpp``."""
 _NUM_OF_ROWS = 3
 """The operands that have a row for each node or edge; behind them stands the table."""
 
 
-def support(is_compiled: bool, num_terms: int) -> Support:
-    """Not in compiled graphs, which the formula serves as well."""
-    return Support.no("compiled graphs take the formula") if is_compiled else Support()
+def support(is_compiled: bool, num_terms: int, num_knots: int) -> Support:
+    """Not in compiled graphs, which the formula serves as well, and not without knots or with a great many."""
+    if is_compiled:
+        return Support.no("compiled graphs take the formula")
+    return Support() if 1 <= num_knots <= MOST_KNOTS else Support.no(f"the operation takes 1 to {MOST_KNOTS} knots")
 
 
 def depthwise_conv(plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, places: Tensor, table: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from se3_fast.autograd.operation import Operation, PlainFormula, Tensors, Wanted
-from se3_fast.backends.cpp.depthwise_conv import couplings
+from se3_fast.backends.cpp.depthwise_conv import MOST_KNOTS, couplings
 from se3_fast.backends.operands import ForceNetwork
 from se3_fast.contraction.depthwise import DepthwisePlan
 from se3_fast.contraction.products import product_terms
@@ -31,7 +31,8 @@ def serves(network: ForceNetwork) -> bool:
     """Where rows of channels and of hidden units fill cache lines."""
     elements, channels = network.atom_embedding.shape
     lanes = _CACHE_LINE // network.atom_embedding.element_size()
-    return elements <= _MOST_ELEMENTS and not any(size % lanes for size in (channels, network.head[0].shape[0]))
+    is_small = elements <= _MOST_ELEMENTS and len(network.layers[0].table) <= MOST_KNOTS
+    return is_small and not any(size % lanes for size in (channels, network.head[0].shape[0]))
 
 
 def force_network(network: ForceNetwork, graph: Graph, rel_pos: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,8 +35,10 @@ def knot_shares(places: Tensor, num_knots: int) -> Tensor:
     """B(t - k) of all edges and knots, [E, K], from t [E]; any number of derivatives of it where it has them.
 
     The pieces of the spline are polynomials of the distance u to the knot on the left: summed up from truncated powers, as B is
-    written too, they would lose digits.
+    written too, they would lose digits. In half precision numbers of knots themselves are rounded: float32 it is then.
     """
+    if places.dtype.itemsize < torch.float32.itemsize:
+        return knot_shares(places.float(), num_knots).to(places.dtype)
     inside = places.clamp(-2, num_knots + 1)  # of infinite places powers are no numbers; B is zero at all knots already
     left = inside.detach().nan_to_num(0.0).floor()
     u = (inside - left)[:, None]

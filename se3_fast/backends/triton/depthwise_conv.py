@@ -25,15 +25,17 @@ from se3_fast.kernels.depthwise_conv import Couplings, Ends, Rows
 _NUM_OF_ROWS = 3
 _MOST_TERMS = 400
 """Every term is an instruction of its own in the kernels: degrees up to 2."""
+_MOST_KNOTS = 64
+"""The kernels hold all of them at once: twice as many would not fit into the registers."""
 
 
-def support(is_compiled: bool, num_terms: int) -> Support:
-    """Not in compiled graphs, which the formula serves as well, and not for large degrees."""
+def support(is_compiled: bool, num_terms: int, num_knots: int) -> Support:
+    """Not in compiled graphs, which the formula serves as well, and not for large degrees, without knots or with many."""
     if is_compiled:
         return Support.no("compiled graphs take the formula")
-    return (
-        Support() if num_terms <= _MOST_TERMS else Support.no(f"the kernels are unrolled, for at most {_MOST_TERMS} coefficients")
-    )
+    if num_terms > _MOST_TERMS:
+        return Support.no(f"the kernels are unrolled, for at most {_MOST_TERMS} coefficients")
+    return Support() if 1 <= num_knots <= _MOST_KNOTS else Support.no(f"the kernels hold 1 to {_MOST_KNOTS} knots at once")
 
 
 def depthwise_conv(plan: DepthwisePlan, graph: Graph, features: Tensor, harmonics: Tensor, places: Tensor, table: Tensor) -> Tensor:
