@@ -356,19 +356,19 @@ def main(words: list[str] | None = None) -> int:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Means over the seeds, with the spread of the force error; every kind of processor by itself."""
+    """Means over the seeds, with the spread of the force error; every version and kind of processor by itself."""
     titles = ["processor", "data", "budget, s", "", "optimizer", "parameters", "steps", "force MAE, meV/A", "energy MAE, meV"]
     lines = [f"| {' | '.join([*titles, 'ms a frame', 'of 50'])} |", f"|{'---|' * (len(titles) + 2)}"]
-    names = ("processor", "data", "budget_s", "contestant", "optimizer")
+    names = ("processor", "data", "budget_s", "contestant", "version", "optimizer")
     for key in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
         same = [row for row in rows if tuple(row[name] for name in names) == key]
-        processor, data, budget, contestant, optimizer = key
+        processor, data, budget, contestant, release, optimizer = key
         forces = [1e3 * row["force_mae_eV_A"] for row in same]
         spread = f" ({min(forces):.1f} to {max(forces):.1f})" if len(forces) > 1 else ""
         numbers = [mean(row[name] for row in same) for name in ("parameters", "steps")]
         rest = [mean(row[name] for row in same) for name in ("energy_mae_eV", "ms_per_frame", "ms_per_frame_of_50")]
         lines.append(
-            f"| {processor} | {data} | {budget:g} | {contestant} {same[0]['version']} | {optimizer} | {numbers[0]:,.0f} | "
+            f"| {processor} | {data} | {budget:g} | {contestant} {release} | {optimizer} | {numbers[0]:,.0f} | "
             f"{numbers[1]:,.0f} | {mean(forces):.1f}{spread} | {1e3 * rest[0]:.1f} | {rest[1]:.2f} | {rest[2]:.2f} |"
         )
     return "\n".join(lines)
